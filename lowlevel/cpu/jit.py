@@ -1,0 +1,60 @@
+"""How every CPU kernel of this project is compiled: the `kernel` decorator.
+
+Numba's own ``cache=True`` checks only the file a function stands in, not the files whose
+functions it inlined. A kernel that uses `simd.py` would keep running yesterday's machine code
+after `simd.py` changed. `kernel` therefore stamps its cache entries with a digest of all kernel
+sources of its package, and goes on without a cache where no folder can be written.
+"""
+
+import functools
+import hashlib
+import pathlib
+
+import numba
+from numba.core import caching
+
+_HERE = pathlib.Path(__file__).resolve().parent
+
+
+@functools.lru_cache(maxsize=None)
+def _sources_digest(folder):
+    """Digest of every .py file in `folder` and in lowlevel/cpu."""
+    digest = hashlib.sha1(numba.__version__.encode())
+    for path in sorted({*_HERE.glob("*.py"), *folder.glob("*.py")}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _disk_cache(function):
+    """A Numba disk cache for `function`, or None where no cache folder is writable."""
+    try:
+        cache = caching.FunctionCache(function)
+    except RuntimeError:  # "cannot cache function: no locator available"
+        return None
+    folder = pathlib.Path(function.__code__.co_filename).resolve().parent
+    stamp = (cache._cache_file._source_stamp, _sources_digest(folder))
+    cache._cache_file._source_stamp = stamp
+    return cache
+
+
+def kernel(function=None, *, fastmath=False, inline=False):
+    """Compile `function` without the GIL, without bounds checks, cached on disk.
+
+    Parameters
+    ----------
+    function : callable
+        A Python function in Numba's subset. Division follows C (no ZeroDivisionError).
+    fastmath : bool or set of str
+        LLVM fast-math flags; off by default because NaN, inf and exact rounding matter here.
+    inline : bool
+        True for a helper that only other kernels call: LLVM inlines it, nothing is cached for it.
+    """
+    if function is None:
+        return functools.partial(kernel, fastmath=fastmath, inline=inline)
+    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=inline)(
+        function
+    )
+    cache = None if inline else _disk_cache(function)
+    if cache is not None:
+        dispatcher._cache = cache
+    return dispatcher

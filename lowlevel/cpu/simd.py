@@ -1,0 +1,637 @@
+"""Vector values for Numba CPU kernels.
+
+LLVM vectors become Numba types (`f32x16`, `i32x16`, `u8x16`, ...) that kernels load, combine with
+the ordinary operators, and store::
+
+    w = simd.widen(simd.load_u8x16(q, b))            # 16 bytes -> i32x16
+    y = simd.fma(simd.to_f32((w >> 2) & 3), dl, ml)  # f32x16
+    simd.store(out, o, y)
+
+Vectors are always 16 float or int lanes, or 64 bytes: one AVX-512 register. LLVM splits them on
+narrower CPUs, so all arithmetic here is portable as it stands. Only what LLVM has no portable
+instruction for comes in several forms, chosen once at import by `LEVEL`:
+
+=========  =====================================  ==========================================
+operation  avx512 / avx2                          portable
+=========  =====================================  ==========================================
+lookup16   one vpermps / two and a blend          lane by lane
+bytes16    vpshufb                                lane by lane
+dot_u8s8   vpdpbusd (VNNI) / vpmaddwd pairs       shifts and multiplies that LLVM vectorises
+=========  =====================================  ==========================================
+
+`LEVEL` follows the CPU, or NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, which Numba itself honours: that
+is how the tests run the narrower forms. Numba keys its disk cache by both.
+
+No fast-math flag is set here: `fma` is one rounding, ``*`` and ``+`` are one each.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba.core import cgutils, codegen, config, types
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+
+_i1, _i8, _i16, _i32, _i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+_half, _f32 = ir.HalfType(), ir.FloatType()
+_ELEMENT = {
+    "f32": _f32,
+    "i32": _i32,
+    "u16": _i16,
+    "u8": _i8,
+    "mask": _i1,
+}
+
+
+# ---------------------------------------------------------------- what the CPU has
+
+
+def _cpu_features():
+    """The feature flags Numba compiles for, as a set of names."""
+    text = config.CPU_FEATURES
+    if text is None:
+        text = codegen.get_host_cpu_features()
+    return {flag[1:] for flag in text.split(",") if flag.startswith("+")}
+
+
+def _level(features):
+    if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= features:
+        return "avx512"
+    if {"avx2", "fma", "f16c"} <= features:
+        return "avx2"
+    return "portable"
+
+
+FEATURES = frozenset(_cpu_features())
+LEVEL = _level(FEATURES)
+HAS_VNNI = LEVEL == "avx512" and "avx512vnni" in FEATURES
+
+
+# ---------------------------------------------------------------- types
+
+
+class Vec(types.Type):
+    """A Numba type for `lanes` values of `kind` (f32, i32, u16, u8 or mask) in one LLVM vector."""
+
+    def __init__(self, kind, lanes):
+        self.kind, self.lanes = kind, lanes
+        super().__init__(name=f"{kind}x{lanes}")
+
+    @property
+    def llvm(self):
+        return ir.VectorType(_ELEMENT[self.kind], self.lanes)
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+f32x16, i32x16, u16x16 = Vec("f32", 16), Vec("i32", 16), Vec("u16", 16)
+u8x16, u8x32, u8x64 = Vec("u8", 16), Vec("u8", 32), Vec("u8", 64)
+mask16 = Vec("mask", 16)
+
+
+# ---------------------------------------------------------------- building blocks for LLVM IR
+
+
+def _constant(vec, value):
+    return ir.Constant(vec.llvm, [value] * vec.lanes)
+
+
+def _broadcast(builder, scalar, vec):
+    """An LLVM scalar, converted to the element type of `vec` if it is an integer, in every lane."""
+    if isinstance(scalar.type, ir.IntType) and scalar.type != vec.llvm.element:
+        cast = builder.trunc if scalar.type.width > vec.llvm.element.width else builder.sext
+        scalar = cast(scalar, vec.llvm.element)
+    one = builder.insert_element(ir.Constant(vec.llvm, ir.Undefined), scalar, _i32(0))
+    zeros = ir.Constant(ir.VectorType(_i32, vec.lanes), [0] * vec.lanes)
+    return builder.shuffle_vector(one, ir.Constant(vec.llvm, ir.Undefined), zeros)
+
+
+def _shuffle(builder, first, second, lanes):
+    index = ir.Constant(ir.VectorType(_i32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(first, second, index)
+
+
+def _call(builder, name, result, arguments):
+    function_type = ir.FunctionType(result, [a.type for a in arguments])
+    function = cgutils.get_or_insert_function(builder.module, function_type, name)
+    return builder.call(function, arguments)
+
+
+def _element_pointer(context, builder, array_type, array, index, llvm_type):
+    """Pointer to element `index` of a Numba array, counted in the array's items, C order, 64 bit."""
+    data = context.make_array(array_type)(context, builder, array).data
+    size = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+    base = builder.bitcast(data, _i8.as_pointer())
+    offset = builder.mul(index, _i64(size))
+    return builder.bitcast(builder.gep(base, [offset]), llvm_type.as_pointer())
+
+
+def _simple(build, result, *arguments):
+    """An intrinsic of fixed argument types whose code is ``build(builder, *llvm values)``."""
+
+    def codegen_(context, builder, sig, args):
+        return build(builder, *args)
+
+    return signature(result, *arguments), codegen_
+
+
+# ---------------------------------------------------------------- operators: + - * & | ^ << >> < ==
+
+_FLOAT_OPS = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul"}
+_INT_OPS = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.and_: "and_",
+    operator.or_: "or_",
+    operator.xor: "xor",
+    operator.lshift: "shl",
+    operator.rshift: "lshr",  # logical: lanes are bit patterns; see shift_right_signed
+}
+_COMPARISONS = {
+    operator.lt: "<",
+    operator.le: "<=",
+    operator.gt: ">",
+    operator.ge: ">=",
+    operator.eq: "==",
+}
+
+
+def _operand_type(vec, other):
+    """The type to cast the right operand to, or None if it does not fit."""
+    if other == vec:
+        return vec
+    if vec.kind == "f32" and isinstance(other, types.Float):
+        return types.float32
+    if vec.kind != "f32" and isinstance(other, types.Integer):
+        return types.int64
+    return None
+
+
+def _register_operator(op, has_kind, result_of, build):
+    class Template(AbstractTemplate):
+        def generic(self, args, kws):
+            left, right = args
+            if isinstance(left, Vec) and has_kind(left.kind):
+                right = _operand_type(left, right)
+                if right is not None:
+                    return signature(result_of(left), left, right)
+
+    infer_global(op)(Template)
+
+    def lower(context, builder, sig, args):
+        left, right = args
+        if not isinstance(sig.args[1], Vec):
+            right = _broadcast(builder, right, sig.args[0])
+        return build(builder, sig.args[0], left, right)
+
+    for right_class in (Vec, types.Float, types.Integer):
+        lower_builtin(op, Vec, right_class)(lower)
+
+
+def _arithmetic(op):
+    def build(builder, vec, left, right):
+        name = _FLOAT_OPS[op] if vec.kind == "f32" else _INT_OPS[op]
+        return getattr(builder, name)(left, right)
+
+    return build
+
+
+def _comparison(op):
+    def build(builder, vec, left, right):
+        if vec.kind == "f32":
+            return builder.fcmp_ordered(_COMPARISONS[op], left, right)
+        return builder.icmp_signed(_COMPARISONS[op], left, right)
+
+    return build
+
+
+for _op in _INT_OPS:
+    _register_operator(
+        _op,
+        (lambda kind: True) if _op in _FLOAT_OPS else (lambda kind: kind != "f32"),
+        lambda vec: vec,
+        _arithmetic(_op),
+    )
+for _op in _COMPARISONS:  # ordered: false where a lane is NaN
+    _register_operator(
+        _op,
+        lambda kind: kind in ("f32", "i32"),
+        lambda vec: Vec("mask", vec.lanes),
+        _comparison(_op),
+    )
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _make_load(vec):
+    @intrinsic
+    def load(typingctx, array, index):
+        """`vec` from ``array[index : index + lanes]`` of a C-contiguous array; any alignment."""
+
+        def codegen_(context, builder, sig, args):
+            pointer = _element_pointer(context, builder, sig.args[0], *args, vec.llvm)
+            return builder.load(pointer, align=1)
+
+        return signature(vec, array, types.int64), codegen_
+
+    return load
+
+
+load_f32x16, load_i32x16 = _make_load(f32x16), _make_load(i32x16)
+load_u16x16 = _make_load(u16x16)
+load_u8x16, load_u8x32, load_u8x64 = _make_load(u8x16), _make_load(u8x32), _make_load(u8x64)
+
+
+def _make_store(align, streaming):
+    @intrinsic
+    def store(typingctx, array, index, value):
+        def codegen_(context, builder, sig, args):
+            array_value, index_value, vector = args
+            pointer = _element_pointer(
+                context, builder, sig.args[0], array_value, index_value, vector.type
+            )
+            instruction = builder.store(vector, pointer, align=align)
+            if streaming:
+                flag = builder.module.add_metadata([_i32(1)])
+                instruction.set_metadata("nontemporal", flag)
+            return context.get_dummy_value()
+
+        return signature(types.void, array, types.int64, value), codegen_
+
+    return store
+
+
+# store(array, index, vector): any alignment.
+store = _make_store(1, False)
+# stream(array, index, vector): past the caches. The address MUST be a multiple of the vector's
+# size (64 bytes for f32x16, 32 for u16x16), or the process dies; call stream_fence() at the end.
+stream = _make_store(64, True)
+stream_half = _make_store(32, True)
+
+
+@intrinsic
+def stream_fence(typingctx):
+    """Make streamed stores visible before anything after it."""
+
+    def codegen_(context, builder, sig, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return signature(types.void), codegen_
+
+
+@intrinsic
+def address(typingctx, array):
+    """The array's data pointer as int64."""
+
+    def codegen_(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, _i64)
+
+    return signature(types.int64, array), codegen_
+
+
+@intrinsic
+def take_task(typingctx, counter, amount):
+    """Atomically add `amount` to ``counter[0]`` (int64) and return the value before."""
+
+    def codegen_(context, builder, sig, args):
+        pointer = _element_pointer(context, builder, sig.args[0], args[0], _i64(0), _i64)
+        return builder.atomic_rmw("add", pointer, args[1], "monotonic")
+
+    return signature(types.int64, counter, types.int64), codegen_
+
+
+# ---------------------------------------------------------------- making and converting vectors
+
+
+@intrinsic
+def splat(typingctx, x):
+    """`x` in all 16 lanes: f32x16 from a float, i32x16 from an int."""
+    vec = f32x16 if isinstance(x, types.Float) else i32x16
+    scalar = types.float32 if vec is f32x16 else types.int64
+    return _simple(lambda builder, v: _broadcast(builder, v, vec), vec, scalar)
+
+
+@intrinsic
+def iota(typingctx):
+    """i32x16 of 0, 1, ... 15."""
+    return _simple(lambda builder: ir.Constant(i32x16.llvm, list(range(16))), i32x16)
+
+
+@intrinsic
+def widen(typingctx, v):
+    """Unsigned bytes or 16-bit values, 16 lanes, to i32x16."""
+    return _simple(lambda builder, x: builder.zext(x, i32x16.llvm), i32x16, v)
+
+
+@intrinsic
+def widen_signed(typingctx, v):
+    """Signed bytes or 16-bit values, 16 lanes, to i32x16."""
+    return _simple(lambda builder, x: builder.sext(x, i32x16.llvm), i32x16, v)
+
+
+@intrinsic
+def shift_right_signed(typingctx, v, n):
+    """Arithmetic right shift of every lane by `n`."""
+
+    def codegen_(context, builder, sig, args):
+        return builder.ashr(args[0], _broadcast(builder, args[1], sig.args[0]))
+
+    return signature(v, v, types.int64), codegen_
+
+
+@intrinsic
+def to_f32(typingctx, v):
+    """Signed i32 lanes to float32."""
+    return _simple(lambda builder, x: builder.sitofp(x, f32x16.llvm), f32x16, i32x16)
+
+
+@intrinsic
+def to_i32(typingctx, v):
+    """float32 lanes to int32, towards zero; callers keep them in range."""
+    return _simple(lambda builder, x: builder.fptosi(x, i32x16.llvm), i32x16, f32x16)
+
+
+def _make_bitcast(result):
+    @intrinsic
+    def bitcast(typingctx, v):
+        """The same bits as another vector type of the same size."""
+        return _simple(lambda builder, x: builder.bitcast(x, result.llvm), result, v)
+
+    return bitcast
+
+
+as_f32x16, as_i32x16, as_u8x64 = (_make_bitcast(v) for v in (f32x16, i32x16, u8x64))
+
+
+@intrinsic
+def half_to_f32(typingctx, x):
+    """IEEE half bits to float32: a uint16 scalar or u16x16 (exact)."""
+    if isinstance(x, Vec):
+        halves = ir.VectorType(_half, x.lanes)
+        return _simple(lambda b, v: b.fpext(b.bitcast(v, halves), f32x16.llvm), f32x16, u16x16)
+    return _simple(lambda b, v: b.fpext(b.bitcast(v, _half), _f32), types.float32, types.uint16)
+
+
+@intrinsic
+def f32_to_half(typingctx, x):
+    """float32 to IEEE half bits, nearest even: scalar -> uint16, f32x16 -> u16x16."""
+    if isinstance(x, Vec):
+        halves = ir.VectorType(_half, x.lanes)
+        return _simple(lambda b, v: b.bitcast(b.fptrunc(v, halves), u16x16.llvm), u16x16, f32x16)
+    return _simple(lambda b, v: b.bitcast(b.fptrunc(v, _half), _i16), types.uint16, types.float32)
+
+
+@intrinsic
+def bfloat_to_f32(typingctx, x):
+    """bfloat16 bits to float32 (exact): a uint16 scalar or u16x16."""
+    if isinstance(x, Vec):
+
+        def build(builder, v):
+            wide = builder.zext(v, i32x16.llvm)
+            return builder.bitcast(builder.shl(wide, _constant(i32x16, 16)), f32x16.llvm)
+
+        return _simple(build, f32x16, u16x16)
+
+    def build_scalar(builder, v):
+        return builder.bitcast(builder.shl(builder.zext(v, _i32), _i32(16)), _f32)
+
+    return _simple(build_scalar, types.float32, types.uint16)
+
+
+@intrinsic
+def extract(typingctx, v, lane):
+    """One lane as a scalar; `lane` may be a variable."""
+    scalar = {"f32": types.float32, "i32": types.int32, "u8": types.uint8, "u16": types.uint16}
+    return _simple(
+        lambda builder, x, i: builder.extract_element(x, builder.trunc(i, _i32)),
+        scalar[v.kind],
+        v,
+        types.int64,
+    )
+
+
+# ---------------------------------------------------------------- float arithmetic
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """``a * b + c`` with one rounding."""
+    return _simple(
+        lambda builder, *v: _call(builder, "llvm.fma.v16f32", f32x16.llvm, v),
+        f32x16, f32x16, f32x16, f32x16,
+    )  # fmt: skip
+
+
+@intrinsic
+def negate(typingctx, v):
+    """Flip the sign of every float lane."""
+    return _simple(lambda builder, x: builder.fneg(x), f32x16, f32x16)
+
+
+@intrinsic
+def absolute(typingctx, v):
+    """Clear the sign of every float lane."""
+    return _simple(
+        lambda builder, x: _call(builder, "llvm.fabs.v16f32", f32x16.llvm, [x]), f32x16, f32x16
+    )
+
+
+@intrinsic
+def round_even(typingctx, v):
+    """Round every lane to the nearest integer, ties to even."""
+    return _simple(
+        lambda builder, x: _call(builder, "llvm.rint.v16f32", f32x16.llvm, [x]), f32x16, f32x16
+    )
+
+
+@intrinsic
+def select(typingctx, mask, a, b):
+    """`a` where the mask is set, else `b`."""
+    return _simple(lambda builder, m, x, y: builder.select(m, x, y), a, mask16, a, a)
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """Lane by lane ``a if a > b else b``: a NaN in `b` stays, a NaN in `a` is dropped."""
+    return _simple(
+        lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y),
+        f32x16, f32x16, f32x16,
+    )  # fmt: skip
+
+
+@intrinsic
+def any_set(typingctx, mask):
+    """True if any lane of a mask is set."""
+
+    def build(builder, m):
+        return builder.icmp_unsigned("!=", builder.bitcast(m, _i16), _i16(0))
+
+    return _simple(build, types.boolean, mask16)
+
+
+@intrinsic
+def sum_lanes(typingctx, v):
+    """Sum of 16 lanes, pairwise (f32x16 -> float32, i32x16 -> int32)."""
+    is_float = v.kind == "f32"
+
+    def build(builder, x):
+        lanes = 16
+        while lanes > 1:
+            lanes //= 2
+            low = _shuffle(builder, x, x, range(lanes))
+            high = _shuffle(builder, x, x, range(lanes, 2 * lanes))
+            x = builder.fadd(low, high) if is_float else builder.add(low, high)
+        return builder.extract_element(x, _i32(0))
+
+    return _simple(build, types.float32 if is_float else types.int32, v)
+
+
+@intrinsic
+def max_lanes(typingctx, v):
+    """Largest of 16 float lanes (a NaN lane is ignored unless all are NaN)."""
+    return _simple(
+        lambda builder, x: _call(builder, "llvm.vector.reduce.fmax.v16f32", _f32, [x]),
+        types.float32,
+        f32x16,
+    )
+
+
+# ---------------------------------------------------------------- table lookups
+
+
+def _by_lane(builder, table, index, bits):
+    """Portable table lookup: result[i] = table[base + (index[i] & mask)] one lane at a time."""
+    result = ir.Constant(table.type if bits == 32 else index.type, ir.Undefined)
+    for lane in range(index.type.count):
+        entry = builder.extract_element(index, _i32(lane))
+        entry = builder.and_(entry, ir.Constant(entry.type, 15))
+        if bits == 8:  # vpshufb looks up within each group of 16 bytes
+            entry = builder.add(builder.zext(entry, _i32), _i32(lane // 16 * 16))
+        result = builder.insert_element(result, builder.extract_element(table, entry), _i32(lane))
+    return result
+
+
+def _lookup16_avx512(builder, table, index):
+    kind = "sf" if table.type.element == _f32 else "si"
+    return _call(builder, f"llvm.x86.avx512.permvar.{kind}.512", table.type, [table, index])
+
+
+def _lookup16_avx2(builder, table, index):
+    name, eight = "llvm.x86.avx2.permd", ir.VectorType(_i32, 8)
+    if table.type.element == _f32:
+        name, eight = "llvm.x86.avx2.permps", ir.VectorType(_f32, 8)
+    low_table = _shuffle(builder, table, table, range(8))
+    high_table = _shuffle(builder, table, table, range(8, 16))
+    halves = []
+    for start in (0, 8):
+        part = _shuffle(builder, index, index, range(start, start + 8))
+        low = _call(builder, name, eight, [low_table, part])
+        high = _call(builder, name, eight, [high_table, part])
+        bit3 = builder.and_(part, ir.Constant(part.type, [8] * 8))
+        use_high = builder.icmp_unsigned("!=", bit3, ir.Constant(part.type, [0] * 8))
+        halves.append(builder.select(use_high, high, low))
+    return _shuffle(builder, halves[0], halves[1], range(16))
+
+
+_LOOKUP16 = {
+    "avx512": _lookup16_avx512,
+    "avx2": _lookup16_avx2,
+    "portable": lambda builder, table, index: _by_lane(builder, table, index, 32),
+}
+
+
+@intrinsic
+def lookup16(typingctx, table, index):
+    """``table[index & 15]`` lane by lane; table f32x16 or i32x16, index i32x16."""
+    return _simple(lambda builder, t, i: _LOOKUP16[LEVEL](builder, t, i), table, table, i32x16)
+
+
+def _bytes16_avx2(builder, table, index):
+    half = ir.VectorType(_i8, 32)
+    parts = []
+    for start in (0, 32):
+        lanes = range(start, start + 32)
+        args = [_shuffle(builder, x, x, lanes) for x in (table, index)]
+        parts.append(_call(builder, "llvm.x86.avx2.pshuf.b", half, args))
+    return _shuffle(builder, parts[0], parts[1], range(64))
+
+
+_BYTES16 = {
+    "avx512": lambda builder, table, index: _call(
+        builder, "llvm.x86.avx512.pshuf.b.512", table.type, [table, index]
+    ),
+    "avx2": _bytes16_avx2,
+    "portable": lambda builder, table, index: _by_lane(builder, table, index, 8),
+}
+
+
+@intrinsic
+def bytes16(typingctx, table, index):
+    """Byte lookup within each group of 16: ``table[16 * (i // 16) + index[i]]``, 0 <= index < 16."""
+    return _simple(lambda builder, t, i: _BYTES16[LEVEL](builder, t, i), u8x64, u8x64, u8x64)
+
+
+# ---------------------------------------------------------------- integer dot products
+
+
+def _dot_vnni(builder, acc, unsigned, signed):
+    args = [acc, unsigned, signed]
+    return _call(builder, "llvm.x86.avx512.vpdpbusd.512", i32x16.llvm, args)
+
+
+def _dot_words(builder, acc, unsigned, signed):
+    """Even and odd bytes apart as 16-bit words, so that vpmaddwd cannot saturate."""
+    words, eight = ir.VectorType(_i16, 32), ir.Constant(ir.VectorType(_i16, 32), [8] * 32)
+    u, s = builder.bitcast(unsigned, words), builder.bitcast(signed, words)
+    pairs = [
+        (
+            builder.and_(u, ir.Constant(words, [255] * 32)),
+            builder.ashr(builder.shl(s, eight), eight),
+        ),
+        (builder.lshr(u, eight), builder.ashr(s, eight)),
+    ]
+    for left, right in pairs:
+        halves = []
+        for start in (0, 16):
+            lanes = range(start, start + 16)
+            args = [_shuffle(builder, x, x, lanes) for x in (left, right)]
+            result = ir.VectorType(_i32, 8)
+            halves.append(_call(builder, "llvm.x86.avx2.pmadd.wd", result, args))
+        acc = builder.add(acc, _shuffle(builder, halves[0], halves[1], range(16)))
+    return acc
+
+
+def _dot_shifts(builder, acc, unsigned, signed):
+    u, s = builder.bitcast(unsigned, i32x16.llvm), builder.bitcast(signed, i32x16.llvm)
+    top = _constant(i32x16, 24)
+    for byte in range(4):
+        shift = _constant(i32x16, 8 * byte)
+        left = builder.and_(builder.lshr(u, shift), _constant(i32x16, 255))
+        up = _constant(i32x16, 24 - 8 * byte)
+        right = builder.ashr(builder.shl(s, up), top)
+        acc = builder.add(acc, builder.mul(left, right))
+    return acc
+
+
+_DOT = {
+    "avx512": _dot_vnni if HAS_VNNI else _dot_words,
+    "avx2": _dot_words,
+    "portable": _dot_shifts,
+}
+
+
+@intrinsic
+def dot_u8s8(typingctx, acc, unsigned, signed):
+    """``acc[i] + sum(unsigned[4i + j] * signed[4i + j] for j in range(4))`` in int32, no saturation."""
+    return _simple(
+        lambda builder, a, u, s: _DOT[LEVEL](builder, a, u, s), i32x16, i32x16, u8x64, u8x64
+    )

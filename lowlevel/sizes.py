@@ -1,0 +1,57 @@
+"""Byte sizes as people write them: "256MiB", 268435456, 1.5 * 2**30."""
+
+import math
+import re
+
+import numpy as np
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS[_letter + "ib"] = 2 ** (10 * _power)
+    _UNITS[_letter + "b"] = 10 ** (3 * _power)
+_PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(size, name="budget"):
+    """Number of bytes in `size`.
+
+    Parameters
+    ----------
+    size : int, float or str
+        A whole number of bytes, or text such as "256MiB", "1.5 GiB", "64MB" (decimal), "4096".
+    name : str
+        The argument's name, for the error message.
+
+    Returns
+    -------
+    int
+        Bytes, at least 0. Fractions of a byte are cut off.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a size, negative, NaN or infinite.
+    """
+    works = f'{name}: give bytes (int) or text such as "256MiB"'
+    if isinstance(size, str):
+        match = _PATTERN.fullmatch(size)
+        unit = _UNITS.get(match.group(2).lower()) if match else None
+        if unit is None:
+            raise ValueError(f"{works}; got {size!r}")
+        number = match.group(1)
+        return int(number) * unit if number.isdigit() else int(float(number) * unit)
+    if isinstance(size, bool) or not isinstance(size, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{works}; got {size!r} ({type(size).__name__})")
+    if not math.isfinite(size) or size < 0:
+        raise ValueError(f"{works}; got {size!r}")
+    return int(size)
+
+
+def format_size(n_bytes):
+    """`n_bytes` for a reader: exact below 1 KiB, else with two decimals ("1.25 MiB")."""
+    value = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{int(value)} B" if unit == "B" else f"{value:.2f} {unit}"
+        value /= 1024
+    return f"{value:.2f} TiB"
