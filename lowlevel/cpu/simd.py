@@ -635,3 +635,84 @@ def dot_u8s8(typingctx, acc, unsigned, signed):
     return _simple(
         lambda builder, a, u, s: _DOT[LEVEL](builder, a, u, s), i32x16, i32x16, u8x64, u8x64
     )
+
+
+# ---------------------------------------------------------------- raw addresses
+# For operands with arbitrary strides: an int64 address in bytes, an index in float32 elements.
+
+
+def _pointer_at(builder, address, index, llvm_type):
+    byte_address = builder.add(address, builder.mul(index, _i64(4)))
+    return builder.inttoptr(byte_address, llvm_type.as_pointer())
+
+
+@intrinsic
+def read_f32(typingctx, address, index):
+    """float32 number `index` behind an address."""
+    return _simple(
+        lambda builder, a, i: builder.load(_pointer_at(builder, a, i, _f32), align=4),
+        types.float32,
+        types.int64,
+        types.int64,
+    )
+
+
+@intrinsic
+def read_f32x16(typingctx, address, index):
+    """16 float32 behind an address, from number `index` on."""
+    return _simple(
+        lambda builder, a, i: builder.load(_pointer_at(builder, a, i, f32x16.llvm), align=4),
+        f32x16,
+        types.int64,
+        types.int64,
+    )
+
+
+@intrinsic
+def write_f32(typingctx, address, index, value):
+    """Set float32 number `index` behind an address."""
+
+    def codegen_(context, builder, sig, args):
+        pointer = _pointer_at(builder, args[0], args[1], _f32)
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return signature(types.void, types.int64, types.int64, types.float32), codegen_
+
+
+@intrinsic
+def write_f32x16(typingctx, address, index, value):
+    """Set 16 float32 behind an address, from number `index` on."""
+
+    def codegen_(context, builder, sig, args):
+        pointer = _pointer_at(builder, args[0], args[1], f32x16.llvm)
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return signature(types.void, types.int64, types.int64, f32x16), codegen_
+
+
+@intrinsic
+def call_fill(typingctx, function, source, row_stride, n_rows, n_columns, destination, stride):
+    """Call a KV fill (see lowlevel/kv_source.py) by its address; every argument is an int64."""
+
+    def codegen_(context, builder, sig, args):
+        byte_pointer, float_pointer = _i8.as_pointer(), _f32.as_pointer()
+        arguments = [byte_pointer, _i64, _i64, _i64, float_pointer, _i64]
+        function_type = ir.FunctionType(ir.VoidType(), arguments)
+        target = builder.inttoptr(args[0], function_type.as_pointer())
+        source, row_stride, n_rows, n_columns, destination, stride = args[1:]
+        builder.call(
+            target,
+            [
+                builder.inttoptr(source, byte_pointer),
+                row_stride,
+                n_rows,
+                n_columns,
+                builder.inttoptr(destination, float_pointer),
+                stride,
+            ],
+        )
+        return context.get_dummy_value()
+
+    return signature(types.void, *[types.int64] * 7), codegen_
