@@ -1,0 +1,15 @@
+"""GGUF weights on top of `lowlevel`: model files, block formats, dequantisation, products.
+
+The modules imported here are light: what compiles kernels (quant.cpu) or needs a GPU (quant.cuda)
+is imported when a call first needs it.
+"""
+
+from .formats import FORMATS, BlockFormat, block_format
+from .tensor import QuantTensor
+
+__all__ = [
+    "FORMATS",
+    "BlockFormat",
+    "QuantTensor",
+    "block_format",
+]

@@ -1,0 +1,197 @@
+"""The block formats of GGUF as data: how many weights share a block, and where its bytes lie.
+
+A row of a weight matrix is a sequence of whole blocks; a block holds its scales and the packed
+weights. K-quants (Q2_K ... Q6_K) have super-blocks of 256 weights, the others blocks of 32. Plain
+floats are formats too, with one weight a block.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+
+@dataclass(frozen=True)
+class Field:
+    """One part of a block: `count` little-endian items of `dtype` from byte `offset` on."""
+
+    name: str
+    offset: int
+    dtype: str
+    count: int = 1
+
+    @property
+    def n_bytes(self):
+        return np.dtype(self.dtype).itemsize * self.count
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """One row of the table of formats.
+
+    Attributes
+    ----------
+    qtype : gguf.GGMLQuantizationType
+    block_weights : int
+        Weights per block: 256 (a super-block), 32, or 1 for plain floats.
+    block_bytes : int
+        Bytes per block.
+    fields : tuple of Field
+        What the block's bytes mean, in their order, without gaps.
+    """
+
+    qtype: GGMLQuantizationType
+    block_weights: int
+    block_bytes: int
+    fields: tuple
+
+    @property
+    def name(self):
+        """GGUF's name, such as ``"Q2_K"``."""
+        return self.qtype.name
+
+    @property
+    def is_float(self):
+        """True for F32, F16 and BF16: one weight a block, no scales."""
+        return self.block_weights == 1
+
+    @property
+    def bits_per_weight(self):
+        return 8 * self.block_bytes / self.block_weights
+
+    def field(self, name):
+        """The `Field` of that name; KeyError if the format has none."""
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise KeyError(f"{self.name} has no field {name!r}; it has {[f.name for f in self.fields]}")
+
+    @functools.cached_property
+    def block_dtype(self):
+        """A packed NumPy record of one block, its fields by name (for views and for writing)."""
+        return np.dtype(
+            {
+                "names": [field.name for field in self.fields],
+                "formats": [
+                    (field.dtype, (field.count,)) if field.count > 1 else field.dtype
+                    for field in self.fields
+                ],
+                "offsets": [field.offset for field in self.fields],
+                "itemsize": self.block_bytes,
+            }
+        )
+
+    def row_blocks(self, columns):
+        """Blocks in a row of `columns` weights.
+
+        Raises
+        ------
+        ValueError
+            `columns` is not a whole number of blocks.
+        """
+        n_blocks, rest = divmod(columns, self.block_weights)
+        if rest or columns < 0:
+            raise ValueError(
+                f"columns: {self.name} packs {self.block_weights} weights in a block, so a row has "
+                f"a multiple of {self.block_weights}; got {columns}"
+            )
+        return n_blocks
+
+    def row_bytes(self, columns):
+        """Bytes of a row of `columns` weights; ValueError unless they fill whole blocks."""
+        return self.row_blocks(columns) * self.block_bytes
+
+    def row_columns(self, n_bytes):
+        """Weights in a row of `n_bytes`; ValueError unless they are whole blocks."""
+        n_blocks, rest = divmod(n_bytes, self.block_bytes)
+        if rest or n_bytes < 0:
+            raise ValueError(
+                f"row bytes: a block of {self.name} has {self.block_bytes} bytes, so a row has a "
+                f"multiple of {self.block_bytes}; got {n_bytes}"
+            )
+        return n_blocks * self.block_weights
+
+
+def _format(name, block_weights, *fields):
+    """A BlockFormat from (field name, dtype, count), which follow each other without gaps."""
+    placed, offset = [], 0
+    for field_name, dtype, count in fields:
+        placed.append(Field(field_name, offset, dtype, count))
+        offset += placed[-1].n_bytes
+    return BlockFormat(GGMLQuantizationType[name], block_weights, offset, tuple(placed))
+
+
+# Field names as in ggml-common.h.
+FORMATS = {
+    row.qtype: row
+    for row in (
+        _format("F32", 1, ("value", "<f4", 1)),
+        _format("F16", 1, ("value", "<f2", 1)),
+        _format("BF16", 1, ("value", "<u2", 1)),
+        _format("Q8_0", 32, ("d", "<f2", 1), ("qs", "i1", 32)),
+        _format("Q4_0", 32, ("d", "<f2", 1), ("qs", "u1", 16)),
+        _format("IQ4_NL", 32, ("d", "<f2", 1), ("qs", "u1", 16)),
+        _format(
+            "Q2_K", 256, ("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2", 1), ("dmin", "<f2", 1)
+        ),
+        _format(
+            "Q3_K",
+            256,
+            ("hmask", "u1", 32),
+            ("qs", "u1", 64),
+            ("scales", "u1", 12),
+            ("d", "<f2", 1),
+        ),
+        _format(
+            "Q4_K",
+            256,
+            ("d", "<f2", 1),
+            ("dmin", "<f2", 1),
+            ("scales", "u1", 12),
+            ("qs", "u1", 128),
+        ),
+        _format(
+            "Q6_K", 256, ("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2", 1)
+        ),
+    )
+}
+# Formats that divide head sizes such as 64, 128, 192 and 576: what quantised K and V can be.
+KV_FORMATS = tuple(row for row in FORMATS.values() if row.block_weights == 32)
+
+
+def supported_names():
+    """The names of all supported formats, as text for messages: ``"F32, F16, ..."``."""
+    return ", ".join(row.name for row in FORMATS.values())
+
+
+def block_format(qtype):
+    """The `BlockFormat` of a type.
+
+    Parameters
+    ----------
+    qtype : gguf.GGMLQuantizationType, str or BlockFormat
+        A name may be in lower case.
+
+    Raises
+    ------
+    ValueError
+        GGUF does not know the type, or this library does not support it; lists those it does.
+    TypeError
+        Not a type nor a name.
+    """
+    if isinstance(qtype, BlockFormat):
+        return qtype
+    if isinstance(qtype, str):
+        known = GGMLQuantizationType.__members__.get(qtype.upper())
+        if known is None:
+            raise ValueError(f"qtype: {qtype!r} is no GGUF type; supported: {supported_names()}")
+        qtype = known
+    if not isinstance(qtype, GGMLQuantizationType):
+        raise TypeError(
+            f"qtype: expected a gguf.GGMLQuantizationType or its name, got {qtype!r}; "
+            f"supported: {supported_names()}"
+        )
+    if qtype not in FORMATS:
+        raise ValueError(f"qtype: {qtype.name} is not supported; supported: {supported_names()}")
+    return FORMATS[qtype]

@@ -1,0 +1,203 @@
+"""QuantTensor: the bytes of a GGUF weight with its type and shape."""
+
+import operator
+
+import numpy as np
+
+from .formats import block_format
+
+
+class QuantTensor:
+    """A weight in one of GGUF's block formats: a typed view of bytes, never a copy of them.
+
+    Parameters
+    ----------
+    data : numpy.ndarray of uint8, (..., rows, row bytes)
+        Any strides with a contiguous last axis; read-only memory (a mapped file) will do. A flat
+        array of all bytes is taken too.
+    qtype : gguf.GGMLQuantizationType or str
+        The block format or its name; F32, F16 and BF16 are formats too.
+    shape : sequence of int, (..., rows, columns)
+        In weights, slowest axis first. Leading axes are experts or heads; (columns,) alone is a
+        single row.
+
+    Raises
+    ------
+    ValueError
+        An unsupported type, columns that do not fill whole blocks, or data of another size.
+    TypeError
+        Data that is not a uint8 array.
+
+    Attributes
+    ----------
+    data, qtype, shape
+        As given, normalised.
+    format : BlockFormat
+    """
+
+    __slots__ = ("data", "format", "shape")
+
+    def __init__(self, data, qtype, shape):
+        self.format = block_format(qtype)
+        self.shape = _checked_shape(shape)
+        self.data = _checked_data(data, self.format, self.shape)
+
+    @property
+    def qtype(self):
+        return self.format.qtype
+
+    @property
+    def ndim(self):
+        return len(self.shape)
+
+    @property
+    def size(self):
+        """Number of weights."""
+        return _product(self.shape)
+
+    @property
+    def n_rows(self):
+        """Number of rows, over all leading axes."""
+        return _product(self.shape[:-1])
+
+    @property
+    def columns(self):
+        return self.shape[-1]
+
+    @property
+    def row_bytes(self):
+        return self.data.shape[-1]
+
+    @property
+    def n_bytes(self):
+        """Bytes of all blocks (gaps between rows are not counted)."""
+        return _product(self.data.shape)
+
+    @property
+    def device(self):
+        return "cpu"
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __repr__(self):
+        return f"<QuantTensor {self.qtype.name} {self.shape}, {self.n_bytes} bytes, {self.device}>"
+
+    def __getitem__(self, index):
+        """A view of some experts, heads or rows: ints, slices and ``...`` on all axes but the last."""
+        items = _expanded(index, self.ndim)
+        if len(items) == self.ndim and items.pop() != slice(None):
+            raise IndexError(
+                f"index {index!r}: the last axis (columns) is packed in blocks and cannot be "
+                f"indexed; shape is {self.shape}"
+            )
+        leading = tuple(items)
+        # A zero-stride stand-in gives the new shape without touching the data.
+        shape = np.broadcast_to(np.uint8(0), self.shape)[leading].shape
+        return QuantTensor(self.data[leading], self.format, shape)
+
+    def reshape(self, *shape):
+        """A view with other leading axes, say (heads * rows, columns) as (heads, rows, columns).
+
+        Raises
+        ------
+        ValueError
+            Other columns, another number of weights, or strides that would force a copy.
+        """
+        if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
+            shape = shape[0]
+        shape = _checked_shape(shape)
+        if shape[-1] != self.shape[-1] or _product(shape) != self.size:
+            raise ValueError(
+                f"shape: {shape} does not keep the columns and weights of {self.shape}"
+            )
+        data = self.data.reshape(*shape[:-1], self.row_bytes)
+        if data.size and not np.may_share_memory(data, self.data):
+            raise ValueError(f"shape: {shape} would need a copy of this strided tensor")
+        return QuantTensor(data, self.format, shape)
+
+    def as_array(self):
+        """The weights of an F32, F16 or BF16 tensor as an array: a view, shape as the tensor's.
+
+        Raises
+        ------
+        ValueError
+            A quantised tensor, or BF16 without ml_dtypes: `quant.dequantize` serves those.
+        """
+        return self.data.view(_array_dtype(self.format))
+
+    def to(self, device):
+        """This tensor on a device: ``"cpu"`` gives the tensor itself."""
+        if device == "cpu":
+            return self
+        raise ValueError(f"device: quantised tensors can only be on 'cpu' so far; got {device!r}")
+
+
+def _product(sizes):
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+def _checked_shape(shape):
+    """`shape` as a tuple of ints, at least one, none negative."""
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"shape: expected a sequence of ints, got {shape!r}") from None
+    if not sizes or min(sizes) < 0:
+        raise ValueError(f"shape: expected (..., rows, columns), none negative; got {sizes}")
+    return sizes
+
+
+def _checked_data(data, block, shape):
+    """`data` with one axis for each of `shape`, the last one in bytes."""
+    expected = (*shape[:-1], block.row_bytes(shape[-1]))
+    wanted = f"uint8 of shape {expected} for {block.name} {shape}"
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
+        given = f"{data.dtype} array" if isinstance(data, np.ndarray) else type(data).__name__
+        raise TypeError(f"data: expected a NumPy array of {wanted}; got {given}")
+    data = data.view(np.ndarray)  # np.memmap and other subclasses are slower to slice
+    if data.shape != expected and data.ndim == 1 and data.size == _product(expected):
+        if data.strides[0] == 1 or data.size <= 1:
+            data = data.reshape(expected)
+    if data.shape != expected:
+        raise ValueError(f"data: expected {wanted}; got shape {data.shape}")
+    if data.size and data.shape[-1] > 1 and data.strides[-1] != 1:
+        raise ValueError(
+            f"data: the last axis must be contiguous; its stride is {data.strides[-1]}"
+        )
+    return data
+
+
+def _expanded(index, ndim):
+    """An index as a list of ints and slices, ``...`` replaced by what it stands for."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    for i, item in enumerate(items):
+        if isinstance(item, slice) or item is Ellipsis:
+            continue
+        if isinstance(item, (bool, np.bool_)) or not hasattr(item, "__index__"):
+            raise IndexError(f"index: expected ints, slices or ..., got {item!r}")
+        items[i] = operator.index(item)
+    n_ellipses = sum(item is Ellipsis for item in items)
+    if n_ellipses > 1 or len(items) - n_ellipses > ndim:
+        raise IndexError(f"index {index!r}: too many items for {ndim} axes")
+    if n_ellipses:
+        at = next(i for i, item in enumerate(items) if item is Ellipsis)
+        items[at : at + 1] = [slice(None)] * (ndim - len(items) + 1)
+    return items
+
+
+def _array_dtype(block):
+    if block.name in ("F32", "F16"):
+        return np.dtype(block.fields[0].dtype)
+    if block.name != "BF16":
+        raise ValueError(f"as_array: {block.name} is packed in blocks; use quant.dequantize")
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ValueError(
+            "as_array: NumPy has no bfloat16 and ml_dtypes is not installed; use quant.dequantize"
+        ) from None
+    return np.dtype(ml_dtypes.bfloat16)
