@@ -1,0 +1,122 @@
+"""Where blocks lie in one span of bytes: best fit with coalescing, as pure bookkeeping.
+
+Nothing here holds memory. `lowlevel.pool` places its arrays by it, and anything that wants to know
+"would it have fit?" (the remedy in a BudgetError, a replayed trace) runs the same code without a byte.
+"""
+
+from bisect import bisect_left, insort
+
+ALIGNMENT = 256  # bytes: a cache line, an AVX-512 vector and a CUDA allocation all divide it
+
+
+def align_up(n_bytes):
+    """Bytes a block of `n_bytes` takes: rounded up to the next multiple of ALIGNMENT."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+class Arena:
+    """Offsets for blocks in `size` bytes.
+
+    A block goes into the smallest hole that holds it (the lowest one among equals), so equal
+    sequences of calls give equal offsets. Freed neighbours melt into one hole at once: two holes
+    never touch. Each call costs O(log holes) comparisons and one list insertion.
+
+    Parameters
+    ----------
+    size : int
+        Bytes, a multiple of ALIGNMENT.
+    blocks : iterable of (offset, n_bytes)
+        Blocks that are taken from the start; they must not overlap.
+
+    Attributes
+    ----------
+    size, used : int
+        Bytes in all, bytes taken.
+    """
+
+    def __init__(self, size, blocks=()):
+        self.size = size
+        self.used = 0
+        self._holes = []  # (bytes, offset), sorted: the smallest hole first
+        self._size_from = {}  # offset where a hole starts -> its bytes
+        self._start_to = {}  # offset where a hole ends -> where it starts
+        edge = 0
+        for offset, n_bytes in sorted(blocks):
+            if n_bytes == 0:
+                continue
+            if offset < edge or offset + n_bytes > size:
+                raise ValueError(
+                    f"block at {offset} of {n_bytes} bytes overlaps or leaves the arena"
+                )
+            if offset > edge:
+                self._add_hole(edge, offset - edge)
+            edge = offset + n_bytes
+            self.used += n_bytes
+        if edge < size:
+            self._add_hole(edge, size - edge)
+
+    @property
+    def largest_free(self):
+        """Bytes of the largest hole."""
+        return self._holes[-1][0] if self._holes else 0
+
+    @property
+    def end(self):
+        """Offset at which the last block ends: what lies above is one hole."""
+        return self._start_to.get(self.size, self.size)
+
+    def holes(self):
+        """Every hole as (offset, n_bytes), by offset."""
+        return sorted(self._size_from.items())
+
+    def take(self, n_bytes):
+        """Offset for a block of `n_bytes` (a multiple of ALIGNMENT, above 0), or None if no hole holds it."""
+        holes = self._holes
+        index = bisect_left(holes, (n_bytes,))
+        if index == len(holes):
+            return None
+        hole_bytes, offset = holes.pop(index)
+        del self._size_from[offset]
+        if hole_bytes > n_bytes:
+            self._add_hole(offset + n_bytes, hole_bytes - n_bytes)
+        else:
+            del self._start_to[offset + hole_bytes]
+        self.used += n_bytes
+        return offset
+
+    def give(self, offset, n_bytes):
+        """Take back a block that `take` placed at `offset`."""
+        self.used -= n_bytes
+        start, end = offset, offset + n_bytes
+        before = self._start_to.get(start)
+        if before is not None:
+            self._remove_hole(before, start - before)
+            start = before
+        after_bytes = self._size_from.get(end)
+        if after_bytes is not None:
+            self._remove_hole(end, after_bytes)
+            end += after_bytes
+        self._add_hole(start, end - start)
+
+    def _add_hole(self, offset, n_bytes):
+        self._size_from[offset] = n_bytes
+        self._start_to[offset + n_bytes] = offset
+        insort(self._holes, (n_bytes, offset))
+
+    def _remove_hole(self, offset, n_bytes):
+        del self._size_from[offset]
+        del self._start_to[offset + n_bytes]
+        del self._holes[bisect_left(self._holes, (n_bytes, offset))]
+
+
+def smallest_size(n_bytes, blocks):
+    """Smallest arena that holds a further block of `n_bytes` beside `blocks`, which stay where they are.
+
+    It is what a hole or the end of the arena must reach, found by placing the block, not by a formula.
+    """
+    blocks = list(blocks)
+    end = max((offset + size for offset, size in blocks), default=0)
+    for size in (end, end + n_bytes):
+        if Arena(size, blocks).take(n_bytes) is not None:
+            return size
+    raise AssertionError("a hole of n_bytes at the end always holds n_bytes")

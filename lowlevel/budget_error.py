@@ -1,0 +1,112 @@
+"""The error that a budget raises: what was asked, what was left, who holds the rest, what would work."""
+
+from lowlevel.sizes import format_size
+
+SHOWN_HOLDERS = 5
+
+
+class BudgetError(MemoryError):
+    """A request that the budget cannot hold. Nothing was taken or changed.
+
+    It pickles (worker processes), and `to_dict()` gives plain data (JSON).
+
+    Parameters
+    ----------
+    message : str
+        The whole text a reader sees.
+    requested, rounded : int
+        Bytes asked for; bytes it would have taken (`requested` where not given).
+    budget, used, largest_free : int
+        The cap; bytes taken when asked; the largest hole (where not given: all that is not used).
+    fragmentation : float
+        Share of the free bytes that lies outside the largest hole, 0 to 1.
+    holders : sequence of dict
+        Who holds the used bytes: {"tag", "n_bytes", "n_blocks", "sites"}, the largest first.
+    smallest_budget : int, optional
+        A budget verified to hold the request, the present holders in place.
+    remedy : str
+        What would work, as a sentence.
+
+    Attributes
+    ----------
+    fragmented : bool
+        The free bytes would have sufficed in one piece.
+    """
+
+    def __init__(
+        self,
+        message,
+        *,
+        requested,
+        budget,
+        rounded=None,
+        used=0,
+        largest_free=None,
+        fragmentation=0.0,
+        holders=(),
+        smallest_budget=None,
+        remedy="",
+    ):
+        super().__init__(message)
+        self.requested = requested
+        self.rounded = requested if rounded is None else rounded
+        self.budget = budget
+        self.used = used
+        self.largest_free = budget - used if largest_free is None else largest_free
+        self.fragmentation = fragmentation
+        self.holders = [dict(holder) for holder in holders]
+        self.smallest_budget = smallest_budget
+        self.remedy = remedy
+
+    @property
+    def fragmented(self):
+        return self.rounded <= self.budget - self.used
+
+    def to_dict(self):
+        """The message and every attribute as plain data."""
+        fields = {**vars(self), "holders": [dict(holder) for holder in self.holders]}
+        return {"message": str(self), "fragmented": self.fragmented, **fields}
+
+    def __reduce__(self):
+        return _restore, (type(self), str(self), vars(self).copy())
+
+
+def _restore(kind, message, fields):
+    return kind(message, **fields)
+
+
+def refusal(what, *, holders, remedy, **fields):
+    """A BudgetError whose message says who holds the budget.
+
+    Parameters
+    ----------
+    what : str
+        What was refused: "float32 (128, 512), tag 'kq'".
+    holders, remedy, fields
+        As for BudgetError, all of them given.
+    """
+    size = exact_size(fields["requested"])
+    if fields["rounded"] != fields["requested"]:
+        size += f", rounded to {fields['rounded']}"
+    lines = [
+        f"budget: no room for {size}: {what}",
+        f"budget {exact_size(fields['budget'])}, used {exact_size(fields['used'])}, "
+        f"largest free block {exact_size(fields['largest_free'])}, "
+        f"fragmentation {fields['fragmentation']:.0%}",
+    ]
+    for holder in holders[:SHOWN_HOLDERS]:
+        site = f", first taken at {holder['sites'][0]}" if holder["sites"] else ""
+        lines.append(
+            f"  held by {holder['tag']!r}: {exact_size(holder['n_bytes'])} "
+            f"in {holder['n_blocks']} block(s){site}"
+        )
+    if len(holders) > SHOWN_HOLDERS:
+        rest = sum(holder["n_bytes"] for holder in holders[SHOWN_HOLDERS:])
+        lines.append(f"  held by {len(holders) - SHOWN_HOLDERS} other tag(s): {exact_size(rest)}")
+    lines.append(remedy)
+    return BudgetError("\n".join(lines), holders=holders, remedy=remedy, **fields)
+
+
+def exact_size(n_bytes):
+    """Exact bytes, with the rounded form where it helps: "1536 B (1.50 KiB)"."""
+    return f"{n_bytes} B" if n_bytes < 1024 else f"{n_bytes} B ({format_size(n_bytes)})"

@@ -1,0 +1,69 @@
+"""Devices by name: "cpu", later "cuda:N" and "cudasim".
+
+A device is an object that its own package provides as `open_device(index)` in a module named
+`device`, loaded when first asked for; nothing on the ground imports one. What a Pool needs of it:
+
+    name                                  "cpu", "cuda:0", ...
+    allocate(n_bytes)                     flat memory of n_bytes, 256-byte aligned, contents undefined
+    view(memory, offset, shape, dtype)    C-contiguous array over part of it that keeps it alive
+    address(array)                        address of the first element (int), or None for what is no array of the device
+    fill(memory, start, stop, pattern)    repeat a 16-bit pattern over bytes start..stop (both even)
+    holds(memory, start, stop, pattern)   whether those bytes still hold the pattern
+    copy(target, source)                  same shape and dtype, any strides
+"""
+
+import importlib
+import re
+
+_MODULES = {
+    "cpu": "lowlevel.cpu.device",
+    "cuda": "lowlevel.cuda.device",
+    "cudasim": "lowlevel.cudasim.device",
+}
+_NAME = re.compile(r"cpu|cudasim|cuda(?::([0-9]+))?", re.ASCII)
+_open = {}
+
+
+def canonical_name(name):
+    """`name` as devices spell it themselves: "cpu", "cuda:0" (for "cuda" too), "cudasim".
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a device's name.
+    """
+    kind, index = _parse(name)
+    return f"cuda:{index}" if kind == "cuda" else kind
+
+
+def get(name):
+    """The device called `name`, the same object each time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a device's name, or one that this installation does not have.
+    """
+    key = kind, index = _parse(name)
+    if key not in _open:
+        try:
+            module = importlib.import_module(_MODULES[kind])
+        except ModuleNotFoundError as error:
+            if not _MODULES[kind].startswith(
+                error.name
+            ):  # the device is there, a library it needs is not
+                raise
+            raise ValueError(f'device: {name!r} is not part of this version; use "cpu"') from None
+        _open[key] = module.open_device(index)
+    return _open[key]
+
+
+def _parse(name):
+    if not isinstance(name, str):
+        raise TypeError(
+            f'device: give a name such as "cpu" or "cuda:0"; got {name!r} ({type(name).__name__})'
+        )
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f'device: known are "cpu", "cuda:N" and "cudasim"; got {name!r}')
+    return name.partition(":")[0], int(match.group(1) or 0)

@@ -1,0 +1,509 @@
+"""Pool: arrays out of one arena with a hard cap in bytes.
+
+    pool = Pool("256MiB")
+    a = pool.empty((128, 512), "float32", tag="kq")
+    pool.free(a)
+    with pool.scope("layer 0"):
+        b = pool.empty(1000)          # freed when the scope is left, also by an exception
+
+The arena is one allocation. Blocks start at multiples of 256 bytes and take multiples of 256 bytes; `used`,
+`peak` and every other count are of those rounded bytes. So "used <= budget" is exact, and equal sequences of
+calls give equal offsets. An array without elements takes 0 bytes, and is tracked and freed like any other.
+
+The pool holds on to every array until it is freed: dropping the last reference to one does not free it.
+An array that is kept after `free` or `close` still points at memory that exists (the arena lives as long as
+any array in it), but its contents are no longer its own.
+
+Any thread may take and free. Scopes belong to the thread that entered them: a scope frees what that thread
+took inside (in the innermost scope, if nested), whoever else has freed some of it before. What other threads
+take meanwhile is in their scopes or in none. Do not call a pool from a signal handler or a `__del__`.
+"""
+
+import math
+import operator
+import threading
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+
+from lowlevel import devices
+from lowlevel.arena import ALIGNMENT, Arena, align_up, smallest_size
+from lowlevel.block import Block, by_offset, holders
+from lowlevel.budget_error import BudgetError, exact_size, refusal
+from lowlevel.pool_memory import ArenaMemory, GuardedMemory, MemoryCorruptionError, call_site
+from lowlevel.sizes import parse_size
+
+__all__ = [
+    "ALIGNMENT",
+    "Block",
+    "BudgetError",
+    "MemoryCorruptionError",
+    "Pool",
+    "align_up",
+    "open_pools",
+]
+
+SNAPSHOT_VERSION = 1
+MAX_NDIM = 32  # of NumPy 1; 2 has 64
+
+_pools = weakref.WeakSet()
+_pools_lock = threading.Lock()
+
+
+def open_pools():
+    """Every pool of this process that is neither closed nor garbage (to find leaks)."""
+    with _pools_lock:
+        return [pool for pool in _pools if not pool.closed]
+
+
+class _Entry(NamedTuple):
+    array: object  # held, so that its id stays its own
+    block: Block
+    scope: object
+
+
+class Pool:
+    """An arena with a hard cap in bytes, on one device.
+
+    Parameters
+    ----------
+    budget : int or str
+        The cap: bytes, or text such as "256MiB". All of it is usable down to whole 256-byte units.
+    device : str
+        "cpu" (later "cuda:N", "cudasim").
+    debug : bool
+        Find misuse, at a cost in time and real memory: every block has its own memory between guard
+        bytes, is filled with NaN when taken and when freed, and freed memory is kept aside for a while. A write
+        outside a block or after its release raises MemoryCorruptionError when the block is freed or leaves
+        that quarantine; `close` raises RuntimeError for blocks that were not freed; errors and `live`
+        name the line that took a block. Counts and offsets are those of a pool without debug.
+
+    Attributes
+    ----------
+    budget, used, peak, largest_free : int
+        Bytes. `peak` is the highest `used` since the start or the last `reset_peak()`;
+        `largest_free` is the largest request that would succeed now.
+    fragmentation : float
+        Share of the free bytes outside the largest free block, 0 to 1.
+    live : list of Block
+        The blocks that are taken, by offset.
+    device : str
+    debug, closed : bool
+
+    Raises
+    ------
+    TypeError, ValueError
+        A budget or device that is none.
+    MemoryError
+        The machine does not give that much memory.
+    """
+
+    def __init__(self, budget, device="cpu", debug=False):
+        self._budget = parse_size(budget)
+        self._device = devices.get(device)
+        self._debug = bool(debug)
+        self._arena = Arena(self._budget // ALIGNMENT * ALIGNMENT)
+        memory = GuardedMemory if debug else ArenaMemory
+        self._memory = memory(self._device, self._arena.size)
+        self._live = {}  # id(array) -> _Entry; what is here is taken, all other state follows from it
+        self._number = 0
+        self._peak = 0
+        self._peak_number = 0  # the block that made the peak
+        self._freed_since_peak = []  # those of the peak's blocks that are freed by now
+        self._trace = None
+        self._lock = threading.Lock()
+        self._of_thread = threading.local()
+        with _pools_lock:
+            _pools.add(self)
+
+    def empty(self, shape, dtype="float32", *, tag=""):
+        """Take an array; its contents are undefined.
+
+        Parameters
+        ----------
+        shape : int or sequence of int
+        dtype : dtype or str
+            Any NumPy dtype of fixed size without Python objects, and those of ml_dtypes by name.
+        tag : str
+            What it is for, as errors and tools show it.
+
+        Returns
+        -------
+        array
+            C-contiguous, 256-byte aligned, on the pool's device.
+
+        Raises
+        ------
+        BudgetError
+            No free block holds it. Nothing has changed.
+        TypeError, ValueError
+            Not a shape, dtype or tag; the pool is closed.
+        """
+        shape, dtype, requested = _layout(shape, dtype)
+        if not isinstance(tag, str):
+            raise TypeError(f"tag: expected a str, got {tag!r}")
+        n_bytes = align_up(requested)
+        stack = self._scopes()
+        scope = stack[-1] if stack else None
+        thread = threading.current_thread().name
+        site = call_site() if self._debug else ""
+        array = None
+        with self._lock:
+            self._check_open()
+            offset = self._arena.take(n_bytes) if n_bytes else 0
+            if offset is None:
+                raise self._refusal(requested, n_bytes, shape, dtype, tag)
+            try:
+                array = self._memory.take(offset, n_bytes, shape, dtype)
+                number = self._number + 1
+                path = scope.path if scope else ""
+                block = Block(offset, n_bytes, shape, dtype, tag, path, number, thread, site)
+                self._live[id(array)] = _Entry(array, block, scope)
+                if scope:
+                    scope.arrays[id(array)] = array
+            except BaseException:  # KeyboardInterrupt too: nothing was taken
+                self._undo_empty(array, scope)
+                raise
+            self._number = number
+            used = self._arena.used
+            if used > self._peak:
+                self._peak = used
+                self._peak_number = number
+                self._freed_since_peak = []
+            if self._trace:
+                self._trace.block("alloc", block, used)
+        return array
+
+    def free(self, array):
+        """Give back an array that `empty` returned.
+
+        Raises
+        ------
+        ValueError
+            Not a live array of this pool: freed before, a view of one, or from elsewhere; the pool is closed.
+        """
+        with self._lock:
+            self._check_open()
+            if id(array) not in self._live:
+                raise ValueError(self._why_not_mine(array))
+            self._release([array])
+
+    def scope(self, name):
+        """Context manager that frees, when left, what this thread took inside. Leave scopes innermost first.
+
+        Raises
+        ------
+        RuntimeError
+            Entered twice, left out of order, or left by another thread than entered it; nothing is freed then.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"name: expected a str, got {name!r}")
+        return Scope(self, name)
+
+    def close(self):
+        """Free everything and let go of the arena. A second call does nothing."""
+        leaked = self._close()
+        if leaked and self._debug:
+            lines = "".join(f"\n  {block}" for block in leaked)
+            raise RuntimeError(f"pool closed while {len(leaked)} block(s) were not freed:{lines}")
+
+    def reset_peak(self):
+        """Let `peak` start again from what is used now."""
+        with self._lock:
+            self._peak = self._arena.used
+            self._peak_number = self._number
+            self._freed_since_peak = []
+
+    def snapshot(self):
+        """The state as plain data (JSON), the blocks at the peak included.
+
+        Returns
+        -------
+        dict
+            version, device, debug, closed, budget, used, peak, largest_free, fragmentation; holders (by tag, the
+            largest first: tag, n_bytes, n_blocks, sites); live (the fields of Block); at_peak (used, holders, live).
+        """
+        with self._lock:
+            live = self._blocks()
+            at_peak = [block for block in live if block.number <= self._peak_number]
+            at_peak = by_offset(at_peak + self._freed_since_peak)
+            return {
+                "version": SNAPSHOT_VERSION,
+                "device": self._device.name,
+                "debug": self._debug,
+                "closed": self.closed,
+                "budget": self._budget,
+                "used": self._arena.used,
+                "peak": self._peak,
+                "largest_free": self._arena.largest_free,
+                "fragmentation": self._fragmentation(),
+                "holders": holders(live),
+                "live": [block.to_dict() for block in live],
+                "at_peak": {
+                    "used": self._peak,
+                    "holders": holders(at_peak),
+                    "live": [block.to_dict() for block in at_peak],
+                },
+            }
+
+    @property
+    def budget(self):
+        return self._budget
+
+    @property
+    def used(self):
+        return self._arena.used
+
+    @property
+    def peak(self):
+        return self._peak
+
+    @property
+    def largest_free(self):
+        with self._lock:
+            return self._arena.largest_free
+
+    @property
+    def fragmentation(self):
+        with self._lock:
+            return self._fragmentation()
+
+    @property
+    def live(self):
+        with self._lock:
+            return self._blocks()
+
+    @property
+    def device(self):
+        return self._device.name
+
+    @property
+    def debug(self):
+        return self._debug
+
+    @property
+    def closed(self):
+        return self._memory is None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self.close()
+        else:
+            self._close()  # a complaint about leaked blocks would hide the error
+
+    def __repr__(self):
+        state = (
+            "closed"
+            if self.closed
+            else f"{exact_size(self.used)} used, peak {exact_size(self.peak)}"
+        )
+        return f"<Pool {self.device}: {exact_size(self.budget)}, {state}>"
+
+    # ------------------------------------------------------------ inside the lock
+
+    def _check_open(self):
+        if self._memory is None:
+            raise ValueError("the pool is closed")
+
+    def _blocks(self):
+        return by_offset(entry.block for entry in self._live.values())
+
+    def _fragmentation(self):
+        free = self._arena.size - self._arena.used
+        return 1 - self._arena.largest_free / free if free else 0.0
+
+    def _release(self, arrays):
+        """Give back live arrays, all of them even if an interrupt or a corrupted block comes between."""
+        arrays = list(arrays)
+        try:
+            while arrays:
+                entry = self._live.pop(id(arrays[-1]), None)
+                if entry:
+                    if entry.block.n_bytes:
+                        self._arena.give(entry.block.offset, entry.block.n_bytes)
+                    self._after_release(entry)
+                    self._memory.give(entry.array, entry.block)
+                arrays.pop()
+        except BaseException:
+            for array in arrays:
+                entry = self._live.pop(id(array), None)
+                if entry:
+                    self._after_release(entry)
+            self._rebuild()
+            raise
+
+    def _after_release(self, entry):
+        array, block, scope = entry
+        if scope:
+            scope.arrays.pop(id(array), None)
+        if block.number <= self._peak_number:
+            self._freed_since_peak.append(block)
+        if self._trace:
+            self._trace.block("free", block, self._arena.used)
+
+    def _undo_empty(self, array, scope):
+        self._live.pop(id(array), None)
+        if scope:
+            scope.arrays.pop(id(array), None)
+        self._rebuild()
+
+    def _rebuild(self):
+        """After an interruption at an unknown point: the arena as the live blocks say."""
+        blocks = [(entry.block.offset, entry.block.n_bytes) for entry in self._live.values()]
+        self._arena = Arena(self._arena.size, blocks)
+
+    def _close(self):
+        with self._lock:
+            if self._memory is None:
+                return []
+            leaked = self._blocks()
+            memory = self._memory
+            try:
+                self._release([entry.array for entry in self._live.values()])
+            finally:
+                self._memory = None
+                self._arena = Arena(0)
+            memory.close()
+            return leaked
+
+    # ------------------------------------------------------------ texts
+
+    def _refusal(self, requested, n_bytes, shape, dtype, tag):
+        blocks = self._blocks()
+        smallest = smallest_size(n_bytes, [(block.offset, block.n_bytes) for block in blocks])
+        free = self._arena.size - self._arena.used
+        remedy = f"A budget of {exact_size(smallest)} would hold it with the present blocks where they are"
+        if n_bytes <= free:
+            remedy += (
+                f"; fragmentation alone is the cause: {exact_size(free)} are free, in pieces. "
+                "Free in the reverse order of taking, or take what lives long first."
+            )
+        else:
+            remedy += f"; it is {exact_size(n_bytes - free)} more than is free."
+        if self._trace:
+            self._trace.refused(requested, n_bytes, tag, self._arena.used)
+        return refusal(
+            f"{dtype.name} {shape}, tag {tag!r}",
+            requested=requested,
+            rounded=n_bytes,
+            budget=self._budget,
+            used=self._arena.used,
+            largest_free=self._arena.largest_free,
+            fragmentation=self._fragmentation(),
+            holders=holders(blocks),
+            smallest_budget=smallest,
+            remedy=remedy,
+        )
+
+    def _why_not_mine(self, array):
+        address = self._device.address(array)
+        if address is None:
+            return f"array: expected an array that empty() returned, got {type(array).__name__}"
+        offset = self._memory.offset_of(address)
+        if offset is None:
+            return "array: not from this pool"
+        for block in self._blocks():
+            if block.offset <= offset < block.offset + block.n_bytes:
+                return (
+                    f"array: a view of block {block}, or freed before that one was taken; "
+                    "free the array itself that empty() returned, once"
+                )
+        return "array: freed before (or a view of one that was)"
+
+    # ------------------------------------------------------------ scopes
+
+    def _free_scope(self, scope):
+        with self._lock:
+            if self._memory is not None:
+                self._release(scope.arrays.values())
+
+    def _scopes(self):
+        """The scopes this thread is in, outermost first."""
+        try:
+            return self._of_thread.scopes
+        except AttributeError:
+            self._of_thread.scopes = []
+            return self._of_thread.scopes
+
+
+class Scope:
+    """What `Pool.scope` returns; see there.
+
+    Attributes
+    ----------
+    name, path : str
+        "attention"; "layer 0/attention" once entered.
+    """
+
+    def __init__(self, pool, name):
+        self.name = name
+        self.path = name
+        self.arrays = {}  # id(array) -> array, in the order they were taken
+        self._pool = pool
+        self._entered = False
+
+    def __enter__(self):
+        if self._entered:
+            raise RuntimeError(f"scope {self.name!r} was entered before: make a new one each time")
+        self._pool._check_open()
+        scopes = self._pool._scopes()
+        self._entered = True
+        if scopes:
+            self.path = f"{scopes[-1].path}/{self.name}"
+        scopes.append(self)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        scopes = self._pool._scopes()
+        if not scopes or scopes[-1] is not self:
+            inner = f"scope {scopes[-1].path!r} is the innermost" if scopes else "it is in none"
+            raise RuntimeError(
+                f"scope {self.path!r} left out of order or by a thread that did not enter it: "
+                f"in this thread {inner}"
+            )
+        scopes.pop()
+        self._pool._free_scope(self)
+
+
+def _layout(shape, dtype):
+    """Shape, dtype and bytes of an array, checked."""
+    dtype = _resolve_dtype(dtype)
+    try:
+        shape = (
+            tuple(map(operator.index, shape))
+            if hasattr(shape, "__iter__")
+            else (operator.index(shape),)
+        )
+    except TypeError:
+        raise TypeError(f"shape: expected an int or a sequence of ints, got {shape!r}") from None
+    if shape and min(shape) < 0:
+        raise ValueError(f"shape: expected no negative length, got {shape}")
+    if len(shape) > MAX_NDIM:
+        raise ValueError(f"shape: expected at most {MAX_NDIM} axes, got {len(shape)}")
+    return shape, dtype, math.prod(shape) * dtype.itemsize
+
+
+def _resolve_dtype(dtype):
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        dtype = _extension_dtype(dtype)
+    if dtype.hasobject:
+        raise TypeError(f"dtype: Python objects cannot lie in a pool, got {dtype}")
+    if dtype.itemsize == 0 or dtype.subdtype:
+        raise TypeError(f"dtype: expected one element of fixed size, got {dtype!r}")
+    return dtype
+
+
+def _extension_dtype(name):
+    """bfloat16 and its like have names that NumPy knows only once ml_dtypes is imported."""
+    try:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    except (ImportError, AttributeError, TypeError):
+        raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None
