@@ -5,11 +5,15 @@ is imported when a call first needs it.
 """
 
 from .formats import FORMATS, BlockFormat, block_format
+from .model_file import ModelFile, ModelFileError, open
 from .tensor import QuantTensor
 
 __all__ = [
     "FORMATS",
     "BlockFormat",
+    "ModelFile",
+    "ModelFileError",
     "QuantTensor",
     "block_format",
+    "open",
 ]

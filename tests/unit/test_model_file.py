@@ -1,0 +1,482 @@
+"""quant.open: one file or parts, metadata, tensors; the gguf package is the oracle."""
+
+import os
+import resource
+import secrets
+import tracemalloc
+
+import gguf
+import gguf_bytes as gb
+import numpy as np
+import pytest
+
+import quant
+from quant.geometry import AttentionGeometry
+from quant.gguf_header import MAX_ARRAY_STRINGS, MAX_ENTRIES
+
+QTYPES = gguf.GGMLQuantizationType
+
+
+@pytest.fixture
+def rng(request):
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+def write_file(path, tensors, metadata=(), alignment=None, **split):
+    """A GGUF file by the gguf package's writer. tensors: name -> (bytes array, qtype)."""
+    writer = gguf.GGUFWriter(path, "llama", **split)
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
+    for key, (add, value) in dict(metadata).items():
+        getattr(writer, f"add_{add}")(key, value)
+    for name, (data, qtype) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=qtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def random_tensors(rng, n=7):
+    """Tensors of several types and ranks, as raw blocks."""
+    tensors = {}
+    qtypes = (QTYPES.Q8_0, QTYPES.IQ4_NL, QTYPES.Q2_K, QTYPES.Q6_K, QTYPES.Q4_0)
+    for index in range(n):
+        qtype = qtypes[index % len(qtypes)]
+        _, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
+        lead = tuple(rng.integers(1, 6, size=index % 4).tolist())
+        row_bytes = int(rng.integers(1, 4)) * block_bytes
+        data = rng.integers(0, 256, (*lead, row_bytes), dtype=np.uint8)
+        tensors[f"blk.{index}.weight"] = (data, qtype)
+    tensors["norm.weight"] = (rng.standard_normal(37).astype(np.float32), QTYPES.F32)
+    tensors["half.weight"] = (rng.standard_normal((3, 5)).astype(np.float16), QTYPES.F16)
+    return tensors
+
+
+@pytest.mark.parametrize("alignment", [None, 8, 32, 64, 4096])
+def test_tensors_equal_the_gguf_packages(tmp_path, rng, alignment):
+    tensors = random_tensors(rng)
+    path = write_file(tmp_path / "model.gguf", tensors, alignment=alignment)
+    oracle = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    with quant.open(path) as model:
+        assert list(model) == list(tensors) == list(oracle)
+        assert len(model) == len(tensors)
+        assert model.keys() == tensors.keys()
+        for name, tensor in model.items():
+            expected = oracle[name]
+            assert tensor.qtype == expected.tensor_type
+            assert tensor.shape == tuple(int(n) for n in expected.shape[::-1])
+            np.testing.assert_array_equal(
+                np.asarray(tensor.data).ravel(), expected.data.view(np.uint8).ravel()
+            )
+            info = model.tensor_info(name)
+            assert (info.qtype, info.shape) == (tensor.qtype, tensor.shape)
+            assert (info.offset, info.n_bytes) == (expected.data_offset, expected.n_bytes)
+            assert info.path == str(path)
+        assert model.n_bytes == sum(int(tensor.n_bytes) for tensor in oracle.values())
+        assert sum(model.n_bytes_by_type.values()) == model.n_bytes
+        assert model.n_bytes_by_type["F32"] == 37 * 4
+
+
+def test_tensors_are_read_only_views_that_outlive_the_file(tmp_path, rng):
+    tensors = random_tensors(rng)
+    model = quant.open(os.fsencode(write_file(tmp_path / "model.gguf", tensors)))
+    tensor = model["blk.1.weight"]
+    assert not tensor.data.flags.writeable and not tensor.data.flags.owndata
+    assert not model.closed
+    model.close()
+    model.close()
+    assert model.closed
+    np.testing.assert_array_equal(tensor.data.ravel(), tensors["blk.1.weight"][0].ravel())
+    with pytest.raises(ValueError, match="closed"):
+        model["blk.1.weight"]
+    with pytest.raises(ValueError, match="closed"):
+        model.metadata["general.architecture"]
+
+
+METADATA = {
+    "a.u8": ("uint8", 255),
+    "a.i8": ("int8", -128),
+    "a.u16": ("uint16", 65535),
+    "a.i16": ("int16", -32768),
+    "a.u32": ("uint32", 2**32 - 1),
+    "a.i32": ("int32", -(2**31)),
+    "a.u64": ("uint64", 2**64 - 1),
+    "a.i64": ("int64", -(2**63)),
+    "a.f32": ("float32", 0.5),
+    "a.f64": ("float64", 0.1),
+    "a.yes": ("bool", True),
+    "a.no": ("bool", False),
+    "a.text": ("string", "größer ▁ <｜begin▁of▁sentence｜>"),
+    "a.array": ("array", [3, -4, 5]),
+    "a.floats": ("array", [0.5, 0.25]),
+    "a.flags": ("array", [True, False, True]),
+    "a.texts": ("array", ["Ġt", "▁", "in"]),
+}
+
+
+def test_metadata_values(tmp_path):
+    path = write_file(tmp_path / "model.gguf", {}, METADATA)
+    model = quant.open(path)
+    assert list(model.metadata) == ["general.architecture", *METADATA]
+    assert len(model.metadata) == len(METADATA) + 1
+    for key, (kind, value) in METADATA.items():
+        found = model.metadata[key]
+        if kind == "array":
+            assert list(found) == value
+        else:
+            assert found == value and type(found) is type(value)
+        assert model.metadata[key] is found  # decoded once
+    assert "a.u8" in model.metadata and "a.u9" not in model.metadata
+    assert model.metadata.get("a.u9") is None
+    with pytest.raises(KeyError, match=r"no metadata key 'a\.u9'.*near it: 'a\.u8'"):
+        model.metadata["a.u9"]
+    assert len(model) == 0 and model.n_bytes == 0
+
+
+def test_unknown_tensor_name(tmp_path, rng):
+    model = quant.open(write_file(tmp_path / "model.gguf", random_tensors(rng)))
+    assert "blk.0.weight" in model and "blk.0.wait" not in model and 3 not in model
+    with pytest.raises(KeyError, match=r"no tensor 'blk\.0\.wait'.*'blk\.0\.weight'"):
+        model["blk.0.wait"]
+    with pytest.raises(KeyError, match="no tensor"):
+        model.tensor_info(["unhashable"])
+
+
+def test_big_token_arrays_cost_only_a_walk(tmp_path):
+    tokens = [f"token{index}" for index in range(129280)]
+    path = write_file(tmp_path / "model.gguf", {}, {"tokenizer.ggml.tokens": ("array", tokens)})
+    tracemalloc.start()
+    try:
+        model = quant.open(path)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < 2**17
+    assert list(model.metadata["tokenizer.ggml.tokens"]) == tokens
+
+
+def test_opening_does_not_read_the_tensors(tmp_path):
+    n_bytes = 2**33  # a sparse file: reading it all would show in the resident memory
+    header = gb.padded(gb.header([], [gb.row("big", (2**20, 2**11), gb.F32_TENSOR, 0)]))
+    path = tmp_path / "big.gguf"
+    path.write_bytes(header)
+    os.truncate(path, len(header) + n_bytes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tensor = quant.open(path)["big"]
+    assert tensor.data.nbytes == n_bytes and tensor.data[-1, -1] == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
+
+
+def test_a_type_that_cannot_be_read(tmp_path):
+    rows = [gb.row("new", (64,), 4242, 0), gb.row("old", (8,), gb.F32_TENSOR, 64)]
+    rows.append(gb.row("i8", (8,), int(QTYPES.I8), 96))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gb.padded(gb.header([], rows)) + bytes(128))
+    model = quant.open(path)
+    assert model.tensor_info("new").qtype == 4242
+    assert model.tensor_info("new").n_bytes is None
+    assert model.n_bytes_by_type == {"F32": 32, "I8": 8, "4242": 0}
+    assert model["old"].shape == (8,)
+    with pytest.raises(
+        quant.ModelFileError, match=r"'new' has the type 4242, which.*supported: .*Q2_K"
+    ):
+        model["new"]
+    with pytest.raises(quant.ModelFileError, match=r"'i8' has the type I8"):
+        model["i8"]
+
+
+def split_files(tmp_path, rng, n_parts=4):
+    """A model of several parts; paths and tensors."""
+    tensors = random_tensors(rng, 2 * n_parts - 2)
+    assert len(tensors) == 2 * n_parts
+    path = tmp_path / "model.gguf"
+    write_file(path, tensors, METADATA, split_max_tensors=2)
+    paths = sorted(tmp_path.glob("*.gguf"))
+    assert [p.name for p in paths] == [
+        f"model-{n + 1:05d}-of-{n_parts:05d}.gguf" for n in range(n_parts)
+    ]
+    return paths, tensors
+
+
+def test_a_split_model_by_any_part(tmp_path, rng):
+    paths, tensors = split_files(tmp_path, rng)
+    for path in paths:
+        model = quant.open(path)
+        assert model.paths == tuple(map(str, paths))
+        assert list(model) == list(tensors)
+        assert model.metadata["split.no"] == 0
+        assert model.metadata["a.text"] == METADATA["a.text"][1]
+        for name, (data, _) in tensors.items():
+            np.testing.assert_array_equal(
+                model[name].data.ravel(), np.ascontiguousarray(data).view(np.uint8).ravel()
+            )
+        assert model.tensor_info(list(tensors)[-1]).path == str(paths[-1])
+
+
+def test_a_split_model_named_relatively(tmp_path, rng, monkeypatch):
+    paths, tensors = split_files(tmp_path, rng)
+    monkeypatch.chdir(tmp_path)
+    assert list(quant.open(paths[2].name)) == list(tensors)
+
+
+@pytest.mark.parametrize("missing", [0, 2])
+def test_a_missing_part(tmp_path, rng, missing):
+    paths, _ = split_files(tmp_path, rng)
+    paths[missing].unlink()
+    with pytest.raises(FileNotFoundError, match=rf"missing.*{paths[missing].name}"):
+        quant.open(paths[1])
+
+
+def test_parts_that_do_not_belong_together(tmp_path, rng):
+    paths, _ = split_files(tmp_path, rng)
+    other = tmp_path / "other"
+    other.mkdir()
+    others, _ = split_files(other, rng)
+    os.replace(others[2], paths[1])  # part 3 under the name of part 2
+    with pytest.raises(
+        quant.ModelFileError, match=r"by its metadata part 3 of 4.*by its name part 2"
+    ):
+        quant.open(paths[0])
+
+
+def test_renamed_parts(tmp_path, rng):
+    paths, _ = split_files(tmp_path, rng)
+    plain = tmp_path / "plain.gguf"
+    plain.write_bytes(paths[1].read_bytes())
+    with pytest.raises(quant.ModelFileError, match=r"call it NAME-00002-of-00004.gguf again"):
+        quant.open(plain)
+    fewer = tmp_path / "model-00001-of-00002.gguf"
+    fewer.write_bytes(paths[0].read_bytes())
+    with pytest.raises(quant.ModelFileError, match=r"one of 2 parts.*split.count says 4"):
+        quant.open(fewer)
+    whole = write_file(tmp_path / "whole-00001-of-00002.gguf", random_tensors(rng))
+    with pytest.raises(quant.ModelFileError, match="give it another name"):
+        quant.open(whole)
+
+
+def write_parts(tmp_path, rows, count_type=gb.I32, total=None):
+    total = len(rows) if total is None else total
+    for index, row in enumerate(rows):
+        entries = [
+            gb.entry("split.no", gb.U16, index),
+            gb.entry("split.count", gb.U16, len(rows)),
+            gb.entry("split.tensors.count", count_type, total),
+        ]
+        name = f"m-{index + 1:05d}-of-{len(rows):05d}.gguf"
+        (tmp_path / name).write_bytes(gb.padded(gb.header(entries, [row])) + bytes(64))
+    return tmp_path / name
+
+
+def test_contradictions_between_parts(tmp_path):
+    rows = [gb.row(name, (4,), gb.F32_TENSOR, 0) for name in "ab"]
+    assert list(quant.open(write_parts(tmp_path, rows))) == ["a", "b"]
+    with pytest.raises(quant.ModelFileError, match=r"says 3 tensors, the 2 parts hold 2"):
+        quant.open(write_parts(tmp_path, rows, total=3))
+    with pytest.raises(quant.ModelFileError, match=r"split.tensors.count' is 2.0, not a count"):
+        quant.open(write_parts(tmp_path, rows, gb.F32))
+    with pytest.raises(quant.ModelFileError, match=r"tensor 'a' is in .*00001-of-00002.gguf too"):
+        quant.open(write_parts(tmp_path, [rows[0], rows[0]]))
+
+
+def test_paths_that_are_no_model_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.gguf"):
+        quant.open(tmp_path / "nowhere.gguf")
+    with pytest.raises(quant.ModelFileError, match="a folder"):
+        quant.open(tmp_path)
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(quant.ModelFileError, match="not a regular file"):
+        quant.open(tmp_path / "pipe.gguf")
+    for content, message in (
+        (b"", "empty file"),
+        (b"GG", "begins with b'GG'"),
+        (b"PK\3\4 zip", "not a GGUF file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ):
+        path = tmp_path / "other.gguf"
+        path.write_bytes(content)
+        with pytest.raises(quant.ModelFileError, match=message) as caught:
+            quant.open(path)
+        assert str(path) in str(caught.value)
+    with pytest.raises(TypeError):
+        quant.open(3)
+
+
+F32_ROW = gb.row("a", (4,), gb.F32_TENSOR, 0)
+ALIGN = "general.alignment"
+BIG = 2**63
+CORRUPT = {
+    "version 1": (gb.header([], [], version=1), "GGUF version 1; versions 2 and 3"),
+    "version 4": (gb.header([], [], version=4), "GGUF version 4"),
+    "big endian": (gb.header([], [], version=3 << 24), "big-endian GGUF"),
+    "tensor count": (gb.header([], [], n_tensors=BIG), f"claims {BIG} tensors.*{MAX_ENTRIES}"),
+    "metadata count": (gb.header([], [], n_metadata=BIG), f"claims {BIG} metadata entries"),
+    "missing tensor": (gb.header([], [F32_ROW], n_tensors=2), "truncated or corrupt.*tensor 1"),
+    "missing entry": (gb.header([], [], n_metadata=1), "truncated or corrupt.*metadata entry 0"),
+    "duplicate key": (gb.header([gb.entry("k", gb.U8, 1)] * 2, []), "'k' is there twice"),
+    "duplicate name": (gb.header([], [F32_ROW] * 2), "two tensors are named 'a'"),
+    "key not UTF-8": (gb.header([gb.entry(b"\xff", gb.U8, 1)], []), "not valid UTF-8"),
+    "name not UTF-8": (gb.header([], [gb.row(b"a\xc3", (4,), 0, 0)]), "not valid UTF-8"),
+    "key length": (gb.header([b"\xff" * 8 + b"k"], []), "is 18446744073709551615 bytes long"),
+    "text length": (
+        gb.header([gb.text("k") + gb.scalar(gb.U32, gb.STRING) + gb.scalar(gb.U64, BIG)], []),
+        f"'k' takes {BIG} bytes",
+    ),
+    "value type": (gb.header([gb.text("k") + gb.scalar(gb.U32, 13)], []), "unknown value type 13"),
+    "item type": (
+        gb.header(
+            [gb.text("k") + gb.scalar(gb.U32, gb.ARRAY) + gb.scalar(gb.U32, 99) + bytes(8)], []
+        ),
+        "unknown item type 99",
+    ),
+    "nested arrays": (
+        gb.header(
+            [gb.text("k") + gb.scalar(gb.U32, gb.ARRAY) + gb.scalar(gb.U32, gb.ARRAY) + bytes(8)],
+            [],
+        ),
+        "array of arrays",
+    ),
+    "array length": (
+        gb.header(
+            [
+                gb.text("k")
+                + gb.scalar(gb.U32, gb.ARRAY)
+                + gb.scalar(gb.U32, gb.U64)
+                + gb.scalar(gb.U64, 2**61)
+            ],
+            [],
+        ),
+        f"takes {2**64} bytes",
+    ),
+    "strings": (
+        gb.header(
+            [
+                gb.text("k")
+                + gb.scalar(gb.U32, gb.ARRAY)
+                + gb.scalar(gb.U32, gb.STRING)
+                + gb.scalar(gb.U64, 2**61)
+            ],
+            [],
+        ),
+        f"at most {MAX_ARRAY_STRINGS}",
+    ),
+    "alignment 0": (gb.header([gb.entry(ALIGN, gb.U32, 0)], []), "not a power of two"),
+    "alignment 24": (gb.header([gb.entry(ALIGN, gb.U32, 24)], []), "not a power of two"),
+    "alignment u64": (gb.header([gb.entry(ALIGN, gb.U64, 32)], []), "not a u32"),
+    "huge alignment": (gb.header([gb.entry(ALIGN, gb.U32, 2**31)], [F32_ROW]), "the file ends at"),
+    "no dimensions": (gb.header([], [gb.row("a", (), 0, 0)]), "has 0 dimensions"),
+    "five dimensions": (gb.header([], [gb.row("a", (1,) * 5, 0, 0)]), "has 5 dimensions"),
+    "2**31 dimensions": (gb.header([], [gb.row("a", (1,), 0, 0, 2**31)]), "has 2147483648 dim"),
+    "zero dimension": (gb.header([], [gb.row("a", (4, 0), 0, 0)]), r"shape \(0, 4\)"),
+    "product 2**64": (gb.header([], [gb.row("a", (2**32, 2**32), 0, 0)]), r"more than 2\*\*63"),
+    "product 2**256": (gb.header([], [gb.row("a", (BIG,) * 4, 777, 0)]), r"more than 2\*\*63"),
+    "product 2**62": (gb.header([], [gb.row("a", (2**31, 2**31), 0, 0)]), "the file ends at"),
+    "columns": (gb.header([], [gb.row("a", (48,), gb.Q8_0_TENSOR, 0)]), "48 columns.*Q8_0"),
+    "misaligned": (gb.header([], [gb.row("a", (4,), 0, 8)]), "not a multiple of the alignment 32"),
+    "offset": (gb.header([], [gb.row("a", (4,), 0, BIG)]), "the file ends at"),
+    "overlap": (
+        gb.header([], [gb.row("a", (16,), 0, 0), gb.row("b", (4,), 0, 32)]),
+        "tensors 'a' and 'b' overlap",
+    ),
+    "same place": (gb.header([], [F32_ROW, gb.row("b", (4,), 777, 0)]), "overlap"),
+}
+
+
+@pytest.mark.parametrize("case", CORRUPT)
+def test_corrupt_files(tmp_path, case):
+    data, message = CORRUPT[case]
+    path = tmp_path / "corrupt.gguf"
+    path.write_bytes(gb.padded(data) + bytes(64) if "missing" not in case else data)
+    with pytest.raises(quant.ModelFileError, match=message) as caught:
+        quant.open(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_text_that_is_not_utf8_is_refused_when_asked_for(tmp_path):
+    entries = [
+        gb.entry("one", gb.STRING, b"\xff\xfe"),
+        gb.entry("two", (gb.ARRAY, gb.STRING), ["fine", b"\xc3\x28"]),
+    ]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gb.header(entries, []))
+    model = quant.open(path)
+    with pytest.raises(quant.ModelFileError, match="'one' is not valid UTF-8"):
+        model.metadata["one"]
+    with pytest.raises(quant.ModelFileError, match="item 1 of metadata 'two' is not valid UTF-8"):
+        model.metadata["two"]
+
+
+def test_version_2_and_a_missing_last_padding(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gb.padded(gb.header([], [F32_ROW], version=2)) + b"\0\0\x80\x3f" * 4)
+    np.testing.assert_array_equal(quant.open(path)["a"].data.view(np.float32), 1.0)
+
+
+LLAMA = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 4096,
+    "llama.embedding_length": 512,
+    "llama.attention.head_count": 8,
+    "llama.attention.head_count_kv": 2,
+}
+MLA = {
+    "general.architecture": "deepseek2",
+    "deepseek2.block_count": 61,
+    "deepseek2.context_length": 163840,
+    "deepseek2.embedding_length": 7168,
+    "deepseek2.attention.head_count": 128,
+    "deepseek2.attention.kv_lora_rank": 512,
+    "deepseek2.rope.dimension_count": 64,
+}
+OLD_MLA = {  # as in the log of the PR
+    **MLA,
+    "deepseek2.attention.head_count_kv": 128,
+    "deepseek2.attention.key_length": 192,
+    "deepseek2.attention.value_length": 128,
+}
+NEW_MLA = {
+    **MLA,
+    "deepseek2.attention.head_count_kv": 1,
+    "deepseek2.attention.key_length": 576,
+    "deepseek2.attention.value_length": 512,
+    "deepseek2.attention.key_length_mla": 192,
+    "deepseek2.attention.value_length_mla": 128,
+}
+
+
+def test_attention_geometry():
+    llama = AttentionGeometry.from_metadata(LLAMA)
+    assert llama == AttentionGeometry("llama", 2, 512, 4096, 8, 2, 64, 64, 64)
+    assert not llama.is_mla and llama.d_k_latent is None
+    without_kv = {key: value for key, value in LLAMA.items() if not key.endswith("count_kv")}
+    assert AttentionGeometry.from_metadata(without_kv).n_head_kv == 8
+    for metadata in (OLD_MLA, NEW_MLA):
+        mla = AttentionGeometry.from_metadata(metadata)
+        assert mla == AttentionGeometry("deepseek2", 61, 7168, 163840, 128, 128, 192, 128, 64, 512)
+        assert mla.is_mla and mla.d_k_latent == 576
+
+
+def test_attention_geometry_per_layer():
+    key = "llama.attention.head_count_kv"
+    geometry = AttentionGeometry.from_metadata({**LLAMA, key: np.array([2, 4, 9], np.int32)})
+    assert geometry.n_head_kv == (2, 4)
+    assert AttentionGeometry.from_metadata({**LLAMA, key: np.array([4, 4])}).n_head_kv == 4
+    for bad in (np.array([4]), np.array([4, -1]), np.array([0.5, 1]), "four", -1, True):
+        with pytest.raises(ValueError, match="head_count_kv"):
+            AttentionGeometry.from_metadata({**LLAMA, key: bad})
+
+
+@pytest.mark.parametrize("key", [key for key in LLAMA if not key.endswith("count_kv")])
+def test_missing_keys_of_the_geometry(tmp_path, key):
+    rest = {k: v for k, v in LLAMA.items() if k != key}
+    entries = [gb.entry(k, gb.STRING if isinstance(v, str) else gb.U32, v) for k, v in rest.items()]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gb.header(entries, []))
+    with pytest.raises(quant.ModelFileError, match=f"{path}: metadata '{key}'"):
+        _ = quant.open(path).attention
+    with pytest.raises(ValueError, match=key):
+        AttentionGeometry.from_metadata({**LLAMA, key: -1})
