@@ -140,9 +140,14 @@ def _simple(build, result, *arguments):
     return signature(result, *arguments), codegen_
 
 
-# ---------------------------------------------------------------- operators: + - * & | ^ << >> < ==
+# ---------------------------------------------------------------- operators: + - * / & | ^ << >> < ==
 
-_FLOAT_OPS = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul"}
+_FLOAT_OPS = {
+    operator.add: "fadd",
+    operator.sub: "fsub",
+    operator.mul: "fmul",
+    operator.truediv: "fdiv",
+}
 _INT_OPS = {
     operator.add: "add",
     operator.sub: "sub",
@@ -211,10 +216,15 @@ def _comparison(op):
     return build
 
 
-for _op in _INT_OPS:
+def _kinds_with(op):
+    """Whether lanes of a kind know `op`."""
+    return lambda kind: op in (_FLOAT_OPS if kind == "f32" else _INT_OPS)
+
+
+for _op in {**_FLOAT_OPS, **_INT_OPS}:
     _register_operator(
         _op,
-        (lambda kind: True) if _op in _FLOAT_OPS else (lambda kind: kind != "f32"),
+        _kinds_with(_op),
         lambda vec: vec,
         _arithmetic(_op),
     )
@@ -432,6 +442,12 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
+def divide(typingctx, a, b):
+    """``a / b`` lane by lane."""
+    return _simple(lambda builder, x, y: builder.fdiv(x, y), f32x16, f32x16, f32x16)
+
+
+@intrinsic
 def negate(typingctx, v):
     """Flip the sign of every float lane."""
     return _simple(lambda builder, x: builder.fneg(x), f32x16, f32x16)
@@ -442,6 +458,14 @@ def absolute(typingctx, v):
     """Clear the sign of every float lane."""
     return _simple(
         lambda builder, x: _call(builder, "llvm.fabs.v16f32", f32x16.llvm, [x]), f32x16, f32x16
+    )
+
+
+@intrinsic
+def square_root(typingctx, v):
+    """The correctly rounded square root of every lane."""
+    return _simple(
+        lambda builder, x: _call(builder, "llvm.sqrt.v16f32", f32x16.llvm, [x]), f32x16, f32x16
     )
 
 
@@ -461,11 +485,27 @@ def select(typingctx, mask, a, b):
 
 @intrinsic
 def maximum(typingctx, a, b):
-    """Lane by lane ``a if a > b else b``: a NaN in `b` stays, a NaN in `a` is dropped."""
-    return _simple(
-        lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y),
-        f32x16, f32x16, f32x16,
-    )  # fmt: skip
+    """Lane by lane ``a if a > b else b``, of f32x16 or i32x16.
+
+    A NaN in `b` stays, a NaN in `a` is dropped.
+    """
+
+    def build(builder, x, y):
+        compare = builder.fcmp_ordered if a.kind == "f32" else builder.icmp_signed
+        return builder.select(compare(">", x, y), x, y)
+
+    return _simple(build, a, a, a)
+
+
+@intrinsic
+def minimum(typingctx, a, b):
+    """Lane by lane ``a if a < b else b``, of f32x16 (NaN as in `maximum`) or i32x16."""
+
+    def build(builder, x, y):
+        compare = builder.fcmp_ordered if a.kind == "f32" else builder.icmp_signed
+        return builder.select(compare("<", x, y), x, y)
+
+    return _simple(build, a, a, a)
 
 
 @intrinsic
@@ -638,58 +678,46 @@ def dot_u8s8(typingctx, acc, unsigned, signed):
 
 
 # ---------------------------------------------------------------- raw addresses
-# For operands with arbitrary strides: an int64 address in bytes, an index in float32 elements.
+# For operands with arbitrary strides: an int64 address in bytes, an index in elements (even
+# negative ones: nothing wraps around).
 
 
-def _pointer_at(builder, address, index, llvm_type):
-    byte_address = builder.add(address, builder.mul(index, _i64(4)))
+def _pointer_at(builder, address, index, item_bytes, llvm_type):
+    byte_address = builder.add(address, builder.mul(index, _i64(item_bytes)))
     return builder.inttoptr(byte_address, llvm_type.as_pointer())
 
 
-@intrinsic
-def read_f32(typingctx, address, index):
-    """float32 number `index` behind an address."""
-    return _simple(
-        lambda builder, a, i: builder.load(_pointer_at(builder, a, i, _f32), align=4),
-        types.float32,
-        types.int64,
-        types.int64,
-    )
+def _make_read(result, llvm_type, item_bytes):
+    @intrinsic
+    def read(typingctx, address, index):
+        """`result` at element `index` behind an address."""
+
+        def build(builder, a, i):
+            return builder.load(_pointer_at(builder, a, i, item_bytes, llvm_type), align=item_bytes)
+
+        return _simple(build, result, types.int64, types.int64)
+
+    return read
 
 
-@intrinsic
-def read_f32x16(typingctx, address, index):
-    """16 float32 behind an address, from number `index` on."""
-    return _simple(
-        lambda builder, a, i: builder.load(_pointer_at(builder, a, i, f32x16.llvm), align=4),
-        f32x16,
-        types.int64,
-        types.int64,
-    )
+def _make_write(value_type, llvm_type, item_bytes):
+    @intrinsic
+    def write(typingctx, address, index, value):
+        """Store `value` at element `index` behind an address."""
+
+        def codegen_(context, builder, sig, args):
+            pointer = _pointer_at(builder, args[0], args[1], item_bytes, llvm_type)
+            builder.store(args[2], pointer, align=item_bytes)
+            return context.get_dummy_value()
+
+        return signature(types.void, types.int64, types.int64, value_type), codegen_
+
+    return write
 
 
-@intrinsic
-def write_f32(typingctx, address, index, value):
-    """Set float32 number `index` behind an address."""
-
-    def codegen_(context, builder, sig, args):
-        pointer = _pointer_at(builder, args[0], args[1], _f32)
-        builder.store(args[2], pointer, align=4)
-        return context.get_dummy_value()
-
-    return signature(types.void, types.int64, types.int64, types.float32), codegen_
-
-
-@intrinsic
-def write_f32x16(typingctx, address, index, value):
-    """Set 16 float32 behind an address, from number `index` on."""
-
-    def codegen_(context, builder, sig, args):
-        pointer = _pointer_at(builder, args[0], args[1], f32x16.llvm)
-        builder.store(args[2], pointer, align=4)
-        return context.get_dummy_value()
-
-    return signature(types.void, types.int64, types.int64, f32x16), codegen_
+read_f32, read_f32x16 = _make_read(types.float32, _f32, 4), _make_read(f32x16, f32x16.llvm, 4)
+read_u16, read_u16x16 = _make_read(types.uint16, _i16, 2), _make_read(u16x16, u16x16.llvm, 2)
+write_f32, write_f32x16 = _make_write(types.float32, _f32, 4), _make_write(f32x16, f32x16.llvm, 4)
 
 
 @intrinsic
