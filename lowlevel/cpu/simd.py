@@ -17,6 +17,7 @@ operation  avx512 / avx2                          portable
 lookup16   one vpermps / two and a blend          lane by lane
 bytes16    vpshufb                                lane by lane
 dot_u8s8   vpdpbusd (VNNI) / vpmaddwd pairs       shifts and multiplies that LLVM vectorises
+half       vcvtph2ps, vcvtps2ph (F16C)            integer arithmetic that LLVM vectorises
 =========  =====================================  ==========================================
 
 `LEVEL` follows the CPU, or NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, which Numba itself honours: that
@@ -33,8 +34,10 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
+from . import half
+
 _i1, _i8, _i16, _i32, _i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
-_half, _f32 = ir.HalfType(), ir.FloatType()
+_f32 = ir.FloatType()
 _ELEMENT = {
     "f32": _f32,
     "i32": _i32,
@@ -382,22 +385,24 @@ def _make_bitcast(result):
 as_f32x16, as_i32x16, as_u8x64 = (_make_bitcast(v) for v in (f32x16, i32x16, u8x64))
 
 
+# (to float32, from float32)
+_HALF = half.native if LEVEL != "portable" else half.by_integers
+
+
 @intrinsic
 def half_to_f32(typingctx, x):
     """IEEE half bits to float32: a uint16 scalar or u16x16 (exact)."""
     if isinstance(x, Vec):
-        halves = ir.VectorType(_half, x.lanes)
-        return _simple(lambda b, v: b.fpext(b.bitcast(v, halves), f32x16.llvm), f32x16, u16x16)
-    return _simple(lambda b, v: b.fpext(b.bitcast(v, _half), _f32), types.float32, types.uint16)
+        return _simple(_HALF[0], f32x16, u16x16)
+    return _simple(_HALF[0], types.float32, types.uint16)
 
 
 @intrinsic
 def f32_to_half(typingctx, x):
     """float32 to IEEE half bits, nearest even: scalar -> uint16, f32x16 -> u16x16."""
     if isinstance(x, Vec):
-        halves = ir.VectorType(_half, x.lanes)
-        return _simple(lambda b, v: b.bitcast(b.fptrunc(v, halves), u16x16.llvm), u16x16, f32x16)
-    return _simple(lambda b, v: b.bitcast(b.fptrunc(v, _half), _i16), types.uint16, types.float32)
+        return _simple(_HALF[1], u16x16, f32x16)
+    return _simple(_HALF[1], types.uint16, types.float32)
 
 
 @intrinsic
@@ -437,6 +442,15 @@ def fma(typingctx, a, b, c):
     """``a * b + c`` with one rounding."""
     return _simple(
         lambda builder, *v: _call(builder, "llvm.fma.v16f32", f32x16.llvm, v),
+        f32x16, f32x16, f32x16, f32x16,
+    )  # fmt: skip
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, c):
+    """``a * b + c``: fused where the CPU can, else rounded twice. Exact products: the same bits."""
+    return _simple(
+        lambda builder, *v: _call(builder, "llvm.fmuladd.v16f32", f32x16.llvm, v),
         f32x16, f32x16, f32x16, f32x16,
     )  # fmt: skip
 
@@ -718,6 +732,47 @@ def _make_write(value_type, llvm_type, item_bytes):
 read_f32, read_f32x16 = _make_read(types.float32, _f32, 4), _make_read(f32x16, f32x16.llvm, 4)
 read_u16, read_u16x16 = _make_read(types.uint16, _i16, 2), _make_read(u16x16, u16x16.llvm, 2)
 write_f32, write_f32x16 = _make_write(types.float32, _f32, 4), _make_write(f32x16, f32x16.llvm, 4)
+
+
+def _make_read_at(result, llvm_type):
+    @intrinsic
+    def read_at(typingctx, address):
+        """The value behind an address in bytes; any alignment."""
+        return _simple(
+            lambda builder, a: builder.load(builder.inttoptr(a, llvm_type.as_pointer()), align=1),
+            result,
+            types.int64,
+        )
+
+    return read_at
+
+
+read_u8, read_u16 = _make_read_at(types.uint8, _i8), _make_read_at(types.uint16, _i16)
+read_u8x16, read_u8x32, read_u16x16 = (_make_read_at(v, v.llvm) for v in (u8x16, u8x32, u16x16))
+
+
+def _make_write_at(streaming):
+    @intrinsic
+    def write_at(typingctx, address, value):
+        def codegen_(context, builder, sig, args):
+            pointer = builder.inttoptr(args[0], args[1].type.as_pointer())
+            size = context.get_abi_sizeof(args[1].type)
+            instruction = builder.store(args[1], pointer, align=size if streaming else 1)
+            if streaming:
+                flag = builder.module.add_metadata([_i32(1)])
+                instruction.set_metadata("nontemporal", flag)
+            return context.get_dummy_value()
+
+        return signature(types.void, types.int64, value), codegen_
+
+    return write_at
+
+
+# write_at(address, value): a scalar or vector to an address in bytes; any alignment.
+write_at = _make_write_at(False)
+# stream_at(address, vector): past the caches; the same rule as for stream: a multiple of the
+# vector's size, or the process dies, and stream_fence() at the end.
+stream_at = _make_write_at(True)
 
 
 @intrinsic
