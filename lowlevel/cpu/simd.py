@@ -224,13 +224,14 @@ def _kinds_with(op):
     return lambda kind: op in (_FLOAT_OPS if kind == "f32" else _INT_OPS)
 
 
-for _op in {**_FLOAT_OPS, **_INT_OPS}:
-    _register_operator(
-        _op,
-        _kinds_with(_op),
-        lambda vec: vec,
-        _arithmetic(_op),
-    )
+for _op in _INT_OPS:
+    for _form in (_op, getattr(operator, f"i{_op.__name__.rstrip('_')}")):  # a + b and a += b
+        _register_operator(
+            _form,
+            (lambda kind: True) if _op in _FLOAT_OPS else (lambda kind: kind != "f32"),
+            lambda vec: vec,
+            _arithmetic(_op),
+        )
 for _op in _COMPARISONS:  # ordered: false where a lane is NaN
     _register_operator(
         _op,
@@ -730,7 +731,6 @@ def _make_write(value_type, llvm_type, item_bytes):
 
 
 read_f32, read_f32x16 = _make_read(types.float32, _f32, 4), _make_read(f32x16, f32x16.llvm, 4)
-read_u16, read_u16x16 = _make_read(types.uint16, _i16, 2), _make_read(u16x16, u16x16.llvm, 2)
 write_f32, write_f32x16 = _make_write(types.float32, _f32, 4), _make_write(f32x16, f32x16.llvm, 4)
 
 
