@@ -77,36 +77,38 @@ class Arena:
             return None
         hole_bytes, offset = holes.pop(index)
         del self._size_from[offset]
-        if hole_bytes > n_bytes:
-            self._add_hole(offset + n_bytes, hole_bytes - n_bytes)
+        end = offset + hole_bytes
+        rest = hole_bytes - n_bytes
+        if rest:
+            self._size_from[end - rest] = rest
+            self._start_to[end] = end - rest
+            insort(holes, (rest, end - rest))
         else:
-            del self._start_to[offset + hole_bytes]
+            del self._start_to[end]
         self.used += n_bytes
         return offset
 
     def give(self, offset, n_bytes):
         """Take back a block that `take` placed at `offset`."""
         self.used -= n_bytes
+        holes = self._holes
         start, end = offset, offset + n_bytes
-        before = self._start_to.get(start)
+        before = self._start_to.pop(start, None)
         if before is not None:
-            self._remove_hole(before, start - before)
+            del holes[bisect_left(holes, (start - before, before))]
             start = before
-        after_bytes = self._size_from.get(end)
+        after_bytes = self._size_from.pop(end, None)
         if after_bytes is not None:
-            self._remove_hole(end, after_bytes)
+            del holes[bisect_left(holes, (after_bytes, end))]
             end += after_bytes
-        self._add_hole(start, end - start)
+        self._size_from[start] = end - start
+        self._start_to[end] = start
+        insort(holes, (end - start, start))
 
     def _add_hole(self, offset, n_bytes):
         self._size_from[offset] = n_bytes
         self._start_to[offset + n_bytes] = offset
         insort(self._holes, (n_bytes, offset))
-
-    def _remove_hole(self, offset, n_bytes):
-        del self._size_from[offset]
-        del self._start_to[offset + n_bytes]
-        del self._holes[bisect_left(self._holes, (n_bytes, offset))]
 
 
 def smallest_size(n_bytes, blocks):

@@ -1,7 +1,7 @@
 """Devices by name: "cpu", later "cuda:N" and "cudasim".
 
 A device is an object that its own package provides as `open_device(index)` in a module named
-`device`, loaded when first asked for; nothing on the ground imports one. What a Pool needs of it:
+`device`, loaded when first asked for; nothing on the ground imports one. What pools and `concat` need:
 
     name                                  "cpu", "cuda:0", ...
     allocate(n_bytes)                     flat memory of n_bytes, 256-byte aligned, contents undefined
@@ -9,11 +9,18 @@ A device is an object that its own package provides as `open_device(index)` in a
     address(array)                        address of the first element (int), or None for what is no array of the device
     fill(memory, start, stop, pattern)    repeat a 16-bit pattern over bytes start..stop (both even)
     holds(memory, start, stop, pattern)   whether those bytes still hold the pattern
-    copy(target, source)                  same shape and dtype, any strides
+    empty(shape, dtype)                   a C-contiguous array outside any pool
+    plain(array)                          the array without the ways of a subclass
+    copy(target, source)                  shape and dtype equal, any strides, no element in common; takes no memory
+    overlap(array, array)                 whether they share an element (True also if that is too hard to say)
+    overlaps_itself(array)                whether two of its indices may mean one place
+    writable(array)
 """
 
 import importlib
 import re
+
+import numpy as np
 
 _MODULES = {
     "cpu": "lowlevel.cpu.device",
@@ -56,6 +63,19 @@ def get(name):
             raise ValueError(f'device: {name!r} is not part of this version; use "cpu"') from None
         _open[key] = module.open_device(index)
     return _open[key]
+
+
+def of_array(array, name):
+    """The device that an array lies on; `name` is the argument it came as, for the error.
+
+    Raises
+    ------
+    TypeError
+        No array of a known device, or one that hides elements (a masked array).
+    """
+    if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
+        return get("cpu")
+    raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
 
 
 def _parse(name):

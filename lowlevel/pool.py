@@ -19,19 +19,15 @@ took inside (in the innermost scope, if nested), whoever else has freed some of 
 take meanwhile is in their scopes or in none. Do not call a pool from a signal handler or a `__del__`.
 """
 
-import math
-import operator
 import threading
 import weakref
-from typing import NamedTuple
-
-import numpy as np
 
 from lowlevel import devices
 from lowlevel.arena import ALIGNMENT, Arena, align_up, smallest_size
 from lowlevel.block import Block, by_offset, holders
 from lowlevel.budget_error import BudgetError, exact_size, refusal
 from lowlevel.pool_memory import ArenaMemory, GuardedMemory, MemoryCorruptionError, call_site
+from lowlevel.shapes import array_layout
 from lowlevel.sizes import parse_size
 
 __all__ = [
@@ -45,7 +41,6 @@ __all__ = [
 ]
 
 SNAPSHOT_VERSION = 1
-MAX_NDIM = 32  # of NumPy 1; 2 has 64
 
 _pools = weakref.WeakSet()
 _pools_lock = threading.Lock()
@@ -55,12 +50,6 @@ def open_pools():
     """Every pool of this process that is neither closed nor garbage (to find leaks)."""
     with _pools_lock:
         return [pool for pool in _pools if not pool.closed]
-
-
-class _Entry(NamedTuple):
-    array: object  # held, so that its id stays its own
-    block: Block
-    scope: object
 
 
 class Pool:
@@ -106,7 +95,7 @@ class Pool:
         self._arena = Arena(self._budget // ALIGNMENT * ALIGNMENT)
         memory = GuardedMemory if debug else ArenaMemory
         self._memory = memory(self._device, self._arena.size)
-        self._live = {}  # id(array) -> _Entry; what is here is taken, all other state follows from it
+        self._live = {}  # id(array) -> (array, block, scope): what is taken; all else follows
         self._number = 0
         self._peak = 0
         self._peak_number = 0  # the block that made the peak
@@ -140,39 +129,41 @@ class Pool:
         TypeError, ValueError
             Not a shape, dtype or tag; the pool is closed.
         """
-        shape, dtype, requested = _layout(shape, dtype)
+        shape, dtype, requested = array_layout(shape, dtype)
         if not isinstance(tag, str):
             raise TypeError(f"tag: expected a str, got {tag!r}")
         n_bytes = align_up(requested)
-        stack = self._scopes()
-        scope = stack[-1] if stack else None
+        scopes = self._scopes()
+        scope = scopes[-1] if scopes else None
+        path = scope.path if scope else ""
         thread = threading.current_thread().name
         site = call_site() if self._debug else ""
         array = None
         with self._lock:
             self._check_open()
-            offset = self._arena.take(n_bytes) if n_bytes else 0
-            if offset is None:
-                raise self._refusal(requested, n_bytes, shape, dtype, tag)
             try:
+                offset = self._arena.take(n_bytes) if n_bytes else 0
+                if offset is None:
+                    raise self._refusal(requested, n_bytes, shape, dtype, tag)
                 array = self._memory.take(offset, n_bytes, shape, dtype)
                 number = self._number + 1
-                path = scope.path if scope else ""
                 block = Block(offset, n_bytes, shape, dtype, tag, path, number, thread, site)
-                self._live[id(array)] = _Entry(array, block, scope)
+                self._live[id(array)] = (array, block, scope)
                 if scope:
                     scope.arrays[id(array)] = array
-            except BaseException:  # KeyboardInterrupt too: nothing was taken
+                self._number = number
+                used = self._arena.used
+                if used > self._peak:
+                    self._peak = used
+                    self._peak_number = number
+                    self._freed_since_peak = []
+                if self._trace:
+                    self._trace.block("alloc", block, used)
+            except BudgetError:
+                raise
+            except BaseException:  # an interrupt, or a device that fails: nothing was taken
                 self._undo_empty(array, scope)
                 raise
-            self._number = number
-            used = self._arena.used
-            if used > self._peak:
-                self._peak = used
-                self._peak_number = number
-                self._freed_since_peak = []
-            if self._trace:
-                self._trace.block("alloc", block, used)
         return array
 
     def free(self, array):
@@ -310,40 +301,45 @@ class Pool:
             raise ValueError("the pool is closed")
 
     def _blocks(self):
-        return by_offset(entry.block for entry in self._live.values())
+        return by_offset(block for _, block, _ in self._live.values())
 
     def _fragmentation(self):
         free = self._arena.size - self._arena.used
         return 1 - self._arena.largest_free / free if free else 0.0
 
     def _release(self, arrays):
-        """Give back live arrays, all of them even if an interrupt or a corrupted block comes between."""
-        arrays = list(arrays)
+        """Give back live arrays: all of them, even if an interrupt or a corrupted block comes between."""
         try:
             while arrays:
                 entry = self._live.pop(id(arrays[-1]), None)
                 if entry:
-                    if entry.block.n_bytes:
-                        self._arena.give(entry.block.offset, entry.block.n_bytes)
                     self._after_release(entry)
-                    self._memory.give(entry.array, entry.block)
                 arrays.pop()
         except BaseException:
             for array in arrays:
-                entry = self._live.pop(id(array), None)
-                if entry:
-                    self._after_release(entry)
+                self._forget(array)
             self._rebuild()
             raise
 
     def _after_release(self, entry):
         array, block, scope = entry
+        if block.n_bytes:
+            self._arena.give(block.offset, block.n_bytes)
         if scope:
             scope.arrays.pop(id(array), None)
         if block.number <= self._peak_number:
             self._freed_since_peak.append(block)
         if self._trace:
             self._trace.block("free", block, self._arena.used)
+        self._memory.give(array, block)
+
+    def _forget(self, array):
+        """The least that frees an array: what `_rebuild` goes by."""
+        _, block, scope = self._live.pop(id(array), (None, None, None))
+        if scope:
+            scope.arrays.pop(id(array), None)
+        if block and block.number <= self._peak_number:
+            self._freed_since_peak.append(block)
 
     def _undo_empty(self, array, scope):
         self._live.pop(id(array), None)
@@ -353,7 +349,7 @@ class Pool:
 
     def _rebuild(self):
         """After an interruption at an unknown point: the arena as the live blocks say."""
-        blocks = [(entry.block.offset, entry.block.n_bytes) for entry in self._live.values()]
+        blocks = [(block.offset, block.n_bytes) for _, block, _ in self._live.values()]
         self._arena = Arena(self._arena.size, blocks)
 
     def _close(self):
@@ -363,7 +359,7 @@ class Pool:
             leaked = self._blocks()
             memory = self._memory
             try:
-                self._release([entry.array for entry in self._live.values()])
+                self._release([array for array, _, _ in self._live.values()])
             finally:
                 self._memory = None
                 self._arena = Arena(0)
@@ -384,9 +380,7 @@ class Pool:
             )
         else:
             remedy += f"; it is {exact_size(n_bytes - free)} more than is free."
-        if self._trace:
-            self._trace.refused(requested, n_bytes, tag, self._arena.used)
-        return refusal(
+        error = refusal(
             f"{dtype.name} {shape}, tag {tag!r}",
             requested=requested,
             rounded=n_bytes,
@@ -398,6 +392,11 @@ class Pool:
             smallest_budget=smallest,
             remedy=remedy,
         )
+        if self._trace:
+            self._trace.event(
+                "refuse", tag=tag, size=n_bytes, used=error.used, error=error.to_dict()
+            )
+        return error
 
     def _why_not_mine(self, array):
         address = self._device.address(array)
@@ -419,7 +418,7 @@ class Pool:
     def _free_scope(self, scope):
         with self._lock:
             if self._memory is not None:
-                self._release(scope.arrays.values())
+                self._release(list(scope.arrays.values()))
 
     def _scopes(self):
         """The scopes this thread is in, outermost first."""
@@ -467,43 +466,3 @@ class Scope:
             )
         scopes.pop()
         self._pool._free_scope(self)
-
-
-def _layout(shape, dtype):
-    """Shape, dtype and bytes of an array, checked."""
-    dtype = _resolve_dtype(dtype)
-    try:
-        shape = (
-            tuple(map(operator.index, shape))
-            if hasattr(shape, "__iter__")
-            else (operator.index(shape),)
-        )
-    except TypeError:
-        raise TypeError(f"shape: expected an int or a sequence of ints, got {shape!r}") from None
-    if shape and min(shape) < 0:
-        raise ValueError(f"shape: expected no negative length, got {shape}")
-    if len(shape) > MAX_NDIM:
-        raise ValueError(f"shape: expected at most {MAX_NDIM} axes, got {len(shape)}")
-    return shape, dtype, math.prod(shape) * dtype.itemsize
-
-
-def _resolve_dtype(dtype):
-    try:
-        dtype = np.dtype(dtype)
-    except TypeError:
-        dtype = _extension_dtype(dtype)
-    if dtype.hasobject:
-        raise TypeError(f"dtype: Python objects cannot lie in a pool, got {dtype}")
-    if dtype.itemsize == 0 or dtype.subdtype:
-        raise TypeError(f"dtype: expected one element of fixed size, got {dtype!r}")
-    return dtype
-
-
-def _extension_dtype(name):
-    """bfloat16 and its like have names that NumPy knows only once ml_dtypes is imported."""
-    try:
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, name))
-    except (ImportError, AttributeError, TypeError):
-        raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None

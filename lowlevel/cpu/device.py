@@ -3,7 +3,9 @@
 import numpy as np
 
 from lowlevel.arena import ALIGNMENT
+from lowlevel.cpu import copy as copies
 from lowlevel.cpu import threads
+from lowlevel.sizes import format_size
 
 
 class CpuDevice:
@@ -14,7 +16,12 @@ class CpuDevice:
     def allocate(self, n_bytes):
         # The slack that reaches the next aligned address is not part of what is handed out. Pages are
         # touched by whoever writes them, so a large arena costs what is used of it.
-        memory = np.empty(n_bytes + ALIGNMENT, np.uint8)
+        try:
+            memory = np.empty(n_bytes + ALIGNMENT, np.uint8)
+        except (MemoryError, ValueError):  # ValueError: more than an address can say
+            raise MemoryError(
+                f"the machine does not give {format_size(n_bytes)} of memory"
+            ) from None
         start = -memory.ctypes.data % ALIGNMENT
         return memory[start : start + n_bytes]
 
@@ -30,11 +37,19 @@ class CpuDevice:
     def holds(self, memory, start, stop, pattern):
         return bool((memory[start:stop].view(np.uint16) == pattern).all())
 
-    def resolve_n_threads(self, n_threads):
-        return threads.resolve_n_threads(n_threads)
+    def empty(self, shape, dtype):
+        return np.empty(shape, dtype)
 
-    def copy(self, target, source):
-        np.copyto(target, source, casting="no")
+    def plain(self, array):
+        return np.asarray(array)
+
+    def writable(self, array):
+        return array.flags.writeable
+
+    copy = staticmethod(copies.copy_disjoint)
+    overlap = staticmethod(copies.overlap)
+    overlaps_itself = staticmethod(copies.overlaps_itself)
+    resolve_n_threads = staticmethod(threads.resolve_n_threads)
 
 
 def open_device(index):

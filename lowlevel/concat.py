@@ -1,0 +1,119 @@
+"""Joining arrays along one axis into one contiguous array."""
+
+import operator
+
+from lowlevel import devices
+from lowlevel.shapes import resolve_dtype
+
+
+def concat(arrays, axis=0, out=None):
+    """Join `arrays` along `axis`.
+
+    Every element is copied once, from where it lies to its place: inputs of any strides (negative and
+    zero ones too) are read as they are, and nothing of their size is allocated besides the result.
+
+    Parameters
+    ----------
+    arrays : sequence of array
+        At least one, with at least one axis each. One dtype (bool, integers, floats of any width, complex, structured,
+        without Python objects), one shape except along `axis`. Those of length 0 along `axis` add nothing.
+    axis : int
+        -1 is the last axis.
+    out : array, optional
+        Where the result goes: the result's shape and dtype, writable, any strides that put no two
+        elements in one place; shares no element with an input.
+
+    Returns
+    -------
+    array
+        `out`, or a new C-contiguous array on the inputs' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Before anything is written, saying which argument does not fit, and what would.
+    """
+    arrays, device = _check_arrays(arrays)
+    axis = _check_axis(axis, arrays[0].ndim)
+    _check_agreement(arrays, axis)
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    if out is None:
+        out = device.empty(tuple(shape), arrays[0].dtype)
+    else:
+        _check_out(out, tuple(shape), arrays, device)
+    before = (slice(None),) * axis
+    target = device.plain(out)
+    start = 0
+    for array in arrays:
+        stop = start + array.shape[axis]
+        device.copy(target[(*before, slice(start, stop))], array)
+        start = stop
+    return out
+
+
+def _check_arrays(arrays):
+    if not isinstance(arrays, (list, tuple)):
+        raise TypeError(f"arrays: expected a list or tuple of arrays, got {type(arrays).__name__}")
+    if not arrays:
+        raise ValueError("arrays: expected at least one array, got none")
+    found = [devices.of_array(array, f"arrays[{i}]") for i, array in enumerate(arrays)]
+    for i, device in enumerate(found):
+        if device is not found[0]:
+            raise ValueError(
+                f"arrays[{i}]: on {device.name}, arrays[0] on {found[0].name}; bring them to one device"
+            )
+    device = found[0]
+    arrays = [device.plain(array) for array in arrays]
+    for i, array in enumerate(arrays):
+        if array.ndim == 0:
+            raise ValueError(
+                f"arrays[{i}]: 0-d, there is no axis to join along; reshape it to (1,)"
+            )
+    resolve_dtype(arrays[0].dtype)
+    return arrays, device
+
+
+def _check_axis(axis, ndim):
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis: expected an int, got {axis!r}") from None
+    if not -ndim <= index < ndim:
+        raise ValueError(
+            f"axis: expected {-ndim} to {ndim - 1} for arrays of {ndim} axes, got {index}"
+        )
+    return index % ndim
+
+
+def _check_agreement(arrays, axis):
+    first = arrays[0]
+    wanted = _without(first.shape, axis)
+    for i, array in enumerate(arrays):
+        if array.dtype != first.dtype:
+            raise TypeError(f"arrays[{i}]: expected {first.dtype} as arrays[0], got {array.dtype}")
+        if array.ndim != first.ndim or _without(array.shape, axis) != wanted:
+            raise ValueError(
+                f"arrays[{i}]: shape {array.shape} does not fit {first.shape} of arrays[0]; "
+                f"all lengths but that of axis {axis} must agree"
+            )
+
+
+def _check_out(out, shape, arrays, device):
+    if devices.of_array(out, "out") is not device:
+        raise ValueError(f"out: expected an array on {device.name} like the inputs")
+    if out.dtype != arrays[0].dtype:
+        raise TypeError(f"out: expected {arrays[0].dtype} like the inputs, got {out.dtype}")
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out: expected shape {shape}, got {tuple(out.shape)}")
+    if not device.writable(out):
+        raise ValueError("out: read-only; give an array that can be written")
+    if device.overlaps_itself(out):
+        raise ValueError(f"out: strides {out.strides} may put two elements in one place")
+    for i, array in enumerate(arrays):
+        if device.overlap(out, array):
+            raise ValueError(f"out: shares memory with arrays[{i}]; give memory of its own")
+
+
+def _without(shape, axis):
+    return (*shape[:axis], *shape[axis + 1 :])

@@ -1,0 +1,72 @@
+"""Shapes and dtypes as callers give them, checked."""
+
+import math
+import operator
+
+import numpy as np
+
+MAX_NDIM = 32  # what NumPy 1 holds; NumPy 2 holds 64
+
+
+def array_layout(shape, dtype):
+    """Shape, dtype and bytes of an array with elements of fixed size.
+
+    Parameters
+    ----------
+    shape : int or sequence of int
+    dtype : dtype or str
+        Any NumPy dtype without Python objects; those of ml_dtypes by name.
+
+    Returns
+    -------
+    shape : tuple of int
+    dtype : numpy.dtype
+    n_bytes : int
+        Exact, of any size.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    dtype = resolve_dtype(dtype)
+    try:
+        shape = tuple(map(operator.index, shape))
+    except TypeError:
+        shape = (_one_length(shape),)
+    if shape and min(shape) < 0:
+        raise ValueError(f"shape: expected lengths of at least 0, got {shape}")
+    if len(shape) > MAX_NDIM:
+        raise ValueError(f"shape: expected at most {MAX_NDIM} axes, got {len(shape)}")
+    return shape, dtype, math.prod(shape) * dtype.itemsize
+
+
+def resolve_dtype(dtype):
+    """`dtype` as a numpy.dtype whose elements are plain bytes of one fixed size."""
+    if dtype is None:
+        raise TypeError('dtype: expected a dtype or its name, such as "float32"; got None')
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        dtype = _extension_dtype(dtype)
+    if dtype.hasobject:
+        raise TypeError(f"dtype: expected one without Python objects, got {dtype}")
+    if dtype.itemsize == 0 or dtype.subdtype:
+        raise TypeError(f"dtype: expected one element of fixed size, got {dtype!r}")
+    return dtype
+
+
+def _one_length(shape):
+    try:
+        return operator.index(shape)
+    except TypeError:
+        raise TypeError(f"shape: expected an int or a sequence of ints, got {shape!r}") from None
+
+
+def _extension_dtype(name):
+    """bfloat16 and its like have names that NumPy knows only once ml_dtypes is imported."""
+    try:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    except (ImportError, AttributeError, TypeError):
+        raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None
