@@ -224,14 +224,9 @@ def _kinds_with(op):
     return lambda kind: op in (_FLOAT_OPS if kind == "f32" else _INT_OPS)
 
 
-for _op in _INT_OPS:
+for _op in {**_FLOAT_OPS, **_INT_OPS}:
     for _form in (_op, getattr(operator, f"i{_op.__name__.rstrip('_')}")):  # a + b and a += b
-        _register_operator(
-            _form,
-            (lambda kind: True) if _op in _FLOAT_OPS else (lambda kind: kind != "f32"),
-            lambda vec: vec,
-            _arithmetic(_op),
-        )
+        _register_operator(_form, _kinds_with(_op), lambda vec: vec, _arithmetic(_op))
 for _op in _COMPARISONS:  # ordered: false where a lane is NaN
     _register_operator(
         _op,
