@@ -348,6 +348,12 @@ def widen_signed(typingctx, v):
 
 
 @intrinsic
+def narrow(typingctx, v):
+    """The low bytes of i32 lanes, as u8x16."""
+    return _simple(lambda builder, x: builder.trunc(x, u8x16.llvm), u8x16, i32x16)
+
+
+@intrinsic
 def shift_right_signed(typingctx, v, n):
     """Arithmetic right shift of every lane by `n`."""
 
