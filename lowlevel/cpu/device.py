@@ -4,7 +4,7 @@ import numpy as np
 
 from lowlevel.arena import ALIGNMENT
 from lowlevel.cpu import copy as copies
-from lowlevel.cpu import threads
+from lowlevel.cpu import layout, threads
 from lowlevel.sizes import format_size
 
 
@@ -50,6 +50,14 @@ class CpuDevice:
     overlap = staticmethod(copies.overlap)
     overlaps_itself = staticmethod(copies.overlaps_itself)
     resolve_n_threads = staticmethod(threads.resolve_n_threads)
+    planner = layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.plan`)
+
+    @property
+    def attention(self):
+        """``run(plan, operands, scratch)``; importing it loads Numba."""
+        from lowlevel.cpu import attention
+
+        return attention
 
 
 def open_device(index):

@@ -11,12 +11,12 @@ import hashlib
 import pathlib
 
 import numba
-from numba.core import caching
+from numba.core import caching, ccallback, sigutils
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sources_digest(folder):
     """Digest of every .py file in `folder` and in lowlevel/cpu."""
     digest = hashlib.sha1(numba.__version__.encode())
@@ -58,3 +58,34 @@ def kernel(function=None, *, fastmath=False, inline=False):
     if cache is not None:
         dispatcher._cache = cache
     return dispatcher
+
+
+class CKernel:
+    """A kernel that compiled code calls through its address, compiled when first asked for it."""
+
+    def __init__(self, function, signature):
+        self.function, self.signature = function, signature
+
+    @functools.cached_property
+    def _compiled(self):
+        signature = sigutils.normalize_signature(self.signature)
+        options = {"nopython": True, "error_model": "numpy"}
+        compiled = ccallback.CFunc(self.function, signature, locals={}, options=options)
+        cache = _disk_cache(self.function)
+        if cache is not None:
+            compiled._cache = cache
+        compiled.compile()
+        return compiled
+
+    @property
+    def address(self):
+        """The compiled function's address (int), valid as long as this object lives."""
+        return self._compiled.address
+
+
+def c_kernel(signature):
+    """Decorator: a function with C calling convention, e.g. ``@c_kernel("void(int64, int64)")``.
+
+    Arguments are scalars or pointers; a pointer becomes an array by `numba.carray`.
+    """
+    return lambda function: CKernel(function, signature)

@@ -1,0 +1,17 @@
+"""The ground floor of kqcap: memory pools, attention plans, attention, concat. Knows nothing of GGUF."""
+
+from .attention import attention, merge_states
+from .concat import concat
+from .plan import AttentionPlan, plan_attention
+from .pool import Block, BudgetError, Pool
+
+__all__ = [
+    "AttentionPlan",
+    "Block",
+    "BudgetError",
+    "Pool",
+    "attention",
+    "concat",
+    "merge_states",
+    "plan_attention",
+]

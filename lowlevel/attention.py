@@ -1,0 +1,415 @@
+"""Attention inside a memory budget: the public call, its checks, and merging partial results."""
+
+import contextlib
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import devices
+from .kv_source import as_kv_source
+from .plan import AttentionPlan, plan_attention
+from .pool import Pool
+
+# Comparing two strided arrays element by element for overlap may cost this many steps at most.
+_OVERLAP_WORK = 10_000
+
+
+class Operands(NamedTuple):
+    """Checked operands of one call, as backends take them.
+
+    q, out: (n_head, n_tokens, d) with contiguous last axis; lse: (n_head, n_tokens) or None;
+    k, v: KV sources; v_column: V's first column in K where the plan says v_in_k; mask: view of shape
+    (n_head, n_tokens, n_kv) or None; alibi_slopes, sinks: (n_head,) float32 or None.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    out: Any
+    lse: Any
+    v_column: int
+    mask: Any
+    alibi_slopes: Any
+    sinks: Any
+    causal: bool
+    window: int | None
+    scale: float
+    softcap: float | None
+
+
+def attention(
+    q,
+    k,
+    v,
+    *,
+    pool=None,
+    scale=None,
+    causal=True,
+    mask=None,
+    window=None,
+    softcap=None,
+    alibi_slopes=None,
+    sinks=None,
+    out=None,
+    method="auto",
+    assemble="write",
+    plan=None,
+    n_threads=None,
+    return_lse=False,
+):
+    """Attention of `q` over `k` and `v`, its scratch taken from `pool` and never more.
+
+    For query head h at position p and key position c of K/V head ``h // (n_head / n_head_kv)``::
+
+        s = scale * q.k
+        s = softcap * tanh(s / softcap)         if softcap
+        s = s + mask                            if mask
+        s = s - alibi_slopes[h] * |p - c|       if alibi_slopes
+
+    then keys with c > p (causal) or c <= p - window are left out, and the output is
+    ``sum(softmax(s) * v)``. Query row i sits at position ``n_kv - n_tokens + i``. A row with nothing
+    to attend to gives 0. Keys left out (also by a mask of -inf) contribute nothing even where their
+    K or V holds NaN or inf.
+
+    Parameters
+    ----------
+    q : numpy.ndarray, float32, (n_head, n_tokens, d_k)
+        Any strides with a contiguous last axis.
+    k, v : numpy.ndarray or QuantTensor, (n_head_kv, n_kv, d_k) and (n_head_kv, n_kv, d_v)
+        float32, float16 or bfloat16 in any strides (zero strides too) with a contiguous last axis,
+        or quantised in 32-weight blocks (Q8_0, Q4_0, IQ4_NL). They are decoded a chunk of keys at a
+        time. If V is a range of K's columns in the same memory (latent MLA), chunks are shared.
+    pool : Pool, optional
+        Where scratch comes from; its largest free block is the budget. None: a private pool of
+        just the bytes that the best plan needs.
+    scale : float, optional
+        None: 1 / sqrt(d_k).
+    causal : bool
+        Leave out keys after the query's position.
+    mask : numpy.ndarray, float32, (n_tokens, n_kv) or (n_head, n_tokens, n_kv), optional
+        Added to the scores; any strides.
+    window : int, optional
+        Sliding window: a query sees the last `window` positions up to its own.
+    softcap : float, optional
+    alibi_slopes, sinks : array_like of n_head floats, optional
+        A sink is one more logit of its head in the maximum and the sum, without a value.
+    out : numpy.ndarray, float32, (n_head, n_tokens, d_v), optional
+        Written and returned; any strides with a contiguous last axis, for example
+        ``np.empty((n_tokens, n_head, d_v), "f4").transpose(1, 0, 2)``.
+    method : {"auto", "steps"}
+        "auto": the best tiles. "steps": whole K*Q of some heads at a time, as ik_llama.cpp -amb.
+    assemble : {"write", "concat"}
+        For method "steps": see `plan_attention`.
+    plan : AttentionPlan, optional
+        A plan for exactly these sizes; then `method`, `assemble` and `n_threads` are the plan's.
+    n_threads : int, optional
+        None: every CPU this process may use.
+    return_lse : bool
+        Also return log(sum(exp(s))) of each row, sink included: (n_head, n_tokens) float32, -inf
+        for a row with nothing to attend to. See `merge_states`.
+
+    Returns
+    -------
+    numpy.ndarray or (numpy.ndarray, numpy.ndarray)
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument does not fit; it is named, with what was given and what would work.
+    BudgetError
+        The smallest tile does not fit the pool. Nothing has been written or taken.
+
+    Notes
+    -----
+    Softmax is computed online in float32 (Milakov and Gimelshein, arXiv:1805.02867), and outputs
+    are rescaled only when a row's maximum moves. Any number of threads may call this at once, also
+    on one pool.
+    """
+    n_head, n_tokens, d_k = _check_q(q)
+    k_source, v_source = as_kv_source(k, "k"), as_kv_source(v, "v")
+    n_head_kv, n_kv, d_v = _check_kv(n_head, d_k, k_source, v_source)
+    out_shape = (n_head, n_tokens, d_v)
+    if out is not None:
+        _check_out(out, out_shape)
+    operands = Operands(
+        q=q,
+        k=k_source,
+        v=v_source,
+        out=out,
+        lse=None,
+        v_column=_column_of_v(k_source, v_source),
+        mask=_check_mask(mask, n_head, n_tokens, n_kv),
+        alibi_slopes=_check_per_head(alibi_slopes, "alibi_slopes", n_head),
+        sinks=_check_per_head(sinks, "sinks", n_head),
+        causal=_check_bool(causal, "causal"),
+        window=_check_window(window),
+        scale=1 / math.sqrt(d_k) if scale is None else _check_float(scale, "scale"),
+        softcap=None if softcap is None else _check_float(softcap, "softcap", positive=True),
+    )
+    if out is not None:
+        _check_overlap(operands)
+    device = pool.device if pool is not None else "cpu" if plan is None else plan.device
+    sizes = dict(
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        n_tokens=n_tokens,
+        n_kv=n_kv,
+        d_k=d_k,
+        d_v=d_v,
+        kv_dtype=(k_source.dtype_name, v_source.dtype_name),
+        v_in_k=operands.v_column >= 0,
+        device=device,
+    )
+    if plan is not None:
+        _check_plan(plan, sizes)
+
+    def make_plan(budget):
+        if plan is not None:
+            return plan
+        return plan_attention(
+            **sizes, method=method, assemble=assemble, n_threads=n_threads, budget=budget
+        )
+
+    with _scratch(pool, make_plan) as (plan, blocks):
+        # Outputs are made after everything that can be refused was accepted.
+        if out is None:
+            operands = operands._replace(out=np.empty(out_shape, np.float32))
+        if return_lse:
+            operands = operands._replace(lse=np.empty(out_shape[:2], np.float32))
+        if n_tokens:
+            devices.get(plan.device).attention.run(plan, operands, blocks)
+    return (operands.out, operands.lse) if return_lse else operands.out
+
+
+@contextlib.contextmanager
+def _scratch(pool, make_plan):
+    """(plan, {tag: array of float32}) with the plan's blocks taken from `pool`, freed at the end."""
+    if pool is None:
+        plan = make_plan(None)
+        pool = Pool(plan.scratch_bytes, device=plan.device)
+        with pool, _taken(pool, plan) as blocks:
+            yield plan, blocks
+        return
+    # Blocks whose rounded sizes add up to the largest hole always fit, however fragmented the rest.
+    plan = make_plan(pool.largest_free)
+    with _taken(pool, plan) as blocks:
+        yield plan, blocks
+
+
+@contextlib.contextmanager
+def _taken(pool, plan):
+    with pool.scope("attention"):
+        yield {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
+
+
+def merge_states(outs, lses):
+    """Join attention over several parts of the keys, computed by calls with ``return_lse=True``.
+
+    ``out = sum(exp(lse_i - lse) * out_i)`` with ``lse = log(sum(exp(lse_i)))``, the same as one call
+    over all keys. Give `sinks` to one of the calls only.
+
+    Parameters
+    ----------
+    outs : sequence of numpy.ndarray, (n_head, n_tokens, d_v)
+    lses : sequence of numpy.ndarray, (n_head, n_tokens)
+        -inf: that part had nothing to attend to, and its output is ignored.
+
+    Returns
+    -------
+    out, lse : numpy.ndarray, float32
+        New arrays.
+
+    Raises
+    ------
+    ValueError
+        No parts, or shapes that do not fit.
+    """
+    outs, lses = [np.asarray(o) for o in outs], [np.asarray(x) for x in lses]
+    if not outs or len(outs) != len(lses):
+        raise ValueError(
+            f"outs, lses: expected as many of one as of the other, at least 1; "
+            f"got {len(outs)} and {len(lses)}"
+        )
+    for i, (o, x) in enumerate(zip(outs, lses, strict=True)):
+        if o.ndim < 1 or o.shape != outs[0].shape or x.shape != o.shape[:-1]:
+            raise ValueError(
+                f"outs[{i}], lses[{i}]: expected shapes {outs[0].shape} and "
+                f"{outs[0].shape[:-1]}, got {o.shape} and {x.shape}"
+            )
+    top = np.maximum.reduce(lses)
+    # Parts without keys have lse -inf; where all have, any finite reference will do.
+    reference = np.where(np.isneginf(top), 0, top)
+    weights = [np.exp(x - reference) for x in lses]
+    total = np.add.reduce(weights)
+    divisor = np.where(total == 0, 1, total)
+    out = np.zeros(outs[0].shape, np.float32)
+    for o, weight in zip(outs, weights, strict=True):
+        share = (weight / divisor)[..., None]
+        np.add(out, np.multiply(share, o, where=share != 0, out=np.zeros_like(out)), out=out)
+    with np.errstate(divide="ignore"):
+        lse = (reference + np.log(total)).astype(np.float32)
+    return out, lse
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check_array(x, name, shape_text):
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array {shape_text}, got {type(x).__name__}")
+
+
+def _check_float32(x, name):
+    if x.dtype != np.float32:
+        raise TypeError(
+            f"{name}: expected float32, got {x.dtype}; try {name}.astype(numpy.float32)"
+        )
+    if any(s % 4 for s in x.strides) or x.__array_interface__["data"][0] % 4:
+        raise ValueError(f"{name}: strides and start must be multiples of 4 bytes, got {x.strides}")
+
+
+def _check_last_axis(x, name):
+    if x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
+        raise ValueError(
+            f"{name}: the last axis must be contiguous, got strides {x.strides} bytes for shape "
+            f"{x.shape}; numpy.ascontiguousarray({name}) would do"
+        )
+
+
+def _check_q(q):
+    _check_array(q, "q", "of shape (n_head, n_tokens, d_k)")
+    if q.ndim != 3 or q.shape[0] == 0 or q.shape[2] == 0:
+        raise ValueError(
+            f"q: expected shape (n_head, n_tokens, d_k) with n_head and d_k at least 1, got {q.shape}"
+        )
+    _check_float32(q, "q")
+    _check_last_axis(q, "q")
+    return q.shape
+
+
+def _check_kv(n_head, d_k, k, v):
+    if len(k.shape) != 3 or k.shape[0] == 0 or n_head % k.shape[0] or k.shape[2] != d_k:
+        raise ValueError(
+            f"k: expected shape (n_head_kv, n_kv, {d_k}) with n_head_kv a divisor of q's {n_head} "
+            f"heads, got {k.shape}"
+        )
+    if len(v.shape) != 3 or v.shape[:2] != k.shape[:2] or v.shape[2] == 0:
+        raise ValueError(
+            f"v: expected shape ({k.shape[0]}, {k.shape[1]}, d_v) like k's {k.shape}, got {v.shape}"
+        )
+    most = 2**31 - 64
+    if k.shape[1] > most:
+        raise ValueError(f"k: at most {most} keys are supported, got {k.shape[1]}")
+    return k.shape[0], k.shape[1], v.shape[2]
+
+
+def _check_out(out, shape):
+    _check_array(out, "out", f"of shape {shape}")
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
+    _check_float32(out, "out")
+    _check_last_axis(out, "out")
+    if not out.flags.writeable:
+        raise ValueError("out: the array is read-only")
+    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"out: elements overlap each other (strides {out.strides})")
+
+
+def _overlap(a, b):
+    try:
+        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _check_overlap(operands):
+    inputs = {
+        "q": operands.q,
+        "k": operands.k.data,
+        "v": operands.v.data,
+        "mask": operands.mask,
+    }
+    for name, array in inputs.items():
+        if array is not None and _overlap(operands.out, array):
+            raise ValueError(f"out: shares memory with {name}; give it memory of its own")
+
+
+def _check_mask(mask, n_head, n_tokens, n_kv):
+    if mask is None:
+        return None
+    works = f"({n_tokens}, {n_kv}) or ({n_head}, {n_tokens}, {n_kv})"
+    _check_array(mask, "mask", f"of shape {works}")
+    if mask.shape not in ((n_tokens, n_kv), (n_head, n_tokens, n_kv)):
+        raise ValueError(f"mask: expected shape {works}, got {mask.shape}")
+    _check_float32(mask, "mask")
+    return np.broadcast_to(mask, (n_head, n_tokens, n_kv))
+
+
+def _check_per_head(values, name, n_head):
+    if values is None:
+        return None
+    array = np.ascontiguousarray(values, dtype=np.float32)
+    if array.shape != (n_head,):
+        raise ValueError(f"{name}: expected {n_head} values, one per head, got shape {array.shape}")
+    if np.isnan(array).any() or (name == "alibi_slopes" and not np.isfinite(array).all()):
+        raise ValueError(f"{name}: expected finite values, got {array}")
+    return array
+
+
+def _check_bool(value, name):
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def _check_window(window):
+    if window is None:
+        return None
+    if isinstance(window, bool) or not isinstance(window, numbers.Integral):
+        raise TypeError(f"window: expected a positive int or None, got {window!r}")
+    if window < 1:
+        raise ValueError(f"window: expected at least 1, got {window}")
+    return int(window)
+
+
+def _check_float(value, name, positive=False):
+    kind = "a positive finite number" if positive else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {kind}, got {value!r}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name}: expected {kind}, got {value!r}")
+    return float(value)
+
+
+def _check_plan(plan, sizes):
+    if not isinstance(plan, AttentionPlan):
+        raise TypeError(f"plan: expected what plan_attention returns, got {type(plan).__name__}")
+    k_dtype, v_dtype = sizes["kv_dtype"]
+    actual = {**sizes, "k_dtype": k_dtype, "v_dtype": v_dtype, "out_dtype": "float32"}
+    del actual["kv_dtype"]
+    differing = [
+        f"{name} {getattr(plan, name)} (the call has {value})"
+        for name, value in actual.items()
+        if getattr(plan, name) != value
+    ]
+    if differing:
+        raise ValueError(f"plan: made for another call: {', '.join(differing)}")
+
+
+def _column_of_v(k, v):
+    """V's first column inside K's rows if V is a range of K's columns in memory, else -1."""
+    if (
+        k.dtype_name != v.dtype_name
+        or k.data.strides[:2] != v.data.strides[:2]
+        or v.shape[2] > k.shape[2]
+        or 0 in k.data.shape
+    ):
+        return -1
+    start = v.data.__array_interface__["data"][0] - k.data.__array_interface__["data"][0]
+    row_bytes = k.data.shape[2] * k.data.itemsize
+    column, odd = divmod(start * k.shape[2], row_bytes)
+    if odd or not 0 <= column <= k.shape[2] - v.shape[2]:
+        return -1
+    return column

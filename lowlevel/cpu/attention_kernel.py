@@ -1,0 +1,536 @@
+"""The compiled walk over attention's tiles: one call of `attend` is one worker at work.
+
+A task is a tile (query heads of one K/V head x tokens, see layout.py) or one of its key splits.
+For each chunk of keys the worker decodes K and V into its scratch once, then takes the tile's query
+rows panel by panel::
+
+    scores (keys x panel) = K chunk . queries       gemm_tile, K row-major, queries transposed
+    weights               = online softmax, in place
+    output (rows x d_v)  *= rescale, += weights^T . V chunk
+
+Only one panel's scores exist at a time: they stay in L1/L2. Chunks, and within them panels, that
+causality or a window leave out are never touched.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import simd, softmax
+from .gemm_tile import TILE_COLUMNS, TILE_ROWS, TILE_VECTORS, make_gemm_tile
+from .jit import kernel
+from .layout import KEY_STEP
+
+# A worker goes back to Python after about this many multiply-adds (some 20 ms).
+SLICE_WORK = 1_000_000_000
+# Up to this many query rows, scores are dot products along d_k: lanes across rows would idle.
+FEW_ROWS = 4
+
+_gemm = make_gemm_tile(TILE_ROWS, TILE_VECTORS)
+_gemm_narrow = _gemm if TILE_VECTORS == 1 else make_gemm_tile(TILE_ROWS, 1)
+_gemm_one_row = make_gemm_tile(1, TILE_VECTORS)
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_MINUS_INF = np.float32(-np.inf)
+
+
+class Call(NamedTuple):
+    """Everything a worker reads. Addresses in bytes (0: not given), strides as said."""
+
+    # sizes
+    n_head_kv: int
+    group: int  # query heads per K/V head
+    n_tokens: int
+    n_kv: int
+    d_k: int
+    d_v: int
+    # tile and its place in scratch (float32 values; see layout.py)
+    heads: int
+    rows: int
+    keys: int
+    splits: int
+    head_tiles: int
+    row_tiles: int
+    panel: int
+    q_depth: int
+    k_stride: int
+    v_stride: int
+    kq_floats: int
+    chunk_floats: int
+    tile_floats: int
+    state_floats: int
+    # operands: address and strides in float32 values
+    q: int
+    q_head: int
+    q_token: int
+    out: int
+    out_head: int
+    out_token: int
+    lse: int  # C-contiguous (n_head, n_tokens)
+    mask: int
+    mask_head: int
+    mask_token: int
+    mask_key: int
+    slopes: int
+    sinks: int
+    # K and V: address, strides in bytes, address of the fill; v_column >= 0: V inside K's chunk
+    k: int
+    k_head: int
+    k_key: int
+    k_fill: int
+    v: int
+    v_head: int
+    v_key: int
+    v_fill: int
+    v_column: int
+    # scores
+    causal: int
+    window: int
+    scale: float
+    softcap: float
+
+
+class Rows(NamedTuple):
+    """Where a worker's row state starts, in 4-byte items of the state block; see layout.py."""
+
+    top: int
+    total: int
+    factor: int
+    slope: int
+    low: int
+    high: int
+    position: int
+
+
+@kernel(inline=True)
+def _state_rows(base, padded_rows):
+    return Rows(
+        base,
+        base + padded_rows,
+        base + 2 * padded_rows,
+        base + 3 * padded_rows,
+        base + 4 * padded_rows,
+        base + 5 * padded_rows,
+        base + 6 * padded_rows,
+    )
+
+
+@kernel(inline=True)
+def _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens):
+    """Row state of a fresh tile: nothing seen yet, and which keys each row may see."""
+    n_rows = n_heads * n_tokens
+    for r in range(padded_rows):
+        state[rows.top + r] = _MINUS_INF
+        state[rows.total + r] = _ZERO
+        state[rows.slope + r] = _ZERO
+        state_int[rows.low + r] = 0
+        state_int[rows.high + r] = 0
+        state_int[rows.position + r] = 0
+    for r in range(n_rows):
+        h = head + r // n_tokens
+        position = call.n_kv - call.n_tokens + token + r % n_tokens
+        high = call.n_kv
+        if call.causal:
+            high = min(high, max(position + 1, 0))
+        state_int[rows.low + r] = min(max(position - call.window + 1, 0), call.n_kv)
+        state_int[rows.high + r] = high
+        state_int[rows.position + r] = position
+        if call.slopes:
+            state[rows.slope + r] = simd.read_f32(call.slopes, h)
+
+
+@kernel(inline=True)
+def _pack_queries(call, q_rows, tile, base, head, n_tokens, token, padded_rows):
+    """Queries into scratch: panels of (d_k, panel), or plain rows where there are few."""
+    depth = call.q_depth
+    for i in range(base, base + padded_rows * depth):
+        tile[i] = _ZERO
+    for r in range(q_rows):
+        source = (head + r // n_tokens) * call.q_head + (token + r % n_tokens) * call.q_token
+        if q_rows <= FEW_ROWS:
+            at, step = base + r * depth, 1
+        else:
+            at = base + (r // call.panel) * (depth * call.panel) + r % call.panel
+            step = call.panel
+        for i in range(call.d_k):
+            tile[at + i * step] = simd.read_f32(call.q, source + i)
+
+
+@kernel(inline=True)
+def _fill_chunk(call, chunk, base, kv_head, key, n_keys):
+    """Decode keys key .. key + n_keys of K, and of V unless it lies inside K's chunk."""
+    at = simd.address(chunk) + 4 * base
+    simd.call_fill(
+        call.k_fill,
+        call.k + kv_head * call.k_head + key * call.k_key,
+        call.k_key,
+        n_keys,
+        call.d_k,
+        at,
+        call.k_stride,
+    )
+    if call.v_column < 0:
+        simd.call_fill(
+            call.v_fill,
+            call.v + kv_head * call.v_head + key * call.v_key,
+            call.v_key,
+            n_keys,
+            call.d_v,
+            at + 4 * call.keys * call.k_stride,
+            call.v_stride,
+        )
+
+
+@kernel(inline=True)
+def _scores(call, queries, k_rows, out, n_keys):
+    """K chunk . queries of one panel: `n_keys` lines (rounded up to the register tile)."""
+    panel, depth = call.panel, call.d_k
+    if panel == 16:
+        for j in range(0, n_keys, TILE_ROWS):
+            _gemm_narrow(
+                k_rows + 4 * j * call.k_stride, call.k_stride, 1, queries, panel,
+                out + 4 * j * panel, panel, depth, False,
+            )  # fmt: skip
+    else:
+        for j in range(0, n_keys, TILE_ROWS):
+            for column in range(0, panel, TILE_COLUMNS):
+                _gemm(
+                    k_rows + 4 * j * call.k_stride, call.k_stride, 1, queries + 4 * column, panel,
+                    out + 4 * (j * panel + column), panel, depth, False,
+                )  # fmt: skip
+
+
+@kernel(inline=True)
+def _scores_few_rows(call, tile, queries, q_rows, chunk, k_rows, kq, out, n_keys):
+    """As `_scores` for up to `FEW_ROWS` query rows: dot products along d_k, four keys at a time."""
+    stride = call.k_stride
+    for r in range(q_rows):
+        query = queries + r * call.q_depth
+        whole = n_keys - n_keys % 4
+        for j in range(0, whole, 4):
+            row = k_rows + j * stride
+            a = simd.splat(_ZERO)
+            b, c, d = a, a, a
+            for i in range(0, call.q_depth, 16):
+                x = simd.load_f32x16(tile, query + i)
+                a = simd.fma(simd.load_f32x16(chunk, row + i), x, a)
+                b = simd.fma(simd.load_f32x16(chunk, row + stride + i), x, b)
+                c = simd.fma(simd.load_f32x16(chunk, row + 2 * stride + i), x, c)
+                d = simd.fma(simd.load_f32x16(chunk, row + 3 * stride + i), x, d)
+            at = out + j * call.panel + r
+            kq[at] = simd.sum_lanes(a)
+            kq[at + call.panel] = simd.sum_lanes(b)
+            kq[at + 2 * call.panel] = simd.sum_lanes(c)
+            kq[at + 3 * call.panel] = simd.sum_lanes(d)
+        for j in range(whole, n_keys):
+            a = simd.splat(_ZERO)
+            for i in range(0, call.q_depth, 16):
+                x = simd.load_f32x16(tile, query + i)
+                a = simd.fma(simd.load_f32x16(chunk, k_rows + j * stride + i), x, a)
+            kq[out + j * call.panel + r] = simd.sum_lanes(a)
+    # Lanes without a query hold old scratch, maybe NaN.
+    for j in range(n_keys):
+        for r in range(q_rows, call.panel):
+            kq[out + j * call.panel + r] = _ZERO
+
+
+@kernel(inline=True)
+def _rescale(tile, output, v_stride, n_rows, state, factor):
+    for r in range(n_rows):
+        x = state[factor + r]
+        if x != _ONE:
+            at = output + r * v_stride
+            for j in range(0, v_stride, 16):
+                simd.store(tile, at + j, simd.load_f32x16(tile, at + j) * x)
+
+
+@kernel(inline=True)
+def _add_products(call, weights, v_rows, v_step, output, n_rows, n_keys):
+    """Output rows += weights^T . V chunk, for one panel; addresses."""
+    panel, stride = call.panel, call.v_stride
+    for column in range(0, call.d_v, TILE_COLUMNS):
+        if n_rows == 1:
+            _gemm_one_row(
+                weights, 1, panel, v_rows + 4 * column, v_step,
+                output + 4 * column, stride, n_keys, True,
+            )  # fmt: skip
+        else:
+            for r in range(0, n_rows, TILE_ROWS):
+                _gemm(
+                    weights + 4 * r, 1, panel, v_rows + 4 * column, v_step,
+                    output + 4 * (r * stride + column), stride, n_keys, True,
+                )  # fmt: skip
+
+
+@kernel(inline=True)
+def _add_products_carefully(call, kq, weights, chunk, v_rows, v_step, tile, output, n_rows, n_keys):
+    """As `_add_products` where V holds NaN or inf: a left-out key (weight 0) adds nothing."""
+    for r in range(n_rows):
+        for j in range(n_keys):
+            p = kq[weights + j * call.panel + r]
+            if p != _ZERO:
+                for i in range(call.d_v):
+                    tile[output + r * call.v_stride + i] += p * chunk[v_rows + j * v_step + i]
+
+
+@kernel(inline=True)
+def _all_finite(call, chunk, v_rows, v_step, n_keys):
+    for j in range(n_keys):
+        for i in range(call.d_v):
+            x = chunk[v_rows + j * v_step + i]
+            if x - x != _ZERO:
+                return False
+    return True
+
+
+@kernel(inline=True)
+def _write_row(call, source, source_row, head, token, top, total):
+    """Divide an output row by its sum, bring in the sink, and write it (and its lse) out."""
+    factor = _ZERO
+    if call.sinks:
+        sink = simd.read_f32(call.sinks, head)
+        largest = max(top, sink)
+        if largest != _MINUS_INF:
+            shrink = np.exp(top - largest)
+            total = total * shrink + np.exp(sink - largest)
+            top = largest
+            factor = shrink / total
+    elif total != _ZERO:  # true for NaN as well
+        factor = _ONE / total
+    target = head * call.out_head + token * call.out_token
+    if factor == _ZERO:  # nothing attended to
+        for i in range(call.d_v):
+            simd.write_f32(call.out, target + i, _ZERO)
+    else:
+        for i in range(call.d_v):
+            simd.write_f32(call.out, target + i, source[source_row + i] * factor)
+    if call.lse:
+        lse = _MINUS_INF if total == _ZERO else top + np.log(total)
+        simd.write_f32(call.lse, head * call.n_tokens + token, lse)
+
+
+@kernel(inline=True)
+def _save_partial(source, output, v_stride, padded_rows, state, rows, partial, base):
+    """One split's output rows, maxima and sums, for `merge`."""
+    for i in range(padded_rows * v_stride):
+        partial[base + i] = source[output + i]
+    base += padded_rows * v_stride
+    for r in range(padded_rows):
+        partial[base + r] = state[rows.top + r]
+        partial[base + padded_rows + r] = state[rows.total + r]
+
+
+@kernel(inline=True)
+def _tile_place(call, tile_number):
+    """(K/V head, first query head, heads, first token, tokens) of a tile; last rows come first:
+    with causality they have the most keys, and long tasks should not start last."""
+    per_row = call.n_head_kv * call.head_tiles
+    row_tile = call.row_tiles - 1 - tile_number // per_row
+    kv_head = tile_number % per_row // call.head_tiles
+    first = tile_number % call.head_tiles * call.heads
+    token = row_tile * call.rows
+    return (
+        kv_head,
+        kv_head * call.group + first,
+        min(call.heads, call.group - first),
+        token,
+        min(call.rows, call.n_tokens - token),
+    )
+
+
+@kernel(inline=True)
+def _padded_rows(call):
+    return -(-(call.heads * call.rows) // call.panel) * call.panel
+
+
+@kernel(inline=True)
+def _panel_step(
+    call, kq, kq_base, chunk, k_rows, v_rows, v_step, tile, queries, output, q_rows, n_rows,
+    state, state_int, rows, r0, key, n_keys, masked, head, token, n_tokens, careful,
+):  # fmt: skip
+    """Scores, softmax and products of one panel against `n_keys` keys of the chunk."""
+    kq_address, chunk_address = simd.address(kq), simd.address(chunk)
+    tile_address = simd.address(tile)
+    if q_rows <= FEW_ROWS:
+        _scores_few_rows(call, tile, queries, q_rows, chunk, k_rows, kq, kq_base, n_keys)
+    else:
+        _scores(
+            call,
+            tile_address + 4 * queries,
+            chunk_address + 4 * k_rows,
+            kq_address + 4 * kq_base,
+            n_keys,
+        )
+    scale = call.scale
+    if call.softcap > _ZERO or call.slopes or call.mask or scale <= _ZERO:
+        softmax.transform(
+            kq, kq_base, call.panel, n_keys, scale, call.softcap,
+            state, rows.slope + r0, state_int, rows.position + r0, key,
+        )  # fmt: skip
+        scale = _ONE
+    if call.mask:
+        for r in range(n_rows):
+            row = r0 + r
+            mask_row = (head + row // n_tokens) * call.mask_head
+            mask_row += (token + row % n_tokens) * call.mask_token + key * call.mask_key
+            softmax.add_mask_row(
+                kq, kq_base + r, call.panel, n_keys, call.mask + 4 * mask_row, call.mask_key
+            )
+    if masked:
+        softmax.leave_out(
+            kq, kq_base, call.panel, n_keys,
+            state_int, rows.low + r0, state_int, rows.high + r0, key,
+        )  # fmt: skip
+    if softmax.update(
+        kq, kq_base, call.panel, n_keys, scale, masked or call.mask != 0,
+        state, rows.top + r0, state, rows.total + r0, state, rows.factor + r0,
+    ):  # fmt: skip
+        _rescale(tile, output, call.v_stride, n_rows, state, rows.factor + r0)
+    if careful:
+        _add_products_carefully(
+            call, kq, kq_base, chunk, v_rows, v_step, tile, output, n_rows, n_keys
+        )
+    else:
+        _add_products(
+            call, kq_address + 4 * kq_base, chunk_address + 4 * v_rows, v_step,
+            tile_address + 4 * output, n_rows, n_keys,
+        )  # fmt: skip
+
+
+@kernel(inline=True)
+def _panel_range(state_int, rows, r0, n_rows, key, n_keys):
+    """(first, last) key of the chunk that some row of the panel sees, and whether all see all."""
+    low, high = np.int64(2**31), np.int64(0)
+    highest_low, lowest_high = np.int64(0), np.int64(2**31)
+    for r in range(r0, r0 + n_rows):
+        row_low, row_high = np.int64(state_int[rows.low + r]), np.int64(state_int[rows.high + r])
+        low, high = min(low, row_low), max(high, row_high)
+        highest_low, lowest_high = max(highest_low, row_low), min(lowest_high, row_high)
+    first, last = max(low, key), min(high, key + n_keys)
+    # Whole register tiles of keys, counted from the chunk's first: none reaches past the chunk.
+    first -= (first - key) % KEY_STEP
+    return first, last, highest_low <= first and lowest_high >= last
+
+
+@kernel
+def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
+    """Work on tasks from `counter` until about `SLICE_WORK`; True if more may be left.
+
+    Parameters
+    ----------
+    call : Call
+    kq, chunk, tile, state, partial : float32 arrays, 1-D
+        The scratch blocks of all workers, one after another.
+    state_int : int32 array
+        The same memory as `state`.
+    counter : int64 array of 1
+        Number of the next task.
+    worker : int
+        Whose part of the scratch to use.
+    """
+    padded_rows = _padded_rows(call)
+    kq_base, chunk_base = worker * call.kq_floats, worker * call.chunk_floats
+    tile_base, state_base = worker * call.tile_floats, worker * call.state_floats
+    out_base = tile_base + padded_rows * call.q_depth
+    rows = _state_rows(state_base, padded_rows)
+    if call.v_column >= 0:
+        v_rows, v_step = chunk_base + call.v_column, call.k_stride
+    else:
+        v_rows, v_step = chunk_base + call.keys * call.k_stride, call.v_stride
+    # Columns past d_k are never written: they must be 0 for dot products over whole vectors.
+    for j in range(call.keys):
+        for i in range(call.d_k, call.q_depth):
+            chunk[chunk_base + j * call.k_stride + i] = _ZERO
+
+    n_tasks = call.n_head_kv * call.head_tiles * call.row_tiles * call.splits
+    work = 0
+    while work < SLICE_WORK:
+        task = simd.take_task(counter, 1)
+        if task >= n_tasks:
+            return False
+        kv_head, head, n_heads, token, n_tokens = _tile_place(call, task // call.splits)
+        q_rows = n_heads * n_tokens
+        _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens)
+        _pack_queries(call, q_rows, tile, tile_base, head, n_tokens, token, padded_rows)
+        for i in range(out_base, out_base + padded_rows * call.v_stride):
+            tile[i] = _ZERO
+
+        first, last, _ = _panel_range(state_int, rows, 0, q_rows, 0, call.n_kv)
+        n_chunks = max(0, -(-(last - first) // call.keys))
+        per_split = -(-n_chunks // call.splits)
+        split = task % call.splits
+        last = min(last, first + (split + 1) * per_split * call.keys)
+        first += split * per_split * call.keys
+        for key in range(first, last, call.keys):
+            n_keys = min(call.keys, last - key)
+            _fill_chunk(call, chunk, chunk_base, kv_head, key, n_keys)
+            checked, careful = False, False
+            for r0 in range(0, q_rows, call.panel):
+                n_rows = min(call.panel, q_rows - r0)
+                low, high, all_seen = _panel_range(state_int, rows, r0, n_rows, key, n_keys)
+                if high <= low:
+                    continue
+                masked = not all_seen
+                if (masked or call.mask) and not checked:
+                    careful = not _all_finite(call, chunk, v_rows, v_step, n_keys)
+                    checked = True
+                skipped = low - key
+                _panel_step(
+                    call, kq, kq_base, chunk, chunk_base + skipped * call.k_stride,
+                    v_rows + skipped * v_step, v_step, tile,
+                    tile_base + r0 * call.q_depth, out_base + r0 * call.v_stride, q_rows, n_rows,
+                    state, state_int, rows, r0, low, high - low, masked, head, token, n_tokens,
+                    careful and (masked or call.mask != 0),
+                )  # fmt: skip
+            work += q_rows * n_keys * (call.d_k + call.d_v)
+
+        if call.splits > 1:
+            base = task * padded_rows * (call.v_stride + 2)
+            _save_partial(
+                tile, out_base, call.v_stride, padded_rows, state, rows, partial, base
+            )
+        else:
+            for r in range(q_rows):
+                _write_row(
+                    call, tile, out_base + r * call.v_stride, head + r // n_tokens,
+                    token + r % n_tokens, state[rows.top + r], state[rows.total + r],
+                )  # fmt: skip
+    return True
+
+
+@kernel
+def merge(call, partial, counter):
+    """Merge the splits of each tile and write its rows; tasks are tiles."""
+    padded_rows = _padded_rows(call)
+    size = padded_rows * (call.v_stride + 2)
+    n_tiles = call.n_head_kv * call.head_tiles * call.row_tiles
+    while True:
+        tile_number = simd.take_task(counter, 1)
+        if tile_number >= n_tiles:
+            return False
+        _, head, n_heads, token, n_tokens = _tile_place(call, tile_number)
+        first = tile_number * call.splits * size
+        tops = first + padded_rows * call.v_stride
+        sums = tops + padded_rows
+        for r in range(n_heads * n_tokens):
+            top = _MINUS_INF
+            for s in range(call.splits):
+                top = max(top, partial[tops + s * size + r])
+            # Split 0's row becomes the merged row.
+            row = first + r * call.v_stride
+            total = _ZERO
+            for s in range(call.splits):
+                part_top, part_sum = partial[tops + s * size + r], partial[sums + s * size + r]
+                if part_sum == _ZERO:
+                    factor = _ZERO
+                elif part_top == top:
+                    factor = _ONE
+                else:
+                    factor = np.exp(part_top - top)
+                total += part_sum * factor
+                for i in range(call.d_v):
+                    x = partial[row + s * size + i] if part_sum != _ZERO else _ZERO
+                    partial[row + i] = x * factor + (partial[row + i] if s else _ZERO)
+            _write_row(
+                call, partial, row, head + r // n_tokens, token + r % n_tokens, top, total
+            )

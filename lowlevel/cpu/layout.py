@@ -1,0 +1,181 @@
+"""How a tile of attention lies in CPU scratch: pure arithmetic, shared by the plan and the kernel.
+
+A tile is ``heads`` query heads of one K/V head by ``rows`` tokens, walked in chunks of ``keys``
+keys. Its heads * rows query rows stand side by side in panels of 32 (16 where 16 or fewer rows are
+all there is). One worker at a time owns, in float32:
+
+=============  ==========================================================================
+block          per worker
+=============  ==========================================================================
+kq             scores of one panel:            keys x panel
+kv chunk       keys decoded for this chunk:    keys x k_stride, then keys x v_stride
+tile           queries, one panel after another, d_k x panel each; the output so far,
+               rows x v_stride
+row state      maximum, sum, rescale factor, ALiBi slope, first key, last key, position
+=============  ==========================================================================
+
+and, where one tile's keys are split among workers, the partial outputs of all splits
+("partial results"), merged at the end.
+"""
+
+from typing import NamedTuple
+
+# Query rows side by side in one panel of scores: two AVX-512 vectors.
+PANEL = 32
+# Chunks of keys are multiples of this, the register tile's rows.
+KEY_STEP = 8
+# float32 values in one 64-byte line; every worker's part of a block starts on one.
+LINE = 16
+# Per query row: maximum, sum, factor, slope (float32) and low, high, position (int32).
+ROW_STATE_FLOATS = 4
+ROW_STATE_INTS = 3
+
+# The best tile, from `kqcap bench`: it keeps a worker's scratch inside a 1 MiB L2.
+BEST_ROWS, BEST_KEYS = 256, 256
+BEST_ROWS_WIDE, BEST_KEYS_WIDE = 128, 128  # d_k + d_v > WIDE, such as MLA's 576 + 512
+WIDE = 512
+# With 16 or fewer rows in all, K and V are read once: a chunk should stay in L1.
+FEW_ROWS = 16
+BEST_KEYS_FEW_ROWS = 64
+# Fewer keys than this are not worth a split and a merge.
+MIN_KEYS_PER_SPLIT = 512
+
+
+class Tile(NamedTuple):
+    """Query heads of one K/V head, tokens and keys in one tile, and key splits per tile."""
+
+    heads: int
+    rows: int
+    keys: int
+    splits: int
+
+
+class Widths(NamedTuple):
+    """Row lengths in scratch, in float32 values."""
+
+    panel: int  # query rows in a panel
+    n_panels: int
+    q_depth: int  # d_k, padded to whole vectors
+    k_stride: int
+    v_stride: int
+
+
+def round_up(n, multiple):
+    """`n` rounded up to a multiple."""
+    return -(-n // multiple) * multiple
+
+
+def _chunk_stride(width):
+    """Row length for a chunk of K or V: whole panels, off the powers of two that share cache sets."""
+    stride = round_up(width, PANEL)
+    return stride + LINE if stride % 256 == 0 else stride
+
+
+def widths(heads, rows, d_k, d_v):
+    """Row lengths of a tile's scratch; see the module's table."""
+    n_rows = heads * rows
+    panel = LINE if n_rows <= LINE else PANEL
+    return Widths(
+        panel=panel,
+        n_panels=-(-n_rows // panel),
+        q_depth=round_up(d_k, LINE),
+        k_stride=_chunk_stride(d_k),
+        v_stride=_chunk_stride(d_v),
+    )
+
+
+def worker_floats(tile, d_k, d_v, v_in_k):
+    """float32 values of one worker's part of each block.
+
+    Parameters
+    ----------
+    tile : Tile
+    d_k, d_v : int
+        Head sizes of K and V.
+    v_in_k : bool
+        V is a range of K's columns (latent MLA): its chunk is read out of K's.
+    """
+    w = widths(tile.heads, tile.rows, d_k, d_v)
+    padded_rows = w.panel * w.n_panels
+    state_items = padded_rows * (ROW_STATE_FLOATS + ROW_STATE_INTS)
+    floats = {
+        "kq": tile.keys * w.panel,
+        # One line more: the last row's last vector may reach past d_v.
+        "kv chunk": tile.keys * (w.k_stride + (0 if v_in_k else w.v_stride)) + PANEL,
+        "tile": padded_rows * (w.q_depth + w.v_stride),
+        "row state": state_items,
+    }
+    return {tag: round_up(n, LINE) for tag, n in floats.items()}
+
+
+def count_tiles(sizes, tile):
+    """Number of (head, row) tiles."""
+    group = sizes["n_head"] // sizes["n_head_kv"]
+    row_tiles = -(-sizes["n_tokens"] // tile.rows)
+    return sizes["n_head_kv"] * -(-group // tile.heads) * row_tiles
+
+
+def _partial_floats(sizes, tile):
+    """Partial results of all splits: output row, maximum and sum of every row."""
+    w = widths(tile.heads, tile.rows, sizes["d_k"], sizes["d_v"])
+    per_split = w.panel * w.n_panels * (w.v_stride + 2)
+    return count_tiles(sizes, tile) * tile.splits * per_split
+
+
+def scratch_parts(sizes, tile):
+    """((tag, bytes) of what all workers share, (tag, bytes) of each worker)."""
+    per_worker = worker_floats(tile, sizes["d_k"], sizes["d_v"], sizes["v_in_k"])
+    shared = ()
+    if tile.splits > 1:
+        shared = (("partial results", 4 * _partial_floats(sizes, tile)),)
+    return shared, tuple((tag, 4 * n) for tag, n in per_worker.items())
+
+
+def _heads_and_rows(group, n_tokens, max_rows):
+    """Whole heads while they fit in `max_rows` query rows, else rows of one head."""
+    if n_tokens <= max_rows:
+        return min(group, max(1, max_rows // n_tokens)), n_tokens
+    return 1, max_rows
+
+
+def _splits(n_tiles, n_threads, n_kv):
+    """Key splits that give every thread about two pieces where tiles are few."""
+    if n_threads == 1 or n_tiles >= 2 * n_threads:
+        return 1
+    return max(1, min(-(-2 * n_threads // n_tiles), n_kv // MIN_KEYS_PER_SPLIT))
+
+
+def candidate_tiles(sizes):
+    """Tiles from the best to the smallest, best first; a plan takes the first that fits.
+
+    Parameters
+    ----------
+    sizes : dict
+        n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, n_threads, v_in_k as in `plan_attention`.
+    """
+    group, n_tokens = sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"]
+    most_keys = round_up(max(sizes["n_kv"], 1), KEY_STEP)
+    wide = sizes["d_k"] + sizes["d_v"] > WIDE
+    best_rows = BEST_ROWS_WIDE if wide else BEST_ROWS
+    best_keys = BEST_KEYS_WIDE if wide else BEST_KEYS
+    if group * n_tokens <= FEW_ROWS:
+        best_keys = min(best_keys, BEST_KEYS_FEW_ROWS)
+    best = Tile(*_heads_and_rows(group, n_tokens, best_rows), min(best_keys, most_keys), 1)
+    n_splits = _splits(count_tiles(sizes, best), sizes["n_threads"], sizes["n_kv"])
+    while n_splits > 1:
+        yield best._replace(splits=n_splits)
+        n_splits //= 2
+    yield best
+
+    smaller = {
+        Tile(*_heads_and_rows(group, n_tokens, best_rows >> i), min(best_keys >> j, most_keys), 1)
+        for i in range(best_rows.bit_length())
+        for j in range((best_keys // KEY_STEP).bit_length())
+    }
+    yield from sorted(smaller - {best}, key=lambda tile: (_overhead(tile), tile))
+
+
+def _overhead(tile):
+    """Work beside the products, relative: decoding every key again for each few rows, and touching
+    the output again for each few keys."""
+    return 3 / (tile.heads * tile.rows) + 1 / tile.keys
