@@ -14,12 +14,12 @@ class Block(NamedTuple):
     ----------
     offset, n_bytes : int
         Where it starts in the arena, and the bytes it takes (a multiple of 256, or 0).
+    number : int
+        It was the number-th block taken from its pool, from 1.
     shape : tuple of int
     dtype : numpy.dtype
     tag, scope : str
         What it is for; the scopes it was taken in, "layer 0/attention" ("" in none).
-    number : int
-        It was the number-th block taken from its pool, from 1.
     thread : str
         The name of the thread that took it.
     site : str
@@ -28,11 +28,11 @@ class Block(NamedTuple):
 
     offset: int
     n_bytes: int
+    number: int
     shape: tuple
     dtype: np.dtype
     tag: str
     scope: str
-    number: int
     thread: str
     site: str
 

@@ -19,6 +19,7 @@ took inside (in the innermost scope, if nested), whoever else has freed some of 
 take meanwhile is in their scopes or in none. Do not call a pool from a signal handler or a `__del__`.
 """
 
+import contextlib
 import threading
 import weakref
 
@@ -27,6 +28,7 @@ from lowlevel.arena import ALIGNMENT, Arena, align_up, smallest_size
 from lowlevel.block import Block, by_offset, holders
 from lowlevel.budget_error import BudgetError, exact_size, refusal
 from lowlevel.pool_memory import ArenaMemory, GuardedMemory, MemoryCorruptionError, call_site
+from lowlevel.pool_scope import Scope
 from lowlevel.shapes import array_layout
 from lowlevel.sizes import parse_size
 
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 SNAPSHOT_VERSION = 1
+_NOT_TRACED = contextlib.nullcontext()
 
 _pools = weakref.WeakSet()
 _pools_lock = threading.Lock()
@@ -147,7 +150,7 @@ class Pool:
                     raise self._refusal(requested, n_bytes, shape, dtype, tag)
                 array = self._memory.take(offset, n_bytes, shape, dtype)
                 number = self._number + 1
-                block = Block(offset, n_bytes, shape, dtype, tag, path, number, thread, site)
+                block = Block(offset, n_bytes, number, shape, dtype, tag, path, thread, site)
                 self._live[id(array)] = (array, block, scope)
                 if scope:
                     scope.arrays[id(array)] = array
@@ -176,9 +179,17 @@ class Pool:
         """
         with self._lock:
             self._check_open()
-            if id(array) not in self._live:
+            try:
+                entry = self._live.pop(id(array), None)
+                if entry:
+                    self._settle(entry)
+            except (
+                BaseException
+            ):  # an interrupt, or a block that was overrun: it is free all the same
+                self._rebuild()
+                raise
+            if entry is None:
                 raise ValueError(self._why_not_mine(array))
-            self._release([array])
 
     def scope(self, name):
         """Context manager that frees, when left, what this thread took inside. Leave scopes innermost first.
@@ -205,6 +216,21 @@ class Pool:
             self._peak = self._arena.used
             self._peak_number = self._number
             self._freed_since_peak = []
+            if self._trace:
+                self._trace.event("reset_peak", self._peak)
+
+    def call(self, name, **details):
+        """Context manager that marks the start and end of a call in the trace, if there is one.
+
+        Parameters
+        ----------
+        name : str
+            "attention".
+        **details
+            Plain data: sizes, plan.scratch_bytes, ...
+        """
+        trace = self._trace
+        return trace.call(self, name, details) if trace else _NOT_TRACED
 
     def snapshot(self):
         """The state as plain data (JSON), the blocks at the peak included.
@@ -216,27 +242,7 @@ class Pool:
             largest first: tag, n_bytes, n_blocks, sites); live (the fields of Block); at_peak (used, holders, live).
         """
         with self._lock:
-            live = self._blocks()
-            at_peak = [block for block in live if block.number <= self._peak_number]
-            at_peak = by_offset(at_peak + self._freed_since_peak)
-            return {
-                "version": SNAPSHOT_VERSION,
-                "device": self._device.name,
-                "debug": self._debug,
-                "closed": self.closed,
-                "budget": self._budget,
-                "used": self._arena.used,
-                "peak": self._peak,
-                "largest_free": self._arena.largest_free,
-                "fragmentation": self._fragmentation(),
-                "holders": holders(live),
-                "live": [block.to_dict() for block in live],
-                "at_peak": {
-                    "used": self._peak,
-                    "holders": holders(at_peak),
-                    "live": [block.to_dict() for block in at_peak],
-                },
-            }
+            return self._snapshot()
 
     @property
     def budget(self):
@@ -303,6 +309,29 @@ class Pool:
     def _blocks(self):
         return by_offset(block for _, block, _ in self._live.values())
 
+    def _snapshot(self):
+        live = self._blocks()
+        at_peak = [block for block in live if block.number <= self._peak_number]
+        at_peak = by_offset(at_peak + self._freed_since_peak)
+        return {
+            "version": SNAPSHOT_VERSION,
+            "device": self._device.name,
+            "debug": self._debug,
+            "closed": self.closed,
+            "budget": self._budget,
+            "used": self._arena.used,
+            "peak": self._peak,
+            "largest_free": self._arena.largest_free,
+            "fragmentation": self._fragmentation(),
+            "holders": holders(live),
+            "live": [block.to_dict() for block in live],
+            "at_peak": {
+                "used": self._peak,
+                "holders": holders(at_peak),
+                "live": [block.to_dict() for block in at_peak],
+            },
+        }
+
     def _fragmentation(self):
         free = self._arena.size - self._arena.used
         return 1 - self._arena.largest_free / free if free else 0.0
@@ -313,7 +342,7 @@ class Pool:
             while arrays:
                 entry = self._live.pop(id(arrays[-1]), None)
                 if entry:
-                    self._after_release(entry)
+                    self._settle(entry)
                 arrays.pop()
         except BaseException:
             for array in arrays:
@@ -321,7 +350,8 @@ class Pool:
             self._rebuild()
             raise
 
-    def _after_release(self, entry):
+    def _settle(self, entry):
+        """What follows from taking `entry` out of the live blocks."""
         array, block, scope = entry
         if block.n_bytes:
             self._arena.give(block.offset, block.n_bytes)
@@ -349,8 +379,11 @@ class Pool:
 
     def _rebuild(self):
         """After an interruption at an unknown point: the arena as the live blocks say."""
-        blocks = [(block.offset, block.n_bytes) for _, block, _ in self._live.values()]
-        self._arena = Arena(self._arena.size, blocks)
+        blocks = self._blocks()
+        self._arena = Arena(self._arena.size, [(block.offset, block.n_bytes) for block in blocks])
+        if self._trace:
+            live = [block.to_dict() for block in blocks]
+            self._trace.event("resync", self._arena.used, live=live)
 
     def _close(self):
         with self._lock:
@@ -363,8 +396,35 @@ class Pool:
             finally:
                 self._memory = None
                 self._arena = Arena(0)
+                if self._trace:
+                    self._trace.event("detach", 0, snapshot=self._snapshot())
+                    self._trace = None
             memory.close()
             return leaked
+
+    def _start_trace(self, recorder):
+        with self._lock:
+            self._check_open()
+            if self._trace:
+                raise ValueError("the pool is traced already")
+            used = self._arena.used
+            recorder.event(
+                "attach",
+                used,
+                device=self._device.name,
+                budget=self._budget,
+                peak=self._peak,
+                debug=self._debug,
+            )
+            for block in self._blocks():
+                recorder.block("alloc", block, used)
+            self._trace = recorder
+
+    def _stop_trace(self, recorder):
+        with self._lock:
+            if self._trace is recorder:
+                recorder.event("detach", self._arena.used, snapshot=self._snapshot())
+                self._trace = None
 
     # ------------------------------------------------------------ texts
 
@@ -427,42 +487,3 @@ class Pool:
         except AttributeError:
             self._of_thread.scopes = []
             return self._of_thread.scopes
-
-
-class Scope:
-    """What `Pool.scope` returns; see there.
-
-    Attributes
-    ----------
-    name, path : str
-        "attention"; "layer 0/attention" once entered.
-    """
-
-    def __init__(self, pool, name):
-        self.name = name
-        self.path = name
-        self.arrays = {}  # id(array) -> array, in the order they were taken
-        self._pool = pool
-        self._entered = False
-
-    def __enter__(self):
-        if self._entered:
-            raise RuntimeError(f"scope {self.name!r} was entered before: make a new one each time")
-        self._pool._check_open()
-        scopes = self._pool._scopes()
-        self._entered = True
-        if scopes:
-            self.path = f"{scopes[-1].path}/{self.name}"
-        scopes.append(self)
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        scopes = self._pool._scopes()
-        if not scopes or scopes[-1] is not self:
-            inner = f"scope {scopes[-1].path!r} is the innermost" if scopes else "it is in none"
-            raise RuntimeError(
-                f"scope {self.path!r} left out of order or by a thread that did not enter it: "
-                f"in this thread {inner}"
-            )
-        scopes.pop()
-        self._pool._free_scope(self)
