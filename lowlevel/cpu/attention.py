@@ -80,13 +80,17 @@ def run(plan, operands, scratch):
     Parameters
     ----------
     plan : AttentionPlan
-        Of method "auto".
     operands : Operands
         Checked by `lowlevel.attention`.
     scratch : dict of str to numpy.ndarray
         The plan's blocks as float32 arrays, 1-D.
     """
     call = _call(plan, operands)
+    if plan.method == "steps":
+        from . import steps  # loads threadpoolctl, and kernels of its own
+
+        steps.run(plan, operands, scratch, call)
+        return
     empty = np.empty(0, np.float32)
     state = scratch["row state"]
     partial = scratch.get("partial results", empty)

@@ -1,0 +1,23 @@
+"""Decoding rows of a KV source from Python (compiled kernels call fills by address themselves)."""
+
+from . import simd
+from .jit import kernel
+
+
+@kernel
+def _call(function, source, row_stride, n_rows, n_columns, out, stride):
+    simd.call_fill(function, source, row_stride, n_rows, n_columns, out, stride)
+
+
+def fill_rows(source, kv_head, keys, out):
+    """Decode keys ``keys`` (a slice) of one K/V head into `out` (keys, d), C-contiguous float32."""
+    data = source.data[kv_head, keys]
+    _call(
+        source.fill_address,
+        data.__array_interface__["data"][0],
+        source.data.strides[1],
+        out.shape[0],
+        out.shape[1],
+        out.__array_interface__["data"][0],
+        out.shape[1],
+    )
