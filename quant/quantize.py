@@ -1,0 +1,212 @@
+"""float32 -> blocks: `quantize`.
+
+The weights are cut into chunks that threads take in turn. A chunk is checked, quantised by its
+format's kernel (quant/cpu/quantize_*.py), and the scales that came out are checked. A block
+depends on its own weights only, so the bytes do not depend on the number of threads.
+"""
+
+import functools
+import importlib
+
+import numpy as np
+
+from lowlevel.cpu.threads import STOP, resolve_n_threads, run_workers
+
+from .formats import FORMATS, block_format
+from .tensor import QuantTensor
+
+# About half a megabyte of float32: stays in a core's cache between check and quantiser.
+_CHUNK_WEIGHTS = 2**17
+_LARGEST_FLOAT32 = np.finfo(np.float32).max
+# What rounds to bfloat16's largest value.
+_LARGEST_BF16 = np.uint32(0x7F7F7FFF).view(np.float32)
+# No block format reaches this with scales of half precision; far below, nothing in the searches
+# (third powers of the weights) overflows.
+_LARGEST_BLOCK = np.float32(2.0**30)
+
+
+def quantize(x, qtype, *, n_threads=None):
+    """Weights as blocks of a GGUF type, by ggml's own searches: the same bytes as ggml writes.
+
+    Parameters
+    ----------
+    x : numpy.ndarray, float32 or float16, (..., rows, columns)
+        Any strides and memory layout. Columns fill whole blocks (256 for K types, 32 for the
+        other quantised ones, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
+    qtype : gguf.GGMLQuantizationType or str
+        Q8_0, Q4_0, IQ4_NL, Q2_K, Q3_K, Q4_K, Q6_K, F32, F16 or BF16 (both nearest, ties to even).
+    n_threads : int, optional
+        None: every CPU this process may use. The bytes are the same for any number.
+
+    Returns
+    -------
+    QuantTensor
+        Of the shape of `x`.
+
+    Raises
+    ------
+    ValueError
+        An unknown type, columns that do not fill blocks, a weight that is NaN or infinite, or one
+        so large that its block's scale overflows half precision (from 65504 for F16 to about
+        2.7e8 for Q6_K; BF16 and F32 have float32's range). Nothing is returned then.
+    TypeError
+        `x` is no float32 or float16 array.
+    """
+    block = block_format(qtype)
+    _check_array(x, block)
+    n_threads = resolve_n_threads(n_threads)
+    data = np.empty((*x.shape[:-1], block.row_bytes(x.shape[-1])), np.uint8)
+    if data.size:
+        _quantize_chunks(x, block, data.reshape(-1), n_threads)
+    return QuantTensor(data, block, x.shape)
+
+
+def _check_array(x, block):
+    wanted = "expected a float32 or float16 NumPy array (..., rows, columns)"
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"x: {wanted}, got {type(x).__name__}")
+    if x.dtype.newbyteorder("=") not in (np.float32, np.float16):
+        raise TypeError(f"x: {wanted}, got {x.dtype}; x.astype(np.float32) would do")
+    if x.ndim == 0:
+        raise ValueError(f"x: {wanted}, got a single number")
+    columns = x.shape[-1]
+    if columns % block.block_weights:
+        fitting = [row.name for row in FORMATS.values() if columns % row.block_weights == 0]
+        raise ValueError(
+            f"x: {block.name} packs {block.block_weights} weights in a block, and {columns} "
+            f"columns are not a multiple of that; with {columns} columns, these types work: "
+            f"{', '.join(fitting)}"
+        )
+
+
+def _quantize_chunks(x, block, out, n_threads):
+    """Quantise `x` into its blocks' bytes `out` (1-D), in chunks of whole rows or blocks."""
+    from .cpu.quantize_check import take
+
+    unit = block.block_weights if x.flags.c_contiguous else x.shape[-1]
+    units = x.reshape(-1, unit)
+    unit_bytes = block.row_bytes(unit)
+    chunk = max(1, _CHUNK_WEIGHTS // unit)
+    n_chunks = -(-len(units) // chunk)
+    encode = _encoder(block.name)
+    counter = np.zeros(1, np.int64)
+    bad_chunks = []
+
+    def worker(_):
+        task = take(counter)
+        if task >= n_chunks:
+            return False
+        first, last = task * chunk, min((task + 1) * chunk, len(units))
+        weights = np.require(units[first:last], np.float32, ["C", "A"]).reshape(-1)
+        blocks = out[first * unit_bytes : last * unit_bytes]
+        if _fits(weights, block):
+            encode(weights, blocks)
+            if _scales_finite(blocks, block):
+                return True
+        bad_chunks.append((first, last))
+        counter[0] = STOP  # chunks before this one are taken: the first bad one is still found
+        return False
+
+    run_workers(min(n_threads, n_chunks), worker, counter)
+    if bad_chunks:
+        first, last = min(bad_chunks)
+        bad = out[first * unit_bytes : last * unit_bytes]
+        raise _unfit_weight(x.shape, first * unit, units[first:last].reshape(-1), block, bad)
+
+
+# ---------------------------------------------------------------- weights to bytes
+
+
+@functools.cache
+def _encoder(name):
+    """``encode(weights, out)``: float32 (n,) into the bytes of blocks (uint8, 1-D)."""
+    if name in _FLOAT_ENCODERS:
+        return _FLOAT_ENCODERS[name]
+    module = importlib.import_module(f".cpu.quantize_{name.lower()}", __package__)
+    kernel = getattr(module, f"quantize_{name.lower()}")
+
+    def encode(weights, out):
+        kernel(weights.ctypes.data, len(weights) // module.BLOCK_WEIGHTS, out)
+
+    return encode
+
+
+def _encode_f32(weights, out):
+    out.view("<f4")[:] = weights
+
+
+def _encode_f16(weights, out):
+    with np.errstate(over="ignore"):  # found by _scales_finite
+        out.view("<f2")[:] = weights
+
+
+def _encode_bf16(weights, out):
+    bits = weights.view(np.uint32)
+    odd = bits >> 16 & 1
+    out.view("<u2")[:] = bits + (odd + 0x7FFF) >> 16
+
+
+_FLOAT_ENCODERS = {"F32": _encode_f32, "F16": _encode_f16, "BF16": _encode_bf16}
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _largest_weight(block):
+    """What a weight may be at most, before the block's scales are looked at."""
+    return {"F32": _LARGEST_FLOAT32, "BF16": _LARGEST_BF16}.get(block.name, _LARGEST_BLOCK)
+
+
+def _fits(weights, block):
+    """Whether all weights are finite and not too large."""
+    from .cpu.quantize_check import largest_bits
+
+    bits = largest_bits(weights.ctypes.data, len(weights))
+    return bits <= _largest_weight(block).view(np.int32)
+
+
+def _infinite_scales(blocks, block):
+    """For every block, whether one of its half-precision fields is infinite or NaN."""
+    high_bytes = [field.offset + 1 for field in block.fields if field.dtype == "<f2"]
+    rows = blocks.reshape(-1, block.block_bytes)
+    infinite = np.zeros(len(rows), bool)
+    for at in high_bytes:
+        infinite |= rows[:, at] & 0x7C == 0x7C
+    return infinite
+
+
+def _scales_finite(blocks, block):
+    return not _infinite_scales(blocks, block).any()
+
+
+def _unfit_weight(shape, start, weights, block, blocks):
+    """The error about a chunk's first weight (or block) that cannot be quantised.
+
+    Parameters
+    ----------
+    shape, start
+        Of the whole array; the number of the chunk's first weight in it.
+    weights, blocks
+        The chunk, and what its quantiser made of it (meaningful if all weights fit).
+    """
+    weights = weights.astype(np.float32)
+    unfit = ~(np.abs(weights) <= _largest_weight(block))
+    if unfit.any():
+        at = int(np.flatnonzero(unfit)[0])
+    else:
+        first = int(np.flatnonzero(_infinite_scales(blocks, block))[0]) * block.block_weights
+        at = first + int(np.abs(weights[first : first + block.block_weights]).argmax())
+    where = tuple(int(i) for i in np.unravel_index(start + at, shape))
+    if not np.isfinite(weights[at]):
+        return ValueError(f"x: weights must be finite; x[{_index(where)}] is {weights[at]}")
+    larger = "F32" if block.name == "BF16" else "BF16 or F32"
+    what = "the value" if block.is_float else "its block's scale"
+    return ValueError(
+        f"x: x[{_index(where)}] = {weights[at]:g} is too large for {block.name}: {what} is stored "
+        f"in {'bfloat16' if block.name == 'BF16' else 'half precision (at most 65504)'}; "
+        f"scale the weights down or use {larger}"
+    )
+
+
+def _index(where):
+    return ", ".join(map(str, where))
