@@ -1,0 +1,116 @@
+"""Rows of float32 activations -> signed bytes with a scale per block of weights.
+
+A row's block of x is stored as q = round(x * 127 / amax), scale amax / 127, as ggml's Q8_0 (blocks
+of 32) and Q8_K (blocks of 256) do. Rows are interleaved in groups of `width` columns: dword i of
+column c stands at ``4 * (i * width + c)``, so that a tile reads them one after the other.
+
+Not finite: a block of x with a NaN or an infinity gets the scale NaN, so that the whole output row
+becomes NaN. A block whose largest value is below 2**-100 counts as zero.
+"""
+
+import numpy as np
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+from quant.cpu import matmul_lanes as lanes
+
+_SMALLEST = np.float32(2.0**-100)
+
+
+@kernel(inline=True)
+def _scale_of(x, n_weights):
+    """The scale of a block of x: amax / 127, 0 if all is (nearly) zero, NaN if not finite."""
+    largest = simd.splat(np.float32(0))
+    check = simd.splat(np.float32(0))
+    for i in range(n_weights // 16):
+        v = lanes.load_at_f32(x + i * 64)
+        largest = simd.maximum(simd.absolute(v), largest)
+        check = simd.fma(v, simd.splat(np.float32(0)), check)  # NaN from NaN and infinities
+    amax = simd.max_lanes(largest) + simd.sum_lanes(check)
+    if amax < _SMALLEST:
+        return np.float32(0)
+    return amax / np.float32(127)
+
+
+@kernel(inline=True)
+def _put_digits(at, stride, run, index, total):
+    """Sum number `index` of a block as high and low digit to base `run`, at byte `index` of each."""
+    here = at + (index // 4) * stride + index % 4
+    low = total & (run - 1)
+    lanes.put(here, np.uint8((total - low) // run))
+    lanes.put(here + 4 * stride, np.uint8(low))
+
+
+@kernel(inline=True)
+def quantise_block(x, column, width, job, q, scales, starts):
+    """One block of one row of x.
+
+    x : address of the floats; column, width : its place in its group.
+    q, scales, starts : addresses of the group's bytes, scales and starting sums for this block.
+    """
+    stride = 4 * width
+    scale = _scale_of(x, job.block_weights)
+    inverse = np.float32(0)
+    if scale > np.float32(0):
+        inverse = np.float32(1) / scale
+    finite = scale == scale
+    q += 4 * column
+    segment_sum, min_sum = np.int64(0), np.int64(0)
+    segment_steps = np.int64(0)
+    segment_at = starts + 4 * column
+    mins_at = q + (job.block_weights // 4) * stride
+    if job.min_run == 32:  # eight sums of sixteen places
+        for i in range(2, 4):
+            lanes.put(mins_at + i * stride, np.int32(0))
+            lanes.put(mins_at + (4 + i) * stride, np.int32(0))
+    factor = simd.splat(inverse)
+    for step in range(job.block_weights // 16):
+        values = simd.splat(0)
+        if finite:
+            values = simd.to_i32(simd.round_even(lanes.load_at_f32(x + step * 64) * factor))
+        lanes.put_bytes(q + step * 4 * stride, stride, values)
+        total = np.int64(simd.sum_lanes(values))
+        segment_sum += total
+        segment_steps += 1
+        if segment_steps == job.segment_steps:
+            lanes.put(segment_at, np.int32(-job.shift * segment_sum))
+            segment_at += stride
+            segment_sum, segment_steps = np.int64(0), np.int64(0)
+        if job.min_run != 0:
+            min_sum += total
+            if ((step + 1) * 16) % job.min_run == 0:
+                _put_digits(mins_at, stride, job.min_run, (step * 16) // job.min_run, min_sum)
+                min_sum = np.int64(0)
+    for _ in range(job.n_min_segments):
+        lanes.put(segment_at, np.int32(0))
+        segment_at += stride
+    for i in range(job.n_segments + job.n_min_segments):
+        lanes.put(scales + i * stride + 4 * column, scale)
+
+
+@kernel
+def quantise(job, counter, max_tasks):
+    """Quantise groups of rows until none is left or `max_tasks` are done; whether more are left."""
+    n_blocks = job.columns // job.block_weights
+    column_bytes = n_blocks * job.panel_bytes
+    column_scales = n_blocks * job.n_scales * 4
+    for _ in range(max_tasks):
+        group = simd.take_task(counter, 1)
+        if group >= job.n_groups:
+            return False
+        slot = lanes.load_int64(job.groups + 16 * group)
+        width = lanes.load_int64(job.groups + 16 * group + 8)
+        for column in range(width):
+            x = lanes.load_int64(job.x_rows + 8 * (slot + column))
+            for block in range(n_blocks):
+                scales_at = slot * column_scales + block * job.n_scales * 4 * width
+                quantise_block(
+                    x + block * job.block_weights * 4,
+                    column,
+                    width,
+                    job,
+                    job.x_bytes + slot * column_bytes + block * job.panel_bytes * width,
+                    job.x_scales + scales_at,
+                    job.x_starts + scales_at,
+                )
+    return True

@@ -1,0 +1,206 @@
+"""The compiled products, one kernel a format: signed bytes of x, and float32 x.
+
+Each kernel is ``(job, worker, counter, max_tasks) -> bool``; see matmul_tiles.
+"""
+
+from lowlevel.cpu.jit import kernel
+from quant.cpu import matmul_floats as floats
+from quant.cpu import matmul_tiles as tiles
+from quant.cpu import matmul_unpack as unpackers
+
+# Numba compiles functions that are passed to functions, but keeps no closures on disk: hence a
+# named piece and a named kernel for each format, two lines each.
+
+
+@kernel(inline=True)
+def _q8_0_bytes(rows, job, memory, v, k, offset, n_k):
+    tiles.unpack_bytes(unpackers.unpack_q8_0, rows, job, memory, v, k, offset)
+
+
+@kernel
+def multiply_q8_0(job, worker, counter, max_tasks):
+    return tiles.work(_q8_0_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q4_0_bytes(rows, job, memory, v, k, offset, n_k):
+    tiles.unpack_bytes(unpackers.unpack_q4_0, rows, job, memory, v, k, offset)
+
+
+@kernel
+def multiply_q4_0(job, worker, counter, max_tasks):
+    return tiles.work(_q4_0_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _iq4_nl_bytes(rows, job, memory, v, k, offset, n_k):
+    tiles.unpack_bytes(unpackers.unpack_iq4_nl, rows, job, memory, v, k, offset)
+
+
+@kernel
+def multiply_iq4_nl(job, worker, counter, max_tasks):
+    return tiles.work(_iq4_nl_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q2_k_bytes(rows, job, memory, v, k, offset, n_k):
+    tiles.unpack_bytes(unpackers.unpack_q2_k, rows, job, memory, v, k, offset)
+
+
+@kernel
+def multiply_q2_k(job, worker, counter, max_tasks):
+    return tiles.work(_q2_k_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q3_k_bytes(rows, job, memory, v, k, offset, n_k):
+    tiles.unpack_bytes(unpackers.unpack_q3_k, rows, job, memory, v, k, offset)
+
+
+@kernel
+def multiply_q3_k(job, worker, counter, max_tasks):
+    return tiles.work(_q3_k_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q4_k_bytes(rows, job, memory, v, k, offset, n_k):
+    tiles.unpack_bytes(unpackers.unpack_q4_k, rows, job, memory, v, k, offset)
+
+
+@kernel
+def multiply_q4_k(job, worker, counter, max_tasks):
+    return tiles.work(_q4_k_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q6_k_bytes(rows, job, memory, v, k, offset, n_k):
+    tiles.unpack_bytes(unpackers.unpack_q6_k, rows, job, memory, v, k, offset)
+
+
+@kernel
+def multiply_q6_k(job, worker, counter, max_tasks):
+    return tiles.work(_q6_k_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q8_0_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_q8_0, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_q8_0(job, worker, counter, max_tasks):
+    return tiles.work(_q8_0_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q4_0_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_q4_0, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_q4_0(job, worker, counter, max_tasks):
+    return tiles.work(_q4_0_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _iq4_nl_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_iq4_nl, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_iq4_nl(job, worker, counter, max_tasks):
+    return tiles.work(_iq4_nl_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q2_k_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_q2_k, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_q2_k(job, worker, counter, max_tasks):
+    return tiles.work(_q2_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q3_k_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_q3_k, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_q3_k(job, worker, counter, max_tasks):
+    return tiles.work(_q3_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q4_k_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_q4_k, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_q4_k(job, worker, counter, max_tasks):
+    return tiles.work(_q4_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _q6_k_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_q6_k, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_q6_k(job, worker, counter, max_tasks):
+    return tiles.work(_q6_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _f32_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_f32, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_f32(job, worker, counter, max_tasks):
+    return tiles.work(_f32_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _f16_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_f16, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_f16(job, worker, counter, max_tasks):
+    return tiles.work(_f16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+@kernel(inline=True)
+def _bf16_floats(rows, job, memory, v, k, offset, n_k):
+    tiles.fill_floats(floats.fill_bf16, rows, job, memory, v, k, offset, n_k)
+
+
+@kernel
+def multiply_exact_bf16(job, worker, counter, max_tasks):
+    return tiles.work(_bf16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+
+
+# By format name: int8 activations, and float32 ones (the only product of the float formats).
+MULTIPLY = {
+    "Q8_0": multiply_q8_0,
+    "Q4_0": multiply_q4_0,
+    "IQ4_NL": multiply_iq4_nl,
+    "Q2_K": multiply_q2_k,
+    "Q3_K": multiply_q3_k,
+    "Q4_K": multiply_q4_k,
+    "Q6_K": multiply_q6_k,
+}
+MULTIPLY_EXACT = {
+    "Q8_0": multiply_exact_q8_0,
+    "Q4_0": multiply_exact_q4_0,
+    "IQ4_NL": multiply_exact_iq4_nl,
+    "Q2_K": multiply_exact_q2_k,
+    "Q3_K": multiply_exact_q3_k,
+    "Q4_K": multiply_exact_q4_k,
+    "Q6_K": multiply_exact_q6_k,
+    "F32": multiply_exact_f32,
+    "F16": multiply_exact_f16,
+    "BF16": multiply_exact_bf16,
+}

@@ -1,0 +1,76 @@
+"""How `quant.matmul` lays out each block format: as data.
+
+A block of weights becomes `segments` runs of bytes with one scale a row each; a product with
+quantised activations is the sum over segments of
+
+    row scale * column scale * (dot(bytes, x bytes) - shift * sum(x bytes))
+
+Formats with mins (weight = scale * q - min) have more segments after those of the weights: the
+mins as weights, and as activations the sums of x over the weights that share a min, written in two
+digits: sum = high * min_run + low. So mins cost a few more bytes of k and no code of their own.
+"""
+
+from dataclasses import dataclass
+
+# Weight rows of one tile: two vectors of 16 lanes.
+LANES, VECTORS = 16, 2
+ROWS = VECTORS * LANES
+# Columns (rows of x) that one tile may have.
+WIDTHS = (1, 2, 4, 6)
+# Bytes of k that one step of the inner loop takes.
+STEP = 16
+# Weights of k in a panel of bytes (it stays in the first cache) and of floats (in the second);
+# both hold whole blocks of any format.
+BYTE_CHUNK, FLOAT_CHUNK = 512, 256
+# Weights of a float format that are unpacked at a time.
+FLOAT_PIECE = 32
+
+
+@dataclass(frozen=True)
+class PanelLayout:
+    """One format.
+
+    Attributes
+    ----------
+    block_weights, block_bytes : int
+        Weights a block, and its bytes in the file. One scale of the activations spans a block.
+    n_segments, segment_steps : int
+        Segments of weights a block, and the steps of 16 weights in each.
+    shift : int
+        What was added to the integer weights to make them unsigned.
+    n_min_segments, min_segment_steps : int
+        Segments of mins that follow; 0 for formats without.
+    min_run : int
+        Weights that share a min (16 or 32); 0 for formats without.
+    """
+
+    block_weights: int
+    block_bytes: int
+    n_segments: int
+    segment_steps: int
+    shift: int = 0
+    n_min_segments: int = 0
+    min_segment_steps: int = 0
+    min_run: int = 0
+
+    @property
+    def panel_bytes(self):
+        """Bytes of one row in the panel, per block."""
+        steps = self.n_segments * self.segment_steps
+        return STEP * (steps + self.n_min_segments * self.min_segment_steps)
+
+    @property
+    def n_scales(self):
+        """Scales of one row, per block."""
+        return self.n_segments + self.n_min_segments
+
+
+LAYOUTS = {
+    "Q8_0": PanelLayout(32, 34, 1, 2, shift=128),
+    "Q4_0": PanelLayout(32, 18, 1, 2, shift=8),
+    "IQ4_NL": PanelLayout(32, 18, 1, 2, shift=128),
+    "Q2_K": PanelLayout(256, 84, 1, 16, n_min_segments=1, min_segment_steps=2, min_run=16),
+    "Q3_K": PanelLayout(256, 110, 1, 16, shift=124),
+    "Q4_K": PanelLayout(256, 144, 8, 2, n_min_segments=2, min_segment_steps=1, min_run=32),
+    "Q6_K": PanelLayout(256, 210, 16, 1, shift=32),
+}

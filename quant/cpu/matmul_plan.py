@@ -1,0 +1,140 @@
+"""What a product takes: its scratch, section by section, and how columns are grouped.
+
+Everything here follows from shapes alone (never from the values in `experts`), so that the plan
+can be made before there is any data and equals what the call takes to the byte.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from quant.cpu.matmul_layouts import BYTE_CHUNK, FLOAT_CHUNK, FLOAT_PIECE, LAYOUTS, ROWS, WIDTHS
+
+# Below this many multiply-adds (plus the cost of unpacking) per worker a helper thread is not
+# worth waking up.
+_WORTH_A_WORKER = 1 << 21
+_UNPACK_COST = 8
+_CACHE_LINE = 64
+
+
+@dataclass(frozen=True)
+class MatmulPlan:
+    """Offsets of the sections in one block of scratch, in bytes, and the sizes behind them."""
+
+    exact: bool
+    n_slots: int
+    n_groups: int
+    n_matrices: int
+    n_workers: int
+    chunk: int
+    piece: int
+    worker_bytes: int
+    sections: dict
+    scratch_bytes: int
+
+
+def uses_floats(name, exact):
+    """Whether x stays float32: asked for, or a float format."""
+    return exact or name not in LAYOUTS
+
+
+def tail_width(n_rest):
+    """The narrowest group that holds `n_rest` columns."""
+    return next(width for width in WIDTHS if width >= n_rest)
+
+
+def _slots(n_columns):
+    """Columns of all groups of a matrix, with those that pad the last group."""
+    whole, rest = divmod(n_columns, WIDTHS[-1])
+    return whole * WIDTHS[-1] + (tail_width(rest) if rest else 0)
+
+
+@functools.lru_cache(maxsize=512)
+def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
+    """The `MatmulPlan` of n rows of x times (n_experts,) n_rows x columns weights of a format.
+
+    n_experts : int or None
+        None for a plain matrix.
+    """
+    widest = WIDTHS[-1]
+    if n_experts is None:
+        n_matrices, n_slots, n_groups = 1, _slots(n), -(-n // widest)
+    else:  # at worst: a padded group needs 3 columns (3 -> 4), a group one
+        n_matrices = min(n_experts, n)
+        n_slots = n + min(n_experts, n // 3)
+        n_groups = min(n, n // widest + n_matrices)
+    n_panels = -(-n_rows // ROWS)
+    work = n_panels * ROWS * columns * (n + n_matrices * _UNPACK_COST)
+    n_workers = max(1, min(n_threads, n_panels * n_matrices, work // _WORTH_A_WORKER))
+    exact = uses_floats(block.name, exact)
+    sizes = {
+        "x_rows": 8 * n_slots,
+        "out_rows": 8 * n_slots,
+        "groups": 16 * n_groups,
+        "matrices": 24 * n_matrices,
+    }
+    if exact:
+        chunk, piece = FLOAT_CHUNK, max(FLOAT_PIECE, block.block_weights)
+        panel = ROWS * 4 * chunk + _spare_bytes(block)
+    else:
+        layout = LAYOUTS[block.name]
+        chunk, piece = BYTE_CHUNK, block.block_weights
+        panel = ROWS * (layout.panel_bytes + 4 * layout.n_scales) * (chunk // piece)
+        n_blocks = columns // block.block_weights
+        sizes["x_bytes"] = n_slots * n_blocks * layout.panel_bytes
+        sizes["x_scales"] = sizes["x_starts"] = n_slots * n_blocks * layout.n_scales * 4
+    worker_bytes = 8 * ROWS + panel
+    sizes["workers"] = n_workers * worker_bytes
+    sections, at = {}, 0
+    for name, size in sizes.items():
+        sections[name] = at
+        at += -(-size // _CACHE_LINE) * _CACHE_LINE
+    return MatmulPlan(
+        exact, n_slots, n_groups, n_matrices, n_workers, chunk, piece, worker_bytes, sections, at
+    )
+
+
+def _spare_bytes(block):
+    """Memory for one unpacked block of 16 rows."""
+    layout = LAYOUTS.get(block.name)
+    if layout is None:
+        return 0
+    return ROWS // 2 * (layout.panel_bytes + 4 * layout.n_scales)
+
+
+def group_columns(counts):
+    """Groups of the columns of each matrix, which lie one matrix after the other.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Columns of each matrix, none of them 0.
+
+    Returns
+    -------
+    sources : numpy.ndarray of int64
+        For each slot its column; a slot that pads a group repeats the last one.
+    groups : numpy.ndarray of int64, (n_groups, 2)
+        First slot and width of each.
+    ends : list of int
+        Where the groups of each matrix end.
+    """
+    widest = WIDTHS[-1]
+    sources, groups, ends = [], [], []
+    slot = column = n_groups = 0
+    for count in counts:
+        whole, rest = divmod(int(count), widest)
+        width = tail_width(rest) if rest else 0
+        n_slots = whole * widest + width
+        sources.append(np.minimum(np.arange(n_slots), count - 1) + column)
+        starts = np.arange(slot, slot + n_slots, widest, dtype=np.int64)
+        widths = np.full(starts.size, widest, np.int64)
+        if rest:
+            widths[-1] = width
+        groups.append(np.stack([starts, widths], axis=1))
+        n_groups += starts.size
+        ends.append(n_groups)
+        slot += n_slots
+        column += count
+    return np.concatenate(sources), np.concatenate(groups), ends

@@ -1,0 +1,176 @@
+"""The loops of `quant.matmul`: a panel of 32 weight rows against all groups of columns.
+
+A task is 32 rows of one matrix. Its weights are unpacked chunk by chunk of k into a panel that
+stays in the first cache, and each group of columns (1, 2, 4 or 6 rows of x) passes over it with
+all sums in registers. Between chunks the sums rest in `out`. The order of all float operations of
+an output value is that of its segments along k, whatever the batch, the group or the threads: the
+same row of x gives the same bits in any company.
+"""
+
+import collections
+
+import numpy as np
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+from quant.cpu import matmul_lanes as lanes
+
+# With fewer tasks a worker does not reserve its next one ahead: another may be idle.
+_MANY_TASKS = 32
+
+# What kernels need to know of a call, all int64. First the format's PanelLayout; then sizes in
+# weights (piece: unpacked at a time, chunk: a panel's), rows, bytes; counts; addresses.
+Job = collections.namedtuple(
+    "Job",
+    "block_weights block_bytes n_segments segment_steps shift n_min_segments min_segment_steps "
+    "min_run panel_bytes n_scales "
+    "columns piece chunk n_rows row_stride piece_bytes worker_bytes "
+    "n_panels n_tasks n_groups "
+    "x_rows out_rows groups matrices x_bytes x_scales x_starts workers",
+)
+
+
+@kernel(inline=True)
+def _task_rows(job, task):
+    """Address of the task's matrix entry, its first row, its number of rows, and their address."""
+    matrix = job.matrices + 24 * (task // job.n_panels)
+    row = (task % job.n_panels) * lanes.ROWS
+    n_rows = min(job.n_rows - row, lanes.ROWS)
+    return matrix, row, n_rows, lanes.load_int64(matrix) + row * job.row_stride
+
+
+@kernel(inline=True)
+def work(unpack_piece, pass_group, job, worker, counter, max_tasks):
+    """Take tasks until none is left or `max_tasks` are done; returns whether more may be left."""
+    rows = job.workers + worker * job.worker_bytes
+    memory = rows + 8 * lanes.ROWS
+    task = simd.take_task(counter, 1)
+    for left in range(max_tasks - 1, -1, -1):
+        if task >= job.n_tasks:
+            return False
+        matrix, row, n_rows, weights = _task_rows(job, task)
+        # The next task is taken early, to fetch its weights while this one computes.
+        next_task, ahead, ahead_end = np.int64(-1), np.int64(0), np.int64(0)
+        if left > 0 and job.n_tasks >= _MANY_TASKS:
+            next_task = simd.take_task(counter, 1)
+            if next_task < job.n_tasks:
+                _, _, n_ahead, ahead = _task_rows(job, next_task)
+                ahead_end = ahead + n_ahead * job.row_stride
+        for i in range(lanes.ROWS):
+            lanes.put(rows + 8 * i, weights + min(i, n_rows - 1) * job.row_stride)
+        for first in range(0, job.columns, job.chunk):
+            n_k = min(job.chunk, job.columns - first)
+            for k in range(0, n_k, job.piece):
+                fetched = min(ahead + lanes.ROWS * job.piece_bytes, ahead_end)
+                while ahead < fetched:
+                    lanes.prefetch(ahead)
+                    ahead += 64
+                for v in range(lanes.VECTORS):
+                    some = rows + 8 * lanes.LANES * v
+                    unpack_piece(some, job, memory, v, first + k, k, min(job.piece, n_k - k))
+            for group in range(lanes.load_int64(matrix + 8), lanes.load_int64(matrix + 16)):
+                slot = lanes.load_int64(job.groups + 16 * group)
+                width = lanes.load_int64(job.groups + 16 * group + 8)
+                if width == 6:
+                    pass_group(lanes.zero_tile(6), 6, job, slot, first, n_k, memory, row, n_rows)
+                elif width == 4:
+                    pass_group(lanes.zero_tile(4), 4, job, slot, first, n_k, memory, row, n_rows)
+                elif width == 2:
+                    pass_group(lanes.zero_tile(2), 2, job, slot, first, n_k, memory, row, n_rows)
+                else:
+                    pass_group(lanes.zero_tile(1), 1, job, slot, first, n_k, memory, row, n_rows)
+        if next_task < 0 and left > 0:
+            next_task = simd.take_task(counter, 1)
+        task = next_task
+    return True
+
+
+# ---------------------------------------------------------------- signed bytes of x
+
+
+@kernel(inline=True)
+def _panel_sizes(job):
+    """Bytes of the panel and of the scales of one vector of rows."""
+    n_blocks = job.chunk // job.block_weights
+    return n_blocks * job.panel_bytes * lanes.LANES, n_blocks * job.n_scales * 64
+
+
+@kernel(inline=True)
+def _segments(total, job, panel, scales, x, x_scales, x_starts, n, steps, width):
+    """Add `n` segments of `steps` steps each; returns also the addresses after them."""
+    panel_stride, scales_stride = _panel_sizes(job)
+    for _ in range(n):
+        tile = lanes.start_tile(total, x_starts)
+        for _ in range(steps):
+            tile = lanes.dot_tile(tile, panel, panel_stride, x)
+            panel += lanes.STEP * lanes.LANES
+            x += lanes.STEP * width
+        total = lanes.add_scaled_tile(total, tile, scales, scales_stride, x_scales)
+        scales += 64
+        x_scales += 4 * width
+        x_starts += 4 * width
+    return total, panel, scales, x, x_scales, x_starts
+
+
+@kernel(inline=True)
+def pass_bytes(zero, width, job, slot, first, n_k, memory, row, n_rows):
+    """One group of columns over one chunk of k."""
+    outs = job.out_rows + 8 * slot
+    total = zero
+    if first > 0:
+        total = lanes.load_tile(zero, outs, row * 4, n_rows)
+    panel_bytes, _ = _panel_sizes(job)
+    panel, scales = memory, memory + lanes.VECTORS * panel_bytes
+    done = slot * (job.columns // job.block_weights) + (first // job.block_weights) * width
+    x = job.x_bytes + done * job.panel_bytes
+    x_scales = job.x_scales + done * job.n_scales * 4
+    x_starts = job.x_starts + done * job.n_scales * 4
+    for _ in range(n_k // job.block_weights):
+        total, panel, scales, x, x_scales, x_starts = _segments(
+            total, job, panel, scales, x, x_scales, x_starts,
+            job.n_segments, job.segment_steps, width,
+        )  # fmt: skip
+        if job.n_min_segments > 0:
+            total, panel, scales, x, x_scales, x_starts = _segments(
+                total, job, panel, scales, x, x_scales, x_starts,
+                job.n_min_segments, job.min_segment_steps, width,
+            )  # fmt: skip
+    lanes.store_tile(total, outs, row * 4, n_rows)
+
+
+@kernel(inline=True)
+def unpack_bytes(unpack, rows, job, memory, v, k, offset):
+    """A block of 16 rows into its place in the panel."""
+    panel_bytes, scales_bytes = _panel_sizes(job)
+    block = offset // job.block_weights
+    panel = memory + v * panel_bytes + block * job.panel_bytes * lanes.LANES
+    scales = memory + lanes.VECTORS * panel_bytes + v * scales_bytes + block * job.n_scales * 64
+    unpack(rows, k // job.block_weights * job.block_bytes, panel, scales)
+
+
+# ---------------------------------------------------------------- float32 x
+
+
+@kernel(inline=True)
+def pass_floats(zero, width, job, slot, first, n_k, memory, row, n_rows):
+    """One group of columns over one chunk of k, which is summed apart: that halves the error."""
+    outs, x_rows = job.out_rows + 8 * slot, job.x_rows + 8 * slot
+    panel_stride = job.chunk * 64
+    panel, x, total = memory, first * 4, zero
+    for _ in range(n_k // 4):
+        total = lanes.fma_tile_4(total, panel, panel_stride, x_rows, x)
+        panel += 256
+        x += 16
+    for _ in range(n_k % 4):
+        total = lanes.fma_tile_1(total, panel, panel_stride, x_rows, x)
+        panel += 64
+        x += 4
+    if first > 0:
+        total = lanes.add_tiles(lanes.load_tile(zero, outs, row * 4, n_rows), total)
+    lanes.store_tile(total, outs, row * 4, n_rows)
+
+
+@kernel(inline=True)
+def fill_floats(fill, rows, job, memory, v, k, offset, n_k):
+    spare = memory + lanes.VECTORS * job.chunk * 64
+    fill(rows, job, spare, k, n_k, memory + (v * job.chunk + offset) * 64)

@@ -1,0 +1,224 @@
+"""Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
+
+import contextlib
+
+import numpy as np
+
+from .formats import block_format
+from .tensor import QuantTensor
+
+
+def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=None):
+    """``x @ t.T`` without ever making the weights floats as a whole.
+
+    Parameters
+    ----------
+    x : numpy.ndarray of float32, (n, columns)
+        Activations; a contiguous last axis, any row stride.
+    t : QuantTensor, (rows, columns), or (n_expert, rows, columns) with `experts`
+        Any supported format.
+    pool : lowlevel.Pool, optional
+        Where the scratch comes from (and goes back to). None: private memory for the call.
+    out : numpy.ndarray of float32, (n, rows), optional
+        Where to write; a contiguous last axis, any row stride. Must not overlap `x` or `t`.
+    exact : bool
+        False: x is rounded to signed bytes, with a scale for every 32 (Q8_0, Q4_0, IQ4_NL) or 256
+        (K-quants) values, as ggml does; products and sums within a block are exact integers.
+        True: x stays float32. With F32, F16 and BF16 weights x always stays float32.
+    experts : sequence of int, (n,), optional
+        For a stack of matrices: which one each row of x meets. Without it t is one matrix.
+    n_threads : int, optional
+        None: every CPU of this process.
+
+    Returns
+    -------
+    numpy.ndarray of float32, (n, rows)
+        `out` if given.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        An argument that does not fit; nothing has been written.
+    lowlevel.BudgetError
+        The pool has no room for `matmul_scratch_bytes`; nothing has been written.
+
+    Notes
+    -----
+    A row of x gives the same bits whatever other rows stand beside it, for any number of threads,
+    and as one expert's row or with that expert's matrix alone.
+
+    Error against exact arithmetic with the same weights, relative to ``|x| |w|`` (the product of
+    the two vectors' norms): about 0.4 % / sqrt(columns) times the crest of x in a block for int8
+    activations, the same as ggml's; below 1e-6 with ``exact=True``.
+
+    A NaN or an infinity in a row of x: with float32 activations it goes through the products; with
+    int8 activations the whole output row is NaN. Values below 2**-100 in a block whose values are
+    all that small count as zero.
+    """
+    _check_flags(exact, pool)
+    _check_tensor(t, experts)
+    n_rows = t.shape[-2]
+    _check_x(x, t)
+    n = x.shape[0]
+    out = _checked_out(out, x, t, n_rows)
+    order, used, counts = _sorted_by_expert(experts, n, t)
+    plan = _plan(n, t, exact, n_threads)
+    if n == 0 or n_rows == 0:
+        return out if out is not None else np.empty((n, n_rows), np.float32)
+    with _scratch(pool, plan.scratch_bytes) as scratch:
+        if out is None:
+            out = np.empty((n, n_rows), np.float32)
+        if t.columns == 0:
+            out[...] = 0
+        else:
+            from .cpu import matmul_run
+
+            matmul_run.run(plan, x, t, out, order, used, counts, scratch)
+    return out
+
+
+def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None):
+    """Bytes that `matmul` takes from its pool for `n` rows of x, to the byte.
+
+    Parameters
+    ----------
+    n : int
+        Rows of x.
+    t : QuantTensor or (qtype, shape)
+        The weights, or what is known of them. Three axes are a stack of experts.
+    exact, n_threads
+        As for `matmul`.
+
+    Returns
+    -------
+    int
+        What ``pool.used`` grows by during the call (whole units of 256 bytes). It depends on sizes
+        only, not on which experts are asked for.
+    """
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+        raise ValueError(f"n: expected a number of rows, got {n!r}")
+    if not isinstance(t, QuantTensor):
+        t = _Outline(*t)
+    if len(t.shape) not in (2, 3):
+        raise ValueError(f"t: expected (rows, columns) or (n_expert, rows, columns), got {t.shape}")
+    if n == 0 or 0 in t.shape[-2:]:
+        return 0
+    from lowlevel.pool import align_up
+
+    return align_up(_plan(int(n), t, exact, n_threads).scratch_bytes)
+
+
+class _Outline:
+    """Type and shape of a tensor without its data."""
+
+    def __init__(self, qtype, shape):
+        self.format = block_format(qtype)
+        self.shape = tuple(int(size) for size in shape)
+        self.format.row_blocks(self.shape[-1])
+
+
+def _plan(n, t, exact, n_threads):
+    from lowlevel.cpu.threads import resolve_n_threads
+
+    from .cpu.matmul_plan import plan_matmul
+
+    n_experts = t.shape[0] if len(t.shape) == 3 else None
+    n_threads = resolve_n_threads(n_threads)
+    return plan_matmul(n, t.format, *t.shape[-2:], n_experts, bool(exact), n_threads)
+
+
+@contextlib.contextmanager
+def _scratch(pool, n_bytes):
+    """`n_bytes` of uint8 from a multiple of 64 on: the pool's, or private."""
+    if pool is None:
+        memory = np.empty(n_bytes + 63, np.uint8)
+        start = -memory.ctypes.data % 64
+        yield memory[start : start + n_bytes]
+        return
+    memory = pool.empty(n_bytes, "uint8", tag="matmul")
+    try:
+        yield memory
+    finally:
+        pool.free(memory)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check_flags(exact, pool):
+    if not isinstance(exact, (bool, np.bool_)):
+        raise TypeError(f"exact: expected True or False, got {exact!r}")
+    if pool is not None and getattr(pool, "device", None) != "cpu":
+        raise ValueError(f"pool: expected a lowlevel.Pool on 'cpu' or None, got {pool!r}")
+
+
+def _check_tensor(t, experts):
+    if not isinstance(t, QuantTensor):
+        raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
+    if experts is None and t.ndim != 2:
+        hint = "; a stack of matrices needs experts=" if t.ndim == 3 else ""
+        raise ValueError(f"t: expected shape (rows, columns), got {t.shape}{hint}")
+    if experts is not None and t.ndim != 3:
+        raise ValueError(f"t: with experts= expected (n_expert, rows, columns), got {t.shape}")
+
+
+def _check_matrix(name, array, shape_text):
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        given = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name}: expected a float32 NumPy array {shape_text}, got {given}")
+    if array.ndim != 2:
+        raise ValueError(f"{name}: expected shape {shape_text}, got {array.shape}")
+    if array.size and array.shape[1] > 1 and array.strides[1] != 4:
+        raise ValueError(
+            f"{name}: the last axis must be contiguous; its stride is {array.strides[1]} bytes, "
+            f"not 4 (numpy.ascontiguousarray makes a copy that is)"
+        )
+
+
+def _check_x(x, t):
+    _check_matrix("x", x, f"(n, {t.columns})")
+    if x.shape[1] != t.columns:
+        raise ValueError(
+            f"x: expected (n, {t.columns}) for t of shape {t.shape}, got {x.shape}; "
+            f"the product is x @ t.T"
+        )
+
+
+def _checked_out(out, x, t, n_rows):
+    if out is None:
+        return None
+    shape = (x.shape[0], n_rows)
+    _check_matrix("out", out, str(shape))
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out: is read-only")
+    if out.shape[0] > 1 and out.size and abs(out.strides[0]) < 4 * n_rows:
+        raise ValueError(f"out: its rows overlap each other (strides {out.strides})")
+    for name, other in (("x", x), ("t", t.data)):
+        if np.shares_memory(out, other):
+            raise ValueError(f"out: overlaps {name}; give it memory of its own")
+    return out
+
+
+def _sorted_by_expert(experts, n, t):
+    """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
+    if experts is None:
+        return None, [0], [n]
+    experts = np.asarray(experts)
+    if experts.shape != (n,):
+        raise ValueError(
+            f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"
+        )
+    if n == 0:
+        return None, [], []
+    if experts.dtype.kind not in "iu":
+        raise TypeError(f"experts: expected integers, got {experts.dtype}")
+    lowest, highest = int(experts.min()), int(experts.max())
+    if lowest < 0 or highest >= t.shape[0]:
+        bad = lowest if lowest < 0 else highest
+        raise IndexError(f"experts: t has experts 0 to {t.shape[0] - 1}; got {bad}")
+    order = np.argsort(experts, kind="stable")
+    counts = np.bincount(experts, minlength=t.shape[0])
+    used = np.flatnonzero(counts)
+    return order, used, counts[used]
