@@ -93,6 +93,7 @@ class _VecModel(models.PrimitiveModel):
 
 
 f32x16, i32x16, u16x16 = Vec("f32", 16), Vec("i32", 16), Vec("u16", 16)
+u16x32 = Vec("u16", 32)
 u8x16, u8x32, u8x64 = Vec("u8", 16), Vec("u8", 32), Vec("u8", 64)
 mask16 = Vec("mask", 16)
 
@@ -387,6 +388,29 @@ def _make_bitcast(result):
 as_f32x16, as_i32x16, as_u8x64 = (_make_bitcast(v) for v in (f32x16, i32x16, u8x64))
 
 
+def _make_half_of(second):
+    @intrinsic
+    def half_of(typingctx, v):
+        """One half of a vector of bytes: u8x64 -> u8x32 -> u8x16."""
+        lanes = v.lanes // 2
+        part = range(second * lanes, (1 + second) * lanes)
+        return _simple(lambda builder, x: _shuffle(builder, x, x, part), Vec("u8", lanes), v)
+
+    return half_of
+
+
+lower_half, upper_half = _make_half_of(0), _make_half_of(1)
+
+
+@intrinsic
+def join(typingctx, a, b):
+    """Two vectors of bytes, one after the other: u8x16 -> u8x32 -> u8x64."""
+    lanes = 2 * a.lanes
+    return _simple(
+        lambda builder, x, y: _shuffle(builder, x, y, range(lanes)), Vec("u8", lanes), a, a
+    )
+
+
 # (to float32, from float32)
 _HALF = half.native if LEVEL != "portable" else half.by_integers
 
@@ -397,6 +421,19 @@ def half_to_f32(typingctx, x):
     if isinstance(x, Vec):
         return _simple(_HALF[0], f32x16, u16x16)
     return _simple(_HALF[0], types.float32, types.uint16)
+
+
+@intrinsic
+def splat_half(typingctx, x):
+    """IEEE half bits, a uint16 scalar, as float32 in all 16 lanes (exact)."""
+
+    def build(builder, bits):
+        if LEVEL == "portable":
+            return _broadcast(builder, _HALF[0](builder, bits), f32x16)
+        # Repeated before the conversion: the scalar one would wait for the register's old value.
+        return _HALF[0](builder, _broadcast(builder, bits, u16x16))
+
+    return _simple(build, f32x16, types.uint16)
 
 
 @intrinsic
@@ -611,6 +648,47 @@ def lookup16(typingctx, table, index):
     return _simple(lambda builder, t, i: _LOOKUP16[LEVEL](builder, t, i), table, table, i32x16)
 
 
+def _lookup16_words_avx512(builder, table, index):
+    table = _shuffle(builder, table, table, [*range(16), *range(16)])
+    index = builder.zext(index, u16x32.llvm)
+    return _call(builder, "llvm.x86.avx512.permvar.hi.512", u16x32.llvm, [table, index])
+
+
+def _lookup16_words_avx2(builder, table, index):
+    """The low and the high bytes each by vpshufb, then put together."""
+    table = builder.bitcast(table, u8x32.llvm)
+    parts = []
+    for byte in range(2):
+        lanes = [2 * (i % 16) + byte for i in range(32)]
+        args = [_shuffle(builder, table, table, lanes), index]
+        parts.append(_call(builder, "llvm.x86.avx2.pshuf.b", u8x32.llvm, args))
+    lanes = [i // 2 + 32 * (i % 2) for i in range(64)]
+    return builder.bitcast(_shuffle(builder, parts[0], parts[1], lanes), u16x32.llvm)
+
+
+def _lookup16_words_by_lane(builder, table, index):
+    result = ir.Constant(u16x32.llvm, ir.Undefined)
+    for lane in range(32):
+        entry = builder.and_(builder.extract_element(index, _i32(lane)), _i8(15))
+        result = builder.insert_element(result, builder.extract_element(table, entry), _i32(lane))
+    return result
+
+
+_LOOKUP16_WORDS = {
+    "avx512": _lookup16_words_avx512,
+    "avx2": _lookup16_words_avx2,
+    "portable": _lookup16_words_by_lane,
+}
+
+
+@intrinsic
+def lookup16_words(typingctx, table, index):
+    """u16x32 of ``table[index]``; table u16x16, index u8x32 of 0 to 15."""
+    return _simple(
+        lambda builder, t, i: _LOOKUP16_WORDS[LEVEL](builder, t, i), u16x32, u16x16, u8x32
+    )
+
+
 def _bytes16_avx2(builder, table, index):
     half = ir.VectorType(_i8, 32)
     parts = []
@@ -749,7 +827,8 @@ def _make_read_at(result, llvm_type):
 
 
 read_u8, read_u16 = _make_read_at(types.uint8, _i8), _make_read_at(types.uint16, _i16)
-read_u8x16, read_u8x32, read_u16x16 = (_make_read_at(v, v.llvm) for v in (u8x16, u8x32, u16x16))
+read_u8x16, read_u8x32, read_u8x64 = (_make_read_at(v, v.llvm) for v in (u8x16, u8x32, u8x64))
+read_u16x16 = _make_read_at(u16x16, u16x16.llvm)
 
 
 def _make_write_at(streaming):
