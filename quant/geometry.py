@@ -194,8 +194,24 @@ class ModelGeometry:
             kv_lora_rank=self.kv_lora_rank if mla else None,
         )
 
-    def replace(self, **sizes):
-        """A copy with other sizes, checked. Names are those of the attributes."""
+    def resized(self, **sizes):
+        """A copy with other sizes, checked; names are those of the attributes.
+
+        Sizes that follow from another one follow it unless they are given too: `n_head_kv` keeps
+        its ratio to `n_head`, fewer experts than are used are all used, and of fewer layers than
+        were dense the last one still has experts.
+
+        Raises
+        ------
+        ValueError
+            The sizes do not make a model; the message names one.
+        """
+        if "n_head" in sizes and "n_head_kv" not in sizes:
+            sizes["n_head_kv"] = max(1, sizes["n_head"] * self.n_head_kv // self.n_head)
+        if "n_expert" in sizes and "n_expert_used" not in sizes:
+            sizes["n_expert_used"] = min(self.n_expert_used, sizes["n_expert"])
+        if "n_layer" in sizes and "n_layer_dense" not in sizes and self.n_expert:
+            sizes["n_layer_dense"] = max(0, min(self.n_layer_dense, sizes["n_layer"] - 1))
         changed = dataclasses.replace(self, **sizes)
         changed.check()
         return changed
@@ -209,32 +225,43 @@ class ModelGeometry:
                 lowest = 1 if field.name in mandatory else 0
                 if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                     raise ValueError(f"{field.name}: at least {lowest}; got {value!r}")
-        rules = (
+        for rule, held in (
             (
-                self.architecture in ARCHITECTURES,
                 f"architecture: one of {', '.join(ARCHITECTURES)}",
+                self.architecture in ARCHITECTURES,
             ),
-            (self.mla_form in MLA_FORMS, f"mla_form: one of {', '.join(MLA_FORMS)}"),
+            (f"mla_form: one of {', '.join(MLA_FORMS)}", self.mla_form in MLA_FORMS),
             (
-                self.expert_gating in EXPERT_GATING,
                 f"expert_gating: one of {', '.join(EXPERT_GATING)}",
+                self.expert_gating in EXPERT_GATING,
             ),
-            (self.n_head % self.n_head_kv == 0, "n_head: a multiple of n_head_kv"),
-            (self.n_rot % 2 == 0, "n_rot: an even number"),
-            (self.n_rot <= self.d_k, "n_rot: at most d_k"),
-            (self.n_expert_used <= self.n_expert, "n_expert_used: at most n_expert"),
-        )
-        for held, rule in rules:
-            if not held:
-                raise ValueError(f"{rule}; got {getattr(self, rule.partition(':')[0])!r}")
+            ("n_head: a multiple of n_head_kv", self.n_head % self.n_head_kv == 0),
+            ("n_rot: an even number", self.n_rot % 2 == 0),
+            ("n_rot: at most d_k", self.n_rot <= self.d_k),
+            ("n_expert_used: at most n_expert", self.n_expert_used <= self.n_expert),
+        ):
+            _require(held, rule, self)
         if self.architecture == "deepseek2":
-            if not self.kv_lora_rank or not self.d_nope:
-                raise ValueError("kv_lora_rank and d_k - n_rot: deepseek2 needs at least 1 of both")
-            if self.n_layer > self.n_layer_dense and not self.n_expert_used * self.n_ff_expert:
-                raise ValueError(
-                    "n_expert, n_expert_used, n_ff_expert: at least 1 where layers have experts "
-                    f"(n_layer {self.n_layer} > n_layer_dense {self.n_layer_dense})"
-                )
+            has_experts = self.n_layer > self.n_layer_dense
+            all_heads = self.n_head_kv == self.n_head
+            _require(self.kv_lora_rank > 0, "kv_lora_rank: deepseek2 needs at least 1", self)
+            _require(self.d_nope > 0, "d_k: deepseek2 needs more than n_rot", self)
+            _require(
+                all_heads, "n_head_kv: deepseek2 needs n_head (all heads share a latent)", self
+            )
+            _require(self.n_layer_dense == 0 or self.n_ff > 0, "n_ff: at least 1", self)
+            for size in ("n_expert_used", "n_ff_expert"):
+                at_least_one = not has_experts or getattr(self, size) > 0
+                _require(at_least_one, f"{size}: at least 1 where layers have experts", self)
+        else:
+            _require(self.n_ff > 0, "n_ff: at least 1", self)
+            for size in ("q_lora_rank", "kv_lora_rank", "n_expert"):
+                _require(getattr(self, size) == 0, f"{size}: {self.architecture} has none", self)
+
+
+def _require(held, rule, geometry):
+    if not held:
+        raise ValueError(f"{rule}; got {getattr(geometry, rule.partition(':')[0])!r}")
 
 
 @dataclass(frozen=True)
