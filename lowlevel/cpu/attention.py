@@ -24,7 +24,7 @@ def _call(plan, operands):
     floats = layout.worker_floats(tile, plan.d_k, plan.d_v, plan.v_in_k)
     o = operands
     mask_strides = _float_strides(o.mask, 3)
-    return attention_kernel.Call(
+    fields = dict(
         n_head_kv=plan.n_head_kv,
         group=group,
         n_tokens=plan.n_tokens,
@@ -72,6 +72,10 @@ def _call(plan, operands):
         scale=np.float32(o.scale),
         softcap=np.float32(o.softcap or 0.0),
     )
+    call = np.zeros(1, attention_kernel.CALL)
+    for name in attention_kernel.CALL.names:
+        call[name] = fields[name]
+    return call[0]
 
 
 def run(plan, operands, scratch):

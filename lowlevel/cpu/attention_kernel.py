@@ -34,60 +34,27 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _MINUS_INF = np.float32(-np.inf)
 
 
-class Call(NamedTuple):
-    """Everything a worker reads. Addresses in bytes (0: not given), strides as said."""
-
-    # sizes
-    n_head_kv: int
-    group: int  # query heads per K/V head
-    n_tokens: int
-    n_kv: int
-    d_k: int
-    d_v: int
-    # tile and its place in scratch (float32 values; see layout.py)
-    heads: int
-    rows: int
-    keys: int
-    splits: int
-    head_tiles: int
-    row_tiles: int
-    panel: int
-    q_depth: int
-    k_stride: int
-    v_stride: int
-    kq_floats: int
-    chunk_floats: int
-    tile_floats: int
-    state_floats: int
-    # operands: address and strides in float32 values
-    q: int
-    q_head: int
-    q_token: int
-    out: int
-    out_head: int
-    out_token: int
-    lse: int  # C-contiguous (n_head, n_tokens)
-    mask: int
-    mask_head: int
-    mask_token: int
-    mask_key: int
-    slopes: int
-    sinks: int
-    # K and V: address, strides in bytes, address of the fill; v_column >= 0: V inside K's chunk
-    k: int
-    k_head: int
-    k_key: int
-    k_fill: int
-    v: int
-    v_head: int
-    v_key: int
-    v_fill: int
-    v_column: int
-    # scores
-    causal: int
-    window: int
-    scale: float
-    softcap: float
+# Everything a worker reads, as one record: it travels as a pointer, which compiles far faster than
+# a tuple of as many values. Addresses in bytes (0: not given), strides as said.
+_CALL_FIELDS = {
+    "n_head_kv group n_tokens n_kv d_k d_v": np.int64,  # group: query heads per K/V head
+    # the tile, and its place in scratch in float32 values; see layout.py
+    "heads rows keys splits head_tiles row_tiles": np.int64,
+    "panel q_depth k_stride v_stride": np.int64,
+    "kq_floats chunk_floats tile_floats state_floats": np.int64,
+    # operands: address, strides in float32 values; lse is C-contiguous (n_head, n_tokens)
+    "q q_head q_token": np.int64,
+    "out out_head out_token": np.int64,
+    "mask mask_head mask_token mask_key": np.int64,
+    "lse slopes sinks": np.int64,
+    # K and V: address, strides in bytes, address of the fill
+    "k k_head k_key k_fill": np.int64,
+    "v v_head v_key v_fill": np.int64,
+    "v_column": np.int64,  # V's first column inside K's chunk, or -1: V has a chunk of its own
+    "causal window": np.int64,
+    "scale softcap": np.float32,
+}
+CALL = np.dtype([(name, kind) for names, kind in _CALL_FIELDS.items() for name in names.split()])
 
 
 class Rows(NamedTuple):
@@ -418,7 +385,7 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
 
     Parameters
     ----------
-    call : Call
+    call : record of dtype CALL
     kq, chunk, tile, state, partial : float32 arrays, 1-D
         The scratch blocks of all workers, one after another.
     state_int : int32 array

@@ -11,7 +11,10 @@ import hashlib
 import pathlib
 
 import numba
-from numba.core import caching, ccallback, sigutils
+from numba.core import ccallback, compiler, sigutils, typed_passes
+from numba.core.compiler_machinery import register_pass
+
+from .kernel_cache import KernelCache
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
@@ -28,7 +31,7 @@ def _sources_digest(folder):
 def _disk_cache(function):
     """A Numba disk cache for `function`, or None where no cache folder is writable."""
     try:
-        cache = caching.FunctionCache(function)
+        cache = KernelCache(function)
     except RuntimeError:  # "cannot cache function: no locator available"
         return None
     folder = pathlib.Path(function.__code__.co_filename).resolve().parent
@@ -51,9 +54,11 @@ def kernel(function=None, *, fastmath=False, inline=False):
     """
     if function is None:
         return functools.partial(kernel, fastmath=fastmath, inline=inline)
-    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, forceinline=inline)(
-        function
-    )
+    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    if inline:
+        # Python never calls these: entry points of their own would only cost compile time.
+        options |= {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    dispatcher = numba.njit(**options)(function)
     cache = None if inline else _disk_cache(function)
     if cache is not None:
         dispatcher._cache = cache
