@@ -1,0 +1,331 @@
+"""quant.quantize: held against ggml's own blocks (tests/golden), in every layout and thread count."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import gguf
+import numpy as np
+import pytest
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+from quant.cpu.quantize_iq4_nl import VALUES, nearest_value
+from quant.formats import FORMATS, block_format
+from quant.quantize import quantize
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "ggml_blocks.npz"
+QUANTISED = ("Q8_0", "Q4_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K")
+ALL = (*QUANTISED, "F32", "F16", "BF16")
+KINDS = (
+    "normal student_t outliers sparse positive negative integers all_sizes denormal large constant "
+    "zeros"
+).split()
+LESSER_CPUS = {
+    "portable": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+    "avx2": {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+sse4.2,+ssse3,+sse4.1,+bmi,+bmi2,+popcnt",
+    },
+}
+# Root mean square error over standard deviation of ggml's own blocks of 2**20 normal weights
+# (made with ggml_quantize of tests/golden/make_golden.py).
+GGML_ERROR = {
+    "Q8_0": 0.00535,
+    "Q4_0": 0.08596,
+    "IQ4_NL": 0.07610,
+    "Q2_K": 0.29669,
+    "Q3_K": 0.15092,
+    "Q4_K": 0.07129,
+    "Q6_K": 0.01772,
+}
+
+
+def decoded(tensor):
+    """The weights of a QuantTensor by the gguf package."""
+    rows = np.ascontiguousarray(tensor.data).reshape(-1, tensor.data.shape[-1])
+    return gguf.quants.dequantize(rows, tensor.qtype).reshape(tensor.shape)
+
+
+def rmse(tensor, weights):
+    return np.sqrt(np.mean((decoded(tensor).astype(np.float64) - weights) ** 2))
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+@pytest.fixture
+def rng():
+    seed = int.from_bytes(os.urandom(4), "little")
+    print("seed", seed)
+    return np.random.default_rng(seed)
+
+
+# ---------------------------------------------------------------- against ggml
+
+
+@pytest.mark.parametrize("type_name", QUANTISED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_blocks_are_the_same_bytes(golden, kind, type_name):
+    tensor = quantize(golden[f"input/{kind}"], type_name)
+    np.testing.assert_array_equal(tensor.data, golden[f"blocks/{kind}/{type_name}"])
+
+
+@pytest.mark.parametrize("type_name", QUANTISED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_error_is_at_most_ggmls(golden, kind, type_name):
+    weights = golden[f"input/{kind}"]
+    error = rmse(quantize(weights, type_name), weights)
+    assert error <= 1.05 * golden[f"rmse/{kind}/{type_name}"]
+
+
+@pytest.mark.parametrize("cpu", LESSER_CPUS)
+def test_lesser_cpus_give_the_golden_bytes(cpu):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += ["-k", "golden_blocks or nearest_value or rounds_away", __file__]
+    run = subprocess.run(
+        command, env={**os.environ, **LESSER_CPUS[cpu]}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "passed" in run.stdout
+
+
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "F32", "F16", "BF16"])
+def test_fresh_weights_give_the_gguf_packages_bytes(rng, type_name):
+    weights = rng.standard_t(3, (rng.integers(1, 40), 256 * rng.integers(1, 9)))
+    weights = weights.astype(np.float32)
+    tensor = quantize(weights, type_name)
+    expected = gguf.quants.quantize(weights, tensor.qtype)
+    np.testing.assert_array_equal(tensor.data, expected.view(np.uint8))
+
+
+@pytest.mark.parametrize("type_name", QUANTISED)
+def test_fresh_normal_weights_have_ggmls_error(rng, type_name):
+    weights = rng.standard_normal((64, 2048), np.float32) * np.float32(10.0 ** rng.uniform(-1, 3))
+    error = rmse(quantize(weights, type_name), weights) / weights.std()
+    assert error <= 1.03 * GGML_ERROR[type_name]
+
+
+# ---------------------------------------------------------------- layouts and threads
+
+
+@pytest.mark.parametrize("type_name", ALL)
+def test_any_number_of_threads_gives_the_same_bytes(rng, type_name):
+    weights = rng.standard_normal((5, 77, 1792), np.float32)  # six chunks, the last one short
+    one = quantize(weights, type_name, n_threads=1)
+    for n_threads in (2, 3, 64, None):
+        np.testing.assert_array_equal(
+            quantize(weights, type_name, n_threads=n_threads).data, one.data
+        )
+
+
+@pytest.mark.parametrize("type_name", ALL)
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 15, 16, 17, 33])
+def test_a_block_depends_on_itself_only(rng, type_name, n_blocks):
+    weights = rng.standard_normal((n_blocks, 256), np.float32)
+    tensor = quantize(weights, type_name)
+    assert tensor.shape == weights.shape
+    assert tensor.qtype.name == type_name
+    for row in range(n_blocks):
+        alone = quantize(weights[row], type_name)  # one row: (columns,)
+        assert alone.shape == (256,)
+        np.testing.assert_array_equal(tensor.data[row], alone.data)
+
+
+@pytest.mark.parametrize("type_name", ALL)
+def test_any_memory_layout_gives_the_same_bytes(rng, type_name, tmp_path):
+    weights = rng.standard_normal((3, 70, 768)).astype(np.float16).astype(np.float32)
+    expected = quantize(weights, type_name).data
+
+    read_only = weights.copy()
+    read_only.flags.writeable = False
+    padded = np.zeros((6, 71, 800), np.float32)
+    padded[::-2, 1:, 16:784] = weights
+    unaligned = np.zeros(weights.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(weights.shape)
+    unaligned[:] = weights
+    weights.tofile(tmp_path / "weights")
+    layouts = {
+        "float16": weights.astype(np.float16),
+        "read-only": read_only,
+        "strided": padded[::-2, 1:, 16:784],
+        "transposed": np.asfortranarray(weights),
+        "big-endian": weights.astype(">f4"),
+        "unaligned": unaligned,
+        "mapped": np.memmap(tmp_path / "weights", np.float32, "r", shape=weights.shape),
+    }
+    for name, layout in layouts.items():
+        given = layout.copy(order="K")
+        np.testing.assert_array_equal(quantize(layout, type_name).data, expected, err_msg=name)
+        np.testing.assert_array_equal(layout, given)
+
+
+@pytest.mark.parametrize("type_name", ALL)
+@pytest.mark.parametrize("shape", [(0,), (0, 256), (3, 0), (0, 5, 512), (2, 0, 256)])
+def test_empty_arrays_give_empty_tensors(type_name, shape):
+    tensor = quantize(np.empty(shape, np.float32), type_name)
+    assert tensor.shape == shape
+    assert tensor.data.size == 0
+
+
+# ---------------------------------------------------------------- special values
+
+
+@pytest.mark.parametrize("type_name", ALL)
+def test_rows_of_zeros_stay_zero_between_others(rng, type_name):
+    weights = rng.standard_normal((9, 512), np.float32)
+    weights[[0, 3, 4, 8]] = 0.0
+    result = decoded(quantize(weights, type_name))
+    assert not result[[0, 3, 4, 8]].any()
+    assert result[[1, 2, 5, 6, 7]].any(axis=-1).all()
+
+
+@pytest.mark.parametrize("type_name", ALL)
+def test_constant_rows_come_back_nearly(rng, type_name):
+    weights = np.repeat(rng.standard_normal((8, 1)), 256, axis=-1).astype(np.float32)
+    result = decoded(quantize(weights, type_name))
+    # A scale has at least 4 bits (Q2_K) of the super-block's, which this one sets itself.
+    assert np.abs(result / weights - 1).max() < 2**-7
+
+
+@pytest.mark.parametrize("type_name", QUANTISED)
+def test_weights_too_small_for_a_half_precision_scale_become_zero(rng, type_name):
+    for size in (1e-45, 1e-40, 1e-30, 1e-12):
+        weights = (rng.standard_normal((3, 512)) * size).astype(np.float32)
+        assert not decoded(quantize(weights, type_name)).any()
+
+
+@pytest.mark.parametrize("type_name", ["F16", *QUANTISED])
+def test_the_largest_weights_fit_or_are_refused(rng, type_name):
+    """From where a scale overflows on, an error; below, a sound result: never inf or garbage."""
+    refused = False
+    for exponent in np.arange(10.0, 38.0, 0.5):
+        weights = rng.uniform(-1, 1, (2, 512))
+        weights[1, 300] = 2.0**exponent
+        weights = weights.astype(np.float32)
+        try:
+            tensor = quantize(weights, type_name)
+        except ValueError as error:
+            refused = True
+            assert "x[1, 300] = " in str(error)
+            assert "too large" in str(error) and "BF16 or F32" in str(error)
+        else:
+            assert not refused
+            assert decoded(tensor)[1, 300] == pytest.approx(weights[1, 300], rel=0.1)
+    assert refused
+
+
+def test_bfloat16_refuses_what_would_round_to_infinity():
+    largest = np.float32(2.0**127 * (2 - 2**-7))
+    between = np.nextafter(np.float32(2.0**127 * (2 - 2**-8)), np.float32(0))
+    tensor = quantize(np.array([largest, -between, 1.0], np.float32), "BF16")
+    assert decoded(tensor).tolist() == [largest, -largest, 1.0]
+    with pytest.raises(ValueError, match=r"x\[1\] = 3.39618e\+38 is too large for BF16.*use F32"):
+        quantize(np.array([1, np.nextafter(between, np.float32(np.inf))], np.float32), "BF16")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("type_name", ALL)
+def test_the_first_weight_that_is_not_finite_is_named(rng, type_name, bad, dtype):
+    weights = rng.standard_normal((3, 200, 512), np.float32).astype(dtype)
+    n, row, column = (int(rng.integers(0, size)) for size in weights.shape)
+    weights[n, row, column] = bad
+    weights.reshape(-1)[np.ravel_multi_index((n, row, column), weights.shape) :: 10007] = bad
+    where = rf"x: weights must be finite; x\[{n}, {row}, {column}\] is -?(nan|inf)"
+    for n_threads in (1, 3):
+        with pytest.raises(ValueError, match=where):
+            quantize(weights, type_name, n_threads=n_threads)
+        with pytest.raises(ValueError, match=where):
+            quantize(np.asfortranarray(weights), type_name, n_threads=n_threads)
+
+
+# ---------------------------------------------------------------- pieces of the kernels
+
+
+@kernel
+def indices_of_nearest(x, out):
+    for i in range(0, len(x), 16):
+        simd.store(out, i, nearest_value(simd.load_f32x16(x, i)))
+
+
+def test_iq4_nl_nearest_value_at_every_border(rng):
+    middles = ((VALUES[1:] + VALUES[:-1]) / 2).astype(np.float32)
+    special = np.concatenate([middles, VALUES, np.float32([0, -0.0, 1e-45, 1e9, -1e9])])
+    special = np.append(special, [np.inf, -np.inf]).astype(np.float32)
+    below = np.nextafter(special, np.float32(-np.inf))
+    above = np.nextafter(special, np.float32(np.inf))
+    x = np.concatenate([special, below, above, rng.uniform(-140, 140, 10**5).astype(np.float32)])
+    x = x[: len(x) // 16 * 16]
+    out = np.empty(len(x), np.int32)
+    indices_of_nearest(x, out)
+    # A weight half-way goes to the upper value, as in ggml.
+    np.testing.assert_array_equal(out, np.searchsorted(middles, x, side="right"))
+
+
+def test_q8_0_rounds_away_from_zero_at_exact_halves():
+    steps = np.arange(0.5, 15.5)
+    row = np.concatenate([[127], steps, [np.nextafter(np.float32(0.5), np.float32(0))]])
+    row = np.concatenate([row, -row[1:]]).astype(np.float32)  # scale 1: nothing else is rounded
+    row = np.append(row, np.zeros(-len(row) % 32, np.float32)).reshape(1, -1)[:, :32]
+    levels = quantize(row, "Q8_0").data[0, 2:].view(np.int8)
+    expected = np.sign(row) * np.floor(np.abs(row.astype(np.float64)) + 0.5)
+    np.testing.assert_array_equal(levels, expected[0])
+
+
+# ---------------------------------------------------------------- bad use
+
+
+@pytest.mark.parametrize("type_name", QUANTISED)
+def test_columns_that_fill_no_blocks_are_refused_with_what_works(type_name):
+    row = block_format(type_name)
+    columns = 576 if row.block_weights == 256 else 40
+    with pytest.raises(ValueError) as error:
+        quantize(np.zeros((4, columns), np.float32), row.name)
+    message = str(error.value)
+    assert message.startswith("x: ") and row.name in message and f"{columns} columns" in message
+    working = message.split("these types work: ")[1].split(", ")
+    assert set(working) == {r.name for r in FORMATS.values() if columns % r.block_weights == 0}
+    for name in working:
+        quantize(np.zeros((1, columns), np.float32), name)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ([[1.0] * 256], TypeError, "x: expected a float32 or float16 NumPy array.*got list"),
+        (np.zeros((2, 256)), TypeError, "x: .*got float64; x.astype"),
+        (np.zeros((2, 256), np.int8), TypeError, "x: .*got int8"),
+        (np.zeros((2, 256), object), TypeError, "x: .*got object"),
+        (np.float32(1), TypeError, "x: .*got float32"),
+        (np.array(1, np.float32), ValueError, "x: .*single number"),
+    ],
+)
+def test_what_is_no_array_of_weights_is_refused(x, error, message):
+    with pytest.raises(error, match=message):
+        quantize(x, "F32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"qtype": "Q5_K"}, ValueError, "qtype: Q5_K is not supported.*Q4_K"),
+        ({"qtype": "Q9"}, ValueError, "qtype: 'Q9'"),
+        ({"qtype": 8}, TypeError, "qtype"),
+        ({"qtype": "Q8_0", "n_threads": 0}, ValueError, "n_threads"),
+        ({"qtype": "Q8_0", "n_threads": 1.5}, TypeError, "n_threads"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        quantize(np.zeros((1, 256), np.float32), **arguments)
+
+
+def test_a_type_may_be_given_as_name_enum_or_format(rng):
+    weights = rng.standard_normal((2, 256), np.float32)
+    expected = quantize(weights, "q2_k").data
+    for qtype in (gguf.GGMLQuantizationType.Q2_K, "Q2_K", block_format("Q2_K")):
+        np.testing.assert_array_equal(quantize(weights, qtype).data, expected)
