@@ -11,8 +11,7 @@ import hashlib
 import pathlib
 
 import numba
-from numba.core import ccallback, compiler, sigutils, typed_passes
-from numba.core.compiler_machinery import register_pass
+from numba.core import ccallback, sigutils
 
 from .kernel_cache import KernelCache
 

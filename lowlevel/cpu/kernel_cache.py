@@ -38,3 +38,12 @@ class KernelCache(caching.FunctionCache):
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), _identity(self._py_func)
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            # A file that another version of this package wrote may name what is no longer there,
+            # and a broken one can raise anything: start this kernel's cache anew.
+            self.flush()
+            return None
