@@ -145,7 +145,9 @@ def _check_target(path, overwrite):
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; overwriting it must be asked for (overwrite=True, --force)")
+        raise FileExistsError(
+            f"{path} exists; overwriting it must be asked for (overwrite=True, --force)"
+        )
 
 
 def _check_disk(path, n_bytes):
