@@ -6,6 +6,7 @@ is imported when a call first needs it.
 
 from .formats import FORMATS, BlockFormat, block_format
 from .model_file import ModelFile, ModelFileError, open
+from .quantize import quantize
 from .tensor import QuantTensor
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "QuantTensor",
     "block_format",
     "open",
+    "quantize",
 ]
