@@ -4,6 +4,7 @@ The modules imported here are light: what compiles kernels (quant.cpu) or needs 
 is imported when a call first needs it.
 """
 
+from .dequantize import dequantize
 from .formats import FORMATS, BlockFormat, block_format
 from .model_file import ModelFile, ModelFileError, open
 from .quantize import quantize
@@ -16,6 +17,7 @@ __all__ = [
     "ModelFileError",
     "QuantTensor",
     "block_format",
+    "dequantize",
     "open",
     "quantize",
 ]

@@ -126,6 +126,18 @@ class QuantTensor:
         """
         return self.data.view(_array_dtype(self.format))
 
+    def kv_source(self):
+        """This tensor, (n_head_kv, n_kv, d), as K or V of attention: see lowlevel/kv_source.py.
+
+        Raises
+        ------
+        ValueError
+            Not three axes, or a format in super-blocks of 256 weights.
+        """
+        from .kv import kv_source
+
+        return kv_source(self)
+
     def to(self, device):
         """This tensor on a device: ``"cpu"`` gives the tensor itself."""
         if device == "cpu":

@@ -1,0 +1,110 @@
+"""Dequantisation on the CPU: finds the runs of a tensor and hands them to threads."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lowlevel.cpu.threads import run_workers
+
+from .decoders import DECODERS
+
+# Weights per unit: its output stays in the L1 and L2 caches until it is written back.
+UNIT_WEIGHTS = 1 << 14
+# Weights that a worker takes from the counter at a time, and between two looks at signals.
+GRAB_WEIGHTS = 1 << 16
+SLICE_WEIGHTS = 1 << 24
+# A second thread pays from about this many weights on.
+THREAD_WEIGHTS = 1 << 18
+# Outputs of this size do not fit the caches anyway: they are written past them.
+STREAM_BYTES = 32 << 20
+# What streamed stores must be aligned to.
+STREAM_ALIGN = 64
+
+
+class Runs(NamedTuple):
+    """The runs of a tensor: see quant/cpu/runs.py.
+
+    Attributes
+    ----------
+    axes : list of (size, source stride, destination stride)
+        Slowest first.
+    n_blocks : int
+        Blocks in one run.
+    """
+
+    axes: list
+    n_blocks: int
+
+
+def find_runs(shape, source_strides, destination_strides, row_blocks, block_bytes, block_out):
+    """Join rows and leading axes that follow each other without a gap on both sides.
+
+    Parameters
+    ----------
+    shape, source_strides, destination_strides : sequences of int
+        Of the leading axes, rows included; strides in bytes.
+    row_blocks, block_bytes, block_out : int
+        Blocks per row, bytes of a block, bytes of its weights.
+
+    Returns
+    -------
+    Runs
+    """
+    axes, n_blocks = [], row_blocks
+    for axis in reversed(list(zip(shape, source_strides, destination_strides, strict=True))):
+        size, source, destination = axis
+        if size == 1:
+            continue
+        if not axes and (source, destination) == (n_blocks * block_bytes, n_blocks * block_out):
+            n_blocks *= size
+        elif axes and (source, destination) == (axes[0][0] * axes[0][1], axes[0][0] * axes[0][2]):
+            axes[0] = (axes[0][0] * size, *axes[0][1:])
+        else:
+            axes.insert(0, axis)
+    return Runs(axes, n_blocks)
+
+
+def can_stream(runs, destination, block_weights, block_out):
+    """Whether every piece of 64 bytes of the output is aligned, so that stores may be streamed."""
+    steps = [axis[2] for axis in runs.axes]
+    if block_weights == 1:  # plain floats: no single weights at the end of a run
+        steps.append(runs.n_blocks * block_out)
+    return all(step % STREAM_ALIGN == 0 for step in [destination, *steps])
+
+
+def dequantize(t, out, n_threads):
+    """Decode a QuantTensor into `out`, both checked: see quant/dequantize.py."""
+    block, itemsize = t.format, out.itemsize
+    block_out = block.block_weights * itemsize
+    runs = find_runs(
+        t.shape[:-1],
+        t.data.strides[:-1],
+        out.strides[:-1],
+        block.row_blocks(t.columns),
+        block.block_bytes,
+        block_out,
+    )
+    destination = out.ctypes.data
+    is_streamed = out.nbytes >= STREAM_BYTES and can_stream(
+        runs, destination, block.block_weights, block_out
+    )
+    decoder = DECODERS[block.name]
+    decode = getattr(decoder, out.dtype.name + ("_streaming" if is_streamed else ""))
+
+    unit_blocks = min(runs.n_blocks, UNIT_WEIGHTS // block.block_weights)
+    run_units = -(-runs.n_blocks // unit_blocks)
+    n_units = t.size // block.block_weights // runs.n_blocks * run_units
+    unit_weights = unit_blocks * block.block_weights
+    n_workers = min(n_threads, -(-t.size // THREAD_WEIGHTS))
+    grab = min(max(1, GRAB_WEIGHTS // unit_weights), -(-n_units // (4 * n_workers)))
+
+    source = t.data.ctypes.data
+    axes = np.array(runs.axes, np.int64).reshape(-1, 3)
+    run = np.array((runs.n_blocks, unit_blocks, run_units, block.block_bytes, block_out), np.int64)
+    task = np.array((n_units, grab, max(1, SLICE_WEIGHTS // unit_weights)), np.int64)
+    counter = np.zeros(1, np.int64)
+
+    def worker(i):
+        return decode(source, destination, axes, run, task, counter)
+
+    run_workers(n_workers, worker, counter)

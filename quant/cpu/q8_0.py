@@ -1,0 +1,23 @@
+"""Q8_0: 32 signed bytes and a scale."""
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+
+from .runs import make_decoder
+from .writers import VALUE_WRITERS
+
+BLOCK_WEIGHTS, BLOCK_BYTES = 32, 34
+
+
+@kernel(inline=True)
+def decode_blocks(write, source, n_blocks, destination):
+    """See runs.py."""
+    for i in range(n_blocks):
+        block = source + i * BLOCK_BYTES
+        d = simd.splat_half(simd.read_u16(block))
+        for half in range(2):
+            q = simd.widen_signed(simd.read_u8x16(block + 2 + 16 * half))
+            write(destination, i * BLOCK_WEIGHTS + 16 * half, simd.to_f32(q) * d)
+
+
+DECODER = make_decoder(decode_blocks, VALUE_WRITERS, BLOCK_WEIGHTS)

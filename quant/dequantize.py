@@ -1,0 +1,84 @@
+"""Dequantisation: blocks to float32 or float16."""
+
+import numpy as np
+
+from .tensor import QuantTensor
+
+DTYPES = ("float32", "float16")
+
+
+def dequantize(t, dtype=None, out=None, n_threads=None):
+    """Decode a tensor's blocks.
+
+    Equal to the gguf package's ``gguf.quants.dequantize``, bit for bit in float32 (NaN for NaN),
+    for any bytes whatever.
+
+    Parameters
+    ----------
+    t : QuantTensor, (..., rows, columns)
+        Of any format, strided or read-only too.
+    dtype : {"float32", "float16"}, optional
+        float16 is the float32 value rounded to nearest even. Default: that of `out`, else float32.
+    out : numpy.ndarray, optional
+        Shape of `t`, writeable, last axis contiguous. Reusing one is much faster than a fresh
+        array, whose pages the operating system has to provide first. From 32 MiB on, an array
+        that is aligned to 64 bytes is faster too.
+    n_threads : int, optional
+        Default: all CPUs of this process. 1 uses the calling thread alone.
+
+    Returns
+    -------
+    numpy.ndarray
+        `out`, or a fresh C-contiguous array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a QuantTensor; a dtype, `out` or `n_threads` that does not fit. Nothing is written.
+    """
+    if not isinstance(t, QuantTensor):
+        raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
+    dtype = _checked_dtype(dtype, out)
+    if out is not None:
+        _check_out(out, t, dtype)
+    from lowlevel.cpu.threads import resolve_n_threads
+
+    n_threads = resolve_n_threads(n_threads)
+    if out is None:
+        out = np.empty(t.shape, dtype)
+    if t.size:
+        from .cpu.dequantize import dequantize as run  # compiles kernels: only when one is needed
+
+        run(t, out, n_threads)
+    return out
+
+
+def _checked_dtype(dtype, out):
+    if dtype is None:
+        dtype = getattr(out, "dtype", "float32")
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = None
+    if name not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}")
+    return np.dtype(name)
+
+
+def _check_out(out, t, dtype):
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    if out.dtype != dtype:
+        raise ValueError(f"out: expected {dtype} as dtype says, got {out.dtype}")
+    if out.shape != t.shape:
+        raise ValueError(f"out: expected shape {t.shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out: the array is read-only")
+    if not out.flags.aligned:
+        raise ValueError(f"out: the array is not aligned to its {out.itemsize}-byte items")
+    if out.size and out.shape[-1] > 1 and out.strides[-1] != out.itemsize:
+        raise ValueError(f"out: the last axis must be contiguous; its stride is {out.strides[-1]}")
+    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.strides, strict=True)):
+        raise ValueError(f"out: several weights share an item; strides are {out.strides}")
+    if np.may_share_memory(out, t.data):
+        raise ValueError("out: overlaps the tensor's own bytes")
