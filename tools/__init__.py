@@ -1,0 +1,1 @@
+"""The ``kqcap`` command. Installed as ``kqcap_tools``; from a checkout: ``python -m tools``."""

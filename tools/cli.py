@@ -1,0 +1,82 @@
+"""The ``kqcap`` command: reads the command line, hands over to a subcommand, maps errors to exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import importlib.metadata
+import os
+import pathlib
+import sys
+
+from . import bench, make_gguf, plan
+from .options import UsageError
+
+DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard memory budget."
+EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
+BAD_USE = 2
+INTERRUPTED = 130
+SUBCOMMANDS = (plan, bench, make_gguf)
+
+
+def version() -> str:
+    """The installed version; from a checkout, that of setup.cfg."""
+    try:
+        return importlib.metadata.version("kqcap")
+    except importlib.metadata.PackageNotFoundError:
+        setup = configparser.ConfigParser()
+        setup.read(pathlib.Path(__file__).resolve().parent.parent / "setup.cfg")
+        return setup.get("metadata", "version", fallback="unknown")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kqcap", description=DESCRIPTION, epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"kqcap {version()}")
+    subparsers = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+    for subcommand in SUBCOMMANDS:
+        subcommand.add_parser(subparsers)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``kqcap``.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        The arguments without the program's name; None: those of the process.
+
+    Returns
+    -------
+    int
+        The exit code: 0 held, 1 a checked limit was broken, 2 bad use. As argparse does,
+        ``--help``, ``--version`` and a malformed command line raise SystemExit.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return _RUN[args.command](args) or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader (head, less) has left: keep Python from failing again while it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UsageError, OSError, ValueError, MemoryError) as error:
+        # what the library says of bad input: one line, no traceback
+        print(f"kqcap {args.command}: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_USE
+
+
+_RUN = {
+    subcommand.__name__.rpartition(".")[2].replace("_", "-"): subcommand.run
+    for subcommand in SUBCOMMANDS
+}
+
+
+def _one_line(error):
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,221 @@
+"""``kqcap plan``: what attention would take, next to what ik_llama.cpp's ``-amb`` rule would do."""
+
+from __future__ import annotations
+
+import itertools
+
+from .options import MIB, UsageError, add_sweep, fill_list_defaults, new_parser, positive
+
+DESCRIPTION = """\
+Print the plan of one layer's attention (tiles, steps, scratch to the byte) for each
+combination of the values given, next to what ik_llama.cpp's -amb rule would do with the
+same sizes. Nothing is computed or allocated. With no arguments: the examples of the pull
+request that -amb comes from (DeepSeek-R1, 512 tokens, amb 2048)."""
+
+EPILOG = """\
+columns:
+  tile          heads x query rows x keys whose scores are worked on at a time
+  workers       threads that work at once, each on a tile and scratch of its own
+  K*Q           MiB of scores held at once, of all workers
+  scratch       MiB taken from the pool in all
+  ik steps ...  ik_llama.cpp (8337e4cd3): steps, heads per step, K*Q of a step, and by how much
+                that is above -amb
+A row that cannot run says what it would need."""
+
+PR_EXAMPLES = dict(heads=128, d_k=192, d_v=128)
+SIZES = {  # option -> name in the geometry
+    "heads": "n_head",
+    "heads_kv": "n_head_kv",
+    "d_k": "d_k",
+    "d_v": "d_v",
+}
+PARAMETERS = [("n_ubatch", "n_ubatch"), ("kv_type", "type_kv"), ("n_threads", "threads")]
+COLUMNS = [
+    ("n_kv", "right"),
+    ("amb", "right"),
+    ("method", "left"),
+    ("tile", "right"),
+    ("workers", "right"),
+    ("steps", "right"),
+    ("K*Q", "right"),
+    ("scratch", "right"),
+    ("ik steps", "right"),
+    ("ik heads", "right"),
+    ("ik K*Q", "right"),
+    ("ik over", "right"),
+]
+
+
+def add_parser(subparsers):
+    parser = new_parser(
+        subparsers,
+        "plan",
+        help="the plan for a model file or for sizes, next to ik_llama.cpp's",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    parser.add_argument("-m", "--model", metavar="FILE", help="take the sizes from this GGUF file")
+    parser.add_argument("--heads", type=positive, metavar="N", help="query heads (default: 128)")
+    parser.add_argument(
+        "--heads-kv", type=positive, metavar="N", help="K/V heads (default: as --heads)"
+    )
+    parser.add_argument(
+        "--d-k", type=positive, metavar="N", help="head size of Q and K (default: 192)"
+    )
+    parser.add_argument("--d-v", type=positive, metavar="N", help="head size of V (default: 128)")
+    add_sweep(parser, context=[8192, 16000, 24000, 163000], ubatch=[512], amb=[2048])
+    parser.add_argument(
+        "--sinks",
+        action="store_true",
+        help="the model has attention sinks (ik_llama.cpp: never split)",
+    )
+    parser.add_argument("--ik-path", choices=("mla", "standard"),
+                        help="ik_llama.cpp's path to compare with (default: mla for deepseek2 and "
+                        "for sizes without grouped K/V heads)")  # fmt: skip
+
+
+def run(args):
+    fill_list_defaults(args)
+    geometry = _geometry(args)
+    combinations = itertools.product(
+        args.n_prompt,
+        args.ubatch_size,
+        args.attn_max_batch,
+        args.kv_type,
+        args.threads,
+        args.method,
+    )
+    rows = [_row(geometry, args.sinks, *combination) for combination in combinations]
+    _print(args, geometry, rows)
+    if all(row["plan"] is None for row in rows):
+        raise UsageError(rows[0]["error"])
+    return 0
+
+
+def _geometry(args):
+    """n_head, n_head_kv, d_k, d_v and ik_llama.cpp's path, from the file or the options."""
+    given = {name: getattr(args, option) for option, name in SIZES.items()}
+    if args.model is not None:
+        clash = [
+            f"--{option.replace('_', '-')}" for option in SIZES if getattr(args, option) is not None
+        ]
+        if clash:
+            raise UsageError(f"{', '.join(clash)}: the sizes come from -m; give one or the other")
+        geometry = _model_geometry(args.model)
+    else:
+        defaults = {SIZES[option]: value for option, value in PR_EXAMPLES.items()}
+        geometry = {**defaults, **{name: n for name, n in given.items() if n is not None}}
+        geometry.setdefault("n_head_kv", geometry["n_head"])
+        geometry["ik_path"] = "mla" if geometry["n_head_kv"] == geometry["n_head"] else "standard"
+    if args.ik_path:
+        geometry["ik_path"] = args.ik_path
+    return geometry
+
+
+def _model_geometry(path):
+    import quant
+
+    with quant.open(path) as model:
+        attention = model.attention
+    n_head, n_head_kv = _widest_layer(attention)
+    return dict(
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        d_k=attention.d_k,
+        d_v=attention.d_v,
+        ik_path="mla" if attention.is_mla else "standard",
+        model=str(path),
+    )
+
+
+def _widest_layer(attention):
+    """(n_head, n_head_kv) of the layer with the most query heads, the one that takes most."""
+    per_layer = (
+        (n,) * attention.n_layer if isinstance(n, int) else n
+        for n in (attention.n_head, attention.n_head_kv)
+    )
+    return max(layer for layer in zip(*per_layer, strict=True) if all(layer))
+
+
+def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
+    from dataclasses import asdict
+
+    import lowlevel
+    from lowlevel.ik_rule import ik_steps
+
+    n_tokens = min(n_ubatch, n_kv)
+    sizes = {name: geometry[name] for name in ("n_head", "n_head_kv")}
+    row = dict(
+        n_kv=n_kv,
+        n_ubatch=n_tokens,
+        amb_mib=amb_mib,
+        kv_type=kv_type,
+        n_threads=n_threads,
+        method=method,
+        plan=None,
+        needs_bytes=None,
+        error=None,
+    )
+    try:
+        plan = lowlevel.plan_attention(
+            **sizes,
+            d_k=geometry["d_k"],
+            d_v=geometry["d_v"],
+            n_tokens=n_tokens,
+            n_kv=n_kv,
+            budget=amb_mib * MIB or None,
+            kv_dtype=plan_dtype(kv_type),
+            method=method,
+            n_threads=n_threads,
+        )
+        row["plan"] = plan.to_dict()
+    except lowlevel.BudgetError as error:
+        row["needs_bytes"] = error.requested
+        row["error"] = str(error)
+    mla = geometry["ik_path"] == "mla"
+    ik = ik_steps(**sizes, n_tokens=n_tokens, n_kv=n_kv, amb_mib=amb_mib, sinks=sinks, mla=mla)
+    row["ik"] = asdict(ik)
+    return row
+
+
+def plan_dtype(kv_type):
+    """The library's name of a ``--kv-type``."""
+    return {"f32": "float32", "f16": "float16", "q8_0": "Q8_0"}[kv_type]
+
+
+def _print(args, geometry, rows):
+    from . import tables
+
+    if args.json:
+        tables.print_json(dict(geometry=geometry, rows=rows))
+        return
+    title = (
+        "{n_head} heads, {n_head_kv} K/V heads, d_k {d_k}, d_v {d_v}; sizes in MiB; "
+        "ik: ik_llama.cpp's {ik_path} path".format(**geometry)
+    )
+    tables.print_sweep(title, rows, PARAMETERS, COLUMNS, _cells)
+    for reason in sorted({row["ik"]["reason"] for row in rows} - {""}):
+        tables.note(f"ik_llama.cpp: {reason}")
+    for error in dict.fromkeys(row["error"] for row in rows if row["error"]):
+        tables.note(f"cannot run: {error}")
+
+
+def _cells(row):
+    from .tables import mib, tile
+
+    plan, ik = row["plan"], row["ik"]
+    if plan is None:
+        ours = [f"needs {mib(row['needs_bytes'])}", "-", "-", "-", "-"]
+    else:
+        ours = [tile(plan), str(plan["n_workers"]), str(plan["n_steps"])]
+        ours += [mib(plan["kq_bytes"]), mib(plan["scratch_bytes"])]
+    return [
+        str(row["n_kv"]),
+        str(row["amb_mib"]),
+        row["method"],
+        *ours,
+        str(ik["n_steps"]),
+        str(ik["heads"]),
+        mib(ik["kq_bytes"]),
+        mib(ik["overshoot_bytes"]) if ik["overshoot_bytes"] else "0",
+    ]
