@@ -8,6 +8,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_lanes as lanes
 from quant.cpu import matmul_unpack as unpackers
+from quant.cpu.matmul_layouts import LANES, STEP
 
 
 @kernel(inline=True)
@@ -27,23 +28,23 @@ def _weight(dword, at, shift):
 @kernel(inline=True)
 def fill_from_blocks(unpack, rows, job, spare, first, n_k, panel):
     """Any block format, by way of its bytes; `first` and `n_k` are whole blocks."""
-    scales = spare + job.panel_bytes * lanes.LANES
-    mins = spare + (job.block_weights + lanes.STEP) * lanes.LANES  # the plain (low) ones
+    scales = spare + job.panel_bytes * LANES
+    mins = spare + (job.block_weights + STEP) * LANES  # the plain (low) ones
     min_scale = scales + (job.n_scales - 1) * 64
     for block in range(n_k // job.block_weights):
         at = (first // job.block_weights + block) * job.block_bytes
         unpack(rows, at, spare, scales)
-        for step in range(job.block_weights // lanes.STEP):
+        for step in range(job.block_weights // STEP):
             scale = lanes.load_at_f32(scales + (step // job.segment_steps) * 64)
             lowest = simd.splat(0.0)
             if job.n_min_segments > 0:
-                i = step * lanes.STEP // job.min_run
+                i = step * STEP // job.min_run
                 four = lanes.load_at_i32(mins + (i // 4) * 64)
                 integer = simd.to_f32((four >> (8 * (i % 4))) & 255)
                 lowest = integer * lanes.load_at_f32(min_scale)
             for i in range(4):
                 dword = lanes.load_at_i32(spare + (step * 4 + i) * 64)
-                k = block * job.block_weights + step * lanes.STEP + i * 4
+                k = block * job.block_weights + step * STEP + i * 4
                 _put_four(panel + k * 64, dword, job.shift, scale, lowest)
 
 

@@ -1,7 +1,7 @@
 """Sixteen weight rows side by side, and the register tiles that multiply them.
 
 `quant.matmul` keeps one weight row in each lane of a 64-byte vector: lane r holds four consecutive
-weights of row r, one byte each. A tile is two such vectors (`ROWS` = 32 rows) times a few columns
+weights of row r, one byte each. A tile is one or two such vectors times a few columns
 (rows of x): one int32 or float32 accumulator per vector and column, all in registers. Every
 product is one `dot_u8s8` of a weight vector with four bytes of x repeated in all lanes, and what
 differs from row to row (block scales) is a vector as well: nothing is ever summed across lanes.
@@ -18,7 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from lowlevel.cpu import simd
-from quant.cpu.matmul_layouts import LANES, ROWS, STEP, VECTORS
+from quant.cpu.matmul_layouts import LANES, STEP, VECTORS
 
 _i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _i32x16, _f32x16 = simd.i32x16.llvm, simd.f32x16.llvm
@@ -147,8 +147,8 @@ def add_tiles(typingctx, a, b):
     """Sum of two float tiles."""
 
     def codegen(context, builder, sig, args):
-        pairs = zip(_unpack_tile(builder, args[0]), _unpack_tile(builder, args[1]))
-        return context.make_tuple(builder, a, [builder.fadd(x, y) for x, y in pairs])
+        first, second = _unpack_tile(builder, args[0]), _unpack_tile(builder, args[1])
+        return context.make_tuple(builder, a, list(map(builder.fadd, first, second)))
 
     return a(a, a), codegen
 

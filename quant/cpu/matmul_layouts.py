@@ -12,11 +12,13 @@ digits: sum = high * min_run + low. So mins cost a few more bytes of k and no co
 
 from dataclasses import dataclass
 
-# Weight rows of one tile: two vectors of 16 lanes.
-LANES, VECTORS = 16, 2
+from lowlevel.cpu import simd
+
+# A tile is `VECTORS` vectors of 16 weight rows by as many columns (rows of x) as one of `WIDTHS`:
+# what the registers hold, 32 of 64 bytes with AVX-512, half as many of half the size without.
+LANES = 16
+VECTORS, WIDTHS = (2, (1, 2, 4, 6)) if simd.LEVEL == "avx512" else (1, (1, 2, 3, 4))
 ROWS = VECTORS * LANES
-# Columns (rows of x) that one tile may have.
-WIDTHS = (1, 2, 4, 6)
 # Bytes of k that one step of the inner loop takes.
 STEP = 16
 # Weights of k in a panel of bytes (it stays in the first cache) and of floats (in the second);

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.cpu.matmul_layouts import BYTE_CHUNK, FLOAT_CHUNK, FLOAT_PIECE, LAYOUTS, ROWS, WIDTHS
+from quant.cpu.matmul_layouts import (
+    BYTE_CHUNK,
+    FLOAT_CHUNK,
+    FLOAT_PIECE,
+    LANES,
+    LAYOUTS,
+    ROWS,
+    WIDTHS,
+)
 
 # Below this many multiply-adds (plus the cost of unpacking) per worker a helper thread is not
 # worth waking up.
@@ -50,6 +58,15 @@ def _slots(n_columns):
     return whole * WIDTHS[-1] + (tail_width(rest) if rest else 0)
 
 
+def _most_padding(n, n_matrices):
+    """The most columns that can pad groups when n columns are spread over the matrices."""
+    padding = {rest: tail_width(rest) - rest for rest in range(1, WIDTHS[-1])}
+    padded = [rest for rest, pad in padding.items() if pad]
+    if not padded:
+        return 0
+    return max(padding.values()) * min(n_matrices, n // min(padded))
+
+
 @functools.lru_cache(maxsize=512)
 def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
     """The `MatmulPlan` of n rows of x times (n_experts,) n_rows x columns weights of a format.
@@ -60,9 +77,9 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
     widest = WIDTHS[-1]
     if n_experts is None:
         n_matrices, n_slots, n_groups = 1, _slots(n), -(-n // widest)
-    else:  # at worst: a padded group needs 3 columns (3 -> 4), a group one
+    else:  # whichever experts the rows go to
         n_matrices = min(n_experts, n)
-        n_slots = n + min(n_experts, n // 3)
+        n_slots = n + _most_padding(n, n_experts)
         n_groups = min(n, n // widest + n_matrices)
     n_panels = -(-n_rows // ROWS)
     work = n_panels * ROWS * columns * (n + n_matrices * _UNPACK_COST)
@@ -100,7 +117,7 @@ def _spare_bytes(block):
     layout = LAYOUTS.get(block.name)
     if layout is None:
         return 0
-    return ROWS // 2 * (layout.panel_bytes + 4 * layout.n_scales)
+    return LANES * (layout.panel_bytes + 4 * layout.n_scales)
 
 
 def group_columns(counts):

@@ -41,7 +41,7 @@ def run(plan, x, t, out, order, used_experts, counts, scratch):
     starts = [0, *ends[:-1]]
     matrices = [
         (t.data.ctypes.data + int(e) * expert_stride, start, end)
-        for e, start, end in zip(used_experts, starts, ends)
+        for e, start, end in zip(used_experts, starts, ends, strict=True)
     ]
     tables.put("matrices", np.array(matrices, np.int64))
     job = _job(plan, tables, t, len(groups), len(matrices))

@@ -1,7 +1,7 @@
-"""The loops of `quant.matmul`: a panel of 32 weight rows against all groups of columns.
+"""The loops of `quant.matmul`: a panel of weight rows against all groups of columns.
 
-A task is 32 rows of one matrix. Its weights are unpacked chunk by chunk of k into a panel that
-stays in the first cache, and each group of columns (1, 2, 4 or 6 rows of x) passes over it with
+A task is `ROWS` rows of one matrix. Its weights are unpacked chunk by chunk of k into a panel that
+stays in the first cache, and each group of columns (a few rows of x) passes over it with
 all sums in registers. Between chunks the sums rest in `out`. The order of all float operations of
 an output value is that of its segments along k, whatever the batch, the group or the threads: the
 same row of x gives the same bits in any company.
@@ -14,7 +14,10 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_lanes as lanes
+from quant.cpu.matmul_layouts import LANES, ROWS, STEP, VECTORS, WIDTHS
 
+# Numba sees these as the literals that tile types need.
+_W1, _W2, _W3, _W4 = WIDTHS
 # With fewer tasks a worker does not reserve its next one ahead: another may be idle.
 _MANY_TASKS = 32
 
@@ -34,8 +37,8 @@ Job = collections.namedtuple(
 def _task_rows(job, task):
     """Address of the task's matrix entry, its first row, its number of rows, and their address."""
     matrix = job.matrices + 24 * (task // job.n_panels)
-    row = (task % job.n_panels) * lanes.ROWS
-    n_rows = min(job.n_rows - row, lanes.ROWS)
+    row = (task % job.n_panels) * ROWS
+    n_rows = min(job.n_rows - row, ROWS)
     return matrix, row, n_rows, lanes.load_int64(matrix) + row * job.row_stride
 
 
@@ -43,7 +46,7 @@ def _task_rows(job, task):
 def work(unpack_piece, pass_group, job, worker, counter, max_tasks):
     """Take tasks until none is left or `max_tasks` are done; returns whether more may be left."""
     rows = job.workers + worker * job.worker_bytes
-    memory = rows + 8 * lanes.ROWS
+    memory = rows + 8 * ROWS
     task = simd.take_task(counter, 1)
     for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
@@ -56,29 +59,37 @@ def work(unpack_piece, pass_group, job, worker, counter, max_tasks):
             if next_task < job.n_tasks:
                 _, _, n_ahead, ahead = _task_rows(job, next_task)
                 ahead_end = ahead + n_ahead * job.row_stride
-        for i in range(lanes.ROWS):
+        for i in range(ROWS):
             lanes.put(rows + 8 * i, weights + min(i, n_rows - 1) * job.row_stride)
         for first in range(0, job.columns, job.chunk):
             n_k = min(job.chunk, job.columns - first)
             for k in range(0, n_k, job.piece):
-                fetched = min(ahead + lanes.ROWS * job.piece_bytes, ahead_end)
+                fetched = min(ahead + ROWS * job.piece_bytes, ahead_end)
                 while ahead < fetched:
                     lanes.prefetch(ahead)
                     ahead += 64
-                for v in range(lanes.VECTORS):
-                    some = rows + 8 * lanes.LANES * v
+                for v in range(VECTORS):
+                    some = rows + 8 * LANES * v
                     unpack_piece(some, job, memory, v, first + k, k, min(job.piece, n_k - k))
             for group in range(lanes.load_int64(matrix + 8), lanes.load_int64(matrix + 16)):
                 slot = lanes.load_int64(job.groups + 16 * group)
                 width = lanes.load_int64(job.groups + 16 * group + 8)
-                if width == 6:
-                    pass_group(lanes.zero_tile(6), 6, job, slot, first, n_k, memory, row, n_rows)
-                elif width == 4:
-                    pass_group(lanes.zero_tile(4), 4, job, slot, first, n_k, memory, row, n_rows)
-                elif width == 2:
-                    pass_group(lanes.zero_tile(2), 2, job, slot, first, n_k, memory, row, n_rows)
+                if width == _W4:
+                    pass_group(
+                        lanes.zero_tile(_W4), _W4, job, slot, first, n_k, memory, row, n_rows
+                    )
+                elif width == _W3:
+                    pass_group(
+                        lanes.zero_tile(_W3), _W3, job, slot, first, n_k, memory, row, n_rows
+                    )
+                elif width == _W2:
+                    pass_group(
+                        lanes.zero_tile(_W2), _W2, job, slot, first, n_k, memory, row, n_rows
+                    )
                 else:
-                    pass_group(lanes.zero_tile(1), 1, job, slot, first, n_k, memory, row, n_rows)
+                    pass_group(
+                        lanes.zero_tile(_W1), _W1, job, slot, first, n_k, memory, row, n_rows
+                    )
         if next_task < 0 and left > 0:
             next_task = simd.take_task(counter, 1)
         task = next_task
@@ -92,7 +103,7 @@ def work(unpack_piece, pass_group, job, worker, counter, max_tasks):
 def _panel_sizes(job):
     """Bytes of the panel and of the scales of one vector of rows."""
     n_blocks = job.chunk // job.block_weights
-    return n_blocks * job.panel_bytes * lanes.LANES, n_blocks * job.n_scales * 64
+    return n_blocks * job.panel_bytes * LANES, n_blocks * job.n_scales * 64
 
 
 @kernel(inline=True)
@@ -103,8 +114,8 @@ def _segments(total, job, panel, scales, x, x_scales, x_starts, n, steps, width)
         tile = lanes.start_tile(total, x_starts)
         for _ in range(steps):
             tile = lanes.dot_tile(tile, panel, panel_stride, x)
-            panel += lanes.STEP * lanes.LANES
-            x += lanes.STEP * width
+            panel += STEP * LANES
+            x += STEP * width
         total = lanes.add_scaled_tile(total, tile, scales, scales_stride, x_scales)
         scales += 64
         x_scales += 4 * width
@@ -120,7 +131,7 @@ def pass_bytes(zero, width, job, slot, first, n_k, memory, row, n_rows):
     if first > 0:
         total = lanes.load_tile(zero, outs, row * 4, n_rows)
     panel_bytes, _ = _panel_sizes(job)
-    panel, scales = memory, memory + lanes.VECTORS * panel_bytes
+    panel, scales = memory, memory + VECTORS * panel_bytes
     done = slot * (job.columns // job.block_weights) + (first // job.block_weights) * width
     x = job.x_bytes + done * job.panel_bytes
     x_scales = job.x_scales + done * job.n_scales * 4
@@ -143,8 +154,8 @@ def unpack_bytes(unpack, rows, job, memory, v, k, offset):
     """A block of 16 rows into its place in the panel."""
     panel_bytes, scales_bytes = _panel_sizes(job)
     block = offset // job.block_weights
-    panel = memory + v * panel_bytes + block * job.panel_bytes * lanes.LANES
-    scales = memory + lanes.VECTORS * panel_bytes + v * scales_bytes + block * job.n_scales * 64
+    panel = memory + v * panel_bytes + block * job.panel_bytes * LANES
+    scales = memory + VECTORS * panel_bytes + v * scales_bytes + block * job.n_scales * 64
     unpack(rows, k // job.block_weights * job.block_bytes, panel, scales)
 
 
@@ -172,5 +183,5 @@ def pass_floats(zero, width, job, slot, first, n_k, memory, row, n_rows):
 
 @kernel(inline=True)
 def fill_floats(fill, rows, job, memory, v, k, offset, n_k):
-    spare = memory + lanes.VECTORS * job.chunk * 64
+    spare = memory + VECTORS * job.chunk * 64
     fill(rows, job, spare, k, n_k, memory + (v * job.chunk + offset) * 64)

@@ -1,0 +1,408 @@
+"""quant.matmul against float64 products of the gguf package's dequantised weights."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from gguf import quants
+
+import lowlevel
+from lowlevel.cpu import simd
+from quant.formats import FORMATS, block_format
+from quant.matmul import matmul, matmul_scratch_bytes
+from quant.tensor import QuantTensor
+
+FLOATS = [row.name for row in FORMATS.values() if row.is_float]
+BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
+EXACT_ERROR = 1e-6  # over the product of the norms
+
+LESSER_CPUS = {
+    "avx2": {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+sse4.2,+ssse3,+sse4.1,+bmi,+bmi2,+popcnt",
+    },
+    "portable": {"NUMBA_CPU_NAME": "generic"},
+}
+
+
+@pytest.fixture
+def rng():
+    seed = np.random.SeedSequence().entropy
+    print("seed", seed)
+    return np.random.default_rng(seed)
+
+
+def random_tensor(rng, name, *shape):
+    """Every bit pattern of the integers, scales around 0.01."""
+    block = block_format(name)
+    n_blocks = int(np.prod(shape[:-1])) * block.row_blocks(shape[-1])
+    records = np.frombuffer(rng.bytes(n_blocks * block.block_bytes), block.block_dtype).copy()
+    for field in block.fields:
+        if block.is_float:
+            values = rng.standard_normal(n_blocks).astype(np.float32)
+            if name == "BF16":
+                values = (values.view(np.uint32) >> 16).astype(np.uint16)
+            records[field.name] = values
+        elif field.dtype == "<f2":
+            records[field.name] = 0.01 * rng.standard_normal(n_blocks)
+    return QuantTensor(records.view(np.uint8).reshape(-1), name, shape)
+
+
+def weights_of(t):
+    flat = np.ascontiguousarray(t.data).reshape(-1, t.row_bytes)
+    return quants.dequantize(flat, t.qtype).reshape(t.shape).astype(np.float64)
+
+
+def error(y, x, w):
+    """Largest error over the product of the norms of its two vectors."""
+    x = x.astype(np.float64)
+    norms = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(w, axis=1)
+    return np.max(np.abs(y - x @ w.T) / np.maximum(norms, 1e-30), initial=0.0)
+
+
+def byte_bound(x, w, block_weights):
+    """What rounding x to half a step of its blocks can do at most, and float32's share."""
+    x = np.abs(x.astype(np.float64))
+    blocks = x.reshape(len(x), -1, block_weights)
+    half_steps = np.repeat(blocks.max(axis=2) / 254, block_weights, axis=1)
+    return (half_steps * 1.0001 + 1e-6 * x) @ np.abs(w).T + 1e-30
+
+
+def random_x(rng, n, columns):
+    return rng.standard_normal((n, columns)).astype(np.float32)
+
+
+def check_product(rng, name, exact, n, n_rows, columns):
+    t, x = random_tensor(rng, name, n_rows, columns), random_x(rng, n, columns)
+    y = matmul(x, t, exact=exact, n_threads=2)
+    assert y.shape == (n, n_rows) and y.dtype == np.float32
+    w = weights_of(t)
+    if exact or name in FLOATS:
+        assert error(y, x, w) <= EXACT_ERROR
+    else:
+        bound = byte_bound(x, w, t.format.block_weights)
+        assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()
+
+
+def odd_columns(rng, name):
+    """Few and many blocks; 32-weight formats in widths that are no multiple of 256."""
+    unit = {1: 1, 32: 32, 256: 256}[block_format(name).block_weights]
+    return unit * int(rng.choice([1, 3, 7, 11])) if unit > 1 else int(rng.integers(1, 700))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("n, n_rows", [(1, 1), (2, 37), (3, 16), (7, 67), (29, 131)])
+def test_bytes_against_float64(rng, name, n, n_rows):
+    check_product(rng, name, False, n, n_rows, odd_columns(rng, name))
+
+
+@pytest.mark.parametrize("name", [*FLOATS, *BLOCKS])
+@pytest.mark.parametrize("n, n_rows", [(1, 1), (2, 37), (5, 33), (29, 131)])
+def test_exact_against_float64(rng, name, n, n_rows):
+    check_product(rng, name, True, n, n_rows, odd_columns(rng, name))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_accuracy_of_bytes(rng, name):
+    """As the docstring says; ggml's own products (Q8_0 and Q8_K activations) have the same error."""
+    columns = 2048
+    t, x = random_tensor(rng, name, 200, columns), random_x(rng, 20, columns)
+    w = weights_of(t)
+    norms = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(w, axis=1)
+    errors = (matmul(x, t) - x.astype(np.float64) @ w.T) / norms
+    expected = 0.0055 if t.format.block_weights == 32 else 0.0064
+    assert np.sqrt(np.mean(errors**2)) <= 1.15 * expected / np.sqrt(columns)
+
+
+@pytest.mark.parametrize("level", LESSER_CPUS)
+def test_lesser_cpus(level):
+    """The AVX2 and portable forms, in a process of their own."""
+    if simd.LEVEL == level:
+        pytest.skip("this process runs that form already")
+    done = subprocess.run(
+        [sys.executable, __file__, level],
+        env={**os.environ, **LESSER_CPUS[level], "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split()[-1] == level
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q3_K"])
+def test_extreme_bytes(name):
+    """The largest integers on both sides, where a narrow sum of products would overflow."""
+    block = block_format(name)
+    for byte in (0x00, 0xFF, 0x80, 0x7F):
+        records = np.full(5 * 4 * block.block_bytes, byte, np.uint8).view(block.block_dtype)
+        records["d"] = 1.0
+        columns = 4 * block.block_weights
+        t = QuantTensor(records.view(np.uint8).reshape(-1), name, (5, columns))
+        for sign in (1, -1):
+            x = np.full((2, columns), sign * 127.0, np.float32)
+            expected = x.astype(np.float64) @ weights_of(t).T
+            np.testing.assert_allclose(matmul(x, t), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_same_bits_in_any_company(rng, exact):
+    """Batch size, place in the batch and number of threads do not change a row's result."""
+    t = random_tensor(rng, "Q2_K", 71, 1280)
+    x = random_x(rng, 40, 1280)
+    together = matmul(x, t, exact=exact, n_threads=1)
+    for n_threads in (2, 3, 7):
+        np.testing.assert_array_equal(together, matmul(x, t, exact=exact, n_threads=n_threads))
+    for first, n in ((0, 1), (5, 2), (9, 3), (20, 4), (31, 5), (1, 8)):
+        some = matmul(x[first : first + n], t, exact=exact, n_threads=2)
+        np.testing.assert_array_equal(together[first : first + n], some)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_experts(rng, exact):
+    t = random_tensor(rng, "IQ4_NL", 9, 45, 352)
+    x = random_x(rng, 50, 352)
+    experts = rng.choice([0, 2, 3, 8], 50)  # some without rows
+    y = matmul(x, t, exact=exact, experts=experts)
+    for e in range(9):
+        rows = experts == e
+        np.testing.assert_array_equal(y[rows], matmul(x[rows], t[e], exact=exact))
+
+
+def test_experts_views_and_out(rng):
+    """Strided stacks, lists as indices, one row, everything to one expert."""
+    t = random_tensor(rng, "Q4_0", 8, 33, 64)[1::3]
+    x = random_x(rng, 7, 64)
+    for experts in ([2] * 7, [0, 1, 2, 0, 1, 2, 0]):
+        out = np.full((7, 40), np.nan, np.float32)
+        y = matmul(x, t, experts=experts, out=out[:, 3:36])
+        assert np.isnan(out[:, :3]).all() and np.isnan(out[:, 36:]).all()
+        for i, e in enumerate(experts):
+            np.testing.assert_array_equal(y[i : i + 1], matmul(x[i : i + 1], t[e]))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_strides(rng, exact):
+    """x and out with gaps, reversed and repeated rows; rows of t with gaps; read-only input."""
+    t = random_tensor(rng, "Q6_K", 70, 512)
+    wide = random_x(rng, 11, 600)
+    x = wide[::-2, 40:552]
+    expected = matmul(x.copy(), t, exact=exact)
+    x.flags.writeable = False
+    out = np.full((12, 90), 7.0, np.float32)
+    y = matmul(x, t, out=out[::-2, 10:80], exact=exact)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(out[::-2, 10:80], expected)
+    assert (out[::2] == 7).all() and (out[:, :10] == 7).all() and (out[:, 80:] == 7).all()
+    np.testing.assert_array_equal(matmul(x, t[3:60:4], exact=exact), expected[:, 3:60:4])
+    repeated = np.broadcast_to(x[:1], (5, 512))
+    np.testing.assert_array_equal(
+        matmul(repeated, t, exact=exact), np.repeat(expected[:1], 5, axis=0)
+    )
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_nothing_to_do(rng, exact):
+    t = random_tensor(rng, "Q8_0", 5, 64)
+    assert matmul(random_x(rng, 0, 64), t, exact=exact).shape == (0, 5)
+    assert matmul(random_x(rng, 3, 64), t[:0], exact=exact).shape == (3, 0)
+    empty = QuantTensor(np.empty((5, 0), np.uint8), "Q8_0", (5, 0))
+    np.testing.assert_array_equal(
+        matmul(random_x(rng, 3, 0), empty, exact=exact), np.zeros((3, 5), np.float32)
+    )
+    stack = random_tensor(rng, "Q8_0", 2, 5, 64)
+    assert matmul(random_x(rng, 0, 64), stack, experts=[], exact=exact).shape == (0, 5)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q4_K"])
+def test_not_finite(rng, name, special):
+    t = random_tensor(rng, name, 50, 768)
+    x = random_x(rng, 9, 768)
+    clean = matmul(x, t)
+    x[4, int(rng.integers(768))] = special
+    y = matmul(x, t)
+    assert np.isnan(y[4]).all()
+    others = np.arange(9) != 4
+    np.testing.assert_array_equal(y[others], clean[others])
+    exact = matmul(x, t, exact=True)
+    with np.errstate(invalid="ignore"):
+        expected = x.astype(np.float64) @ weights_of(t).T
+    np.testing.assert_array_equal(np.isnan(exact), np.isnan(expected))
+    infinite = np.isinf(expected)
+    np.testing.assert_array_equal(exact[infinite], expected[infinite])
+
+
+def test_ranges_of_x(rng):
+    """Tiny, huge and zero blocks of x, and blocks of very different size beside each other."""
+    t = random_tensor(rng, "Q8_0", 20, 256)
+    w = weights_of(t)
+    base = random_x(rng, 3, 256)
+    uneven = base * np.repeat(10.0 ** rng.integers(-20, 20, 8), 32).astype(np.float32)
+    for x in (*(base * np.float32(scale) for scale in (1e-25, 1e-10, 1e10, 1e30)), uneven):
+        assert (np.abs(matmul(x, t) - x.astype(np.float64) @ w.T) <= byte_bound(x, w, 32)).all()
+    np.testing.assert_array_equal(matmul(base * 0, t), np.zeros((3, 20)))
+    np.testing.assert_array_equal(matmul(base * np.float32(1e-38), t), np.zeros((3, 20)))
+
+
+# ---------------------------------------------------------------- scratch
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", ["Q2_K", "IQ4_NL", "F16"])
+def test_scratch_is_the_plan(rng, name, exact):
+    for n, n_rows, n_threads in ((1, 100, 2), (3, 33, 1), (17, 1, 2), (64, 2000, 3)):
+        t = random_tensor(rng, name, n_rows, 768)
+        planned = matmul_scratch_bytes(n, t, exact=exact, n_threads=n_threads)
+        assert planned == matmul_scratch_bytes(
+            n, (name, (n_rows, 768)), exact=exact, n_threads=n_threads
+        )
+        pool = lowlevel.Pool(planned)
+        x = random_x(rng, n, 768)
+        y = matmul(x, t, pool=pool, exact=exact, n_threads=n_threads)
+        assert pool.peak == planned and pool.used == 0
+        np.testing.assert_array_equal(y, matmul(x, t, exact=exact, n_threads=1))
+        out = np.full((n, n_rows), 3.0, np.float32)
+        with pytest.raises(lowlevel.BudgetError):
+            matmul(
+                x, t, pool=lowlevel.Pool(planned - 256), out=out, exact=exact, n_threads=n_threads
+            )
+        assert (out == 3).all()
+
+
+def test_scratch_of_experts(rng):
+    """One plan for any distribution of rows over experts, and it is enough."""
+    t = random_tensor(rng, "IQ4_NL", 11, 40, 64)
+    for n in (1, 2, 3, 5, 9, 33, 60):
+        planned = matmul_scratch_bytes(n, t, n_threads=2)
+        x = random_x(rng, n, 64)
+        for experts in (np.arange(n) % 11, np.arange(n) // 3 % 11, np.full(n, 7)):
+            pool = lowlevel.Pool(planned, debug=True)
+            y = matmul(x, t, pool=pool, experts=experts, n_threads=2)
+            assert pool.peak == planned and pool.used == 0
+            for i, e in enumerate(experts):
+                np.testing.assert_array_equal(y[i], matmul(x[i : i + 1], t[int(e)])[0])
+            pool.close()
+
+
+def test_writes_stay_inside(rng):
+    """Guard bytes behind the scratch and around out, for every tail of rows and columns."""
+    t = random_tensor(rng, "Q2_K", 66, 512)
+    for n in (1, 3, 5, 7, 13):
+        for n_rows in (1, 15, 17, 31, 33, 66):
+            pool = lowlevel.Pool("4MiB", debug=True)
+            memory = np.full(n * n_rows + 64, 5.0, np.float32)
+            out = memory[32:-32].reshape(n, n_rows)
+            matmul(random_x(rng, n, 512), t[:n_rows], pool=pool, out=out, n_threads=2)
+            assert (memory[:32] == 5).all() and (memory[-32:] == 5).all()
+            pool.close()
+
+
+def test_many_callers_at_once(rng):
+    """Calls from several Python threads, one pool."""
+    t = random_tensor(rng, "Q4_0", 300, 512)
+    xs = [random_x(rng, n, 512) for n in (1, 9, 40, 3)]
+    expected = [matmul(x, t, n_threads=1) for x in xs]
+    each = max(matmul_scratch_bytes(len(x), t, n_threads=2) for x in xs)
+    pool = lowlevel.Pool(8 * each)
+    failures = []
+
+    def caller(i):
+        for _ in range(10):
+            if not np.array_equal(matmul(xs[i], t, pool=pool, n_threads=2), expected[i]):
+                failures.append(i)
+
+    threads = [threading.Thread(target=caller, args=(i % 4,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and pool.used == 0
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def bad_calls():
+    t = QuantTensor(np.zeros((4, 68), np.uint8), "Q8_0", (4, 64))
+    stack = QuantTensor(np.zeros((2, 4, 68), np.uint8), "Q8_0", (2, 4, 64))
+    x = np.zeros((3, 64), np.float32)
+    read_only = np.zeros((3, 4), np.float32)
+    read_only.flags.writeable = False
+    return {
+        "x list": (TypeError, "x:", [[1.0]], t, {}),
+        "x float64": (TypeError, "x:", x.astype(np.float64), t, {}),
+        "x vector": (ValueError, "x:", x[0], t, {}),
+        "x width": (ValueError, r"x:.*\(n, 64\)", x[:, :32], t, {}),
+        "x strides": (ValueError, "x:.*contiguous", np.zeros((3, 128), "f")[:, ::2], t, {}),
+        "t array": (TypeError, "t:", x, x, {}),
+        "t stack": (ValueError, "t:.*experts", x, stack, {}),
+        "t not a stack": (ValueError, "t:", x, t, {"experts": [0, 0, 0]}),
+        "experts count": (ValueError, "experts:", x, stack, {"experts": [0, 0]}),
+        "experts float": (TypeError, "experts:", x, stack, {"experts": [0.0, 1.0, 0.0]}),
+        "experts high": (IndexError, "experts:.*2", x, stack, {"experts": [0, 2, 1]}),
+        "experts low": (IndexError, "experts:.*-1", x, stack, {"experts": [0, -1, 1]}),
+        "out shape": (ValueError, "out:", x, t, {"out": np.zeros((3, 5), "f")}),
+        "out dtype": (TypeError, "out:", x, t, {"out": np.zeros((3, 4))}),
+        "out strides": (ValueError, "out:", x, t, {"out": np.zeros((3, 8), "f")[:, ::2]}),
+        "out read-only": (ValueError, "out:", x, t, {"out": read_only}),
+        "out overlaps itself": (
+            ValueError,
+            "out:",
+            x,
+            t,
+            {"out": np.lib.stride_tricks.as_strided(np.zeros(4, "f"), (3, 4), (0, 4))},
+        ),
+        "out is x": (ValueError, "out:.*x", x, t, {"out": x[:, :4]}),
+        "exact": (TypeError, "exact:", x, t, {"exact": "yes"}),
+        "pool": (ValueError, "pool:", x, t, {"pool": "256MiB"}),
+        "n_threads 0": (ValueError, "n_threads:", x, t, {"n_threads": 0}),
+        "n_threads bool": (TypeError, "n_threads:", x, t, {"n_threads": True}),
+    }
+
+
+@pytest.mark.parametrize("case", bad_calls())
+def test_bad_input(case):
+    kind, message, x, t, options = bad_calls()[case]
+    out = options.get("out")
+    before = None if out is None else out.copy()
+    with pytest.raises(kind, match=message):
+        matmul(x, t, **options)
+    if out is not None:
+        np.testing.assert_array_equal(out, before)
+
+
+@pytest.mark.parametrize("n, t", [(-1, ("Q8_0", (4, 64))), (1.5, ("Q8_0", (4, 64)))])
+def test_bad_plan(n, t):
+    with pytest.raises(ValueError, match="n:"):
+        matmul_scratch_bytes(n, t)
+
+
+def test_bad_plan_shape():
+    with pytest.raises(ValueError, match="columns"):
+        matmul_scratch_bytes(1, ("Q2_K", (4, 64)))
+    with pytest.raises(ValueError, match="t:"):
+        matmul_scratch_bytes(1, ("Q8_0", (64,)))
+
+
+def main(level):
+    """All formats (a few where compiling is slow) on the CPU that the environment names."""
+    seed = np.random.SeedSequence().entropy
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    assert simd.LEVEL == level
+    some = ["IQ4_NL", "Q2_K", "Q3_K"]
+    for name in BLOCKS if level == "avx2" else some:
+        for n, n_rows in ((1, 19), (7, 33)):
+            check_product(rng, name, False, n, n_rows, odd_columns(rng, name))
+    for name in ["F16", "BF16", "Q4_K"] if level == "avx2" else ["F16"]:
+        check_product(rng, name, True, 5, 21, odd_columns(rng, name))
+    test_extreme_bytes("IQ4_NL")
+    test_extreme_bytes("Q3_K")
+    print(level)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
