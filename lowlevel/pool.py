@@ -21,7 +21,6 @@ take meanwhile is in their scopes or in none. Do not call a pool from a signal h
 
 import contextlib
 import threading
-import weakref
 
 from lowlevel import devices
 from lowlevel.arena import ALIGNMENT, Arena, align_up, smallest_size
@@ -39,20 +38,10 @@ __all__ = [
     "MemoryCorruptionError",
     "Pool",
     "align_up",
-    "open_pools",
 ]
 
 SNAPSHOT_VERSION = 1
 _NOT_TRACED = contextlib.nullcontext()
-
-_pools = weakref.WeakSet()
-_pools_lock = threading.Lock()
-
-
-def open_pools():
-    """Every pool of this process that is neither closed nor garbage (to find leaks)."""
-    with _pools_lock:
-        return [pool for pool in _pools if not pool.closed]
 
 
 class Pool:
@@ -106,8 +95,6 @@ class Pool:
         self._trace = None
         self._lock = threading.Lock()
         self._of_thread = threading.local()
-        with _pools_lock:
-            _pools.add(self)
 
     def empty(self, shape, dtype="float32", *, tag=""):
         """Take an array; its contents are undefined.
