@@ -271,7 +271,7 @@ def _check_float32(x, name):
 
 
 def _check_last_axis(x, name):
-    if x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
+    if x.size and x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
         raise ValueError(
             f"{name}: the last axis must be contiguous, got strides {x.strides} bytes for shape "
             f"{x.shape}; numpy.ascontiguousarray({name}) would do"

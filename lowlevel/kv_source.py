@@ -53,7 +53,7 @@ def check_rows(array, name):
     """Raise unless `array` has three axes and a contiguous last one."""
     if array.ndim != 3:
         raise ValueError(f"{name}: expected 3 axes (heads, keys, head size), got {array.shape}")
-    if array.shape[2] > 1 and array.strides[2] != array.itemsize:
+    if array.size and array.shape[2] > 1 and array.strides[2] != array.itemsize:
         raise ValueError(
             f"{name}: the last axis must be contiguous, got strides {array.strides} bytes for "
             f"shape {array.shape}; numpy.ascontiguousarray({name}) would do"

@@ -13,6 +13,7 @@ from .sizes import format_size, parse_size
 
 METHODS = ("auto", "steps")
 ASSEMBLIES = ("write", "concat")
+OUT_DTYPES = ("float32",)
 DENSE_DTYPES = ("float32", "float16", "bfloat16")
 # Keys decoded at a time where method "steps" meets K or V that are not float32.
 STEP_CHUNK_KEYS = 512
@@ -194,6 +195,8 @@ def plan_attention(
     if assemble != "write" and method != "steps":
         raise ValueError(f'assemble={assemble!r} is for method="steps"; got method={method!r}')
     k_dtype, v_dtype = _kv_dtypes(kv_dtype)
+    if dtype_name(out_dtype) not in OUT_DTYPES:
+        raise ValueError(f"out_dtype: expected one of {OUT_DTYPES} on the CPU, got {out_dtype!r}")
     sizes = dict(
         device=devices.canonical_name(device),
         n_head=n_head,
@@ -298,7 +301,7 @@ def _plan_steps(sizes):
         keys=max(sizes["n_kv"], 1),
         n_splits=1,
         n_workers=1,
-        n_steps=-(-sizes["n_head"] // heads),
+        n_steps=-(-sizes["n_head"] // heads) if sizes["n_kv"] else 0,
         scratch=tuple((tag, n) for tag, n in blocks(heads) if n),
     )
 

@@ -19,6 +19,11 @@ def run(plan, operands, scratch, call):
     kq = scratch.get("kq", np.empty(0, np.float32))
     converter = _Converter(plan, operands, scratch)
     joiner = _Joiner(plan, operands.out, scratch) if plan.assemble == "concat" else None
+    with np.errstate(all="ignore"):  # NaN in unused cache slots is no news
+        _run_steps(plan, operands, kq, converter, joiner, call)
+
+
+def _run_steps(plan, operands, kq, converter, joiner, call):
     for head in range(0, plan.n_head, plan.heads):
         n_heads = min(plan.heads, plan.n_head - head)
         step = kq[: n_heads * plan.n_tokens * plan.n_kv].reshape(n_heads, plan.n_tokens, plan.n_kv)
@@ -84,8 +89,7 @@ class _Converter:
     def _product(self, weights, v, out, key):
         if key not in self.finite:
             # A sum is finite unless a term is not (or it overflows, and the careful way is right too).
-            with np.errstate(all="ignore"):
-                self.finite[key] = bool(np.isfinite(v.sum(dtype=np.float64)))
+            self.finite[key] = bool(np.isfinite(v.sum(dtype=np.float64)))
         if self.finite[key]:
             np.matmul(weights, v, out=out)
         else:
