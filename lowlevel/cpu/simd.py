@@ -856,6 +856,26 @@ stream_at = _make_write_at(True)
 
 
 @intrinsic
+def spill(typingctx, v):
+    """Write a vector to the stack and return its address.
+
+    Parts of it that are read from there (read_f32, read_u8x16) cost a load each, where taking them
+    out of a register costs one or two shuffles, of which CPUs do fewer at a time.
+    """
+
+    def codegen_(context, builder, sig, args):
+        slot = cgutils.alloca_once(builder, args[0].type)
+        slot.align = 64
+        builder.store(args[0], slot, align=64)
+        address = builder.ptrtoint(slot, _i64)
+        # No instruction, but LLVM must not see through the memory, or it would shuffle after all.
+        kind = ir.FunctionType(_i64, [_i64])
+        return builder.asm(kind, "", "=r,0,~{memory}", [address], side_effect=True)
+
+    return signature(types.int64, v), codegen_
+
+
+@intrinsic
 def call_fill(typingctx, function, source, row_stride, n_rows, n_columns, destination, stride):
     """Call a KV fill (see lowlevel/kv_source.py) by its address; every argument is an int64."""
 

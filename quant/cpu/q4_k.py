@@ -44,15 +44,16 @@ def decode_blocks(write, source, n_blocks, destination):
         d = simd.splat_half(simd.read_u16(block + D))
         dmin = simd.splat_half(simd.read_u16(block + DMIN))
         factors = simd.to_f32(decode_scales(block)) * simd.select(is_scale, d, simd.negate(dmin))
+        factors = simd.spill(factors)
         for pair in range(4):
             q = simd.read_u8x32(block + QS + 32 * pair)
             for part in range(2):
                 sub_block = 2 * pair + part
                 # d * scale * q has at most 21 significant bits: the product is exact
                 table = simd.multiply_add(
-                    simd.lookup16(factors, simd.splat(sub_block)),
+                    simd.splat(simd.read_f32(factors, sub_block)),
                     values,
-                    simd.lookup16(factors, simd.splat(8 + sub_block)),
+                    simd.splat(simd.read_f32(factors, 8 + sub_block)),
                 )
                 codes = (q >> (4 * part)) & 15
                 write(destination, i * BLOCK_WEIGHTS + 32 * sub_block, table, codes)

@@ -16,14 +16,13 @@ _HIGH_SHIFT = np.repeat(np.array([0, 2], np.int32), 8)
 
 
 @kernel(inline=True)
-def _write_64(write, destination, index, q, dl, sub_block):
-    """64 weights: their 6 bits in a byte each, the scales those from `sub_block` on."""
-    q = simd.as_u8x64(q) - 32
+def _write_64(write, destination, index, q, scales):
+    """64 weights: their six bits in a byte each, their four scales at address `scales`."""
+    q = simd.spill(simd.as_u8x64(q) - 32)
     for part in range(4):
-        half = simd.lower_half(q) if part < 2 else simd.upper_half(q)
-        quarter = simd.lower_half(half) if part % 2 == 0 else simd.upper_half(half)
-        scale = simd.lookup16(dl, simd.splat(sub_block + part))
-        write(destination, index + 16 * part, simd.to_f32(simd.widen_signed(quarter)) * scale)
+        values = simd.to_f32(simd.widen_signed(simd.read_u8x16(q + 16 * part)))
+        scale = simd.splat(simd.read_f32(scales, part))
+        write(destination, index + 16 * part, values * scale)
 
 
 @kernel(inline=True)
@@ -32,16 +31,17 @@ def decode_blocks(write, source, n_blocks, destination):
     for i in range(n_blocks):
         block = source + i * BLOCK_BYTES
         d = simd.splat_half(simd.read_u16(block + D))
-        dl = simd.to_f32(simd.widen_signed(simd.read_u8x16(block + SCALES))) * d
+        scales = simd.to_f32(simd.widen_signed(simd.read_u8x16(block + SCALES))) * d
+        scales = simd.spill(scales)
         for half in range(2):
             low = simd.as_i32x16(simd.read_u8x64(block + QL + 64 * half))
             high = simd.read_u8x32(block + QH + 32 * half)
             high = simd.as_i32x16(simd.join(high, high)) >> simd.load_i32x16(_HIGH_SHIFT, 0)
             index = i * BLOCK_WEIGHTS + 128 * half
             q = low & 0x0F0F0F0F | (high << 4) & 0x30303030
-            _write_64(write, destination, index, q, dl, 8 * half)
+            _write_64(write, destination, index, q, scales + 32 * half)
             q = (low >> 4) & 0x0F0F0F0F | high & 0x30303030
-            _write_64(write, destination, index + 64, q, dl, 8 * half + 4)
+            _write_64(write, destination, index + 64, q, scales + 32 * half + 16)
 
 
 DECODER = make_decoder(decode_blocks, VALUE_WRITERS, BLOCK_WEIGHTS)
