@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import statistics
+import time
 
 from .options import UsageError, add_sweep, fill_list_defaults, new_parser, positive
 
@@ -30,7 +31,11 @@ columns:
   ratio         speed over steps at amb 0, median of the rounds (higher is faster)
   error         against float64 on sampled rows of all heads, over the largest output
 Runs of all rows are interleaved, in a new order each round. A row that cannot run says what it
-would need. Checked limits: pool peak equals the plan and is within the budget; error <= 5e-6."""
+would need. Checked limits: pool peak equals the plan and is within the budget; error <= 5e-6
+(growing with the largest score where their standard deviation is over 3)."""
+
+DEFAULT_REPETITIONS = 3
+DEFAULT_SECONDS = 110
 
 PARAMETERS = [
     ("n_prompt", "n_prompt"),
@@ -65,7 +70,8 @@ def add_parser(subparsers):
     )
     add_sweep(parser, context=[16384], ubatch=[2048], amb=[0, 64, 128, 256, 512])
     parser.add_argument("-r", "--repetitions", metavar="N", type=positive, default=None,
-                        help="timed runs of each row (default: 3; with --full 1)")  # fmt: skip
+                        help="timed runs of each row (default: 3, or fewer, at least 1, to end "
+                        f"within about {DEFAULT_SECONDS} s)")  # fmt: skip
     parser.add_argument(
         "--full", action="store_true", help="run the whole prompt, u-batch by u-batch"
     )
@@ -79,6 +85,7 @@ def add_parser(subparsers):
 
 def run(args):
     fill_list_defaults(args)
+    deadline = time.monotonic() + DEFAULT_SECONDS
     import quant
 
     from . import tables
@@ -88,7 +95,7 @@ def run(args):
         path = args.model or _default_model(progress)
         model = stack.enter_context(quant.open(path))
         tests = [
-            _test(args, model, progress, n_prompt, kv_type)
+            _test(args, model, progress, deadline, n_prompt, kv_type)
             for n_prompt, kv_type in itertools.product(args.n_prompt, args.kv_type)
         ]
         document = dict(model=str(path), layer=args.layer, full=args.full, seed=args.seed)
@@ -118,7 +125,7 @@ def _sizes(attention, layer):
     return dict(n_head=n_head, n_head_kv=n_head_kv, d_k=attention.d_k, d_v=attention.d_v)
 
 
-def _test(args, model, progress, n_prompt, kv_type):
+def _test(args, model, progress, deadline, n_prompt, kv_type):
     """The rows of one prompt length and type of K and V."""
     from . import measure, workload
 
@@ -143,35 +150,40 @@ def _test(args, model, progress, n_prompt, kv_type):
         measure.Case(method, amb_mib, n_ubatch, n_threads)
         for n_ubatch, n_threads, method, amb_mib in asked
     ]
-    repetitions = args.repetitions or (1 if args.full else 3)
+    repetitions = args.repetitions or DEFAULT_REPETITIONS
     with _task(progress, "runs", len(cases) * (1 + repetitions)) as advance:
         results = measure.measure(
-            prompts, cases, repetitions=repetitions, seed=args.seed, advance=lambda: advance(1)
+            prompts,
+            cases,
+            repetitions=repetitions,
+            deadline=None if args.repetitions else deadline,
+            seed=args.seed,
+            advance=lambda: advance(1),
         )
     by_case = {result.case: result for result in results}
     return [
         {
             "n_prompt": n_prompt,
             "kv_type": kv_type,
-            "n_tokens": prompts[result.case.n_ubatch].n_tokens,
             **result.to_dict(),
-            **_speed(
-                result, by_case.get(result.case.reference), prompts[result.case.n_ubatch].n_tokens
-            ),
+            **_derived(result, by_case.get(result.case.reference), prompts[result.case.n_ubatch]),
         }
         for result in results
     ]
 
 
-def _speed(result, reference, n_tokens):
+def _derived(result, reference, prompt):
+    """What a row says besides its measurement."""
     from . import measure
 
-    if not result.seconds:
-        return dict(tokens_per_second=None, spread=None, ratio=None)
-    speeds = [n_tokens / seconds for seconds in result.seconds]
+    speeds = [prompt.n_tokens / seconds for seconds in result.seconds]
     return dict(
-        tokens_per_second=statistics.median(speeds),
-        spread=(max(speeds) - min(speeds)) / 2,
+        n_tokens=prompt.n_tokens,
+        score_std=prompt.score_std,
+        score_max=prompt.score_max,
+        error_bound=prompt.error_bound,
+        tokens_per_second=statistics.median(speeds) if speeds else None,
+        spread=(max(speeds) - min(speeds)) / 2 if speeds else None,
         ratio=measure.ratio(result, reference),
     )
 
@@ -199,9 +211,10 @@ def _print(args, document):
         return
     rows = document["rows"]
     what = "whole prompt" if args.full else "last u-batch of the prompt"
+    runs = f"timed runs: {max(len(row['seconds']) for row in rows)}"
     sizes = "{n_head} heads, {n_head_kv} K/V heads, d_k {d_k}, d_v {d_v}".format(**document)
     tables.note(f"{document['model']}, layer {document['layer']}")
-    tables.print_sweep(f"{sizes}; {what}; sizes in MiB", rows, PARAMETERS, COLUMNS, _cells)
+    tables.print_sweep(f"{sizes}; {what}; {runs}; sizes in MiB", rows, PARAMETERS, COLUMNS, _cells)
     for reason in dict.fromkeys(row["cannot_run"] for row in rows if row["cannot_run"]):
         tables.note(f"cannot run: {reason}")
     for row in rows:

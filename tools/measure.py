@@ -11,15 +11,18 @@ import numpy as np
 
 import lowlevel
 import quant
-from lowlevel.reference import attention_float64, scaled_error
+from lowlevel.reference import attention_float64, kept_keys, scaled_error
 from lowlevel.sizes import format_size
 
 from . import process
 from .options import MIB
 
-__all__ = ["ERROR_BOUND", "Case", "Measurement", "Prompt", "measure"]
+__all__ = ["ERROR_BOUND", "Case", "Measurement", "Prompt", "measure", "ratio"]
 
+# Promised for scores of a standard deviation up to 3; beyond, it grows with the largest score.
 ERROR_BOUND = 5e-6
+BOUND_SCORE_STD = 3.0
+BOUND_SCORE_MAX = 16.0  # about the largest of some millions of such scores
 # Left to the rest of the machine when a case is checked against the memory that is free.
 MEMORY_MARGIN = 256 * MIB
 SAMPLED_ROWS = 24
@@ -103,24 +106,46 @@ class Prompt:
         self.rows = _sampled_rows(self.n_tokens, seed)
         k, v = (_dense(x) for x in (self.k, self.v))
         self.expected = attention_float64(self.q, k, v, rows=self.rows, scale=self.scale)
+        self.score_std, self.score_max = self._score_spread(k)
+        self.error_bound = ERROR_BOUND
+        if self.score_std > BOUND_SCORE_STD:
+            self.error_bound *= max(1.0, self.score_max / BOUND_SCORE_MAX)
+
+    def _score_spread(self, k):
+        """Standard deviation and largest magnitude of the scores of the sampled rows."""
+        group = len(self.q) // len(k)
+        n_kv = k.shape[1]
+        seen = kept_keys(n_kv, self.rows + n_kv - self.n_tokens)
+        scores = np.stack(
+            [self.scale * (q[self.rows] @ k[h // group].T)[seen] for h, q in enumerate(self.q)]
+        )
+        return float(scores.std()), float(np.abs(scores).max())
 
     def plans(self, case):
-        """The plan of each u-batch."""
-        return [
-            lowlevel.plan_attention(
-                n_head=self.q.shape[0],
-                n_head_kv=self.k.shape[0],
-                n_tokens=stop - start,
-                n_kv=n_kv,
-                d_k=self.q.shape[2],
-                d_v=self.v.shape[2],
-                budget=case.amb_mib * MIB or None,
-                kv_dtype=(_dtype_name(self.k), _dtype_name(self.v)),
-                method=case.method,
-                n_threads=case.n_threads,
-            )
-            for start, stop, n_kv in self.ubatches
-        ]
+        """The plan of each u-batch; where some do not fit, the BudgetError that asks for most."""
+        plans, refused = [], []
+        for start, stop, n_kv in self.ubatches:
+            try:
+                plans.append(self._plan(case, stop - start, n_kv))
+            except lowlevel.BudgetError as error:
+                refused.append(error)
+        if refused:
+            raise max(refused, key=lambda error: error.requested)
+        return plans
+
+    def _plan(self, case, n_tokens, n_kv):
+        return lowlevel.plan_attention(
+            n_head=self.q.shape[0],
+            n_head_kv=self.k.shape[0],
+            n_tokens=n_tokens,
+            n_kv=n_kv,
+            d_k=self.q.shape[2],
+            d_v=self.v.shape[2],
+            budget=case.amb_mib * MIB or None,
+            kv_dtype=(_dtype_name(self.k), _dtype_name(self.v)),
+            method=case.method,
+            n_threads=case.n_threads,
+        )
 
     def run(self, plans, pool):
         """All u-batches; returns the seconds they took and the pool's peak in each."""
@@ -149,7 +174,7 @@ class Prompt:
         return scaled_error(self.out[:, self.rows], self.expected)
 
 
-def measure(prompts, cases, *, repetitions, seed=0, advance=lambda: None):
+def measure(prompts, cases, *, repetitions, deadline=None, seed=0, advance=lambda: None):
     """Run each case once for memory and error, then time all of them in mixed order.
 
     Parameters
@@ -160,6 +185,8 @@ def measure(prompts, cases, *, repetitions, seed=0, advance=lambda: None):
     repetitions : int
         Timed runs of each case. Every round runs all cases, in a new order, so that what else
         happens on the machine hits all of them alike.
+    deadline : float, optional
+        `time.monotonic()` by which to end: after the first round none is begun that would be late.
     advance : callable
         Called after each run, for a progress bar.
 
@@ -177,7 +204,7 @@ def measure(prompts, cases, *, repetitions, seed=0, advance=lambda: None):
             runs.append(run)
             advance()
     order = random.Random(seed)
-    for _ in range(repetitions):
+    for _ in _rounds(repetitions, deadline):
         for run in order.sample(runs, len(runs)):
             run.timed()
             advance()
@@ -192,12 +219,23 @@ def ratio(result, reference):
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
+def _rounds(count, deadline):
+    """range(count), ended before a round that would pass `deadline` if it takes as long as the last."""
+    for number in range(count):
+        begun = time.monotonic()
+        yield number
+        now = time.monotonic()
+        if deadline is not None and now + (now - begun) > deadline:
+            return
+
+
 class _Run:
     """A case that can run, with its plans and a pool of its own."""
 
     def __init__(self, prompt, plans, result):
         """The first run, in a fresh pool: how the process grows meanwhile."""
         self._prompt, self._plans, self._result = prompt, plans, result
+        process.hand_back_freed()
         peak_is_exact = process.reset_peak_resident()
         before = process.resident_bytes()
         self._pool = lowlevel.Pool(result.budget)
@@ -224,8 +262,8 @@ class _Run:
     def _check_error(self):
         result, error = self._result, self._prompt.error()
         result.error = float(np.maximum(error, result.error or 0.0))  # NaN stays
-        if not error <= ERROR_BOUND:
-            self._broken(f"error is over {ERROR_BOUND:g}")
+        if not error <= self._prompt.error_bound:
+            self._broken(f"error is over {self._prompt.error_bound:g}")
 
     def _broken(self, what):
         if what not in self._result.broken:

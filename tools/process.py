@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import pathlib
 
-__all__ = ["available_bytes", "peak_resident_bytes", "reset_peak_resident", "resident_bytes"]
+__all__ = [
+    "available_bytes",
+    "hand_back_freed",
+    "peak_resident_bytes",
+    "reset_peak_resident",
+    "resident_bytes",
+]
 
 _STATUS = pathlib.Path("/proc/self/status")
 _CLEAR_REFS = pathlib.Path("/proc/self/clear_refs")
@@ -29,6 +36,14 @@ def reset_peak_resident() -> bool:
     except OSError:
         return False
     return True
+
+
+def hand_back_freed() -> None:
+    """Give memory that was freed back to the system, where the C library can, so that its use counts again."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # not glibc
+        pass
 
 
 def available_bytes() -> int | None:

@@ -78,7 +78,9 @@ def test_every_kind_of_list(capsys, grouped_model):
 def test_full_prompt(capsys, latent_model, kv_type):
     argv = ["-m", latent_model, "-p", "200", "-ub", "64", "-amb", "0", "--full", "--layer", "1"]
     rows = bench(capsys, *argv, "--kv-type", kv_type)["rows"]
+    assert {row["plan"]["n_kv"] for row in rows} <= {192, 200}  # the u-batch that takes most
     for row in rows:
+        assert 0.5 < row["score_std"] < 3 and row["error_bound"] == 5e-6
         assert row["n_tokens"] == 200 and row["broken"] == [] and 0 < row["error"] <= 5e-6
 
 
@@ -94,6 +96,12 @@ def test_a_row_that_cannot_run_says_what_it_would_need(capsys, latent_model):
     captured = capsys.readouterr()
     assert f"needs {steps['needs_bytes'] / MIB:.2f}" in captured.out
     assert str(steps["needs_bytes"]) in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_full_prompt_needs_what_its_largest_ubatch_needs(capsys, latent_model):
+    argv = ["-m", latent_model, "-p", "2100", "-ub", "512", "-amb", "1", "-r", "1", "--full"]
+    _, steps = bench(capsys, *argv)["rows"]
+    assert steps["needs_bytes"] == 512 * 2048 * 4  # of the last but one: the last has 52 tokens
 
 
 def test_scratch_beyond_free_memory_is_not_tried(capsys, latent_model, monkeypatch):
@@ -212,3 +220,12 @@ def test_resident_memory_is_counted():
         assert process.reset_peak_resident()
         assert process.peak_resident_bytes() - before <= 16 * MIB
     assert process.available_bytes() > 0
+
+
+def test_rounds_stop_before_a_deadline(monkeypatch):
+    clock = iter(range(0, 1000, 10))  # every look at it takes 10 s: a round, too
+    monkeypatch.setattr(measure.time, "monotonic", lambda: next(clock))
+    assert list(measure._rounds(5, None)) == [0, 1, 2, 3, 4]
+    clock = iter(range(0, 1000, 10))
+    assert list(measure._rounds(5, 35)) == [0, 1]  # from 0, 20, 40: each may take 10
+    assert list(measure._rounds(5, 0)) == [0]
