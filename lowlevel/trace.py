@@ -38,6 +38,8 @@ import threading
 import time
 import weakref
 
+import numpy as np
+
 from lowlevel.block import Block
 
 FORMAT = "kqcap trace"
@@ -177,7 +179,15 @@ class Trace:
         seconds -= self._start
         if isinstance(what, dict):
             about = {} if pool is None else {"pool": pool, "used": used}
-            return _encode({"t": round(seconds, 6), "op": op, **about, **what})
+            line = {"t": round(seconds, 6), "op": op, **about, **what}
+            try:
+                return _encode(line)
+            except (
+                TypeError,
+                ValueError,
+                RuntimeError,
+            ):  # details that JSON cannot say, or that change
+                return _encode({**line, "details": {"unwritable": repr(line["details"])[:1000]}})
         # A block: nearly every line, so put together by hand from parts that are mostly the same.
         key = what[SHARED_FIELDS:] if op == "alloc" else what.tag
         rest = self._encoded.get(key)
@@ -241,7 +251,11 @@ def _encode(line):
 
 
 def _dumps(value):
-    return json.dumps(value, separators=(",", ":"), default=str)
+    return json.dumps(value, separators=(",", ":"), default=_plain, allow_nan=False)
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _constant_part(op, block):
