@@ -72,10 +72,40 @@ def can_stream(runs, destination, block_weights, block_out):
     return all(step % STREAM_ALIGN == 0 for step in [destination, *steps])
 
 
+class Work(NamedTuple):
+    """Arguments of a decoder's kernel, as quant/cpu/runs.py describes them."""
+
+    source: int
+    destination: int
+    axes: np.ndarray
+    run: np.ndarray
+    task: np.ndarray
+
+
+def plan_work(t, out, runs, n_workers):
+    """Cut the runs of a QuantTensor into units: a `Work`."""
+    block = t.format
+    unit_blocks = min(runs.n_blocks, UNIT_WEIGHTS // block.block_weights)
+    run_units = -(-runs.n_blocks // unit_blocks)
+    n_units = t.n_rows * block.row_blocks(t.columns) // runs.n_blocks * run_units
+    unit_weights = unit_blocks * block.block_weights
+    grab = min(max(1, GRAB_WEIGHTS // unit_weights), -(-n_units // (4 * n_workers)))
+    block_out = block.block_weights * out.itemsize
+    return Work(
+        source=t.data.ctypes.data,
+        destination=out.ctypes.data,
+        axes=np.array(runs.axes, np.int64).reshape(-1, 3),
+        run=np.array(
+            (runs.n_blocks, unit_blocks, run_units, block.block_bytes, block_out), np.int64
+        ),
+        task=np.array((n_units, grab, max(1, SLICE_WEIGHTS // unit_weights)), np.int64),
+    )
+
+
 def dequantize(t, out, n_threads):
     """Decode a QuantTensor into `out`, both checked: see quant/dequantize.py."""
-    block, itemsize = t.format, out.itemsize
-    block_out = block.block_weights * itemsize
+    block = t.format
+    block_out = block.block_weights * out.itemsize
     runs = find_runs(
         t.shape[:-1],
         t.data.strides[:-1],
@@ -84,27 +114,16 @@ def dequantize(t, out, n_threads):
         block.block_bytes,
         block_out,
     )
-    destination = out.ctypes.data
     is_streamed = out.nbytes >= STREAM_BYTES and can_stream(
-        runs, destination, block.block_weights, block_out
+        runs, out.ctypes.data, block.block_weights, block_out
     )
-    decoder = DECODERS[block.name]
-    decode = getattr(decoder, out.dtype.name + ("_streaming" if is_streamed else ""))
-
-    unit_blocks = min(runs.n_blocks, UNIT_WEIGHTS // block.block_weights)
-    run_units = -(-runs.n_blocks // unit_blocks)
-    n_units = t.size // block.block_weights // runs.n_blocks * run_units
-    unit_weights = unit_blocks * block.block_weights
+    name = out.dtype.name + ("_streaming" if is_streamed else "")
+    decode = getattr(DECODERS[block.name], name)
     n_workers = min(n_threads, -(-t.size // THREAD_WEIGHTS))
-    grab = min(max(1, GRAB_WEIGHTS // unit_weights), -(-n_units // (4 * n_workers)))
-
-    source = t.data.ctypes.data
-    axes = np.array(runs.axes, np.int64).reshape(-1, 3)
-    run = np.array((runs.n_blocks, unit_blocks, run_units, block.block_bytes, block_out), np.int64)
-    task = np.array((n_units, grab, max(1, SLICE_WEIGHTS // unit_weights)), np.int64)
+    work = plan_work(t, out, runs, n_workers)
     counter = np.zeros(1, np.int64)
 
     def worker(i):
-        return decode(source, destination, axes, run, task, counter)
+        return decode(*work, counter)
 
     run_workers(n_workers, worker, counter)

@@ -1,0 +1,85 @@
+"""The table of block formats, held against the gguf package's sizes and ggml's names."""
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from quant.formats import FORMATS, KV_FORMATS, BlockFormat, block_format
+
+NAMES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K")
+
+
+def test_table_has_the_promised_types():
+    assert tuple(row.name for row in FORMATS.values()) == NAMES
+    assert tuple(row.name for row in KV_FORMATS) == ("Q8_0", "Q4_0", "IQ4_NL")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_are_those_of_the_gguf_package(name):
+    row = block_format(name)
+    assert (row.block_weights, row.block_bytes) == GGML_QUANT_SIZES[row.qtype]
+    assert row.is_float == (name in ("F32", "F16", "BF16"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fields_fill_the_block_without_gaps(name):
+    row = block_format(name)
+    end = 0
+    for field in row.fields:
+        assert field.offset == end
+        end += field.n_bytes
+        assert row.field(field.name) is field
+    assert end == row.block_bytes == row.block_dtype.itemsize
+
+
+def test_block_dtype_reads_the_fields():
+    block = np.arange(84, dtype=np.uint8)
+    record = block.view(block_format("Q2_K").block_dtype)[0]
+    assert record["scales"].tolist() == list(range(16))
+    assert record["qs"].tolist() == list(range(16, 80))
+    assert record["d"].tobytes() == bytes([80, 81]) and record["dmin"].tobytes() == bytes([82, 83])
+
+
+def test_unknown_field():
+    with pytest.raises(KeyError, match=r"Q8_0 has no field 'dmin'.*'d', 'qs'"):
+        block_format("Q8_0").field("dmin")
+
+
+def test_lookup_by_enum_name_and_row():
+    row = FORMATS[GGMLQuantizationType.Q2_K]
+    assert isinstance(row, BlockFormat)
+    for qtype in (GGMLQuantizationType.Q2_K, "Q2_K", "q2_k", row):
+        assert block_format(qtype) is row
+
+
+@pytest.mark.parametrize("qtype", ["Q5_K", "q9_9", "", GGMLQuantizationType.IQ1_S, "MXFP4"])
+def test_unsupported_types_are_refused_with_the_list(qtype):
+    with pytest.raises(ValueError, match=r"qtype: .*supported: F32, F16, BF16, Q8_0, .*, Q6_K$"):
+        block_format(qtype)
+
+
+@pytest.mark.parametrize("qtype", [10, None, 2.0, np.float32])
+def test_what_is_no_type_is_refused(qtype):
+    with pytest.raises(TypeError, match=r"qtype: expected .* got .*; supported: F32"):
+        block_format(qtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_row_sizes(name):
+    row = block_format(name)
+    for n_blocks in (0, 1, 7):
+        columns = n_blocks * row.block_weights
+        assert row.row_blocks(columns) == n_blocks
+        assert row.row_bytes(columns) == n_blocks * row.block_bytes
+        assert row.row_columns(n_blocks * row.block_bytes) == columns
+
+
+@pytest.mark.parametrize(("name", "columns"), [("Q2_K", 192), ("Q8_0", 48), ("F32", -1)])
+def test_widths_that_are_no_whole_blocks(name, columns):
+    with pytest.raises(ValueError, match=f"columns: {name} .*multiple of .*; got {columns}"):
+        block_format(name).row_bytes(columns)
+
+
+def test_row_bytes_that_are_no_whole_blocks():
+    with pytest.raises(ValueError, match=r"a block of Q4_0 has 18 bytes.*got 20"):
+        block_format("Q4_0").row_columns(20)
