@@ -303,7 +303,7 @@ def test_a_full_disk_ends_the_trace_not_the_program(path):
 
 def run_python(code, *arguments):
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,
