@@ -1,0 +1,115 @@
+"""A simulator for CUDA C++: runs unmodified .cu files on the host and finds what is wrong in them.
+
+    from lowlevel import cudasim
+
+    module = cudasim.Module("softmax.cu", options=["-DTILE=64"])
+    softmax = module.get_function("softmax_rows")
+    y = cudasim.empty(x.shape)                       # poison: NaN until somebody writes it
+    softmax((n_rows,), (256,), (x, y, np.int32(n_columns)), shared_mem=1024)
+
+The call has CuPy's shape, on NumPy arrays and NumPy scalars (exactly of the declared types). A C++
+compiler must be installed: g++ (tested) or clang++; CUDASIM_CXX names another one.
+
+What it runs
+------------
+``extern "C"`` kernels and template instances (``name_expressions=["softmax<float, 128>"]``); static
+and dynamic shared memory; ``__syncthreads`` and its variants; shuffles, votes, matches and
+reductions of a warp with any mask; atomics; ``cuda_fp16.h`` and ``cuda_bf16.h``; vector types;
+``__dp4a``, ``__byte_perm``, ``__ldg``, SIMD-in-a-word and fast-math intrinsics; ``printf`` and
+``assert``. Instructions that CUDA C++ has no name for come through ``ptx.cuh``
+(lowlevel/cuda/include), which is inline PTX on a device and an exact emulation here: ``ldmatrix``,
+``mma.sync`` (f16, bf16, tf32, s8), ``cp.async``, named barriers. Not there: textures, clusters,
+TMA, wgmma, cooperative groups, dynamic parallelism, ``__device__`` variables that blocks share.
+
+What it finds
+-------------
+Each error is an exception with the kernel's file, line, block and thread; all derive from
+`KernelError`. A kernel runs in processes of its own (runner.py), so that nothing it does harms the
+caller: a runner that crashes is replaced. After an error the arrays are as they were before.
+
+always
+    Accesses outside an argument or a shared variable: memory ends at an inaccessible page (in the
+    orders "reverse" and "lifo": starts at one), the other side is checked for stray writes. Writes
+    through const pointers. Null pointers. Barriers and warp collectives that not all threads reach,
+    early returns before them too (``strict=False`` allows those). Results that depend on unwritten
+    memory: it holds NaN. Copies by ``cp.async`` that nobody waited for: likewise. Endless loops
+    (`HangError` after ``hang_seconds`` of computing). Too many threads for ``__launch_bounds__``,
+    too much shared memory, arguments of another type than declared.
+order="fifo" | "reverse" | "random" | "lifo"
+    In which order threads and blocks run. A kernel that gives the same result in all four hardly
+    misses a barrier.
+race=True
+    Every load and store is logged: races in shared and global memory, with both lines and threads;
+    reads of unwritten shared memory, or of arguments still holding poison; copies read before the
+    wait; accesses outside by any amount. About ten times slower, on one core.
+ub=True
+    Misaligned vector accesses, inner array indices, shifts, overflow and what else C++ leaves
+    undefined.
+
+`settings` sets these for all launches of a context, so that whole programs can be checked::
+
+    with cudasim.settings(order="lifo", race=True):
+        lowlevel.attention(q, k, v)
+
+The environment does so for a process: CUDASIM_ORDER, CUDASIM_SEED, CUDASIM_RACE=1, CUDASIM_UB=1,
+CUDASIM_HANG_SECONDS, CUDASIM_WORKERS; CUDASIM_CACHE_DIR is where compiled kernels are kept.
+
+What only a device can show
+---------------------------
+Rounding inside tensor cores and of fast intrinsics (compare with tolerances); C++ casts of floats
+out of an integer's range; the memory model between blocks beyond atomics; what NVRTC rejects (it
+knows no host headers, and no INFINITY). Two different collectives on one source line count as one.
+A pattern where the last block to arrive reads the others' results after ``__threadfence`` is
+reported as a race, because blocks are never ordered here; read through ``volatile`` there.
+"""
+
+from .arguments import PointerTable
+from .array import CudaSimArray, asarray, asnumpy, empty, poison
+from .errors import (
+    ArgumentError,
+    BarrierError,
+    CompileError,
+    CompilerNotFoundError,
+    CudaSimError,
+    HangError,
+    KernelAssertionError,
+    KernelError,
+    KernelLaunchError,
+    LaunchError,
+    MisalignedError,
+    OutOfBoundsError,
+    RaceError,
+    UndefinedBehaviourError,
+    UninitialisedError,
+)
+from .module import Function, Module
+from .settings import Settings, current_settings, settings
+
+__all__ = [
+    "ArgumentError",
+    "BarrierError",
+    "CompileError",
+    "CompilerNotFoundError",
+    "CudaSimArray",
+    "CudaSimError",
+    "Function",
+    "HangError",
+    "KernelAssertionError",
+    "KernelError",
+    "KernelLaunchError",
+    "LaunchError",
+    "MisalignedError",
+    "Module",
+    "OutOfBoundsError",
+    "PointerTable",
+    "RaceError",
+    "Settings",
+    "UndefinedBehaviourError",
+    "UninitialisedError",
+    "asarray",
+    "asnumpy",
+    "current_settings",
+    "empty",
+    "poison",
+    "settings",
+]

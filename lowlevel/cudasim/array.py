@@ -1,0 +1,74 @@
+"""Arrays of the simulated device."""
+
+import ctypes
+
+import numpy as np
+
+from .protocol import POISON
+
+_ALIGNMENT = 256  # what CUDA's allocators give
+
+
+class CudaSimArray(np.ndarray):
+    """A NumPy array that stands for device memory.
+
+    Calls that dispatch by array type (``lowlevel.attention`` and its kin) run on the simulator when
+    they get one. Otherwise it behaves as an ndarray; views and results of NumPy functions are
+    CudaSimArrays too.
+    """
+
+    @property
+    def device(self):
+        """The device's name, "cudasim"."""
+        return "cudasim"
+
+
+def empty(shape, dtype="float32"):
+    """An array whose bytes are poison: NaN as any float type, and unwritten to race mode.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+    dtype : data type
+    """
+    dtype = np.dtype(dtype)
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    array = memory[start : start + n_bytes].view(dtype).reshape(shape).view(CudaSimArray)
+    poison(array)
+    return array
+
+
+def asarray(values, dtype=None):
+    """A copy of `values` as a CudaSimArray; one that is a CudaSimArray already stays itself."""
+    if isinstance(values, CudaSimArray) and dtype in (None, values.dtype):
+        return values
+    values = np.asarray(values, dtype)
+    array = empty(values.shape, values.dtype)
+    array[...] = values
+    return array
+
+
+def asnumpy(array):
+    """A plain NumPy copy of `array`."""
+    return np.array(array, subok=False)
+
+
+def poison(array):
+    """Fill `array`, whose memory must be contiguous, with the pattern that marks unwritten bytes."""
+    if not array.flags.c_contiguous:
+        raise ValueError("poison: give a C-contiguous array; this one has gaps")
+    raw_bytes(array.ctypes.data, array.nbytes)[:] = poison_bytes(array.ctypes.data, array.nbytes)
+
+
+def raw_bytes(address, n_bytes):
+    """The process's memory at `address` as a uint8 array, not kept alive."""
+    return np.frombuffer((ctypes.c_ubyte * n_bytes).from_address(address), np.uint8)
+
+
+def poison_bytes(address, n_bytes):
+    """What poison looks like at `address`: words at multiples of four."""
+    phase = address % 4
+    words = np.full((phase + n_bytes + 3) // 4, POISON, np.uint32)
+    return words.view(np.uint8)[phase : phase + n_bytes]

@@ -1,0 +1,118 @@
+// Integer intrinsics: bit tricks, byte-wise arithmetic, dot products of packed bytes.
+#pragma once
+#include <stdint.h>
+
+#include <cudasim/vector_types.h>
+
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
+inline int __clz(int v) { return v ? __builtin_clz((unsigned)v) : 32; }
+inline int __clzll(long long v) { return v ? __builtin_clzll((unsigned long long)v) : 64; }
+inline int __ffs(int v) { return __builtin_ffs(v); }
+inline int __ffsll(long long v) { return __builtin_ffsll(v); }
+inline unsigned long long __brevll(unsigned long long v) {
+  unsigned long long result = 0;
+  for (int i = 0; i < 64; ++i) result |= (v >> i & 1) << (63 - i);
+  return result;
+}
+inline unsigned __brev(unsigned v) { return (unsigned)(__brevll(v) >> 32); }
+
+inline int __mulhi(int a, int b) { return (int)(((long long)a * b) >> 32); }
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return (unsigned)(((unsigned long long)a * b) >> 32);
+}
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)(((unsigned __int128)a * b) >> 64);
+}
+inline int __mul24(int a, int b) { return (int)((int64_t)(a << 8 >> 8) * (b << 8 >> 8)); }
+inline unsigned __umul24(unsigned a, unsigned b) { return (a & 0xffffff) * (b & 0xffffff); }
+
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  const uint64_t both = (uint64_t)high << 32 | low;
+  return (unsigned)(both << (shift & 31) >> 32);
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  const uint64_t both = (uint64_t)high << 32 | low;
+  return (unsigned)(both >> (shift & 31));
+}
+
+// Picks four of the eight bytes of b:a; the top bit of a selector copies that byte's sign.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selectors) {
+  const uint64_t bytes = (uint64_t)b << 32 | a;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned selector = selectors >> (4 * i) & 0xf;
+    unsigned byte = (unsigned)(bytes >> (8 * (selector & 7))) & 0xff;
+    if (selector & 8) byte = byte & 0x80 ? 0xff : 0;
+    result |= byte << (8 * i);
+  }
+  return result;
+}
+
+// ---- dot products of packed integers -----------------------------------------------------------
+template <class Byte, class Word>
+inline Word cudasim_dp4a(Word a, Word b, Word c) {
+  unsigned sum = (unsigned)c;
+  for (int i = 0; i < 4; ++i)
+    sum += (unsigned)((int)(Byte)((unsigned)a >> (8 * i)) * (int)(Byte)((unsigned)b >> (8 * i)));
+  return (Word)sum;
+}
+inline int __dp4a(int a, int b, int c) { return cudasim_dp4a<int8_t>(a, b, c); }
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return cudasim_dp4a<uint8_t>(a, b, c); }
+inline int __dp4a(char4 a, char4 b, int c) {
+  return c + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+}
+inline unsigned __dp4a(uchar4 a, uchar4 b, unsigned c) {
+  return c + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+}
+template <class Half, class Byte, class Word>
+inline Word cudasim_dp2a(Word a, Word b, Word c, int first_byte) {
+  unsigned sum = (unsigned)c;
+  for (int i = 0; i < 2; ++i)
+    sum += (unsigned)((int)(Half)((unsigned)a >> (16 * i)) *
+                      (int)(Byte)((unsigned)b >> (8 * (first_byte + i))));
+  return (Word)sum;
+}
+inline int __dp2a_lo(int a, int b, int c) { return cudasim_dp2a<int16_t, int8_t>(a, b, c, 0); }
+inline int __dp2a_hi(int a, int b, int c) { return cudasim_dp2a<int16_t, int8_t>(a, b, c, 2); }
+inline unsigned __dp2a_lo(unsigned a, unsigned b, unsigned c) {
+  return cudasim_dp2a<uint16_t, uint8_t>(a, b, c, 0);
+}
+inline unsigned __dp2a_hi(unsigned a, unsigned b, unsigned c) {
+  return cudasim_dp2a<uint16_t, uint8_t>(a, b, c, 2);
+}
+
+// ---- four bytes or two half-words at once ------------------------------------------------------
+template <class Part, class Operation>
+inline unsigned cudasim_by_part(unsigned a, unsigned b, Operation operation) {
+  constexpr int bits = 8 * sizeof(Part);
+  constexpr unsigned mask = (1u << bits) - 1;
+  unsigned result = 0;
+  for (int i = 0; i < 32; i += bits)
+    result |= ((unsigned)operation((int)(Part)(a >> i), (int)(Part)(b >> i)) & mask) << i;
+  return result;
+}
+#define CUDASIM_BY_PART(NAME, PART, EXPRESSION)                               \
+  inline unsigned NAME(unsigned a, unsigned b) {                              \
+    return cudasim_by_part<PART>(a, b, [](int x, int y) { return (EXPRESSION); }); \
+  }
+#define CUDASIM_CLAMP(v, low, high) ((v) < (low) ? (low) : (v) > (high) ? (high) : (v))
+CUDASIM_BY_PART(__vadd4, uint8_t, x + y)
+CUDASIM_BY_PART(__vsub4, uint8_t, x - y)
+CUDASIM_BY_PART(__vaddss4, int8_t, CUDASIM_CLAMP(x + y, -128, 127))
+CUDASIM_BY_PART(__vsubss4, int8_t, CUDASIM_CLAMP(x - y, -128, 127))
+CUDASIM_BY_PART(__vaddus4, uint8_t, CUDASIM_CLAMP(x + y, 0, 255))
+CUDASIM_BY_PART(__vsubus4, uint8_t, CUDASIM_CLAMP(x - y, 0, 255))
+CUDASIM_BY_PART(__vminu4, uint8_t, x < y ? x : y)
+CUDASIM_BY_PART(__vmaxu4, uint8_t, x > y ? x : y)
+CUDASIM_BY_PART(__vmins4, int8_t, x < y ? x : y)
+CUDASIM_BY_PART(__vmaxs4, int8_t, x > y ? x : y)
+CUDASIM_BY_PART(__vcmpeq4, uint8_t, x == y ? 0xff : 0)
+CUDASIM_BY_PART(__vcmpne4, uint8_t, x != y ? 0xff : 0)
+CUDASIM_BY_PART(__vcmpgts4, int8_t, x > y ? 0xff : 0)
+CUDASIM_BY_PART(__vcmpgtu4, uint8_t, x > y ? 0xff : 0)
+CUDASIM_BY_PART(__vcmples4, int8_t, x <= y ? 0xff : 0)
+CUDASIM_BY_PART(__vcmpleu4, uint8_t, x <= y ? 0xff : 0)
+CUDASIM_BY_PART(__vabsdiffu4, uint8_t, x > y ? x - y : y - x)
+CUDASIM_BY_PART(__vadd2, uint16_t, x + y)
+CUDASIM_BY_PART(__vsub2, uint16_t, x - y)

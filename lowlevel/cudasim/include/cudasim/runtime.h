@@ -1,0 +1,124 @@
+// What compiled kernels and the runner process share: the calls a kernel makes into the runtime.
+// The functions declared here live in the runner executable (../runtime); a kernel library is
+// loaded into it and finds them there. Everything else under include/ is inline code on top.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+// Kernel libraries are compiled with hidden symbols; these are found in the runner.
+#pragma GCC visibility push(default)
+namespace cudasim {
+
+constexpr int kWarpSize = 32;
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxNamedBarriers = 16;
+
+// Memory that nobody has written yet holds this word, again and again. It is a NaN as float64,
+// float32, bfloat16 and float16, and an unlikely integer, so that what was read too early shows.
+constexpr uint32_t kPoison = 0xFFF7FFB5u;
+
+// What went wrong; errors.py has one exception class for each, in this order.
+enum class Fault : uint32_t {
+  kNone,
+  kOutOfBounds,
+  kMisaligned,
+  kUninitialised,
+  kRace,
+  kBarrier,
+  kHang,
+  kUndefined,
+  kAssertion,
+  kLaunch,
+  kCrash,
+};
+
+// Where in the kernel's source a collective was called.
+struct Site {
+  const char* file;
+  int line;
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
+[[noreturn]] void fail(Fault fault, Site site, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+// The thread that runs now: its index in the block, x fastest.
+extern int current_thread;
+inline int lane_id() { return current_thread & (kWarpSize - 1); }
+
+// ---- barriers of the block -------------------------------------------------------------------
+// Waits until `expected` threads (0: the whole block) have arrived at barrier `id`; returns how
+// many of them brought a true predicate.
+int barrier_sync(int id, int expected, bool predicate, Site site);
+void barrier_arrive(int id, int expected, Site site);
+
+// ---- collectives of a warp -------------------------------------------------------------------
+enum class Collective : uint32_t { kSync, kShuffle, kVote, kMatch, kReduce, kLoadMatrix, kMma };
+
+// One meeting of the lanes of a mask: what each lane brought, and what the last one made of it.
+struct Round {
+  uint32_t present;  // lanes that took part
+  uint32_t result;   // for `complete` to fill
+  alignas(16) unsigned char data[kWarpSize][16];
+};
+using Complete = void (*)(Round&);
+
+// Publishes 16 bytes and waits for the other lanes of `mask`; the last one to come runs
+// `complete`. The round stays readable until the caller's next meeting but one on this mask.
+Round& meet(uint32_t mask, Collective kind, Site site, const void* value, Complete complete);
+
+uint32_t active_mask();  // lanes of this warp that have not returned
+
+// ---- shared memory ---------------------------------------------------------------------------
+// One `__shared__` variable. The runtime places it so that its end (in some schedule orders: its
+// start) touches an inaccessible page, and poisons it at the start of each block.
+struct SharedVariable {
+  const char* name;
+  size_t bytes;
+  size_t alignment;
+  size_t element;  // bytes of one scalar element, for messages
+  char* address;
+  uint64_t block;  // serial of the block it was last prepared for
+};
+
+extern uint64_t block_serial;
+void* prepare_shared(SharedVariable& variable);
+inline void* shared_address(SharedVariable& variable) {
+  return variable.block == block_serial ? variable.address : prepare_shared(variable);
+}
+void* dynamic_shared(size_t alignment, size_t element);
+
+// ---- asynchronous copies ---------------------------------------------------------------------
+// The destination is poisoned at once and written when a wait covers the copy, so that reading too
+// early shows. `source_bytes` < `bytes`: the rest is filled with zeros.
+void async_copy(void* destination, const void* source, int bytes, int source_bytes, Site site);
+void async_commit();
+void async_wait(int groups_in_flight);
+void async_wait_all();
+
+// ---- tensor cores: completions of a meeting in which every lane publishes an MmaOperands* --------
+struct MmaOperands {
+  void* d;  // the lane's accumulators, read and written
+  const uint32_t* a;
+  const uint32_t* b;
+};
+void complete_mma_m16n8k16_f16(Round& round);
+void complete_mma_m16n8k16_bf16(Round& round);
+void complete_mma_m16n8k8_tf32(Round& round);
+void complete_mma_m16n8k32_s8(Round& round);
+void load_matrix(uint32_t* registers, int n_matrices, bool transposed, const void* row, Site site);
+
+// ---- access log (race mode) --------------------------------------------------------------------
+// volatile accesses count as atomic ones: they are how flags are polled.
+enum class Access : uint32_t { kRead, kWrite, kAtomicRead, kAtomic };
+void log_access(const void* address, size_t bytes, Access access, const void* pc);
+
+// ---- the rest ------------------------------------------------------------------------------------
+void yield();        // lets the other threads of the block run: for spin-waits
+void spin_hint();    // called by atomics: yields now and then
+int device_printf(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+}  // namespace cudasim
+#pragma GCC visibility pop

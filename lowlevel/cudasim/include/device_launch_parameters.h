@@ -1,0 +1,2 @@
+// Host stand-in: everything is in the prelude already.
+#pragma once

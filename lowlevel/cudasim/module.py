@@ -1,0 +1,253 @@
+"""Compiled CUDA sources and their kernels, with the call shape of CuPy's RawModule."""
+
+import importlib.resources
+import operator
+import os
+import pathlib
+
+from . import protocol
+from .arguments import MemoryLayout, Parameter, check_arguments
+from .compiler import build_library
+from .errors import CudaSimError, LaunchError
+from .runner import POOL
+from .settings import current_settings
+
+_MAX_THREADS = 1024
+_MAX_BLOCK = (1024, 1024, 64)
+_MAX_GRID = (2**31 - 1, 65535, 65535)
+_DEFAULT_DYNAMIC_SHARED = 48 << 10  # without the opt-in, as on a device
+_MAX_DYNAMIC_SHARED = 227 << 10  # sm_90, with it
+
+# NVRTC options that change nothing here.
+_IGNORED_OPTIONS = (
+    "-arch", "--gpu-architecture", "-std", "--std", "-lineinfo", "--generate-line-info", "-G",
+    "--device-debug", "--maxrregcount", "-maxrregcount", "--ptxas-options", "-default-device",
+    "--device-as-default-execution-space", "--prec-div", "-prec-div", "--prec-sqrt", "-prec-sqrt",
+    "--extra-device-vectorization", "-extra-device-vectorization", "--relocatable-device-code",
+)  # fmt: skip
+
+
+class Module:
+    """A CUDA source, compiled for the simulator.
+
+    Parameters
+    ----------
+    source : str or path
+        A .cu file, or "package:file.cu" for one that comes with a Python package.
+    options : sequence of str
+        As for NVRTC: -DNAME=VALUE, -UNAME, -IFOLDER, --fmad=false, -ftz=true, --use_fast_math;
+        -arch and the like are accepted and mean nothing. By default a * b + c becomes one fma, as
+        on the device, and denormals are kept.
+    name_expressions : sequence of str
+        Template kernels to instantiate, such as "softmax<float, 128>".
+    code : str, optional
+        The text, where `source` is only the name for messages.
+
+    Raises
+    ------
+    CompileError, CompilerNotFoundError
+    """
+
+    def __init__(self, source, options=(), name_expressions=(), *, code=None):
+        self.path, self._text = _read(source) if code is None else (str(source), code)
+        self.name_expressions = tuple(name_expressions)
+        self._flags, self._include_dirs, self.flush_denormals = _translate(options)
+        self._libraries = {}
+        self._kernels = None
+        now = current_settings()
+        self.library(now.race, now.ub)
+
+    def library(self, race, ub):
+        """The path of the library compiled for these checking modes."""
+        if (race, ub) not in self._libraries:
+            self._libraries[race, ub] = build_library(
+                self.path,
+                self._text,
+                self._flags,
+                self._include_dirs,
+                self.name_expressions,
+                race,
+                ub,
+            )
+        return self._libraries[race, ub]
+
+    def _known_kernels(self):
+        if self._kernels is None:
+            library = next(iter(self._libraries.values()))
+            rows = (line.split("\t") for line in POOL.describe(library).splitlines())
+            self._kernels = {
+                name: (index, _read_parameters(names, types))
+                for index, (name, names, types) in enumerate(rows)
+            }
+        return self._kernels
+
+    def get_function(self, name):
+        """The kernel `name`: an extern "C" function, or one of the name expressions."""
+        kernels = self._known_kernels()
+        if name not in kernels:
+            raise CudaSimError(
+                f"{self.path}: no kernel {name!r}; there are {', '.join(kernels) or 'none'} (kernels "
+                'are extern "C", or templates listed in name_expressions)'
+            )
+        return Function(self, name, *kernels[name])
+
+
+class Function:
+    """One kernel: ``function(grid, block, args, shared_mem=0)``.
+
+    Attributes
+    ----------
+    name : str
+    parameters : tuple of Parameter
+    max_dynamic_shared_size_bytes : int
+        As in CuPy: raise it before a launch with more than 48 KiB of dynamic shared memory.
+    """
+
+    def __init__(self, module, name, index, parameters):
+        self.module, self.name, self.parameters = module, name, parameters
+        self._index = index
+        self.max_dynamic_shared_size_bytes = _DEFAULT_DYNAMIC_SHARED
+
+    def __repr__(self):
+        return f"<kernel {self.name} of {self.module.path} on the simulator>"
+
+    def __call__(self, grid, block, args, *, shared_mem=0, **changes):
+        """Run the kernel and wait for it.
+
+        Parameters
+        ----------
+        grid, block : tuple of 1 to 3 int
+        args : sequence
+            Arrays (contiguous or not: the kernel gets the address of the first element), NumPy
+            scalars of exactly the declared types, None for a null pointer, PointerTable.
+        shared_mem : int
+            Bytes of dynamic shared memory.
+        **changes
+            See `Settings`: order, seed, race, ub, strict, hang_seconds, workers.
+
+        Raises
+        ------
+        ArgumentError, LaunchError
+            Before anything runs.
+        KernelError
+            What the kernel did wrong; the arrays are then as before.
+        """
+        now = current_settings(**changes)
+        grid = _shape(self.name, "grid", grid, _MAX_GRID)
+        block = _shape(self.name, "block", block, _MAX_BLOCK)
+        shared_mem = self._check_shared(shared_mem)
+        n_threads = block[0] * block[1] * block[2]
+        if n_threads > _MAX_THREADS:
+            raise LaunchError(
+                f"{self.name}: block {block} has {n_threads} threads; at most {_MAX_THREADS}"
+            )
+        args = tuple(args)
+        check_arguments(self.name, self.parameters, args)
+        guard_start = now.order in ("reverse", "lifo")
+        layout = MemoryLayout(self.parameters, args, guard_start)
+        values = layout.parameter_bytes(self.parameters, args)
+
+        def record(launch):
+            launch.kernel = self._index
+            launch.grid[:], launch.block[:] = grid, block
+            launch.dynamic_shared = shared_mem
+            launch.order = protocol.ORDERS.index(now.order)
+            launch.seed = now.seed
+            launch.hang_seconds = now.hang_seconds
+            launch.flags = (
+                protocol.FLUSH_DENORMALS * self.module.flush_denormals
+                | protocol.STRICT_BARRIERS * now.strict
+                | protocol.GUARD_START * guard_start
+            )
+            _write_parameters(launch, values)
+
+        n_blocks = grid[0] * grid[1] * grid[2]
+        # The access log of race mode lives in one process.
+        workers = 1 if now.race else min(now.workers, n_blocks)
+        library = self.module.library(now.race, now.ub)
+        self.switches = POOL.launch(self.name, library, layout, record, workers)
+
+    def _check_shared(self, shared_mem):
+        n_bytes = operator.index(shared_mem)
+        allowed = min(self.max_dynamic_shared_size_bytes, _MAX_DYNAMIC_SHARED)
+        if not 0 <= n_bytes <= allowed:
+            raise LaunchError(
+                f"{self.name}: shared_mem={n_bytes}, but this kernel may have {allowed} bytes; set "
+                f"max_dynamic_shared_size_bytes first (at most {_MAX_DYNAMIC_SHARED})"
+            )
+        return n_bytes
+
+
+def _read(source):
+    name = os.fspath(source)
+    package, colon, file = name.partition(":")
+    if colon and not pathlib.Path(name).exists():
+        path = importlib.resources.files(package) / file
+    else:
+        path = pathlib.Path(name).resolve()
+    return str(path), path.read_text(encoding="utf-8")
+
+
+def _translate(options):
+    """(flags for the host compiler, include folders, flush denormals?) of NVRTC options."""
+    flags, include_dirs, fmad, flush = [], [], True, False
+    for option in options:
+        name, _, value = option.partition("=")
+        if option.startswith(("-D", "-U")):
+            flags.append(option)
+        elif option.startswith("-I"):
+            include_dirs.append(option[2:])
+        elif name in ("-fmad", "--fmad"):
+            fmad = value == "true"
+        elif name in ("-ftz", "--ftz"):
+            flush = value == "true"
+        elif name in ("--use_fast_math", "-use_fast_math"):
+            flush = True
+        elif name not in _IGNORED_OPTIONS:
+            raise ValueError(
+                f"options: {option!r} is unknown here; known are -D, -U, -I, --fmad=, -ftz=, "
+                f"--use_fast_math and, without effect, {', '.join(_IGNORED_OPTIONS)}"
+            )
+    flags.append(f"-ffp-contract={'fast' if fmad else 'off'}")
+    shared_headers = pathlib.Path(__file__).resolve().parent.parent / "cuda" / "include"
+    return tuple(flags), (*include_dirs, str(shared_headers)), flush
+
+
+def _read_parameters(names, types):
+    names = names.split(",")
+    parameters = []
+    for index, text in enumerate(types.split(";")[:-1]):
+        code, count, n_bytes, pointee, alignment, is_const = text.split()
+        name = names[index] if index < len(names) and names[index] else f"#{index}"
+        parameters.append(
+            Parameter(
+                name, code, int(count), int(n_bytes), int(pointee), int(alignment), is_const == "1"
+            )
+        )
+    return tuple(parameters)
+
+
+def _shape(kernel, what, given, most):
+    try:
+        shape = tuple(operator.index(length) for length in given)
+    except TypeError:
+        raise LaunchError(
+            f"{kernel}: {what}={given!r}: give a tuple of 1 to 3 whole numbers"
+        ) from None
+    if not 1 <= len(shape) <= 3:
+        raise LaunchError(f"{kernel}: {what}={given!r}: give a tuple of 1 to 3 whole numbers")
+    shape += (1,) * (3 - len(shape))
+    if not all(1 <= length <= limit for length, limit in zip(shape, most, strict=True)):
+        raise LaunchError(f"{kernel}: {what}={shape}: each at least 1, at most {most}")
+    return shape
+
+
+def _write_parameters(launch, values):
+    offset = 0
+    for index, value in enumerate(values):
+        offset = -(-offset // 16) * 16
+        launch.parameter_offset[index] = offset
+        for position, byte in enumerate(value):
+            launch.parameters[offset + position] = byte
+        offset += len(value)
+    launch.n_parameters = len(values)

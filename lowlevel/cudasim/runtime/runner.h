@@ -1,0 +1,77 @@
+// State of one runner process, and what its parts offer each other.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cudasim/kernel_table.h>
+#include <cudasim/runtime.h>
+
+#include "protocol.h"
+
+namespace cudasim {
+
+// The launch that runs now.
+struct Current {
+  const Launch* launch;
+  Launch* shared_launch;  // the same, for its counters
+  Report* report;
+  const Kernel* kernel;
+  BuiltIns* built_ins;
+  void** arguments;
+  uintptr_t library_base, library_end;
+  int n_threads;
+  uint64_t block;  // linear index
+  bool in_kernel;
+};
+extern Current current;
+
+// faults.cpp ---------------------------------------------------------------------------------------
+void install_signal_handlers(int hang_seconds);
+void remove_hang_timer();
+[[noreturn]] void fail_at(Fault fault, const void* pc, const void* other_pc, const char* format, ...)
+    __attribute__((format(printf, 4, 5)));
+const char* describe_thread(uint64_t block, int thread, char* text, size_t size);
+extern uint64_t progress;  // counts barriers passed, meetings completed, threads returned
+
+// scheduler.cpp ------------------------------------------------------------------------------------
+struct Fiber;
+enum class WaitKind : uint8_t { kNothing, kBarrier, kCollective };
+void run_block();
+void block_current_thread(WaitKind kind, Site site);  // returns once make_ready was called for it
+void make_ready(Fiber* fiber);
+Fiber* current_fiber();
+bool has_exited(int thread);
+int n_exited();
+uint64_t random_number();
+bool in_fiber_guard(uintptr_t address);
+extern uint64_t n_switches;
+
+// barrier.cpp, collectives.cpp ----------------------------------------------------------------------
+void reset_barriers();
+void reset_collectives();
+void barriers_thread_exited(int thread);
+void collectives_thread_exited(int thread);
+
+// shared_memory.cpp -----------------------------------------------------------------------------------
+void begin_shared_launch();
+void check_shared_slack();
+bool describe_shared_address(uintptr_t address, char* text, size_t size);
+
+// async_copy.cpp --------------------------------------------------------------------------------------
+void reset_async_copies();
+
+// race_log.cpp: does nothing unless the library was compiled in race mode -----------------------------
+void race_begin_launch();
+void race_begin_block();
+void race_add_shared(const SharedVariable& variable);
+void race_end_launch();
+void race_sync_warp(int warp, uint32_t lanes);
+void race_sync_threads(const int* arrived, int n_arrived, const int* going_on, int n_going_on);
+// An asynchronous copy is issued, and taken as complete.
+void race_begin_copy(const void* destination, size_t bytes, const void* pc);
+void race_end_copy(const void* destination, size_t bytes, const void* pc);
+extern bool race_mode;
+
+void fill_poison(void* address, size_t bytes);
+
+}  // namespace cudasim

@@ -1,0 +1,140 @@
+// Where __shared__ variables live: each in pages of its own, against an inaccessible page.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "runner.h"
+
+namespace cudasim {
+
+namespace {
+
+constexpr uintptr_t kPage = 4096;
+constexpr size_t kStaticLimit = 48 << 10;  // nvcc refuses more
+constexpr int kMaxVariables = 256;
+
+struct Place {
+  SharedVariable* variable;
+  char* pages;
+  size_t page_bytes;
+};
+Place places[kMaxVariables];  // of this launch
+int n_places;
+SharedVariable dynamic_variable = {"dynamic shared memory", 0, 16, 1, nullptr, 0};
+uint64_t first_block_of_launch;
+
+char* map_between_guards(size_t bytes) {
+  char* pages = static_cast<char*>(mmap(nullptr, bytes + 2 * kPage, PROT_NONE,
+                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  mprotect(pages + kPage, bytes, PROT_READ | PROT_WRITE);
+  return pages + kPage;
+}
+
+size_t static_bytes() {
+  size_t total = 0;
+  for (int i = 0; i < n_places; ++i)
+    if (places[i].variable != &dynamic_variable) total += places[i].variable->bytes;
+  return total;
+}
+
+// Once a launch: pages for the variable, and the pattern in those of their bytes it does not use.
+void place(SharedVariable& variable) {
+  if (n_places == kMaxVariables) fail(Fault::kLaunch, {nullptr, 0}, "too many shared variables");
+  const size_t bytes = (variable.bytes + kPage - 1) / kPage * kPage;
+  char* pages = map_between_guards(bytes);
+  places[n_places++] = {&variable, pages, bytes};
+  const size_t slack = (bytes - variable.bytes) / variable.alignment * variable.alignment;
+  variable.address = pages + (current.launch->flags & kGuardStart ? 0 : slack);
+  fill_poison(pages, bytes);
+  if (static_bytes() > kStaticLimit)
+    fail(Fault::kLaunch, {nullptr, 0}, "%zu bytes of static shared memory; CUDA allows %zu", static_bytes(),
+         kStaticLimit);
+}
+
+bool is_poison(const char* begin, const char* end) {
+  for (const char* byte = begin; byte < end; ++byte)
+    if (static_cast<unsigned char>(*byte) !=
+        (kPoison >> (8 * (reinterpret_cast<uintptr_t>(byte) & 3)) & 0xff))
+      return false;
+  return true;
+}
+
+}  // namespace
+
+// Four-byte words at multiples of four, whatever the ends.
+void fill_poison(void* address, size_t bytes) {
+  char* begin = static_cast<char*>(address);
+  char* end = begin + bytes;
+  while (begin < end && (reinterpret_cast<uintptr_t>(begin) & 3)) {
+    *begin = static_cast<char>(kPoison >> (8 * (reinterpret_cast<uintptr_t>(begin) & 3)));
+    ++begin;
+  }
+  for (; begin + 4 <= end; begin += 4) memcpy(begin, &kPoison, 4);
+  for (; begin < end; ++begin)
+    *begin = static_cast<char>(kPoison >> (8 * (reinterpret_cast<uintptr_t>(begin) & 3)));
+}
+
+void* prepare_shared(SharedVariable& variable) {
+  if (!current.in_kernel) {  // a file-scope `extern __shared__`, met while the library loads
+    fprintf(stderr, "cudasim: declare `extern __shared__` inside the kernel\n");
+    abort();
+  }
+  if (variable.block < first_block_of_launch)
+    place(variable);
+  else
+    fill_poison(variable.address, variable.bytes);
+  variable.block = block_serial;
+  race_add_shared(variable);
+  return variable.address;
+}
+
+void* dynamic_shared(size_t alignment, size_t element) {
+  if (dynamic_variable.block != block_serial) {
+    dynamic_variable.bytes = current.launch->dynamic_shared;
+    if (alignment > dynamic_variable.alignment) dynamic_variable.alignment = alignment;
+  }
+  dynamic_variable.element = element;
+  return shared_address(dynamic_variable);
+}
+
+void begin_shared_launch() {
+  for (int i = 0; i < n_places; ++i) munmap(places[i].pages - kPage, places[i].page_bytes + 2 * kPage);
+  n_places = 0;
+  first_block_of_launch = block_serial + 1;
+  dynamic_variable.alignment = 16;
+}
+
+
+// Writes that missed a variable but hit the rest of its pages.
+void check_shared_slack() {
+  for (int i = 0; i < n_places; ++i) {
+    const SharedVariable& variable = *places[i].variable;
+    if (variable.block != block_serial) continue;
+    const char* end = variable.address + variable.bytes;
+    const bool before_intact = is_poison(places[i].pages, variable.address);
+    if (before_intact && is_poison(end, places[i].pages + places[i].page_bytes)) continue;
+    current.in_kernel = true;  // the report shall name the block
+    fail(Fault::kOutOfBounds, {nullptr, 0}, "out of bounds: the block wrote just %s shared variable %s (%zu bytes)",
+         before_intact ? "behind" : "before", variable.name, variable.bytes);
+  }
+}
+
+bool describe_shared_address(uintptr_t address, char* text, size_t size) {
+  for (int i = 0; i < n_places; ++i) {
+    const SharedVariable& variable = *places[i].variable;
+    const uintptr_t pages = reinterpret_cast<uintptr_t>(places[i].pages);
+    if (variable.block != block_serial || address < pages - kPage ||
+        address >= pages + places[i].page_bytes + kPage)
+      continue;
+    const long offset = (long)(address - reinterpret_cast<uintptr_t>(variable.address));
+    const long element = (long)variable.element;
+    snprintf(text, size, "shared %s[%ld] (it has %zu elements of %ld bytes)", variable.name,
+             offset >= 0 ? offset / element : -((-offset + element - 1) / element),
+             variable.bytes / variable.element, element);
+    return true;
+  }
+  return false;
+}
+
+}  // namespace cudasim
