@@ -76,9 +76,10 @@ def _check_out(out, t, dtype):
         raise ValueError("out: the array is read-only")
     if not out.flags.aligned:
         raise ValueError(f"out: the array is not aligned to its {out.itemsize}-byte items")
-    if out.size and out.shape[-1] > 1 and out.strides[-1] != out.itemsize:
-        raise ValueError(f"out: the last axis must be contiguous; its stride is {out.strides[-1]}")
-    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.strides, strict=True)):
+    strides = [stride for size, stride in zip(out.shape, out.strides, strict=True) if size > 1]
+    if out.size and out.shape[-1] > 1 and strides[-1] != out.itemsize:
+        raise ValueError(f"out: the last axis must be contiguous; its stride is {strides[-1]}")
+    if out.size and 0 in strides:
         raise ValueError(f"out: several weights share an item; strides are {out.strides}")
     if np.may_share_memory(out, t.data):
         raise ValueError("out: overlaps the tensor's own bytes")
