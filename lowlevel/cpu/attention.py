@@ -7,6 +7,7 @@ from . import attention_kernel, layout, threads
 # A window this long leaves nothing out; it keeps positions inside int32.
 NO_WINDOW = 2**31 - 1
 
+
 def _address(array):
     return 0 if array is None else array.__array_interface__["data"][0]
 

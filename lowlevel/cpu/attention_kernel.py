@@ -453,9 +453,7 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
 
         if call.splits > 1:
             base = task * padded_rows * (call.v_stride + 2)
-            _save_partial(
-                tile, out_base, call.v_stride, padded_rows, state, rows, partial, base
-            )
+            _save_partial(tile, out_base, call.v_stride, padded_rows, state, rows, partial, base)
         else:
             for r in range(q_rows):
                 _write_row(
@@ -498,6 +496,4 @@ def merge(call, partial, counter):
                 for i in range(call.d_v):
                     x = partial[row + s * size + i] if part_sum != _ZERO else _ZERO
                     partial[row + i] = x * factor + (partial[row + i] if s else _ZERO)
-            _write_row(
-                call, partial, row, head + r // n_tokens, token + r % n_tokens, top, total
-            )
+            _write_row(call, partial, row, head + r // n_tokens, token + r % n_tokens, top, total)

@@ -20,7 +20,9 @@ def expected(case, **more):
 
 def bound(case):
     # A mask, ALiBi or a softcap widen the scores; the bound grows with the largest of them.
-    return FLOAT32_BOUND * (1 if not case.options.keys() & {"mask", "alibi_slopes", "softcap"} else 4)
+    return FLOAT32_BOUND * (
+        1 if not case.options.keys() & {"mask", "alibi_slopes", "softcap"} else 4
+    )
 
 
 def smallest_budget(case, **kwargs):
@@ -376,7 +378,7 @@ def test_large_offsets():
 def _sparse_file(n_bytes):
     import tempfile
 
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the memmap keeps it
+    file = tempfile.TemporaryFile()  # the memmap keeps it
     file.truncate(n_bytes)
     return file
 
@@ -437,11 +439,12 @@ def test_out_that_cannot_be_written_is_refused():
     operands = good()
     read_only = np.zeros((4, 6, 16), np.float32)
     read_only.flags.writeable = False
-    with pytest.raises(ValueError, match="out: .*read-only"):
+    with pytest.raises(ValueError, match=r"out: .*read-only"):
         lowlevel.attention(**operands, out=read_only)
-    with pytest.raises(ValueError, match="out: .*overlap"):
+    with pytest.raises(ValueError, match=r"out: .*overlap"):
         lowlevel.attention(
-            **operands, out=np.lib.stride_tricks.as_strided(np.zeros(96, "f4"), (4, 6, 16), (0, 64, 4))
+            **operands,
+            out=np.lib.stride_tricks.as_strided(np.zeros(96, "f4"), (4, 6, 16), (0, 64, 4)),
         )
     with pytest.raises(ValueError, match="out: shares memory with q"):
         lowlevel.attention(**operands, out=operands["q"])

@@ -137,7 +137,9 @@ CHILD = textwrap.dedent(
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "q8_0"])
-@pytest.mark.parametrize(("method", "n_tokens", "n_kv"), [("auto", 512, 20000), ("steps", 256, 9000)])
+@pytest.mark.parametrize(
+    ("method", "n_tokens", "n_kv"), [("auto", 512, 20000), ("steps", 256, 9000)]
+)
 def test_nothing_is_allocated_beside_the_pool(kind, method, n_tokens, n_kv):
     """In a child warmed by a tiny shape: Python's and the process's memory stay within scratch
     + 16 MiB, where K*Q alone would be 36 MiB a head and a float copy of K and V 98 MiB."""
