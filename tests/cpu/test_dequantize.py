@@ -224,8 +224,8 @@ def test_rows_far_apart(rng):
 @pytest.mark.parametrize("name", ["Q2_K", "IQ4_NL"])
 def test_beyond_two_to_the_31_weights_in_one_run(rng, name):
     """The last units of a run of more than 2**31 weights, others left out."""
-    tail = random_tensor(rng, name, (3, 8192))
-    shape = ((1 << 18) + 3, 8192)
+    tail = random_tensor(rng, name, (9, 8192))
+    shape = ((1 << 18) + 9, 8192)
     data = sparse_bytes(shape[0] * tail.row_bytes)
     data[-tail.n_bytes :] = tail.data.ravel()
     t = QuantTensor(data, name, shape)
@@ -240,9 +240,9 @@ def test_beyond_two_to_the_31_weights_in_one_run(rng, name):
     )
     assert runs == ([], t.size // t.format.block_weights)
     work = cpu.plan_work(t, out, runs, 1)
-    counter = np.array([work.task[0] - 2])  # a unit has two rows: the last has one
+    counter = np.array([work.task[0] - 2])  # a unit has eight rows: the last has one
     assert not DECODERS[name].float32(*work, counter)
-    assert_same_bits(out[-3:], reference(tail))
+    assert_same_bits(out[-9:], reference(tail))
 
 
 def test_runs_are_joined_where_both_sides_have_no_gaps():
@@ -266,6 +266,7 @@ def test_runs_are_joined_where_both_sides_have_no_gaps():
 def test_any_number_of_threads(rng, name, monkeypatch):
     monkeypatch.setattr(cpu, "THREAD_WEIGHTS", 1)
     monkeypatch.setattr(cpu, "SLICE_WEIGHTS", 1 << 15)  # several returns to Python
+    monkeypatch.setattr(cpu, "UNIT_WEIGHTS", 1 << 12)
     monkeypatch.setattr(cpu, "GRAB_WEIGHTS", 1)
     t = random_tensor(rng, name, (2, 33, 4096))
     expected = reference(t)
