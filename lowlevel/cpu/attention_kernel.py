@@ -83,17 +83,20 @@ def _state_rows(base, padded_rows):
 
 
 @kernel(inline=True)
+def _clear(array, start, n):
+    """Zero whole vectors (loops over vectors compile far faster than what LLVM makes of scalars)."""
+    for i in range(start, start + n, 16):
+        simd.store(array, i, simd.splat(_ZERO))
+
+
+@kernel(inline=True)
 def _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens):
     """Row state of a fresh tile: nothing seen yet, and which keys each row may see."""
-    n_rows = n_heads * n_tokens
-    for r in range(padded_rows):
-        state[rows.top + r] = _MINUS_INF
-        state[rows.total + r] = _ZERO
-        state[rows.slope + r] = _ZERO
-        state_int[rows.low + r] = 0
-        state_int[rows.high + r] = 0
-        state_int[rows.position + r] = 0
-    for r in range(n_rows):
+    for r in range(0, padded_rows, 16):
+        simd.store(state, rows.top + r, simd.splat(_MINUS_INF))
+    # The rest starts at 0, also for rows that only fill up a panel: they see no key.
+    _clear(state, rows.total, 6 * padded_rows)
+    for r in range(n_heads * n_tokens):
         h = head + r // n_tokens
         position = call.n_kv - call.n_tokens + token + r % n_tokens
         high = call.n_kv
@@ -110,8 +113,7 @@ def _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token,
 def _pack_queries(call, q_rows, tile, base, head, n_tokens, token, padded_rows):
     """Queries into scratch: panels of (d_k, panel), or plain rows where there are few."""
     depth = call.q_depth
-    for i in range(base, base + padded_rows * depth):
-        tile[i] = _ZERO
+    _clear(tile, base, padded_rows * depth)
     for r in range(q_rows):
         source = (head + r // n_tokens) * call.q_head + (token + r % n_tokens) * call.q_token
         if q_rows <= FEW_ROWS:
@@ -171,6 +173,8 @@ def _scores(call, queries, k_rows, out, n_keys):
 def _scores_few_rows(call, tile, queries, q_rows, chunk, k_rows, kq, out, n_keys):
     """As `_scores` for up to `FEW_ROWS` query rows: dot products along d_k, four keys at a time."""
     stride = call.k_stride
+    # Lanes without a query hold old scratch, maybe NaN.
+    _clear(kq, out, n_keys * call.panel)
     for r in range(q_rows):
         query = queries + r * call.q_depth
         whole = n_keys - n_keys % 4
@@ -195,10 +199,6 @@ def _scores_few_rows(call, tile, queries, q_rows, chunk, k_rows, kq, out, n_keys
                 x = simd.load_f32x16(tile, query + i)
                 a = simd.fma(simd.load_f32x16(chunk, k_rows + j * stride + i), x, a)
             kq[out + j * call.panel + r] = simd.sum_lanes(a)
-    # Lanes without a query hold old scratch, maybe NaN.
-    for j in range(n_keys):
-        for r in range(q_rows, call.panel):
-            kq[out + j * call.panel + r] = _ZERO
 
 
 @kernel(inline=True)
@@ -236,18 +236,21 @@ def _add_products_carefully(call, kq, weights, chunk, v_rows, v_step, tile, outp
         for j in range(n_keys):
             p = kq[weights + j * call.panel + r]
             if p != _ZERO:
-                for i in range(call.d_v):
-                    tile[output + r * call.v_stride + i] += p * chunk[v_rows + j * v_step + i]
+                for i in range(0, call.d_v, 16):  # past d_v lie unused columns
+                    at = output + r * call.v_stride + i
+                    x = simd.load_f32x16(chunk, v_rows + j * v_step + i)
+                    simd.store(tile, at, simd.load_f32x16(tile, at) + x * p)
 
 
 @kernel(inline=True)
 def _all_finite(call, chunk, v_rows, v_step, n_keys):
-    for j in range(n_keys):
-        for i in range(call.d_v):
-            x = chunk[v_rows + j * v_step + i]
-            if x - x != _ZERO:
-                return False
-    return True
+    bad = simd.splat(_ZERO)
+    for i in range(0, call.d_v, 16):
+        inside = simd.iota() < (call.d_v - i)
+        for j in range(n_keys):
+            x = simd.load_f32x16(chunk, v_rows + j * v_step + i)
+            bad = simd.select(inside, bad + (x - x), bad)  # x - x is 0 or NaN
+    return simd.sum_lanes(bad) == _ZERO
 
 
 @kernel(inline=True)
@@ -265,12 +268,11 @@ def _write_row(call, source, source_row, head, token, top, total):
     elif total != _ZERO:  # true for NaN as well
         factor = _ONE / total
     target = head * call.out_head + token * call.out_token
-    if factor == _ZERO:  # nothing attended to
-        for i in range(call.d_v):
-            simd.write_f32(call.out, target + i, _ZERO)
-    else:
-        for i in range(call.d_v):
-            simd.write_f32(call.out, target + i, source[source_row + i] * factor)
+    for i in range(0, call.d_v, 16):
+        x = simd.splat(_ZERO)  # nothing attended to, unless:
+        if factor != _ZERO:
+            x = simd.load_f32x16(source, source_row + i) * factor
+        simd.write_first_f32(call.out, target + i, x, call.d_v - i)
     if call.lse:
         lse = _MINUS_INF if total == _ZERO else top + np.log(total)
         simd.write_f32(call.lse, head * call.n_tokens + token, lse)
@@ -279,12 +281,11 @@ def _write_row(call, source, source_row, head, token, top, total):
 @kernel(inline=True)
 def _save_partial(source, output, v_stride, padded_rows, state, rows, partial, base):
     """One split's output rows, maxima and sums, for `merge`."""
-    for i in range(padded_rows * v_stride):
-        partial[base + i] = source[output + i]
+    for i in range(0, padded_rows * v_stride, 16):
+        simd.store(partial, base + i, simd.load_f32x16(source, output + i))
     base += padded_rows * v_stride
-    for r in range(padded_rows):
-        partial[base + r] = state[rows.top + r]
-        partial[base + padded_rows + r] = state[rows.total + r]
+    for r in range(0, 2 * padded_rows, 16):  # totals follow tops in both places
+        simd.store(partial, base + r, simd.load_f32x16(state, rows.top + r))
 
 
 @kernel(inline=True)
@@ -405,9 +406,9 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
     else:
         v_rows, v_step = chunk_base + call.keys * call.k_stride, call.v_stride
     # Columns past d_k are never written: they must be 0 for dot products over whole vectors.
-    for j in range(call.keys):
-        for i in range(call.d_k, call.q_depth):
-            chunk[chunk_base + j * call.k_stride + i] = _ZERO
+    if call.d_k < call.q_depth:
+        for j in range(call.keys):
+            _clear(chunk, chunk_base + j * call.k_stride + call.q_depth - 16, 16)
 
     n_tasks = call.n_head_kv * call.head_tiles * call.row_tiles * call.splits
     work = 0
@@ -419,8 +420,7 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
         q_rows = n_heads * n_tokens
         _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens)
         _pack_queries(call, q_rows, tile, tile_base, head, n_tokens, token, padded_rows)
-        for i in range(out_base, out_base + padded_rows * call.v_stride):
-            tile[i] = _ZERO
+        _clear(tile, out_base, padded_rows * call.v_stride)
 
         first, last, _ = _panel_range(state_int, rows, 0, q_rows, 0, call.n_kv)
         n_chunks = max(0, -(-(last - first) // call.keys))
@@ -493,7 +493,11 @@ def merge(call, partial, counter):
                 else:
                     factor = np.exp(part_top - top)
                 total += part_sum * factor
-                for i in range(call.d_v):
-                    x = partial[row + s * size + i] if part_sum != _ZERO else _ZERO
-                    partial[row + i] = x * factor + (partial[row + i] if s else _ZERO)
+                for i in range(0, call.v_stride, 16):
+                    old, x = simd.splat(_ZERO), simd.splat(_ZERO)
+                    if s:
+                        old = simd.load_f32x16(partial, row + i)
+                    if part_sum != _ZERO:
+                        x = simd.load_f32x16(partial, row + s * size + i) * factor
+                    simd.store(partial, row + i, old + x)
             _write_row(call, partial, row, head + r // n_tokens, token + r % n_tokens, top, total)

@@ -53,10 +53,9 @@ def kernel(function=None, *, fastmath=False, inline=False):
     """
     if function is None:
         return functools.partial(kernel, fastmath=fastmath, inline=inline)
+    # Entry points that nobody calls would only cost compile time: C's, and for helpers Python's.
     options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
-    if inline:
-        # Python never calls these: entry points of their own would only cost compile time.
-        options |= {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    options |= {"no_cfunc_wrapper": True, "forceinline": inline, "no_cpython_wrapper": inline}
     dispatcher = numba.njit(**options)(function)
     cache = None if inline else _disk_cache(function)
     if cache is not None:

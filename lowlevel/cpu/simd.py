@@ -876,6 +876,22 @@ def spill(typingctx, v):
 
 
 @intrinsic
+def write_first_f32(typingctx, address, index, value, n):
+    """Set the first `n` (up to 16) float32 of an f32x16 behind an address, nothing past them."""
+
+    def build(builder, a, i, v, count):
+        pointer = _pointer_at(builder, a, i, 4, f32x16.llvm)
+        lanes = ir.Constant(i32x16.llvm, list(range(16)))
+        mask = builder.icmp_signed("<", lanes, _broadcast(builder, count, i32x16))
+        _call(
+            builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), [v, pointer, _i32(4), mask]
+        )
+        return ir.Constant(_i8.as_pointer(), None)
+
+    return _simple(build, types.void, types.int64, types.int64, f32x16, types.int64)
+
+
+@intrinsic
 def call_fill(typingctx, function, source, row_stride, n_rows, n_columns, destination, stride):
     """Call a KV fill (see lowlevel/kv_source.py) by its address; every argument is an int64."""
 
