@@ -12,9 +12,6 @@ from .kv_source import as_kv_source
 from .plan import AttentionPlan, plan_attention
 from .pool import Pool
 
-# Comparing two strided arrays element by element for overlap may cost this many steps at most.
-_OVERLAP_WORK = 10_000
-
 
 class Operands(NamedTuple):
     """Checked operands of one call, as backends take them.
@@ -313,15 +310,8 @@ def _check_out(out, shape):
     _check_last_axis(out, "out")
     if not out.flags.writeable:
         raise ValueError("out: the array is read-only")
-    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+    if devices.of_array(out, "out").overlaps_itself(out):
         raise ValueError(f"out: elements overlap each other (strides {out.strides})")
-
-
-def _overlap(a, b):
-    try:
-        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)
-    except np.exceptions.TooHardError:
-        return True
 
 
 def _check_overlap(operands):
@@ -331,8 +321,9 @@ def _check_overlap(operands):
         "v": operands.v.data,
         "mask": operands.mask,
     }
+    overlap = devices.of_array(operands.out, "out").overlap
     for name, array in inputs.items():
-        if array is not None and _overlap(operands.out, array):
+        if array is not None and overlap(operands.out, array):
             raise ValueError(f"out: shares memory with {name}; give it memory of its own")
 
 
