@@ -108,10 +108,8 @@ def _declared_name(declarator):
 def _statement_start(text, position):
     """Where the declaration that holds `position` begins: after ; { } or a line marker."""
     start = max(text.rfind(char, 0, position) for char in ";{}") + 1
-    marker = None
-    for marker in re.finditer(r"^#.*$", text[start:position], re.MULTILINE):
-        pass
-    return start + marker.end() if marker else start
+    markers = list(re.finditer(r"^#.*\n", text[start:position], re.MULTILINE))
+    return start + markers[-1].end() if markers else start
 
 
 def _line_breaks(text):

@@ -44,7 +44,7 @@ def test_early_return_is_allowed_where_asked_for(kernel):
 
 
 def test_launch_bounds_and_static_shared_memory(kernel):
-    with pytest.raises(cudasim.KernelLaunchError, match="96 threads a block.*allows 64"):
+    with pytest.raises(cudasim.KernelLaunchError, match=r"96 threads a block.*allows 64"):
         _sum(kernel("barriers.cu", "sum", "BUG_LAUNCH_BOUNDS"))
     with pytest.raises(cudasim.KernelLaunchError, match="static shared memory; CUDA allows 49152"):
         _sum(kernel("barriers.cu", "sum", "BUG_LARGE"))

@@ -76,7 +76,7 @@ def test_read_of_unwritten_output(kernel):
 
 
 def test_misaligned_vector_load(kernel):
-    with pytest.raises(cudasim.MisalignedError, match="float4.*multiple of 16.*4 off") as caught:
+    with pytest.raises(cudasim.MisalignedError, match=r"float4.*multiple of 16.*4 off") as caught:
         _run(kernel("memory.cu", "scale", "BUG_MISALIGNED"), ub=True)
     assert caught.value.line == line_of("memory.cu", "threadIdx.x == 3")
     assert caught.value.thread == (3, 0, 0)
@@ -144,6 +144,7 @@ def test_interrupted_python_leaves_no_runner_behind(kernel):
     _run(kernel("memory.cu", "scale"))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_forked_child_has_runners_of_its_own(kernel):
     function = kernel("memory.cu", "scale")
     _run(function)

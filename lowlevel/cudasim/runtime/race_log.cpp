@@ -185,9 +185,9 @@ void log_access(const void* pointer, size_t bytes, Access access, const void* pc
   Area* area = find_area(address);
   if (!area) return;  // the thread's own stack, or a constant
   if (!pc) pc = __builtin_return_address(0);
-  const bool writes = access == Access::kWrite || access == Access::kAtomic;
-  const bool reads = access != Access::kWrite;
-  const bool atomic = access == Access::kAtomic || access == Access::kAtomicRead;
+  const bool writes = access != Access::kRead && access != Access::kAtomicRead;
+  const bool reads = access != Access::kWrite && access != Access::kAtomicWrite;
+  const bool atomic = access != Access::kRead && access != Access::kWrite;
   if (!is_valid(*area, address, address + bytes)) {
     char name[96];
     name_address(*area, address, name, sizeof name);

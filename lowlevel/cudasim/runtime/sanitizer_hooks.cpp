@@ -19,9 +19,9 @@ using cudasim::Fault;
   CUDASIM_LOG(__tsan_unaligned_read##N, N, Access::kRead)                \
   CUDASIM_LOG(__tsan_unaligned_write##N, N, Access::kWrite)              \
   CUDASIM_LOG(__tsan_volatile_read##N, N, Access::kAtomicRead)           \
-  CUDASIM_LOG(__tsan_volatile_write##N, N, Access::kAtomic)              \
+  CUDASIM_LOG(__tsan_volatile_write##N, N, Access::kAtomicWrite)              \
   CUDASIM_LOG(__tsan_unaligned_volatile_read##N, N, Access::kAtomicRead) \
-  CUDASIM_LOG(__tsan_unaligned_volatile_write##N, N, Access::kAtomic)
+  CUDASIM_LOG(__tsan_unaligned_volatile_write##N, N, Access::kAtomicWrite)
 CUDASIM_LOG_SIZE(1)
 CUDASIM_LOG_SIZE(2)
 CUDASIM_LOG_SIZE(4)

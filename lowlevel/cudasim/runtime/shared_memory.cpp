@@ -1,6 +1,5 @@
 // Where __shared__ variables live: each in pages of its own, against an inaccessible page.
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -76,10 +75,8 @@ void fill_poison(void* address, size_t bytes) {
 }
 
 void* prepare_shared(SharedVariable& variable) {
-  if (!current.in_kernel) {  // a file-scope `extern __shared__`, met while the library loads
-    fprintf(stderr, "cudasim: declare `extern __shared__` inside the kernel\n");
-    abort();
-  }
+  if (!current.in_kernel)  // while the library loads
+    fail(Fault::kLaunch, {nullptr, 0}, "`extern __shared__` at file scope: declare it inside the kernel");
   if (variable.block < first_block_of_launch)
     place(variable);
   else

@@ -20,19 +20,20 @@ template <>
 struct Word<8> { using type = uint64_t; };
 
 template <class T>
-inline void before_atomic(T* address) {
+inline void before_atomic(T* address, Access access) {
 #ifdef CUDASIM_RACE
-  log_access(address, sizeof(T), Access::kAtomic, nullptr);
+  log_access(address, sizeof(T), access, nullptr);
 #endif
-  (void)address;
+  (void)address, (void)access;
   spin_hint();
 }
 
 // Replaces *address by change(old) and returns old, for any type of 2, 4 or 8 bytes.
 template <class T, class Change>
-__attribute__((no_sanitize("thread"))) inline T atomic_update(T* address, Change change) {
+__attribute__((no_sanitize("thread"))) inline T atomic_update(
+    T* address, Change change, Access access = Access::kAtomicUpdate) {
   using W = typename Word<sizeof(T)>::type;
-  before_atomic(address);
+  before_atomic(address, access);
   W old_word = __atomic_load_n(reinterpret_cast<W*>(address), __ATOMIC_RELAXED), new_word;
   T old_value;
   do {
@@ -50,10 +51,15 @@ __attribute__((no_sanitize("thread"))) inline T atomic_update(T* address, Change
   inline T NAME(T* address, T value) {                                             \
     return cudasim::atomic_update(address, [=](T old) { return (T)(EXPRESSION); }); \
   }
+#define CUDASIM_ATOMIC_EXCHANGE(T)                                                          \
+  inline T atomicExch(T* address, T value) {                                                \
+    return cudasim::atomic_update(                                                          \
+        address, [=](T) { return value; }, cudasim::Access::kAtomicWrite);                  \
+  }
 #define CUDASIM_ATOMIC_INTEGER(T)                        \
   CUDASIM_ATOMIC(atomicAdd, T, old + value)              \
   CUDASIM_ATOMIC(atomicSub, T, old - value)              \
-  CUDASIM_ATOMIC(atomicExch, T, value)                   \
+  CUDASIM_ATOMIC_EXCHANGE(T)                              \
   CUDASIM_ATOMIC(atomicMin, T, old < value ? old : value) \
   CUDASIM_ATOMIC(atomicMax, T, old > value ? old : value) \
   CUDASIM_ATOMIC(atomicAnd, T, old & value)              \
@@ -65,7 +71,7 @@ CUDASIM_ATOMIC_INTEGER(long long)
 CUDASIM_ATOMIC_INTEGER(unsigned long long)
 CUDASIM_ATOMIC(atomicAdd, float, old + value)
 CUDASIM_ATOMIC(atomicAdd, double, old + value)
-CUDASIM_ATOMIC(atomicExch, float, value)
+CUDASIM_ATOMIC_EXCHANGE(float)
 CUDASIM_ATOMIC(atomicInc, unsigned, old >= value ? 0 : old + 1)
 CUDASIM_ATOMIC(atomicDec, unsigned, old == 0 || old > value ? value : old - 1)
 

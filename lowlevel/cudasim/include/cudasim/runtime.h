@@ -112,7 +112,7 @@ void load_matrix(uint32_t* registers, int n_matrices, bool transposed, const voi
 
 // ---- access log (race mode) --------------------------------------------------------------------
 // volatile accesses count as atomic ones: they are how flags are polled.
-enum class Access : uint32_t { kRead, kWrite, kAtomicRead, kAtomic };
+enum class Access : uint32_t { kRead, kWrite, kAtomicRead, kAtomicWrite, kAtomicUpdate };
 void log_access(const void* address, size_t bytes, Access access, const void* pc);
 
 // ---- the rest ------------------------------------------------------------------------------------
