@@ -1,7 +1,7 @@
 """Weights as panels of float32, for `exact=True` and for the float formats.
 
 ``fill(rows, job, spare, first, n_k, panel)`` writes weights first .. first + n_k of 16 rows as 16
-float32 (one a row) for every k. `spare` is memory for one unpacked block of 16 rows.
+float32 (one a row) for every k; of a block format exactly one block. `spare` is memory for one unpacked block of 16 rows.
 """
 
 from lowlevel.cpu import simd
@@ -26,26 +26,23 @@ def _weight(dword, at, shift):
 
 
 @kernel(inline=True)
-def fill_from_blocks(unpack, rows, job, spare, first, n_k, panel):
-    """Any block format, by way of its bytes; `first` and `n_k` are whole blocks."""
+def fill_from_block(unpack, rows, job, spare, first, panel):
+    """One block of any block format, by way of its bytes."""
     scales = spare + job.panel_bytes * LANES
     mins = spare + (job.block_weights + STEP) * LANES  # the plain (low) ones
     min_scale = scales + (job.n_scales - 1) * 64
-    for block in range(n_k // job.block_weights):
-        at = (first // job.block_weights + block) * job.block_bytes
-        unpack(rows, at, spare, scales)
-        for step in range(job.block_weights // STEP):
-            scale = lanes.load_at_f32(scales + (step // job.segment_steps) * 64)
-            lowest = simd.splat(0.0)
-            if job.n_min_segments > 0:
-                i = step * STEP // job.min_run
-                four = lanes.load_at_i32(mins + (i // 4) * 64)
-                integer = simd.to_f32((four >> (8 * (i % 4))) & 255)
-                lowest = integer * lanes.load_at_f32(min_scale)
-            for i in range(4):
-                dword = lanes.load_at_i32(spare + (step * 4 + i) * 64)
-                k = block * job.block_weights + step * STEP + i * 4
-                _put_four(panel + k * 64, dword, job.shift, scale, lowest)
+    unpackers.to_panel(unpack, rows, first // job.block_weights * job.block_bytes, spare, scales)
+    for step in range(job.block_weights // STEP):
+        scale = lanes.load_at_f32(scales + (step // job.segment_steps) * 64)
+        lowest = simd.splat(0.0)
+        if job.n_min_segments > 0:
+            i = step * STEP // job.min_run
+            four = lanes.load_at_i32(mins + (i // 4) * 64)
+            integer = simd.to_f32((four >> (8 * (i % 4))) & 255)
+            lowest = integer * lanes.load_at_f32(min_scale)
+        for i in range(4):
+            dword = lanes.load_at_i32(spare + (step * 4 + i) * 64)
+            _put_four(panel + (step * 4 + i) * 256, dword, job.shift, scale, lowest)
 
 
 @kernel(inline=True)
@@ -102,34 +99,34 @@ def fill_bf16(rows, job, spare, first, n_k, panel):
 
 @kernel(inline=True)
 def fill_q8_0(rows, job, spare, first, n_k, panel):
-    fill_from_blocks(unpackers.unpack_q8_0, rows, job, spare, first, n_k, panel)
+    fill_from_block(unpackers.unpack_q8_0, rows, job, spare, first, panel)
 
 
 @kernel(inline=True)
 def fill_q4_0(rows, job, spare, first, n_k, panel):
-    fill_from_blocks(unpackers.unpack_q4_0, rows, job, spare, first, n_k, panel)
+    fill_from_block(unpackers.unpack_q4_0, rows, job, spare, first, panel)
 
 
 @kernel(inline=True)
 def fill_iq4_nl(rows, job, spare, first, n_k, panel):
-    fill_from_blocks(unpackers.unpack_iq4_nl, rows, job, spare, first, n_k, panel)
+    fill_from_block(unpackers.unpack_iq4_nl, rows, job, spare, first, panel)
 
 
 @kernel(inline=True)
 def fill_q2_k(rows, job, spare, first, n_k, panel):
-    fill_from_blocks(unpackers.unpack_q2_k, rows, job, spare, first, n_k, panel)
+    fill_from_block(unpackers.unpack_q2_k, rows, job, spare, first, panel)
 
 
 @kernel(inline=True)
 def fill_q3_k(rows, job, spare, first, n_k, panel):
-    fill_from_blocks(unpackers.unpack_q3_k, rows, job, spare, first, n_k, panel)
+    fill_from_block(unpackers.unpack_q3_k, rows, job, spare, first, panel)
 
 
 @kernel(inline=True)
 def fill_q4_k(rows, job, spare, first, n_k, panel):
-    fill_from_blocks(unpackers.unpack_q4_k, rows, job, spare, first, n_k, panel)
+    fill_from_block(unpackers.unpack_q4_k, rows, job, spare, first, panel)
 
 
 @kernel(inline=True)
 def fill_q6_k(rows, job, spare, first, n_k, panel):
-    fill_from_blocks(unpackers.unpack_q6_k, rows, job, spare, first, n_k, panel)
+    fill_from_block(unpackers.unpack_q6_k, rows, job, spare, first, panel)

@@ -1,6 +1,7 @@
-"""The compiled products, one kernel a format: signed bytes of x, and float32 x.
+"""The compiled products, one kernel a format and way.
 
-Each kernel is ``(job, worker, counter, max_tasks) -> bool``; see matmul_tiles.
+Each is ``(job, worker, counter, max_tasks) -> bool``; see matmul_tiles. Numba compiles functions
+that are passed to functions but keeps no closures on disk, hence named functions for each format.
 """
 
 from lowlevel.cpu.jit import kernel
@@ -8,78 +9,118 @@ from quant.cpu import matmul_floats as floats
 from quant.cpu import matmul_tiles as tiles
 from quant.cpu import matmul_unpack as unpackers
 
-# Numba compiles functions that are passed to functions, but keeps no closures on disk: hence a
-# named piece and a named kernel for each format, two lines each.
+# ---------------------------------------------------------------- signed bytes of x
 
 
 @kernel(inline=True)
-def _q8_0_bytes(rows, job, memory, v, k, offset, n_k):
+def _q8_0_piece(rows, job, memory, v, k, offset, n_k):
     tiles.unpack_bytes(unpackers.unpack_q8_0, rows, job, memory, v, k, offset)
 
 
 @kernel
 def multiply_q8_0(job, worker, counter, max_tasks):
-    return tiles.work(_q8_0_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+    return tiles.panels(_q8_0_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
-def _q4_0_bytes(rows, job, memory, v, k, offset, n_k):
+def _q4_0_piece(rows, job, memory, v, k, offset, n_k):
     tiles.unpack_bytes(unpackers.unpack_q4_0, rows, job, memory, v, k, offset)
 
 
 @kernel
 def multiply_q4_0(job, worker, counter, max_tasks):
-    return tiles.work(_q4_0_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+    return tiles.panels(_q4_0_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
-def _iq4_nl_bytes(rows, job, memory, v, k, offset, n_k):
+def _iq4_nl_piece(rows, job, memory, v, k, offset, n_k):
     tiles.unpack_bytes(unpackers.unpack_iq4_nl, rows, job, memory, v, k, offset)
 
 
 @kernel
 def multiply_iq4_nl(job, worker, counter, max_tasks):
-    return tiles.work(_iq4_nl_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+    return tiles.panels(_iq4_nl_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
-def _q2_k_bytes(rows, job, memory, v, k, offset, n_k):
+def _q2_k_piece(rows, job, memory, v, k, offset, n_k):
     tiles.unpack_bytes(unpackers.unpack_q2_k, rows, job, memory, v, k, offset)
 
 
 @kernel
 def multiply_q2_k(job, worker, counter, max_tasks):
-    return tiles.work(_q2_k_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+    return tiles.panels(_q2_k_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
-def _q3_k_bytes(rows, job, memory, v, k, offset, n_k):
+def _q3_k_piece(rows, job, memory, v, k, offset, n_k):
     tiles.unpack_bytes(unpackers.unpack_q3_k, rows, job, memory, v, k, offset)
 
 
 @kernel
 def multiply_q3_k(job, worker, counter, max_tasks):
-    return tiles.work(_q3_k_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+    return tiles.panels(_q3_k_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
-def _q4_k_bytes(rows, job, memory, v, k, offset, n_k):
+def _q4_k_piece(rows, job, memory, v, k, offset, n_k):
     tiles.unpack_bytes(unpackers.unpack_q4_k, rows, job, memory, v, k, offset)
 
 
 @kernel
 def multiply_q4_k(job, worker, counter, max_tasks):
-    return tiles.work(_q4_k_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+    return tiles.panels(_q4_k_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
-def _q6_k_bytes(rows, job, memory, v, k, offset, n_k):
+def _q6_k_piece(rows, job, memory, v, k, offset, n_k):
     tiles.unpack_bytes(unpackers.unpack_q6_k, rows, job, memory, v, k, offset)
 
 
 @kernel
 def multiply_q6_k(job, worker, counter, max_tasks):
-    return tiles.work(_q6_k_bytes, tiles.pass_bytes, job, worker, counter, max_tasks)
+    return tiles.panels(_q6_k_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
+
+
+# ---------------------------------------------------------------- one row of x a matrix
+
+
+@kernel
+def multiply_column_q8_0(job, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q8_0, job, worker, counter, max_tasks)
+
+
+@kernel
+def multiply_column_q4_0(job, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q4_0, job, worker, counter, max_tasks)
+
+
+@kernel
+def multiply_column_iq4_nl(job, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_iq4_nl, job, worker, counter, max_tasks)
+
+
+@kernel
+def multiply_column_q2_k(job, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q2_k, job, worker, counter, max_tasks)
+
+
+@kernel
+def multiply_column_q3_k(job, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q3_k, job, worker, counter, max_tasks)
+
+
+@kernel
+def multiply_column_q4_k(job, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q4_k, job, worker, counter, max_tasks)
+
+
+@kernel
+def multiply_column_q6_k(job, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q6_k, job, worker, counter, max_tasks)
+
+
+# ---------------------------------------------------------------- float32 x
 
 
 @kernel(inline=True)
@@ -89,7 +130,7 @@ def _q8_0_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_q8_0(job, worker, counter, max_tasks):
-    return tiles.work(_q8_0_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_q8_0_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -99,7 +140,7 @@ def _q4_0_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_q4_0(job, worker, counter, max_tasks):
-    return tiles.work(_q4_0_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_q4_0_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -107,9 +148,16 @@ def _iq4_nl_floats(rows, job, memory, v, k, offset, n_k):
     tiles.fill_floats(floats.fill_iq4_nl, rows, job, memory, v, k, offset, n_k)
 
 
+@kernel(inline=True)
+def _iq4_nl_float_panels(job, rows, row, n_rows, matrix, ahead, ahead_end):
+    tiles.panels(
+        _iq4_nl_floats, tiles.pass_floats, job, rows, row, n_rows, matrix, ahead, ahead_end
+    )
+
+
 @kernel
 def multiply_exact_iq4_nl(job, worker, counter, max_tasks):
-    return tiles.work(_iq4_nl_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_iq4_nl_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -119,7 +167,7 @@ def _q2_k_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_q2_k(job, worker, counter, max_tasks):
-    return tiles.work(_q2_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_q2_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -129,7 +177,7 @@ def _q3_k_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_q3_k(job, worker, counter, max_tasks):
-    return tiles.work(_q3_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_q3_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -139,7 +187,7 @@ def _q4_k_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_q4_k(job, worker, counter, max_tasks):
-    return tiles.work(_q4_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_q4_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -149,7 +197,7 @@ def _q6_k_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_q6_k(job, worker, counter, max_tasks):
-    return tiles.work(_q6_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_q6_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -159,7 +207,7 @@ def _f32_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_f32(job, worker, counter, max_tasks):
-    return tiles.work(_f32_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_f32_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -169,7 +217,7 @@ def _f16_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_f16(job, worker, counter, max_tasks):
-    return tiles.work(_f16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_f16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -179,10 +227,11 @@ def _bf16_floats(rows, job, memory, v, k, offset, n_k):
 
 @kernel
 def multiply_exact_bf16(job, worker, counter, max_tasks):
-    return tiles.work(_bf16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+    return tiles.panels(_bf16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
-# By format name: int8 activations, and float32 ones (the only product of the float formats).
+# By format name: many rows of x as bytes, one row of x as bytes, and float32 x (all that the float
+# formats have).
 MULTIPLY = {
     "Q8_0": multiply_q8_0,
     "Q4_0": multiply_q4_0,
@@ -191,6 +240,15 @@ MULTIPLY = {
     "Q3_K": multiply_q3_k,
     "Q4_K": multiply_q4_k,
     "Q6_K": multiply_q6_k,
+}
+MULTIPLY_COLUMN = {
+    "Q8_0": multiply_column_q8_0,
+    "Q4_0": multiply_column_q4_0,
+    "IQ4_NL": multiply_column_iq4_nl,
+    "Q2_K": multiply_column_q2_k,
+    "Q3_K": multiply_column_q3_k,
+    "Q4_K": multiply_column_q4_k,
+    "Q6_K": multiply_column_q6_k,
 }
 MULTIPLY_EXACT = {
     "Q8_0": multiply_exact_q8_0,

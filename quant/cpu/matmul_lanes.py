@@ -32,6 +32,10 @@ def _load(builder, address, offset, llvm_type):
     return builder.load(_pointer(builder, address, offset, llvm_type), align=1)
 
 
+def _splat_at(builder, address, offset, element, vec):
+    return simd._broadcast(builder, _load(builder, address, offset, element), vec)
+
+
 load_at_f32, load_at_i32 = (simd._make_read_at(v, v.llvm) for v in (simd.f32x16, simd.i32x16))
 load_int64 = simd._make_read_at(types.int64, _i64)
 load_uint16 = simd.read_u16
@@ -160,6 +164,36 @@ def low_halves(typingctx, v):
     return simd._simple(lambda b, x: b.trunc(x, halves.llvm), halves, simd.i32x16)
 
 
+# ---------------------------------------------------------------- one column
+
+
+def _make_splat_at(vec):
+    element = vec.llvm.element
+
+    @intrinsic
+    def splat_at(typingctx, address):
+        """The 32 bits at `address` in every lane."""
+        return simd._simple(lambda b, a: _splat_at(b, a, 0, element, vec), vec, types.int64)
+
+    return splat_at
+
+
+splat_f32, splat_i32 = _make_splat_at(simd.f32x16), _make_splat_at(simd.i32x16)
+
+
+@intrinsic
+def dot_column(typingctx, sums, weights, x):
+    """`sums` plus the products of four unsigned bytes a lane with the four signed ones at `x`."""
+
+    def build(builder, sums, weights, x):
+        four = _splat_at(builder, x, 0, _i32, simd.i32x16)
+        bytes_ = [builder.bitcast(v, simd.u8x64.llvm) for v in (weights, four)]
+        return simd._DOT[simd.LEVEL](builder, sums, *bytes_)
+
+    i32x16 = simd.i32x16
+    return simd._simple(build, i32x16, i32x16, i32x16, types.int64)
+
+
 # ---------------------------------------------------------------- tiles
 
 
@@ -173,10 +207,6 @@ def _columns_of(tile_type):
 
 def _tile_type(vec, columns):
     return types.UniTuple(vec, VECTORS * columns)
-
-
-def _splat_at(builder, address, offset, element, vec):
-    return simd._broadcast(builder, _load(builder, address, offset, element), vec)
 
 
 @intrinsic(prefer_literal=True)
@@ -330,6 +360,19 @@ def load_tile(typingctx, like, outs, offset, n_rows):
         return context.make_tuple(builder, like, values)
 
     return like(like, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_column(typingctx, value, address, n_rows):
+    """The first `n_rows` lanes of an f32x16 (0 or less: none, 16 or more: all)."""
+
+    def codegen(context, builder, sig, args):
+        mask = _lane_masks(builder, args[2])[0]
+        arguments = [args[0], _pointer(builder, args[1], 0, _f32x16), _i32(4), mask]
+        simd._call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(simd.f32x16, types.int64, types.int64), codegen
 
 
 @intrinsic

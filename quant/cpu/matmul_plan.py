@@ -92,7 +92,7 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
         "matrices": 24 * n_matrices,
     }
     if exact:
-        chunk, piece = FLOAT_CHUNK, max(FLOAT_PIECE, block.block_weights)
+        chunk, piece = FLOAT_CHUNK, FLOAT_PIECE if block.is_float else block.block_weights
         panel = ROWS * 4 * chunk + _spare_bytes(block)
     else:
         layout = LAYOUTS[block.name]

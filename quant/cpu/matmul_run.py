@@ -4,7 +4,7 @@ import numpy as np
 
 from lowlevel.cpu.threads import SLICE_SECONDS, run_workers
 from quant.cpu import activations, matmul_kernels
-from quant.cpu.matmul_layouts import LAYOUTS, ROWS, PanelLayout
+from quant.cpu.matmul_layouts import LAYOUTS, ROWS, VECTORS, PanelLayout
 from quant.cpu.matmul_plan import group_columns
 from quant.cpu.matmul_tiles import Job
 
@@ -48,7 +48,9 @@ def run(plan, x, t, out, order, used_experts, counts, scratch):
     if plan.exact:
         kernel = matmul_kernels.MULTIPLY_EXACT[t.format.name]
     else:
-        kernel = matmul_kernels.MULTIPLY[t.format.name]
+        single = groups[:, 1].max() == 1 and len(groups) == len(matrices)
+        kernels = matmul_kernels.MULTIPLY_COLUMN if single else matmul_kernels.MULTIPLY
+        kernel = kernels[t.format.name]
         n_workers = min(plan.n_workers, len(groups), 1 + x.size // _QUANTISE_WORTH)
         _run_kernel(
             n_workers,
@@ -116,6 +118,7 @@ def _job(plan, tables, t, n_groups, n_matrices):
         n_panels=n_panels,
         n_tasks=n_panels * n_matrices,
         n_groups=n_groups,
+        vectors=VECTORS,
         x_rows=tables.address("x_rows"),
         out_rows=tables.address("out_rows"),
         groups=tables.address("groups"),

@@ -14,6 +14,7 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_lanes as lanes
+from quant.cpu import matmul_unpack as unpackers
 from quant.cpu.matmul_layouts import LANES, ROWS, STEP, VECTORS, WIDTHS
 
 # Numba sees these as the literals that tile types need.
@@ -23,14 +24,19 @@ _MANY_TASKS = 32
 
 # What kernels need to know of a call, all int64. First the format's PanelLayout; then sizes in
 # weights (piece: unpacked at a time, chunk: a panel's), rows, bytes; counts; addresses.
+# `vectors` is VECTORS, unknown to the compiler, which else writes every loop body twice.
 Job = collections.namedtuple(
     "Job",
     "block_weights block_bytes n_segments segment_steps shift n_min_segments min_segment_steps "
     "min_run panel_bytes n_scales "
     "columns piece chunk n_rows row_stride piece_bytes worker_bytes "
-    "n_panels n_tasks n_groups "
+    "n_panels n_tasks n_groups vectors "
     "x_rows out_rows groups matrices x_bytes x_scales x_starts workers",
 )
+
+
+# The loops over tasks run until none is left or `max_tasks` are done, and return whether more may
+# be left. They are not one function with a callback: Numba optimises anew at every level of calls.
 
 
 @kernel(inline=True)
@@ -43,56 +49,108 @@ def _task_rows(job, task):
 
 
 @kernel(inline=True)
-def work(unpack_piece, pass_group, job, worker, counter, max_tasks):
-    """Take tasks until none is left or `max_tasks` are done; returns whether more may be left."""
+def _begin(job, task, left, counter, rows):
+    """What a task is, with the addresses of its weight rows put at `rows`, and what comes next.
+
+    Of many tasks the next one is taken early, to fetch its weights while this one computes.
+
+    Returns
+    -------
+    matrix, row, n_rows
+    next_task
+        -1 if not taken yet.
+    ahead, ahead_end
+        Where the weights of the next task lie.
+    """
+    matrix, row, n_rows, weights = _task_rows(job, task)
+    for i in range(ROWS):
+        lanes.put(rows + 8 * i, weights + min(i, n_rows - 1) * job.row_stride)
+    next_task, ahead, ahead_end = np.int64(-1), np.int64(0), np.int64(0)
+    if left > 0 and job.n_tasks >= _MANY_TASKS:
+        next_task = simd.take_task(counter, 1)
+        if next_task < job.n_tasks:
+            _, _, n_ahead, ahead = _task_rows(job, next_task)
+            ahead_end = ahead + n_ahead * job.row_stride
+    return matrix, row, n_rows, next_task, ahead, ahead_end
+
+
+@kernel(inline=True)
+def _next(next_task, left, counter):
+    if next_task < 0 and left > 0:
+        return simd.take_task(counter, 1)
+    return next_task
+
+
+@kernel(inline=True)
+def _fetch(ahead, end, n_bytes):
+    """Ask for the next `n_bytes` from `ahead` on, not beyond `end`; returns where it stopped."""
+    end = min(ahead + n_bytes, end)
+    while ahead < end:
+        lanes.prefetch(ahead)
+        ahead += 64
+    return ahead
+
+
+@kernel(inline=True)
+def panels(unpack_piece, pass_group, job, worker, counter, max_tasks):
+    """By way of panels: chunk after chunk is unpacked, and all groups of columns pass over it."""
     rows = job.workers + worker * job.worker_bytes
     memory = rows + 8 * ROWS
     task = simd.take_task(counter, 1)
     for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, weights = _task_rows(job, task)
-        # The next task is taken early, to fetch its weights while this one computes.
-        next_task, ahead, ahead_end = np.int64(-1), np.int64(0), np.int64(0)
-        if left > 0 and job.n_tasks >= _MANY_TASKS:
-            next_task = simd.take_task(counter, 1)
-            if next_task < job.n_tasks:
-                _, _, n_ahead, ahead = _task_rows(job, next_task)
-                ahead_end = ahead + n_ahead * job.row_stride
-        for i in range(ROWS):
-            lanes.put(rows + 8 * i, weights + min(i, n_rows - 1) * job.row_stride)
+        matrix, row, n_rows, task, ahead, ahead_end = _begin(job, task, left, counter, rows)
         for first in range(0, job.columns, job.chunk):
             n_k = min(job.chunk, job.columns - first)
             for k in range(0, n_k, job.piece):
-                fetched = min(ahead + ROWS * job.piece_bytes, ahead_end)
-                while ahead < fetched:
-                    lanes.prefetch(ahead)
-                    ahead += 64
-                for v in range(VECTORS):
+                ahead = _fetch(ahead, ahead_end, ROWS * job.piece_bytes)
+                for v in range(job.vectors):
                     some = rows + 8 * LANES * v
                     unpack_piece(some, job, memory, v, first + k, k, min(job.piece, n_k - k))
             for group in range(lanes.load_int64(matrix + 8), lanes.load_int64(matrix + 16)):
                 slot = lanes.load_int64(job.groups + 16 * group)
                 width = lanes.load_int64(job.groups + 16 * group + 8)
+                place = (slot, first, n_k, memory, row, n_rows)
                 if width == _W4:
-                    pass_group(
-                        lanes.zero_tile(_W4), _W4, job, slot, first, n_k, memory, row, n_rows
-                    )
+                    pass_group(lanes.zero_tile(_W4), _W4, job, place)
                 elif width == _W3:
-                    pass_group(
-                        lanes.zero_tile(_W3), _W3, job, slot, first, n_k, memory, row, n_rows
-                    )
+                    pass_group(lanes.zero_tile(_W3), _W3, job, place)
                 elif width == _W2:
-                    pass_group(
-                        lanes.zero_tile(_W2), _W2, job, slot, first, n_k, memory, row, n_rows
-                    )
+                    pass_group(lanes.zero_tile(_W2), _W2, job, place)
                 else:
-                    pass_group(
-                        lanes.zero_tile(_W1), _W1, job, slot, first, n_k, memory, row, n_rows
-                    )
-        if next_task < 0 and left > 0:
-            next_task = simd.take_task(counter, 1)
-        task = next_task
+                    pass_group(lanes.zero_tile(_W1), _W1, job, place)
+        task = _next(task, left, counter)
+    return True
+
+
+@kernel(inline=True)
+def single_columns(unpack, job, worker, counter, max_tasks):
+    """Where each matrix meets one row of x: unpacked vectors go straight into the products."""
+    rows = job.workers + worker * job.worker_bytes
+    n_blocks = job.columns // job.block_weights
+    task = simd.take_task(counter, 1)
+    for left in range(max_tasks - 1, -1, -1):
+        if task >= job.n_tasks:
+            return False
+        matrix, row, n_rows, task, ahead, ahead_end = _begin(job, task, left, counter, rows)
+        slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
+        out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
+        for v in range(job.vectors):
+            total = simd.splat(0.0)
+            x = job.x_bytes + slot * n_blocks * job.panel_bytes
+            x_scales = job.x_scales + slot * n_blocks * job.n_scales * 4
+            x_starts = job.x_starts + slot * n_blocks * job.n_scales * 4
+            some = rows + 8 * LANES * v
+            for block in range(n_blocks):
+                ahead = _fetch(ahead, ahead_end, LANES * job.block_bytes)
+                at = block * job.block_bytes
+                total = unpackers.to_product(unpack, some, at, total, x, x_scales, x_starts)
+                x += job.panel_bytes
+                x_scales += job.n_scales * 4
+                x_starts += job.n_scales * 4
+            lanes.store_column(total, out + 4 * LANES * v, n_rows - LANES * v)
+        task = _next(task, left, counter)
     return True
 
 
@@ -124,8 +182,9 @@ def _segments(total, job, panel, scales, x, x_scales, x_starts, n, steps, width)
 
 
 @kernel(inline=True)
-def pass_bytes(zero, width, job, slot, first, n_k, memory, row, n_rows):
+def pass_bytes(zero, width, job, place):
     """One group of columns over one chunk of k."""
+    slot, first, n_k, memory, row, n_rows = place
     outs = job.out_rows + 8 * slot
     total = zero
     if first > 0:
@@ -156,15 +215,17 @@ def unpack_bytes(unpack, rows, job, memory, v, k, offset):
     block = offset // job.block_weights
     panel = memory + v * panel_bytes + block * job.panel_bytes * LANES
     scales = memory + VECTORS * panel_bytes + v * scales_bytes + block * job.n_scales * 64
-    unpack(rows, k // job.block_weights * job.block_bytes, panel, scales)
+    at = k // job.block_weights * job.block_bytes
+    unpackers.to_panel(unpack, rows, at, panel, scales)
 
 
 # ---------------------------------------------------------------- float32 x
 
 
 @kernel(inline=True)
-def pass_floats(zero, width, job, slot, first, n_k, memory, row, n_rows):
+def pass_floats(zero, width, job, place):
     """One group of columns over one chunk of k, which is summed apart: that halves the error."""
+    slot, first, n_k, memory, row, n_rows = place
     outs, x_rows = job.out_rows + 8 * slot, job.x_rows + 8 * slot
     panel_stride = job.chunk * 64
     panel, x, total = memory, first * 4, zero

@@ -1,21 +1,23 @@
-"""Blocks of 16 weight rows -> a panel of bytes and row scales, one function a format.
+"""Blocks of 16 weight rows as vectors of bytes and row scales, one function a format.
 
-Every function has the signature ``unpack(rows, at, out, scales)``:
+Every function has the signature ``unpack(put, put_scaled, end, state, rows, at) -> state``. It goes through one block
+of the 16 rows whose addresses (int64) stand at `rows`, from byte `at` of each row on, and hands over
+what it finds through three functions:
 
-rows
-    Address of 16 int64, the addresses of the rows (a row may stand there twice).
-at
-    Byte at which the block begins in each row.
-out
-    Address of the result: the dwords of the weights in order, then those of the mins; a dword is a
-    vector of 64 bytes, lane r the four unsigned bytes of row r.
-scales
-    Address of the row scales: per segment (a run of weights with one scale) 16 float32.
+``put(state, offset, v)``
+    A dword vector: lane r holds four consecutive bytes of row r. `offset` is its place in a panel:
+    64 bytes a vector, the weights in order, then the mins.
+``put_scaled(state, offset, a, b, c, d, factor)``
+    Four dword vectors whose bytes are to be multiplied by `factor` (i32 lanes); the products still
+    fit into bytes.
+``end(state, segment, scales)``
+    A segment (a run of weights with one scale) is complete; its row scales as f32x16.
 
-The panel's bytes are the stored integers, shifted to be unsigned; `matmul_layouts.py` states segments and
-shift of each format. Where they fit into a byte the integer scales of the format are multiplied in
-(Q2_K, Q3_K): ``q * scale + shift`` of four bytes at once is one 32-bit multiplication and one
-addition, since no byte of the result leaves 0..255 and so none carries into the next.
+Segments come in order; the vectors of a segment in any order. The bytes are the stored integers,
+shifted to be unsigned; `matmul_layouts.py` states segments and shift of each format. Where they
+fit into a byte, the integer scales of the format are multiplied in (Q2_K, Q3_K):
+``q * scale + shift`` of four bytes at once is one 32-bit multiplication and one addition, since no
+byte of the result leaves 0..255 and so none carries into the next.
 """
 
 import numpy as np
@@ -32,6 +34,7 @@ _NIBBLES = 0x0F0F0F0F
 _HIGH_NIBBLES = 0xF0F0F0F0
 _TWO_BITS = 0x03030303
 _SIX_BITS = 0x3F3F3F3F
+_TOP_BITS = 0x80808080
 
 
 @kernel(inline=True)
@@ -44,60 +47,6 @@ def _low_half(v):
     return simd.half_to_f32(lanes.low_halves(v))
 
 
-# ---------------------------------------------------------------- 32 weights a block, one scale
-
-
-@kernel(inline=True)
-def unpack_q8_0(rows, at, out, scales):
-    """34 bytes: d, qs[32] signed."""
-    lanes.put(scales, _half_column(rows, at))
-    for half in range(2):
-        q = lanes.columns_4(rows, at + 2 + half * 16)
-        lanes.put(out + half * 256, q[0] ^ 0x80808080)
-        lanes.put(out + half * 256 + 64, q[1] ^ 0x80808080)
-        lanes.put(out + half * 256 + 128, q[2] ^ 0x80808080)
-        lanes.put(out + half * 256 + 192, q[3] ^ 0x80808080)
-
-
-@kernel(inline=True)
-def _put_nibbles(out, q):
-    """Four weights from low nibbles at `out`, four from high nibbles 16 weights further."""
-    lanes.put(out, q & _NIBBLES)
-    lanes.put(out + 256, (q >> 4) & _NIBBLES)
-
-
-@kernel(inline=True)
-def unpack_q4_0(rows, at, out, scales):
-    """18 bytes: d, qs[16] (low nibbles, then high)."""
-    lanes.put(scales, _half_column(rows, at))
-    q = lanes.columns_4(rows, at + 2)
-    _put_nibbles(out, q[0])
-    _put_nibbles(out + 64, q[1])
-    _put_nibbles(out + 128, q[2])
-    _put_nibbles(out + 192, q[3])
-
-
-@kernel(inline=True)
-def _put_looked_up(out, table, q):
-    lanes.put(out, simd.bytes16(table, simd.as_u8x64(q & _NIBBLES)))
-    lanes.put(out + 256, simd.bytes16(table, simd.as_u8x64((q >> 4) & _NIBBLES)))
-
-
-@kernel(inline=True)
-def unpack_iq4_nl(rows, at, out, scales):
-    """18 bytes: d, qs[16] (low nibbles, then high), each an index into 16 values."""
-    table = simd.load_u8x64(_IQ4_NL_BYTES, 0)
-    lanes.put(scales, _half_column(rows, at))
-    q = lanes.columns_4(rows, at + 2)
-    _put_looked_up(out, table, q[0])
-    _put_looked_up(out + 64, table, q[1])
-    _put_looked_up(out + 128, table, q[2])
-    _put_looked_up(out + 192, table, q[3])
-
-
-# ---------------------------------------------------------------- 256 weights a block
-
-
 @kernel(inline=True)
 def _byte(v, i):
     """Byte `i` of every dword, as an int32 lane."""
@@ -105,180 +54,307 @@ def _byte(v, i):
 
 
 @kernel(inline=True)
-def _put_2_bits(out, q, shift, factor):
-    lanes.put(out, ((q >> shift) & _TWO_BITS) * factor)
+def _put_low_nibbles(put, state, offset, q):
+    """16 weights, four vectors."""
+    state = put(state, offset, q[0] & _NIBBLES)
+    state = put(state, offset + 64, q[1] & _NIBBLES)
+    state = put(state, offset + 128, q[2] & _NIBBLES)
+    return put(state, offset + 192, q[3] & _NIBBLES)
 
 
 @kernel(inline=True)
-def _put_16_of_2_bits(out, q, shift, factor):
-    _put_2_bits(out, q[0], shift, factor)
-    _put_2_bits(out + 64, q[1], shift, factor)
-    _put_2_bits(out + 128, q[2], shift, factor)
-    _put_2_bits(out + 192, q[3], shift, factor)
+def _put_high_nibbles(put, state, offset, q):
+    state = put(state, offset, (q[0] >> 4) & _NIBBLES)
+    state = put(state, offset + 64, (q[1] >> 4) & _NIBBLES)
+    state = put(state, offset + 128, (q[2] >> 4) & _NIBBLES)
+    return put(state, offset + 192, (q[3] >> 4) & _NIBBLES)
+
+
+# ---------------------------------------------------------------- 32 weights a block, one scale
 
 
 @kernel(inline=True)
-def _put_half_of_q2_k(rows, at, out, low, high):
-    """128 weights of 2 bits; scale bytes of their eight runs of 16 weights in `low` and `high`."""
+def _put_signed(put, state, offset, q):
+    state = put(state, offset, q[0] ^ _TOP_BITS)
+    state = put(state, offset + 64, q[1] ^ _TOP_BITS)
+    state = put(state, offset + 128, q[2] ^ _TOP_BITS)
+    return put(state, offset + 192, q[3] ^ _TOP_BITS)
+
+
+@kernel(inline=True)
+def unpack_q8_0(put, put_scaled, end, state, rows, at):
+    """34 bytes: d, qs[32] signed."""
+    d = _half_column(rows, at)
+    state = _put_signed(put, state, 0, lanes.columns_4(rows, at + 2))
+    state = _put_signed(put, state, 256, lanes.columns_4(rows, at + 18))
+    return end(state, 0, d)
+
+
+@kernel(inline=True)
+def unpack_q4_0(put, put_scaled, end, state, rows, at):
+    """18 bytes: d, qs[16] (low nibbles, then high)."""
+    d = _half_column(rows, at)
+    q = lanes.columns_4(rows, at + 2)
+    state = _put_low_nibbles(put, state, 0, q)
+    state = _put_high_nibbles(put, state, 256, q)
+    return end(state, 0, d)
+
+
+@kernel(inline=True)
+def _looked_up(table, q):
+    return simd.as_i32x16(simd.bytes16(table, simd.as_u8x64(q & _NIBBLES)))
+
+
+@kernel(inline=True)
+def unpack_iq4_nl(put, put_scaled, end, state, rows, at):
+    """18 bytes: d, qs[16] (low nibbles, then high), each an index into 16 values."""
+    table = simd.load_u8x64(_IQ4_NL_BYTES, 0)
+    d = _half_column(rows, at)
+    q = lanes.columns_4(rows, at + 2)
+    state = put(state, 0, _looked_up(table, q[0]))
+    state = put(state, 64, _looked_up(table, q[1]))
+    state = put(state, 128, _looked_up(table, q[2]))
+    state = put(state, 192, _looked_up(table, q[3]))
+    state = put(state, 256, _looked_up(table, q[0] >> 4))
+    state = put(state, 320, _looked_up(table, q[1] >> 4))
+    state = put(state, 384, _looked_up(table, q[2] >> 4))
+    state = put(state, 448, _looked_up(table, q[3] >> 4))
+    return end(state, 0, d)
+
+
+# ---------------------------------------------------------------- 256 weights a block
+
+
+@kernel(inline=True)
+def _put_2_bits(put_scaled, state, offset, q, shift, factor):
+    return put_scaled(
+        state,
+        offset,
+        (q[0] >> shift) & _TWO_BITS,
+        (q[1] >> shift) & _TWO_BITS,
+        (q[2] >> shift) & _TWO_BITS,
+        (q[3] >> shift) & _TWO_BITS,
+        factor,
+    )
+
+
+@kernel(inline=True)
+def _put_half_of_q2_k(put_scaled, state, offset, rows, at, low, high):
+    """128 weights of 2 bits; `low`, `high`: the scale bytes of their eight runs of 16 weights."""
     q = lanes.columns_4(rows, at)
-    _put_16_of_2_bits(out, q, 0, _byte(low, 0))
-    _put_16_of_2_bits(out + 512, q, 2, _byte(low, 2))
-    _put_16_of_2_bits(out + 1024, q, 4, _byte(high, 0))
-    _put_16_of_2_bits(out + 1536, q, 6, _byte(high, 2))
+    state = _put_2_bits(put_scaled, state, offset, q, 0, _byte(low, 0))
+    state = _put_2_bits(put_scaled, state, offset + 512, q, 2, _byte(low, 2))
+    state = _put_2_bits(put_scaled, state, offset + 1024, q, 4, _byte(high, 0))
+    state = _put_2_bits(put_scaled, state, offset + 1536, q, 6, _byte(high, 2))
     q = lanes.columns_4(rows, at + 16)
-    _put_16_of_2_bits(out + 256, q, 0, _byte(low, 1))
-    _put_16_of_2_bits(out + 768, q, 2, _byte(low, 3))
-    _put_16_of_2_bits(out + 1280, q, 4, _byte(high, 1))
-    _put_16_of_2_bits(out + 1792, q, 6, _byte(high, 3))
+    state = _put_2_bits(put_scaled, state, offset + 256, q, 0, _byte(low, 1))
+    state = _put_2_bits(put_scaled, state, offset + 768, q, 2, _byte(low, 3))
+    state = _put_2_bits(put_scaled, state, offset + 1280, q, 4, _byte(high, 1))
+    return _put_2_bits(put_scaled, state, offset + 1792, q, 6, _byte(high, 3))
 
 
 @kernel(inline=True)
-def _put_q2_k_mins(out, s):
-    lanes.put(out, s & _HIGH_NIBBLES)
-    lanes.put(out + 256, (s >> 4) & _NIBBLES)
-
-
-@kernel(inline=True)
-def unpack_q2_k(rows, at, out, scales):
+def unpack_q2_k(put, put_scaled, end, state, rows, at):
     """84 bytes: scales[16] (low nibble scale, high nibble min), qs[64], d, dmin."""
     s = lanes.columns_4(rows, at)
-    _put_half_of_q2_k(rows, at + 16, out, s[0] & _NIBBLES, s[1] & _NIBBLES)
-    _put_half_of_q2_k(rows, at + 48, out + 2048, s[2] & _NIBBLES, s[3] & _NIBBLES)
-    # The mins, 16 * min and min, meet the sums of x, which are 16 * high + low.
-    _put_q2_k_mins(out + 4096, s[0])
-    _put_q2_k_mins(out + 4096 + 64, s[1])
-    _put_q2_k_mins(out + 4096 + 128, s[2])
-    _put_q2_k_mins(out + 4096 + 192, s[3])
+    low, high = s[0] & _NIBBLES, s[1] & _NIBBLES
+    state = _put_half_of_q2_k(put_scaled, state, 0, rows, at + 16, low, high)
+    low, high = s[2] & _NIBBLES, s[3] & _NIBBLES
+    state = _put_half_of_q2_k(put_scaled, state, 2048, rows, at + 48, low, high)
     d = lanes.column_i32(rows, at + 80)
-    lanes.put(scales, _low_half(d))
-    lanes.put(scales + 64, simd.negate(_low_half(d >> 16)))
+    state = end(state, 0, _low_half(d))
+    # The mins, 16 * min and min, meet the sums of x, which are 16 * high + low.
+    state = put(state, 4096, s[0] & _HIGH_NIBBLES)
+    state = put(state, 4160, s[1] & _HIGH_NIBBLES)
+    state = put(state, 4224, s[2] & _HIGH_NIBBLES)
+    state = put(state, 4288, s[3] & _HIGH_NIBBLES)
+    state = _put_high_nibbles(put, state, 4352, s)
+    return end(state, 1, simd.negate(_low_half(d >> 16)))
 
 
 @kernel(inline=True)
-def _put_3_bits(out, q, h, shift, bit, factor, shifted):
+def _3_bits(q, h, shift, bit, factor, shifted):
     three = ((q >> shift) & _TWO_BITS) | (((h >> bit) & _BYTES_1) << 2)
-    lanes.put(out, three * factor + shifted)
+    return three * factor + shifted
 
 
 @kernel(inline=True)
-def _put_16_of_3_bits(out, q, h, shift, bit, low, high):
+def _put_3_bits(put, state, offset, q, h, shift, bit, low, high):
     """`low`, `high`: lanes with 4 and 2 bits of the scale; the scale is 32 less."""
     factor = (low | (high << 4)) - 32
     shifted = (factor * -4 + 124) * _BYTES_1
-    _put_3_bits(out, q[0], h[0], shift, bit, factor, shifted)
-    _put_3_bits(out + 64, q[1], h[1], shift, bit, factor, shifted)
-    _put_3_bits(out + 128, q[2], h[2], shift, bit, factor, shifted)
-    _put_3_bits(out + 192, q[3], h[3], shift, bit, factor, shifted)
+    state = put(state, offset, _3_bits(q[0], h[0], shift, bit, factor, shifted))
+    state = put(state, offset + 64, _3_bits(q[1], h[1], shift, bit, factor, shifted))
+    state = put(state, offset + 128, _3_bits(q[2], h[2], shift, bit, factor, shifted))
+    return put(state, offset + 192, _3_bits(q[3], h[3], shift, bit, factor, shifted))
 
 
 @kernel(inline=True)
-def unpack_q3_k(rows, at, out, scales):
+def unpack_q3_k(put, put_scaled, end, state, rows, at):
     """110 bytes: hmask[32], qs[64], scales[12] (6 bits each, less 32), d."""
-    lanes.put(scales, _half_column(rows, at + 108))
     s = lanes.columns_4(rows, at + 92)  # four bytes of qs, then the scales
     for half in range(2):  # 128 weights each
-        low_0 = (s[1] >> (4 * half)) & _NIBBLES
-        low_1 = (s[2] >> (4 * half)) & _NIBBLES
-        high_0 = (s[3] >> (4 * half)) & _TWO_BITS
-        high_1 = (s[3] >> (4 * half + 2)) & _TWO_BITS
+        bit = 4 * half
+        low_0, low_1 = (s[1] >> bit) & _NIBBLES, (s[2] >> bit) & _NIBBLES
+        high_0, high_1 = (s[3] >> bit) & _TWO_BITS, (s[3] >> (bit + 2)) & _TWO_BITS
         for part in range(2):  # 16 of each 32 weights
             q = lanes.columns_4(rows, at + 32 + half * 32 + part * 16)
             h = lanes.columns_4(rows, at + part * 16)
-            to, bit = out + half * 2048 + part * 256, 4 * half
-            _put_16_of_3_bits(to, q, h, 0, bit, _byte(low_0, part), _byte(high_0, part))
-            _put_16_of_3_bits(
-                to + 512, q, h, 2, bit + 1, _byte(low_0, part + 2), _byte(high_0, part + 2)
-            )
-            _put_16_of_3_bits(to + 1024, q, h, 4, bit + 2, _byte(low_1, part), _byte(high_1, part))
-            _put_16_of_3_bits(
-                to + 1536, q, h, 6, bit + 3, _byte(low_1, part + 2), _byte(high_1, part + 2)
-            )
+            low, high = _byte(low_0, part), _byte(high_0, part)
+            offset = half * 2048 + part * 256
+            state = _put_3_bits(put, state, offset, q, h, 0, bit, low, high)
+            low, high = _byte(low_0, part + 2), _byte(high_0, part + 2)
+            state = _put_3_bits(put, state, offset + 512, q, h, 2, bit + 1, low, high)
+            low, high = _byte(low_1, part), _byte(high_1, part)
+            state = _put_3_bits(put, state, offset + 1024, q, h, 4, bit + 2, low, high)
+            low, high = _byte(low_1, part + 2), _byte(high_1, part + 2)
+            state = _put_3_bits(put, state, offset + 1536, q, h, 6, bit + 3, low, high)
+    return end(state, 0, _half_column(rows, at + 108))
 
 
 @kernel(inline=True)
-def _put_four_scales(scales, d, integers):
-    """d * integer for the four bytes of every dword, one vector each."""
-    lanes.put(scales, d * simd.to_f32(_byte(integers, 0)))
-    lanes.put(scales + 64, d * simd.to_f32(_byte(integers, 1)))
-    lanes.put(scales + 128, d * simd.to_f32(_byte(integers, 2)))
-    lanes.put(scales + 192, d * simd.to_f32(_byte(integers, 3)))
-
-
-@kernel(inline=True)
-def unpack_q4_k(rows, at, out, scales):
+def unpack_q4_k(put, put_scaled, end, state, rows, at):
     """144 bytes: d, dmin, scales[12] (eight scales and mins of 6 bits), qs[128]."""
-    zero = simd.splat(0)
     head = lanes.columns_4(rows, at)
     a, b, c = head[1], head[2], head[3]
     d, dmin = _low_half(head[0]), _low_half(head[0] >> 16)
-    _put_four_scales(scales, d, a & _SIX_BITS)
-    _put_four_scales(scales + 256, d, (c & _NIBBLES) | ((a >> 2) & 0x30303030))
-    lanes.put(scales + 512, dmin * np.float32(-32))
-    lanes.put(scales + 576, simd.negate(dmin))
+    scales = a & _SIX_BITS
+    last_scales = (c & _NIBBLES) | ((a >> 2) & 0x30303030)
     for quarter in range(4):  # 64 weights: 32 low nibbles, 32 high ones
-        for part in range(2):
-            q = lanes.columns_4(rows, at + 16 + quarter * 32 + part * 16)
-            for_low = out + quarter * 1024 + part * 256
-            lanes.put(for_low, q[0] & _NIBBLES)
-            lanes.put(for_low + 64, q[1] & _NIBBLES)
-            lanes.put(for_low + 128, q[2] & _NIBBLES)
-            lanes.put(for_low + 192, q[3] & _NIBBLES)
-            lanes.put(for_low + 512, (q[0] >> 4) & _NIBBLES)
-            lanes.put(for_low + 576, (q[1] >> 4) & _NIBBLES)
-            lanes.put(for_low + 640, (q[2] >> 4) & _NIBBLES)
-            lanes.put(for_low + 704, (q[3] >> 4) & _NIBBLES)
-    min_low = b & _SIX_BITS
-    min_high = ((c >> 4) & _NIBBLES) | ((b >> 2) & 0x30303030)
-    for part in range(2):  # for the high, then the low digits of the sums of x
-        to_mins = out + 4096 + part * 256
-        lanes.put(to_mins, min_low)
-        lanes.put(to_mins + 64, min_high)
-        lanes.put(to_mins + 128, zero)
-        lanes.put(to_mins + 192, zero)
+        if quarter == 2:
+            scales = last_scales
+        offset = quarter * 1024
+        first = lanes.columns_4(rows, at + 16 + quarter * 32)
+        second = lanes.columns_4(rows, at + 32 + quarter * 32)
+        state = _put_low_nibbles(put, state, offset, first)
+        state = _put_low_nibbles(put, state, offset + 256, second)
+        state = end(state, 2 * quarter, d * simd.to_f32(_byte(scales, 0)))
+        state = _put_high_nibbles(put, state, offset + 512, first)
+        state = _put_high_nibbles(put, state, offset + 768, second)
+        state = end(state, 2 * quarter + 1, d * simd.to_f32(_byte(scales, 1)))
+        scales = scales >> 16
+    # The mins meet the high, then the low digits of the sums of x (32 * high + low).
+    mins, last_mins = b & _SIX_BITS, ((c >> 4) & _NIBBLES) | ((b >> 2) & 0x30303030)
+    state = _put_q4_k_mins(put, state, 4096, mins, last_mins)
+    state = end(state, 8, dmin * np.float32(-32))
+    state = _put_q4_k_mins(put, state, 4352, mins, last_mins)
+    return end(state, 9, simd.negate(dmin))
 
 
 @kernel(inline=True)
-def _put_6_bits(out, low, high):
-    lanes.put(out, (low & _NIBBLES) | ((high & _TWO_BITS) << 4))
+def _put_q4_k_mins(put, state, offset, mins, last_mins):
+    """Eight mins in the places of sixteen."""
+    zero = simd.splat(0)
+    state = put(state, offset, mins)
+    state = put(state, offset + 64, last_mins)
+    state = put(state, offset + 128, zero)
+    return put(state, offset + 192, zero)
 
 
 @kernel(inline=True)
-def _put_16_of_6_bits(out, q, h, low_shift, high_shift):
-    _put_6_bits(out, q[0] >> low_shift, h[0] >> high_shift)
-    _put_6_bits(out + 64, q[1] >> low_shift, h[1] >> high_shift)
-    _put_6_bits(out + 128, q[2] >> low_shift, h[2] >> high_shift)
-    _put_6_bits(out + 192, q[3] >> low_shift, h[3] >> high_shift)
+def _6_bits(low, high):
+    return (low & _NIBBLES) | ((high & _TWO_BITS) << 4)
 
 
 @kernel(inline=True)
-def _signed_byte(v, i):
-    return simd.shift_right_signed(v << (24 - 8 * i), 24)
+def _put_6_bits(put, end, state, segment, q, h, low_shift, high_shift, d, scales, i):
+    """One segment of 16 weights."""
+    offset = segment * 256
+    state = put(state, offset, _6_bits(q[0] >> low_shift, h[0] >> high_shift))
+    state = put(state, offset + 64, _6_bits(q[1] >> low_shift, h[1] >> high_shift))
+    state = put(state, offset + 128, _6_bits(q[2] >> low_shift, h[2] >> high_shift))
+    state = put(state, offset + 192, _6_bits(q[3] >> low_shift, h[3] >> high_shift))
+    signed = simd.shift_right_signed(scales << (24 - 8 * i), 24)
+    return end(state, segment, d * simd.to_f32(signed))
 
 
 @kernel(inline=True)
-def _put_four_signed_scales(scales, d, integers):
-    lanes.put(scales, d * simd.to_f32(_signed_byte(integers, 0)))
-    lanes.put(scales + 64, d * simd.to_f32(_signed_byte(integers, 1)))
-    lanes.put(scales + 128, d * simd.to_f32(_signed_byte(integers, 2)))
-    lanes.put(scales + 192, d * simd.to_f32(_signed_byte(integers, 3)))
-
-
-@kernel(inline=True)
-def unpack_q6_k(rows, at, out, scales):
+def unpack_q6_k(put, put_scaled, end, state, rows, at):
     """210 bytes: ql[128], qh[64], scales[16] signed, d."""
     d = _half_column(rows, at + 208)
-    s = lanes.columns_4(rows, at + 192)
-    _put_four_signed_scales(scales, d, s[0])
-    _put_four_signed_scales(scales + 256, d, s[1])
-    _put_four_signed_scales(scales + 512, d, s[2])
-    _put_four_signed_scales(scales + 768, d, s[3])
+    all_scales = lanes.columns_4(rows, at + 192)
+    first_scales, last_scales = all_scales[0], all_scales[1]
     for half in range(2):  # 128 weights each
-        for part in range(2):
-            h = lanes.columns_4(rows, at + 128 + half * 32 + part * 16)
-            base = out + half * 2048 + part * 256
-            q = lanes.columns_4(rows, at + half * 64 + part * 16)
-            _put_16_of_6_bits(base, q, h, 0, 0)
-            _put_16_of_6_bits(base + 1024, q, h, 4, 4)
-            q = lanes.columns_4(rows, at + half * 64 + 32 + part * 16)
-            _put_16_of_6_bits(base + 512, q, h, 0, 2)
-            _put_16_of_6_bits(base + 1536, q, h, 4, 6)
+        low_at, first = at + half * 64, half * 8
+        q0, q1 = lanes.columns_4(rows, low_at), lanes.columns_4(rows, low_at + 16)
+        h0 = lanes.columns_4(rows, at + 128 + half * 32)
+        h1 = lanes.columns_4(rows, at + 144 + half * 32)
+        q2, q3 = lanes.columns_4(rows, low_at + 32), lanes.columns_4(rows, low_at + 48)
+        s, s_last = first_scales, last_scales
+        state = _put_6_bits(put, end, state, first, q0, h0, 0, 0, d, s, 0)
+        state = _put_6_bits(put, end, state, first + 1, q1, h1, 0, 0, d, s, 1)
+        state = _put_6_bits(put, end, state, first + 2, q2, h0, 0, 2, d, s, 2)
+        state = _put_6_bits(put, end, state, first + 3, q3, h1, 0, 2, d, s, 3)
+        state = _put_6_bits(put, end, state, first + 4, q0, h0, 4, 4, d, s_last, 0)
+        state = _put_6_bits(put, end, state, first + 5, q1, h1, 4, 4, d, s_last, 1)
+        state = _put_6_bits(put, end, state, first + 6, q2, h0, 4, 6, d, s_last, 2)
+        state = _put_6_bits(put, end, state, first + 7, q3, h1, 4, 6, d, s_last, 3)
+        first_scales, last_scales = all_scales[2], all_scales[3]
+    return state
+
+
+# ---------------------------------------------------------------- into a panel
+
+
+@kernel(inline=True)
+def _store(state, offset, v):
+    lanes.put(state[0] + offset, v)
+    return state
+
+
+@kernel(inline=True)
+def _store_scaled(state, offset, a, b, c, d, factor):
+    lanes.put(state[0] + offset, a * factor)
+    lanes.put(state[0] + offset + 64, b * factor)
+    lanes.put(state[0] + offset + 128, c * factor)
+    lanes.put(state[0] + offset + 192, d * factor)
+    return state
+
+
+@kernel(inline=True)
+def _store_scales(state, segment, scales):
+    lanes.put(state[1] + segment * 64, scales)
+    return state
+
+
+@kernel(inline=True)
+def to_panel(unpack, rows, at, panel, scales):
+    """A block's vectors to `panel`, its row scales, 16 float32 a segment, to `scales`."""
+    unpack(_store, _store_scaled, _store_scales, (panel, scales), rows, at)
+
+
+# ---------------------------------------------------------------- straight into a product
+
+
+@kernel(inline=True)
+def _dot(state, offset, v):
+    total, sums, x, x_scales, x_starts = state
+    sums = lanes.dot_column(sums, v, x + offset // 16)
+    return total, sums, x, x_scales, x_starts
+
+
+@kernel(inline=True)
+def _dot_scaled(state, offset, a, b, c, d, factor):
+    total, sums, x, x_scales, x_starts = state
+    x_at = x + offset // 16
+    run = lanes.dot_column(simd.splat(0), a, x_at)
+    run = lanes.dot_column(run, b, x_at + 4)
+    run = lanes.dot_column(run, c, x_at + 8)
+    run = lanes.dot_column(run, d, x_at + 12)
+    return total, sums + run * factor, x, x_scales, x_starts
+
+
+@kernel(inline=True)
+def _add_segment(state, segment, scales):
+    """As lanes.add_scaled_tile does it, so that the bits are the same."""
+    total, sums, x, x_scales, x_starts = state
+    scale = scales * lanes.splat_f32(x_scales + 4 * segment)
+    total = simd.multiply_add(simd.to_f32(sums), scale, total)
+    return total, lanes.splat_i32(x_starts + 4 * segment + 4), x, x_scales, x_starts
+
+
+@kernel(inline=True)
+def to_product(unpack, rows, at, total, x, x_scales, x_starts):
+    """`total` with the product of a block of 16 rows and of one row of x added."""
+    state = (total, lanes.splat_i32(x_starts), x, x_scales, x_starts)
+    return unpack(_dot, _dot_scaled, _add_segment, state, rows, at)[0]
