@@ -197,7 +197,9 @@ def _scratch(pool, make_plan):
 
 @contextlib.contextmanager
 def _taken(pool, plan):
-    with pool.scope("attention"):
+    sizes = dict(n_head=plan.n_head, n_tokens=plan.n_tokens, n_kv=plan.n_kv, method=plan.method)
+    call = pool.call("attention", **sizes, scratch_bytes=plan.scratch_bytes)  # marks it in a trace
+    with call, pool.scope("attention"):
         yield {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
 
 
