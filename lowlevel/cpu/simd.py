@@ -831,15 +831,24 @@ read_u8x16, read_u8x32, read_u8x64 = (_make_read_at(v, v.llvm) for v in (u8x16, 
 read_u16x16 = _make_read_at(u16x16, u16x16.llvm)
 
 
-def _make_write_at(streaming):
+def _make_write_at(piece_bytes):
     @intrinsic
     def write_at(typingctx, address, value):
         def codegen_(context, builder, sig, args):
-            pointer = builder.inttoptr(args[0], args[1].type.as_pointer())
-            size = context.get_abi_sizeof(args[1].type)
-            instruction = builder.store(args[1], pointer, align=size if streaming else 1)
-            if streaming:
-                flag = builder.module.add_metadata([_i32(1)])
+            address, value = args
+            if piece_bytes is None or not isinstance(value.type, ir.VectorType):
+                pointer = builder.inttoptr(address, value.type.as_pointer())
+                builder.store(value, pointer, align=1)
+                return context.get_dummy_value()
+            flag = builder.module.add_metadata([_i32(1)])
+            lanes, size = value.type.count, context.get_abi_sizeof(value.type)
+            n_pieces = max(1, size // piece_bytes)
+            for i in range(n_pieces):
+                start = i * lanes // n_pieces
+                piece = _shuffle(builder, value, value, range(start, start + lanes // n_pieces))
+                at = builder.add(address, _i64(i * size // n_pieces))
+                pointer = builder.inttoptr(at, piece.type.as_pointer())
+                instruction = builder.store(piece, pointer, align=size // n_pieces)
                 instruction.set_metadata("nontemporal", flag)
             return context.get_dummy_value()
 
@@ -849,10 +858,12 @@ def _make_write_at(streaming):
 
 
 # write_at(address, value): a scalar or vector to an address in bytes; any alignment.
-write_at = _make_write_at(False)
+write_at = _make_write_at(None)
 # stream_at(address, vector): past the caches; the same rule as for stream: a multiple of the
-# vector's size, or the process dies, and stream_fence() at the end.
-stream_at = _make_write_at(True)
+# vector's size, or the process dies, and stream_fence() at the end. Scalars are written as usual.
+stream_at = _make_write_at(64)
+# stream_pieces_at(address, vector): the same in pieces of 16 bytes, so that multiples of 16 will do.
+stream_pieces_at = _make_write_at(16)
 
 
 @intrinsic
@@ -883,9 +894,7 @@ def write_first_f32(typingctx, address, index, value, n):
         pointer = _pointer_at(builder, a, i, 4, f32x16.llvm)
         lanes = ir.Constant(i32x16.llvm, list(range(16)))
         mask = builder.icmp_signed("<", lanes, _broadcast(builder, count, i32x16))
-        _call(
-            builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), [v, pointer, _i32(4), mask]
-        )
+        _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), [v, pointer, _i32(4), mask])
         return ir.Constant(_i8.as_pointer(), None)
 
     return _simple(build, types.void, types.int64, types.int64, f32x16, types.int64)

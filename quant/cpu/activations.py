@@ -25,7 +25,7 @@ def _scale_of(x, n_weights):
     for i in range(n_weights // 16):
         v = lanes.load_at_f32(x + i * 64)
         largest = simd.maximum(simd.absolute(v), largest)
-        check = simd.fma(v, simd.splat(np.float32(0)), check)  # NaN from NaN and infinities
+        check += v - v  # NaN from NaN and infinities
     amax = simd.max_lanes(largest) + simd.sum_lanes(check)
     if amax < _SMALLEST:
         return np.float32(0)
@@ -33,12 +33,11 @@ def _scale_of(x, n_weights):
 
 
 @kernel(inline=True)
-def _put_digits(at, stride, run, index, total):
-    """Sum number `index` of a block as high and low digit to base `run`, at byte `index` of each."""
-    here = at + (index // 4) * stride + index % 4
-    low = total & (run - 1)
-    lanes.put(here, np.uint8((total - low) // run))
-    lanes.put(here + 4 * stride, np.uint8(low))
+def _put_digits(at, stride, bits, index, total):
+    """Sum number `index` as high and low digit, `bits` of them low, at byte `index` of each."""
+    here = at + (index >> 2) * stride + (index & 3)
+    lanes.put(here, np.uint8(total >> bits))
+    lanes.put(here + 4 * stride, np.uint8(total & ((1 << bits) - 1)))
 
 
 @kernel(inline=True)
@@ -54,36 +53,38 @@ def quantise_block(x, column, width, job, q, scales, starts):
     if scale > np.float32(0):
         inverse = np.float32(1) / scale
     finite = scale == scale
+    factor = simd.splat(inverse)
     q += 4 * column
-    segment_sum, min_sum = np.int64(0), np.int64(0)
-    segment_steps = np.int64(0)
-    segment_at = starts + 4 * column
+    start_at = starts + 4 * column
     mins_at = q + (job.block_weights // 4) * stride
-    if job.min_run == 32:  # eight sums of sixteen places
+    min_steps, min_bits = job.min_run // 16, 4 + job.min_run // 32
+    if min_steps == 2:  # eight sums in sixteen places
         for i in range(2, 4):
             lanes.put(mins_at + i * stride, np.int32(0))
             lanes.put(mins_at + (4 + i) * stride, np.int32(0))
-    factor = simd.splat(inverse)
+    zero = simd.splat(0)
+    segment_sums, segment_left = zero, job.segment_steps
+    min_sums, min_left, min_index = zero, min_steps, np.int64(0)
     for step in range(job.block_weights // 16):
-        values = simd.splat(0)
+        values = zero
         if finite:
             values = simd.to_i32(simd.round_even(lanes.load_at_f32(x + step * 64) * factor))
         lanes.put_bytes(q + step * 4 * stride, stride, values)
-        total = np.int64(simd.sum_lanes(values))
-        segment_sum += total
-        segment_steps += 1
-        if segment_steps == job.segment_steps:
-            lanes.put(segment_at, np.int32(-job.shift * segment_sum))
-            segment_at += stride
-            segment_sum, segment_steps = np.int64(0), np.int64(0)
-        if job.min_run != 0:
-            min_sum += total
-            if ((step + 1) * 16) % job.min_run == 0:
-                _put_digits(mins_at, stride, job.min_run, (step * 16) // job.min_run, min_sum)
-                min_sum = np.int64(0)
+        segment_sums += values
+        segment_left -= 1
+        if segment_left == 0:
+            lanes.put(start_at, np.int32(simd.sum_lanes(segment_sums) * -job.shift))
+            start_at += stride
+            segment_sums, segment_left = zero, job.segment_steps
+        min_sums += values
+        min_left -= 1
+        if min_left == 0:
+            total = np.int64(simd.sum_lanes(min_sums))
+            _put_digits(mins_at, stride, min_bits, min_index, total)
+            min_sums, min_left, min_index = zero, min_steps, min_index + 1
     for _ in range(job.n_min_segments):
-        lanes.put(segment_at, np.int32(0))
-        segment_at += stride
+        lanes.put(start_at, np.int32(0))
+        start_at += stride
     for i in range(job.n_segments + job.n_min_segments):
         lanes.put(scales + i * stride + 4 * column, scale)
 

@@ -7,6 +7,7 @@ import numpy as np
 from lowlevel.cpu.threads import run_workers
 
 from .decoders import DECODERS
+from .writers import WAYS
 
 # Weights per unit, the smallest piece of work; a worker takes a few from the counter at a time.
 # With units of a quarter of this, streamed outputs are 4 % slower.
@@ -18,8 +19,6 @@ SLICE_WEIGHTS = 1 << 24
 THREAD_WEIGHTS = 1 << 18
 # Outputs of this size do not fit the caches anyway: they are written past them.
 STREAM_BYTES = 32 << 20
-# What streamed stores must be aligned to.
-STREAM_ALIGN = 64
 
 
 class Runs(NamedTuple):
@@ -65,12 +64,13 @@ def find_runs(shape, source_strides, destination_strides, row_blocks, block_byte
     return Runs(axes, n_blocks)
 
 
-def can_stream(runs, destination, block_weights, block_out):
-    """Whether every piece of 64 bytes of the output is aligned, so that stores may be streamed."""
-    steps = [axis[2] for axis in runs.axes]
-    if block_weights == 1:  # plain floats: no single weights at the end of a run
-        steps.append(runs.n_blocks * block_out)
-    return all(step % STREAM_ALIGN == 0 for step in [destination, *steps])
+def best_way(out, runs):
+    """The way in WAYS to write `out`: past the caches if it is large and aligned enough."""
+    if out.nbytes < STREAM_BYTES:
+        return "cached"
+    steps = [out.ctypes.data, *(axis[2] for axis in runs.axes)]
+    aligned = [way for way in WAYS if all(step % WAYS[way].alignment == 0 for step in steps)]
+    return max(aligned, key=lambda way: WAYS[way].alignment)
 
 
 class Work(NamedTuple):
@@ -115,11 +115,8 @@ def dequantize(t, out, n_threads):
         block.block_bytes,
         block_out,
     )
-    is_streamed = out.nbytes >= STREAM_BYTES and can_stream(
-        runs, out.ctypes.data, block.block_weights, block_out
-    )
-    name = out.dtype.name + ("_streaming" if is_streamed else "")
-    decode = getattr(DECODERS[block.name], name)
+    way = best_way(out, runs)
+    decode = DECODERS[block.name].kernels[out.dtype.name, way]
     n_workers = min(n_threads, -(-t.size // THREAD_WEIGHTS))
     work = plan_work(t, out, runs, n_workers)
     counter = np.zeros(1, np.int64)

@@ -4,7 +4,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from .runs import make_decoder
-from .writers import VALUE_WRITERS
+from .writers import VALUES
 
 
 @kernel(inline=True)
@@ -28,6 +28,6 @@ def _make_decode_16_bits(convert):
     return decode_blocks
 
 
-F32 = make_decoder(_decode_f32, VALUE_WRITERS, 1)
-F16 = make_decoder(_make_decode_16_bits(simd.half_to_f32), VALUE_WRITERS, 1)
-BF16 = make_decoder(_make_decode_16_bits(simd.bfloat_to_f32), VALUE_WRITERS, 1)
+F32 = make_decoder(_decode_f32, VALUES, 1)
+F16 = make_decoder(_make_decode_16_bits(simd.half_to_f32), VALUES, 1)
+BF16 = make_decoder(_make_decode_16_bits(simd.bfloat_to_f32), VALUES, 1)

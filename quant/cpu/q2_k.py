@@ -6,7 +6,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from .runs import make_decoder
-from .writers import TABLE_WRITERS
+from .writers import TABLE
 
 BLOCK_WEIGHTS, BLOCK_BYTES = 256, 84
 SCALES, QS, D, DMIN = 0, 16, 80, 82  # byte offsets in a block
@@ -39,4 +39,4 @@ def decode_blocks(write, source, n_blocks, destination):
             write(destination, index + 128, table, simd.upper_half(codes))
 
 
-DECODER = make_decoder(decode_blocks, TABLE_WRITERS, BLOCK_WEIGHTS)
+DECODER = make_decoder(decode_blocks, TABLE, BLOCK_WEIGHTS)

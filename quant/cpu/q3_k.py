@@ -6,7 +6,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from .runs import make_decoder
-from .writers import TABLE_WRITERS
+from .writers import TABLE
 
 BLOCK_WEIGHTS, BLOCK_BYTES = 256, 110
 HMASK, QS, SCALES, D = 0, 32, 96, 108  # byte offsets in a block
@@ -55,4 +55,4 @@ def decode_blocks(write, source, n_blocks, destination):
             write(destination, index + 128, table, simd.upper_half(codes))
 
 
-DECODER = make_decoder(decode_blocks, TABLE_WRITERS, BLOCK_WEIGHTS)
+DECODER = make_decoder(decode_blocks, TABLE, BLOCK_WEIGHTS)

@@ -6,7 +6,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from .runs import make_decoder
-from .writers import TABLE_WRITERS
+from .writers import TABLE
 
 BLOCK_WEIGHTS, BLOCK_BYTES = 256, 144
 D, DMIN, SCALES, QS = 0, 2, 4, 16  # byte offsets in a block
@@ -59,4 +59,4 @@ def decode_blocks(write, source, n_blocks, destination):
                 write(destination, i * BLOCK_WEIGHTS + 32 * sub_block, table, codes)
 
 
-DECODER = make_decoder(decode_blocks, TABLE_WRITERS, BLOCK_WEIGHTS)
+DECODER = make_decoder(decode_blocks, TABLE, BLOCK_WEIGHTS)

@@ -6,7 +6,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from .runs import make_decoder
-from .writers import VALUE_WRITERS
+from .writers import VALUES
 
 BLOCK_WEIGHTS, BLOCK_BYTES = 256, 210
 QL, QH, SCALES, D = 0, 128, 192, 208  # byte offsets in a block
@@ -44,4 +44,4 @@ def decode_blocks(write, source, n_blocks, destination):
             _write_64(write, destination, index + 64, q, scales + 32 * half + 16)
 
 
-DECODER = make_decoder(decode_blocks, VALUE_WRITERS, BLOCK_WEIGHTS)
+DECODER = make_decoder(decode_blocks, VALUES, BLOCK_WEIGHTS)

@@ -4,7 +4,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from .runs import make_decoder
-from .writers import VALUE_WRITERS
+from .writers import VALUES
 
 BLOCK_WEIGHTS, BLOCK_BYTES = 32, 34
 
@@ -20,4 +20,4 @@ def decode_blocks(write, source, n_blocks, destination):
             write(destination, i * BLOCK_WEIGHTS + 16 * half, simd.to_f32(q) * d)
 
 
-DECODER = make_decoder(decode_blocks, VALUE_WRITERS, BLOCK_WEIGHTS)
+DECODER = make_decoder(decode_blocks, VALUES, BLOCK_WEIGHTS)

@@ -24,18 +24,16 @@ class Decoder(NamedTuple):
 
     Attributes
     ----------
-    float32, float32_streaming, float16, float16_streaming : kernels
-        ``decode(source, destination, axes, run, task, counter)``, see `_decode_units`.
+    kernels : dict
+        From (output type, way) to ``decode(source, destination, axes, run, task, counter)``, see
+        `_decode_units`; ways as in writers.py.
     fill : CKernel
         Decodes rows to float32, see lowlevel/kv_source.py.
     decode_f32 : inlined kernel
         ``decode_f32(source, n_blocks, destination)``, for use in other kernels.
     """
 
-    float32: object
-    float32_streaming: object
-    float16: object
-    float16_streaming: object
+    kernels: dict
     fill: object
     decode_f32: object
 
@@ -90,19 +88,11 @@ def _decode_units(decode_blocks, write, source, destination, axes, run, task, co
 def _make_decode(decode_blocks, write):
     @kernel
     def decode(source, destination, axes, run, task, counter):
-        return _decode_units(decode_blocks, write, source, destination, axes, run, task, counter)
-
-    return decode
-
-
-def _make_streaming_decode(decode_blocks, write):
-    @kernel
-    def decode_streaming(source, destination, axes, run, task, counter):
         more = _decode_units(decode_blocks, write, source, destination, axes, run, task, counter)
         simd.stream_fence()
         return more
 
-    return decode_streaming
+    return decode
 
 
 def _make_fill(decode_f32, block_weights):
@@ -120,18 +110,16 @@ def _make_fill(decode_f32, block_weights):
 
 
 def make_decoder(decode_blocks, writers, block_weights):
-    """The `Decoder` of a format: `writers` are those that its `decode_blocks` calls."""
-    write_f32 = writers.float32
+    """The `Decoder` of a format: `writers` is the family that its `decode_blocks` calls."""
+    write_f32 = writers["cached"].float32
 
     @kernel(inline=True)
     def decode_f32(source, n_blocks, destination):
         decode_blocks(write_f32, source, n_blocks, destination)
 
-    return Decoder(
-        float32=_make_decode(decode_blocks, writers.float32),
-        float32_streaming=_make_streaming_decode(decode_blocks, writers.float32_streaming),
-        float16=_make_decode(decode_blocks, writers.float16),
-        float16_streaming=_make_streaming_decode(decode_blocks, writers.float16_streaming),
-        fill=_make_fill(decode_f32, block_weights),
-        decode_f32=decode_f32,
-    )
+    kernels = {
+        (dtype, way): _make_decode(decode_blocks, getattr(of_way, dtype))
+        for way, of_way in writers.items()
+        for dtype in of_way._fields
+    }
+    return Decoder(kernels, _make_fill(decode_f32, block_weights), decode_f32)

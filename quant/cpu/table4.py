@@ -9,7 +9,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from .runs import make_decoder
-from .writers import TABLE_WRITERS
+from .writers import TABLE
 
 BLOCK_WEIGHTS, BLOCK_BYTES = 32, 18
 D, QS = 0, 2  # byte offsets in a block
@@ -34,6 +34,6 @@ def _make_decode_blocks(values):
 
 
 Q4_0, IQ4_NL = (
-    make_decoder(_make_decode_blocks(values), TABLE_WRITERS, BLOCK_WEIGHTS)
+    make_decoder(_make_decode_blocks(values), TABLE, BLOCK_WEIGHTS)
     for values in (Q4_0_VALUES, IQ4_NL_VALUES)
 )

@@ -98,10 +98,10 @@ def test_bits(rng, name, dtype):
 @pytest.mark.parametrize("name", ALL)
 def test_bits_when_streaming(rng, name, dtype, monkeypatch):
     monkeypatch.setattr(cpu, "STREAM_BYTES", 0)
-    t = random_tensor(rng, name, (3, 64 * width(name, 1)))
-    memory = np.zeros(t.size * 4 + 64, np.uint8)
+    t = random_tensor(rng, name, (3, width(name, 64)))
+    memory = np.zeros(t.size * 4 + 128, np.uint8)
     start = -memory.ctypes.data % 64
-    for offset in (0, 4):  # aligned: streamed; else not, or the process would die
+    for offset in (0, 16, 4, 48):  # 4: not streamed, or the process would die
         out = memory[start + offset :][: t.size * np.dtype(dtype).itemsize]
         out = out.view(dtype).reshape(t.shape)
         assert_same_bits(dequantize(t, out=out), reference(t, dtype))
@@ -151,6 +151,21 @@ def test_float16_is_rounded_to_nearest_even(rng):
     t = QuantTensor(values.view(np.uint8), "F32", values.shape)
     with np.errstate(over="ignore"):
         assert_same_bits(dequantize(t, "float16"), values.astype(np.float16))
+
+
+def test_way_by_size_and_alignment(monkeypatch):
+    memory = np.zeros(1 << 12, np.uint8)
+    memory = memory[-memory.ctypes.data % 64 :]
+
+    def way(offset, *axes):
+        return cpu.best_way(memory[offset : offset + 512].view(np.float32), cpu.Runs(axes, 4))
+
+    assert way(0) == "cached"
+    monkeypatch.setattr(cpu, "STREAM_BYTES", 512)
+    assert (way(0), way(16), way(4)) == ("streamed", "streamed in pieces", "cached")
+    assert way(0, (2, 34, 192)) == "streamed"
+    assert way(0, (2, 34, 208)) == "streamed in pieces"
+    assert way(0, (2, 34, 192), (3, 34, 196)) == "cached"
 
 
 # ---------------------------------------------------------------- layouts
@@ -241,7 +256,7 @@ def test_beyond_two_to_the_31_weights_in_one_run(rng, name):
     assert runs == ([], t.size // t.format.block_weights)
     work = cpu.plan_work(t, out, runs, 1)
     counter = np.array([work.task[0] - 2])  # a unit has eight rows: the last has one
-    assert not DECODERS[name].float32(*work, counter)
+    assert not DECODERS[name].kernels["float32", "cached"](*work, counter)
     assert_same_bits(out[-9:], reference(tail))
 
 
