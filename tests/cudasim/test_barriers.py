@@ -14,6 +14,13 @@ def _sum(function, **changes):
     assert y.tolist() == [x.sum(), (x & 1).sum(), 0, 1]
 
 
+def test_correct_kernels(anywhere):
+    _sum(anywhere("barriers.cu", "sum"))
+    y = np.zeros(70, np.int32)
+    anywhere("barriers.cu", "wait_for_flag")((1,), (70,), (y,))
+    assert (y == 7).all()
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("race", [False, True])
 def test_correct_kernel_passes(kernel, order, race):

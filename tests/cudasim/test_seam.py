@@ -6,37 +6,14 @@ first to run there, because everything else rests on them.
 
 import numpy as np
 import pytest
-from conftest import KERNELS
 
 LANES = np.arange(32)
 GROUP, IN_GROUP = LANES // 4, LANES % 4
 
 
-class OnGpu:
-    """The call shape of a simulator kernel, on CuPy."""
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def __call__(self, grid, block, arguments):
-        import cupy
-
-        moved = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        self.kernel(grid, block, tuple(moved))
-        for host, device in zip(arguments, moved, strict=True):
-            if isinstance(host, np.ndarray):
-                host[...] = cupy.asnumpy(device)
-
-
-@pytest.fixture(params=["cudasim", pytest.param("gpu", marks=pytest.mark.gpu)])
-def seam(request, kernel):
-    if request.param == "cudasim":
-        return lambda name: kernel("seam.cu", name)
-    cupy = pytest.importorskip("cupy")
-    include = KERNELS.parents[2] / "lowlevel" / "cuda" / "include"
-    code = (KERNELS / "seam.cu").read_text()
-    module = cupy.RawModule(code=code, options=(f"-I{include}", "-std=c++17"))
-    return lambda name: OnGpu(module.get_function(name))
+@pytest.fixture
+def seam(anywhere):
+    return lambda name: anywhere("seam.cu", name)
 
 
 @pytest.mark.parametrize("n_matrices", [1, 2, 4])

@@ -16,6 +16,15 @@ def _reverse(function, rng, **changes):
     np.testing.assert_array_equal(y, x[:, ::-1])
 
 
+def test_correct_kernels(anywhere, rng):
+    _reverse(anywhere("shared.cu", "reverse_rows"), rng)
+    assert _gemm(anywhere("gemm_mma.cu", "gemm_mma"), rng)
+    assert _softmax(anywhere("softmax.cu", "softmax_rows"), rng)
+    x, counts = rng.integers(0, 1 << 30, 5000).astype(np.int32), np.zeros(16, np.int32)
+    anywhere("shared.cu", "histogram")((4,), (128,), (x, counts, np.int32(x.size)))
+    np.testing.assert_array_equal(counts, np.bincount(x & 15, minlength=16))
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("mode", [{}, {"race": True, "ub": True}])
 def test_correct_kernel_passes(kernel, rng, order, mode):
@@ -83,27 +92,30 @@ def test_races_name_variable_lines_and_threads(kernel, rng, bug, variable, lines
     assert wrong, "no schedule order shows the missing barrier"
 
 
-@pytest.mark.parametrize("bug", ["BUG_WAR", "BUG_RAW"])
-def test_race_of_a_block_reduction(kernel, rng, bug):
+def _softmax(function, rng, **changes):
     x = rng.standard_normal((2, 300)).astype(np.float32)
     exact = np.exp(x.astype(np.float64))
     exact /= exact.sum(1, keepdims=True)
+    y = cudasim.empty(x.shape)
+    arguments = (x, None, y, np.int32(300), np.float32(1))
+    function((2,), (96,), arguments, shared_mem=1200, **changes)
+    return np.allclose(y, exact, atol=1e-6)
 
-    def run(function, **changes):
-        y = cudasim.empty(x.shape)
-        function(
-            (2,), (96,), (x, None, y, np.int32(300), np.float32(1)), shared_mem=1200, **changes
-        )
-        return np.allclose(y, exact, atol=1e-6)
 
+@pytest.mark.parametrize("bug", ["BUG_WAR", "BUG_RAW"])
+def test_race_of_a_block_reduction(kernel, rng, bug):
     correct, wrong = kernel("softmax.cu", "softmax_rows"), kernel("softmax.cu", "softmax_rows", bug)
-    assert all(run(correct, order=order, race=race) for order in ORDERS for race in (False, True))
-    assert not all(run(wrong, order=order) for order in ORDERS), "no schedule order shows it"
+    assert all(
+        _softmax(correct, rng, order=order, race=race) for order in ORDERS for race in (False, True)
+    )
+    assert not all(_softmax(wrong, rng, order=order) for order in ORDERS), (
+        "no schedule order shows it"
+    )
     for order in ORDERS:
         with pytest.raises(
             (cudasim.RaceError, cudasim.UninitialisedError), match=r"shared partial\["
         ) as caught:
-            run(wrong, order=order, race=True)
+            _softmax(wrong, rng, order=order, race=True)
         if isinstance(caught.value, cudasim.RaceError):
             assert f"softmax.cu:{line_of('softmax.cu', 'v = lane < n_warps')}" in str(caught.value)
             assert "barrier between" in str(caught.value)

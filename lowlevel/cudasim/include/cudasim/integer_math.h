@@ -36,16 +36,13 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return (unsigned)(both >> (shift & 31));
 }
 
-// Picks four of the eight bytes of b:a; the top bit of a selector copies that byte's sign.
+// Picks four of the eight bytes of b:a. Unlike PTX's prmt, __byte_perm ignores a selector's top bit
+// (seen on an H100).
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selectors) {
   const uint64_t bytes = (uint64_t)b << 32 | a;
   unsigned result = 0;
-  for (int i = 0; i < 4; ++i) {
-    const unsigned selector = selectors >> (4 * i) & 0xf;
-    unsigned byte = (unsigned)(bytes >> (8 * (selector & 7))) & 0xff;
-    if (selector & 8) byte = byte & 0x80 ? 0xff : 0;
-    result |= byte << (8 * i);
-  }
+  for (int i = 0; i < 4; ++i)
+    result |= ((unsigned)(bytes >> (8 * (selectors >> (4 * i) & 7))) & 0xff) << (8 * i);
   return result;
 }
 
