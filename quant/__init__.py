@@ -6,6 +6,7 @@ is imported when a call first needs it.
 
 from .dequantize import dequantize
 from .formats import FORMATS, BlockFormat, block_format
+from .matmul import matmul, matmul_scratch_bytes
 from .model_file import ModelFile, ModelFileError, open
 from .quantize import quantize
 from .tensor import QuantTensor
@@ -18,6 +19,8 @@ __all__ = [
     "QuantTensor",
     "block_format",
     "dequantize",
+    "matmul",
+    "matmul_scratch_bytes",
     "open",
     "quantize",
 ]

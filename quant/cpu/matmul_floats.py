@@ -1,7 +1,8 @@
 """Weights as panels of float32, for `exact=True` and for the float formats.
 
 ``fill(rows, job, spare, first, n_k, panel)`` writes weights first .. first + n_k of 16 rows as 16
-float32 (one a row) for every k; of a block format exactly one block. `spare` is memory for one unpacked block of 16 rows.
+float32 (one a row) for every k; of a block format exactly one block. `spare` is memory for one
+unpacked block of 16 rows.
 """
 
 from lowlevel.cpu import simd

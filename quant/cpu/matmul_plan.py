@@ -120,6 +120,12 @@ def _spare_bytes(block):
     return LANES * (layout.panel_bytes + 4 * layout.n_scales)
 
 
+@functools.lru_cache(maxsize=64)
+def group_one(n):
+    """`group_columns` of a plain matrix, kept: most calls are of few sizes."""
+    return group_columns([n])
+
+
 def group_columns(counts):
     """Groups of the columns of each matrix, which lie one matrix after the other.
 

@@ -5,7 +5,7 @@ import numpy as np
 from lowlevel.cpu.threads import SLICE_SECONDS, run_workers
 from quant.cpu import activations, matmul_kernels
 from quant.cpu.matmul_layouts import LAYOUTS, ROWS, VECTORS, PanelLayout
-from quant.cpu.matmul_plan import group_columns
+from quant.cpu.matmul_plan import group_columns, group_one
 from quant.cpu.matmul_tiles import Job
 
 # A cautious guess of a worker's rate (multiply-adds a second), to size its slices of work.
@@ -30,8 +30,10 @@ def run(plan, x, t, out, order, used_experts, counts, scratch):
     scratch : numpy.ndarray of uint8
         At least plan.scratch_bytes, from an address that is a multiple of 64.
     """
-    sources, groups, ends = group_columns(counts)
-    if order is not None:
+    if order is None:
+        sources, groups, ends = group_one(counts[0])
+    else:
+        sources, groups, ends = group_columns(counts)
         sources = order[sources]
     tables = _Tables(plan, scratch)
     tables.put("x_rows", _row_addresses(x, sources))

@@ -1,8 +1,9 @@
 """Blocks of 16 weight rows as vectors of bytes and row scales, one function a format.
 
-Every function has the signature ``unpack(put, put_scaled, end, state, rows, at) -> state``. It goes through one block
-of the 16 rows whose addresses (int64) stand at `rows`, from byte `at` of each row on, and hands over
-what it finds through three functions:
+Every function has the signature ``unpack(put, put_scaled, end, state, rows, at) -> state``. It goes
+through one block of the 16 rows whose addresses (int64) stand at `rows`, from byte `at` of each row
+on, and hands over what it finds, together with the state, through three functions that return the
+new state:
 
 ``put(state, offset, v)``
     A dword vector: lane r holds four consecutive bytes of row r. `offset` is its place in a panel:
