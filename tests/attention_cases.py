@@ -45,7 +45,10 @@ def random_case(rng, plain=False):
     n_head, n_head_kv = HEADS[rng.integers(len(HEADS))]
     n_tokens, n_kv = int(rng.choice(TOKENS)), int(rng.choice(KEYS))
     d_k, d_v = DEPTHS[rng.integers(len(DEPTHS))]
-    q = rng.standard_normal((n_head, n_tokens, d_k), dtype=np.float32)
+    # Scores of standard deviation 1 or 3 at the usual scale.
+    q = rng.standard_normal((n_head, n_tokens, d_k), dtype=np.float32) * np.float32(
+        rng.choice([1, 3])
+    )
     k = rng.standard_normal((n_head_kv, n_kv, d_k), dtype=np.float32)
     v = rng.standard_normal((n_head_kv, n_kv, d_v), dtype=np.float32)
     options = {}

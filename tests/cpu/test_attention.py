@@ -8,10 +8,11 @@ from attention_cases import FLOAT32_BOUND, random_case
 from comparison import assert_close
 
 import lowlevel
+import quant
 from lowlevel.reference import attention_float64
 
-SEEDS = range(12)
-CASES_PER_SEED = 40
+SEEDS = range(20)
+CASES_PER_SEED = 100
 
 
 def expected(case, **more):
@@ -206,6 +207,35 @@ def test_half_precision_k_and_v(dtype, method):
         assert_close(out, exact, bound(case), str(case))
         mixed = lowlevel.attention(case.q, k, v.astype(np.float32), method=method, **case.options)
         assert_close(mixed, exact, bound(case), str(case))
+
+
+@pytest.mark.parametrize("method", ["auto", "steps"])
+def test_quantised_k_and_v(method):
+    """Each 32-weight type, K and V of different types too, heads in any order."""
+    rng = np.random.default_rng(21)
+    types = ("Q8_0", "Q4_0", "IQ4_NL")
+    for i in range(12):
+        n_kv, d_k, d_v = int(rng.integers(1, 400)), 32 * int(rng.integers(1, 7)), 64
+        q = rng.standard_normal((6, int(rng.integers(1, 60)), d_k), dtype=np.float32)
+        k = quant.quantize(rng.standard_normal((3, n_kv, d_k), dtype=np.float32), types[i % 3])
+        v = quant.quantize(rng.standard_normal((3, n_kv, d_v), dtype=np.float32), types[i // 3 % 3])
+        k_backwards = quant.QuantTensor(k.data[::-1], k.qtype, k.shape)
+        for k_form in (k, k_backwards):
+            sizes = dict(n_head=6, n_head_kv=3, n_tokens=q.shape[1], n_kv=n_kv, d_k=d_k, d_v=d_v)
+            plan = lowlevel.plan_attention(
+                **sizes, method=method, kv_dtype=(k.qtype.name, v.qtype.name)
+            )
+            with lowlevel.Pool(plan.scratch_bytes) as pool:
+                out = lowlevel.attention(q, k_form, v, pool=pool, method=method)
+                assert pool.peak == plan.scratch_bytes
+            exact = attention_float64(q, quant.dequantize(k_form), quant.dequantize(v))
+            assert_close(out, exact, FLOAT32_BOUND, f"{k.qtype.name} {v.qtype.name} {sizes}")
+
+
+def test_super_blocks_cannot_be_keys():
+    k = quant.quantize(np.zeros((2, 9, 256), np.float32), "Q4_K")
+    with pytest.raises(ValueError, match="Q8_0"):
+        lowlevel.attention(np.zeros((2, 3, 256), np.float32), k, k)
 
 
 def strided_forms(array):
