@@ -9,14 +9,14 @@ import os
 import pathlib
 import sys
 
-from . import bench, make_gguf, plan
+from . import bench, make_gguf, plan, pool
 from .options import UsageError
 
 DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard memory budget."
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
 BAD_USE = 2
 INTERRUPTED = 130
-SUBCOMMANDS = (plan, bench, make_gguf)
+SUBCOMMANDS = (plan, bench, make_gguf, pool)
 
 
 def version() -> str:
