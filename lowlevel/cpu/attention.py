@@ -17,6 +17,16 @@ def _float_strides(array, n):
     return (0,) * n if array is None else tuple(s // 4 for s in array.strides[:n])
 
 
+def _key_bytes(source):
+    """Bytes of one key of one head."""
+    return source.data.shape[2] * source.data.itemsize
+
+
+def _readable_in_place(source, step):
+    """Whether the kernel may read a source's rows without decoding: `step` floats at a time."""
+    return int(source.dtype_name == "float32" and source.shape[2] % step == 0)
+
+
 def _call(plan, operands):
     """The kernel's view of a plan and its operands."""
     group = plan.n_head // plan.n_head_kv
@@ -62,12 +72,16 @@ def _call(plan, operands):
         k=_address(o.k.data),
         k_head=o.k.data.strides[0],
         k_key=o.k.data.strides[1],
+        k_bytes=_key_bytes(o.k),
         k_fill=o.k.fill_address,
         v=_address(o.v.data),
         v_head=o.v.data.strides[0],
         v_key=o.v.data.strides[1],
+        v_bytes=_key_bytes(o.v),
         v_fill=0 if plan.v_in_k else o.v.fill_address,
         v_column=o.v_column if plan.v_in_k else -1,
+        k_direct=_readable_in_place(o.k, layout.LINE),
+        v_direct=_readable_in_place(o.v, layout.PANEL),
         causal=int(o.causal),
         window=NO_WINDOW if o.window is None else min(o.window, NO_WINDOW),
         scale=np.float32(o.scale),

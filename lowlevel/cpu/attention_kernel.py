@@ -25,6 +25,8 @@ from .layout import KEY_STEP
 SLICE_WORK = 1_000_000_000
 # Up to this many query rows, scores are dot products along d_k: lanes across rows would idle.
 FEW_ROWS = 4
+# Up to this many query rows, float32 K and V are read where they lie.
+ROWS_READING_IN_PLACE = 16
 
 _gemm = make_gemm_tile(TILE_ROWS, TILE_VECTORS)
 _gemm_narrow = _gemm if TILE_VECTORS == 1 else make_gemm_tile(TILE_ROWS, 1)
@@ -47,14 +49,27 @@ _CALL_FIELDS = {
     "out out_head out_token": np.int64,
     "mask mask_head mask_token mask_key": np.int64,
     "lse slopes sinks": np.int64,
-    # K and V: address, strides in bytes, address of the fill
-    "k k_head k_key k_fill": np.int64,
-    "v v_head v_key v_fill": np.int64,
-    "v_column": np.int64,  # V's first column inside K's chunk, or -1: V has a chunk of its own
+    # K and V: address, strides in bytes, bytes of one key, address of the fill
+    "k k_head k_key k_bytes k_fill": np.int64,
+    "v v_head v_key v_bytes v_fill": np.int64,
+    "v_column": np.int64,  # V's first column inside K's rows, or -1: V has rows of its own
+    "k_direct v_direct": np.int64,  # float32 rows of whole vectors: may be read where they lie
     "causal window": np.int64,
     "scale softcap": np.float32,
 }
 CALL = np.dtype([(name, kind) for names, kind in _CALL_FIELDS.items() for name in names.split()])
+
+
+class Chunk(NamedTuple):
+    """Where a chunk's float32 rows of K and V lie: addresses, and row lengths in float32 values;
+    and where K and V go on after it (encoded, as the caller gave them)."""
+
+    k: int
+    k_step: int
+    v: int
+    v_step: int
+    next_k: int
+    next_v: int
 
 
 class Rows(NamedTuple):
@@ -126,68 +141,85 @@ def _pack_queries(call, q_rows, tile, base, head, n_tokens, token, padded_rows):
 
 
 @kernel(inline=True)
-def _fill_chunk(call, chunk, base, kv_head, key, n_keys):
-    """Decode keys key .. key + n_keys of K, and of V unless it lies inside K's chunk."""
-    at = simd.address(chunk) + 4 * base
-    simd.call_fill(
-        call.k_fill,
-        call.k + kv_head * call.k_head + key * call.k_key,
-        call.k_key,
-        n_keys,
-        call.d_k,
-        at,
-        call.k_stride,
-    )
-    if call.v_column < 0:
-        simd.call_fill(
-            call.v_fill,
-            call.v + kv_head * call.v_head + key * call.v_key,
-            call.v_key,
-            n_keys,
-            call.d_v,
-            at + 4 * call.keys * call.k_stride,
-            call.v_stride,
-        )
+def _open_chunk(call, scratch, kv_head, key, n_keys, q_rows):
+    """Keys key .. key + n_keys as float32 rows: decoded into scratch, or where they lie.
+
+    Many query rows pay for the copy by reading it often, close together; where there are few, K
+    and V are read about once, and float32 rows are better left alone.
+    """
+    in_place = q_rows <= ROWS_READING_IN_PLACE and n_keys % TILE_ROWS == 0
+    k = call.k + kv_head * call.k_head + key * call.k_key
+    v = call.v + kv_head * call.v_head + key * call.v_key
+    next_k, next_v = k + n_keys * call.k_key, v + n_keys * call.v_key
+    k_step, v_step = call.k_key // 4, call.v_key // 4
+    if not (in_place and call.k_direct):
+        simd.call_fill(call.k_fill, k, call.k_key, n_keys, call.d_k, scratch, call.k_stride)
+        k, k_step = scratch, call.k_stride
+    if call.v_column >= 0:
+        v, v_step = k + 4 * call.v_column, k_step
+    elif not (in_place and call.v_direct):
+        scratch += 4 * call.keys * call.k_stride
+        simd.call_fill(call.v_fill, v, call.v_key, n_keys, call.d_v, scratch, call.v_stride)
+        v, v_step = scratch, call.v_stride
+    return Chunk(k, k_step, v, v_step, next_k, next_v)
 
 
 @kernel(inline=True)
-def _scores(call, queries, k_rows, out, n_keys):
+def _skip_keys(chunk, n):
+    k, v = chunk.k + 4 * n * chunk.k_step, chunk.v + 4 * n * chunk.v_step
+    return Chunk(k, chunk.k_step, v, chunk.v_step, chunk.next_k, chunk.next_v)
+
+
+@kernel(inline=True)
+def _prefetch_key(call, chunk, j):
+    """Ask for key `j` of the next chunk. Few query rows wait for memory, and the hardware's own
+    prefetching starts over at each chunk of K and of V."""
+    for line in range(0, call.k_bytes, 64):
+        simd.prefetch(chunk.next_k + j * call.k_key + line)
+    if call.v_column < 0:
+        for line in range(0, call.v_bytes, 64):
+            simd.prefetch(chunk.next_v + j * call.v_key + line)
+
+
+@kernel(inline=True)
+def _scores(call, queries, chunk, out, n_keys):
     """K chunk . queries of one panel: `n_keys` lines (rounded up to the register tile)."""
-    panel, depth = call.panel, call.d_k
-    if panel == 16:
-        for j in range(0, n_keys, TILE_ROWS):
-            _gemm_narrow(
-                k_rows + 4 * j * call.k_stride, call.k_stride, 1, queries, panel,
-                out + 4 * j * panel, panel, depth, False,
-            )  # fmt: skip
-    else:
-        for j in range(0, n_keys, TILE_ROWS):
-            for column in range(0, panel, TILE_COLUMNS):
+    panel, depth, k_step = call.panel, call.d_k, chunk.k_step
+    for j in range(0, n_keys, TILE_ROWS):
+        k, line = chunk.k + 4 * j * k_step, out + 4 * j * panel
+        if panel == 16:
+            for ahead in range(TILE_ROWS):
+                _prefetch_key(call, chunk, j + ahead)
+            _gemm_narrow(k, k_step, 1, queries, panel, line, panel, depth, False)
+        else:
+            for column in range(0, 4 * panel, 4 * TILE_COLUMNS):
                 _gemm(
-                    k_rows + 4 * j * call.k_stride, call.k_stride, 1, queries + 4 * column, panel,
-                    out + 4 * (j * panel + column), panel, depth, False,
+                    k, k_step, 1, queries + column, panel, line + column, panel, depth, False
                 )  # fmt: skip
 
 
 @kernel(inline=True)
-def _scores_few_rows(call, tile, queries, q_rows, chunk, k_rows, kq, out, n_keys):
+def _scores_few_rows(call, tile, queries, q_rows, chunk, kq, out, n_keys):
     """As `_scores` for up to `FEW_ROWS` query rows: dot products along d_k, four keys at a time."""
-    stride = call.k_stride
+    step = 4 * chunk.k_step
     # Lanes without a query hold old scratch, maybe NaN.
     _clear(kq, out, n_keys * call.panel)
     for r in range(q_rows):
         query = queries + r * call.q_depth
         whole = n_keys - n_keys % 4
         for j in range(0, whole, 4):
-            row = k_rows + j * stride
+            if r == 0:
+                for ahead in range(4):
+                    _prefetch_key(call, chunk, j + ahead)
+            k = chunk.k + j * step
             a = simd.splat(_ZERO)
             b, c, d = a, a, a
             for i in range(0, call.q_depth, 16):
                 x = simd.load_f32x16(tile, query + i)
-                a = simd.fma(simd.load_f32x16(chunk, row + i), x, a)
-                b = simd.fma(simd.load_f32x16(chunk, row + stride + i), x, b)
-                c = simd.fma(simd.load_f32x16(chunk, row + 2 * stride + i), x, c)
-                d = simd.fma(simd.load_f32x16(chunk, row + 3 * stride + i), x, d)
+                a = simd.fma(simd.read_f32x16(k, i), x, a)
+                b = simd.fma(simd.read_f32x16(k + step, i), x, b)
+                c = simd.fma(simd.read_f32x16(k + 2 * step, i), x, c)
+                d = simd.fma(simd.read_f32x16(k + 3 * step, i), x, d)
             at = out + j * call.panel + r
             kq[at] = simd.sum_lanes(a)
             kq[at + call.panel] = simd.sum_lanes(b)
@@ -197,7 +229,7 @@ def _scores_few_rows(call, tile, queries, q_rows, chunk, k_rows, kq, out, n_keys
             a = simd.splat(_ZERO)
             for i in range(0, call.q_depth, 16):
                 x = simd.load_f32x16(tile, query + i)
-                a = simd.fma(simd.load_f32x16(chunk, k_rows + j * stride + i), x, a)
+                a = simd.fma(simd.read_f32x16(chunk.k + j * step, i), x, a)
             kq[out + j * call.panel + r] = simd.sum_lanes(a)
 
 
@@ -212,25 +244,22 @@ def _rescale(tile, output, v_stride, n_rows, state, factor):
 
 
 @kernel(inline=True)
-def _add_products(call, weights, v_rows, v_step, output, n_rows, n_keys):
+def _add_products(call, weights, chunk, output, n_rows, n_keys):
     """Output rows += weights^T . V chunk, for one panel; addresses."""
-    panel, stride = call.panel, call.v_stride
-    for column in range(0, call.d_v, TILE_COLUMNS):
+    panel, stride, v_step = call.panel, call.v_stride, chunk.v_step
+    for column in range(0, 4 * call.d_v, 4 * TILE_COLUMNS):
+        v, o = chunk.v + column, output + column
         if n_rows == 1:
-            _gemm_one_row(
-                weights, 1, panel, v_rows + 4 * column, v_step,
-                output + 4 * column, stride, n_keys, True,
-            )  # fmt: skip
+            _gemm_one_row(weights, 1, panel, v, v_step, o, stride, n_keys, True)
         else:
             for r in range(0, n_rows, TILE_ROWS):
                 _gemm(
-                    weights + 4 * r, 1, panel, v_rows + 4 * column, v_step,
-                    output + 4 * (r * stride + column), stride, n_keys, True,
+                    weights + 4 * r, 1, panel, v, v_step, o + 4 * r * stride, stride, n_keys, True
                 )  # fmt: skip
 
 
 @kernel(inline=True)
-def _add_products_carefully(call, kq, weights, chunk, v_rows, v_step, tile, output, n_rows, n_keys):
+def _add_products_carefully(call, kq, weights, chunk, tile, output, n_rows, n_keys):
     """As `_add_products` where V holds NaN or inf: a left-out key (weight 0) adds nothing."""
     for r in range(n_rows):
         for j in range(n_keys):
@@ -238,17 +267,18 @@ def _add_products_carefully(call, kq, weights, chunk, v_rows, v_step, tile, outp
             if p != _ZERO:
                 for i in range(0, call.d_v, 16):  # past d_v lie unused columns
                     at = output + r * call.v_stride + i
-                    x = simd.load_f32x16(chunk, v_rows + j * v_step + i)
+                    x = simd.read_f32x16(chunk.v, j * chunk.v_step + i)
                     simd.store(tile, at, simd.load_f32x16(tile, at) + x * p)
 
 
 @kernel(inline=True)
-def _all_finite(call, chunk, v_rows, v_step, n_keys):
+def _all_finite(call, chunk, n_keys):
+    """Whether V's rows hold no NaN and no inf."""
     bad = simd.splat(_ZERO)
     for i in range(0, call.d_v, 16):
         inside = simd.iota() < (call.d_v - i)
         for j in range(n_keys):
-            x = simd.load_f32x16(chunk, v_rows + j * v_step + i)
+            x = simd.read_f32x16(chunk.v, j * chunk.v_step + i)
             bad = simd.select(inside, bad + (x - x), bad)  # x - x is 0 or NaN
     return simd.sum_lanes(bad) == _ZERO
 
@@ -313,22 +343,15 @@ def _padded_rows(call):
 
 @kernel(inline=True)
 def _panel_step(
-    call, kq, kq_base, chunk, k_rows, v_rows, v_step, tile, queries, output, q_rows, n_rows,
+    call, kq, kq_base, chunk, tile, queries, output, q_rows, n_rows,
     state, state_int, rows, r0, key, n_keys, masked, head, token, n_tokens, careful,
 ):  # fmt: skip
     """Scores, softmax and products of one panel against `n_keys` keys of the chunk."""
-    kq_address, chunk_address = simd.address(kq), simd.address(chunk)
-    tile_address = simd.address(tile)
+    kq_address, tile_address = simd.address(kq) + 4 * kq_base, simd.address(tile)
     if q_rows <= FEW_ROWS:
-        _scores_few_rows(call, tile, queries, q_rows, chunk, k_rows, kq, kq_base, n_keys)
+        _scores_few_rows(call, tile, queries, q_rows, chunk, kq, kq_base, n_keys)
     else:
-        _scores(
-            call,
-            tile_address + 4 * queries,
-            chunk_address + 4 * k_rows,
-            kq_address + 4 * kq_base,
-            n_keys,
-        )
+        _scores(call, tile_address + 4 * queries, chunk, kq_address, n_keys)
     scale = call.scale
     if call.softcap > _ZERO or call.slopes or call.mask or scale <= _ZERO:
         softmax.transform(
@@ -355,14 +378,9 @@ def _panel_step(
     ):  # fmt: skip
         _rescale(tile, output, call.v_stride, n_rows, state, rows.factor + r0)
     if careful:
-        _add_products_carefully(
-            call, kq, kq_base, chunk, v_rows, v_step, tile, output, n_rows, n_keys
-        )
+        _add_products_carefully(call, kq, kq_base, chunk, tile, output, n_rows, n_keys)
     else:
-        _add_products(
-            call, kq_address + 4 * kq_base, chunk_address + 4 * v_rows, v_step,
-            tile_address + 4 * output, n_rows, n_keys,
-        )  # fmt: skip
+        _add_products(call, kq_address, chunk, tile_address + 4 * output, n_rows, n_keys)
 
 
 @kernel(inline=True)
@@ -401,10 +419,7 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
     tile_base, state_base = worker * call.tile_floats, worker * call.state_floats
     out_base = tile_base + padded_rows * call.q_depth
     rows = _state_rows(state_base, padded_rows)
-    if call.v_column >= 0:
-        v_rows, v_step = chunk_base + call.v_column, call.k_stride
-    else:
-        v_rows, v_step = chunk_base + call.keys * call.k_stride, call.v_stride
+    chunk_address = simd.address(chunk) + 4 * chunk_base
     # Columns past d_k are never written: they must be 0 for dot products over whole vectors.
     if call.d_k < call.q_depth:
         for j in range(call.keys):
@@ -430,7 +445,7 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
         first += split * per_split * call.keys
         for key in range(first, last, call.keys):
             n_keys = min(call.keys, last - key)
-            _fill_chunk(call, chunk, chunk_base, kv_head, key, n_keys)
+            here = _open_chunk(call, chunk_address, kv_head, key, n_keys, q_rows)
             checked, careful = False, False
             for r0 in range(0, q_rows, call.panel):
                 n_rows = min(call.panel, q_rows - r0)
@@ -439,12 +454,10 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
                     continue
                 masked = not all_seen
                 if (masked or call.mask) and not checked:
-                    careful = not _all_finite(call, chunk, v_rows, v_step, n_keys)
+                    careful = not _all_finite(call, here, n_keys)
                     checked = True
-                skipped = low - key
                 _panel_step(
-                    call, kq, kq_base, chunk, chunk_base + skipped * call.k_stride,
-                    v_rows + skipped * v_step, v_step, tile,
+                    call, kq, kq_base, _skip_keys(here, low - key), tile,
                     tile_base + r0 * call.q_depth, out_base + r0 * call.v_stride, q_rows, n_rows,
                     state, state_int, rows, r0, low, high - low, masked, head, token, n_tokens,
                     careful and (masked or call.mask != 0),

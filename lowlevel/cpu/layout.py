@@ -34,9 +34,10 @@ ROW_STATE_INTS = 3
 BEST_ROWS, BEST_KEYS = 256, 256
 BEST_ROWS_WIDE, BEST_KEYS_WIDE = 128, 128  # d_k + d_v > WIDE, such as MLA's 576 + 512
 WIDE = 512
-# With 16 or fewer rows in all, K and V are read once: a chunk should stay in L1.
+# With 16 or fewer rows in all, K and V are read once: decoded chunks should stay in L1.
 FEW_ROWS = 16
 BEST_KEYS_FEW_ROWS = 64
+L1_CHUNK_FLOATS = 6 * 1024
 # Fewer keys than this are not worth a split and a merge.
 MIN_KEYS_PER_SPLIT = 512
 
@@ -159,7 +160,11 @@ def candidate_tiles(sizes):
     best_rows = BEST_ROWS_WIDE if wide else BEST_ROWS
     best_keys = BEST_KEYS_WIDE if wide else BEST_KEYS
     if group * n_tokens <= FEW_ROWS:
-        best_keys = min(best_keys, BEST_KEYS_FEW_ROWS)
+        best_keys = BEST_KEYS_FEW_ROWS
+        if (sizes["k_dtype"], sizes["v_dtype"]) != ("float32", "float32"):
+            w = widths(group, n_tokens, sizes["d_k"], sizes["d_v"])
+            in_l1 = L1_CHUNK_FLOATS // (w.k_stride + (0 if sizes["v_in_k"] else w.v_stride))
+            best_keys = min(best_keys, max(2 * KEY_STEP, in_l1 // KEY_STEP * KEY_STEP))
     best = Tile(*_heads_and_rows(group, n_tokens, best_rows), min(best_keys, most_keys), 1)
     n_splits = _splits(count_tiles(sizes, best), sizes["n_threads"], sizes["n_kv"])
     while n_splits > 1:

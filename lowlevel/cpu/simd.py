@@ -901,6 +901,19 @@ def write_first_f32(typingctx, address, index, value, n):
 
 
 @intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at an address in bytes; any address will do."""
+
+    def build(builder, a):
+        pointer = builder.inttoptr(a, _i8.as_pointer())
+        arguments = [pointer, _i32(0), _i32(2), _i32(1)]  # for reading, into L2, data
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+        return ir.Constant(_i8.as_pointer(), None)
+
+    return _simple(build, types.void, types.int64)
+
+
+@intrinsic
 def call_fill(typingctx, function, source, row_stride, n_rows, n_columns, destination, stride):
     """Call a KV fill (see lowlevel/kv_source.py) by its address; every argument is an int64."""
 
