@@ -8,7 +8,8 @@
     softmax((n_rows,), (256,), (x, y, np.int32(n_columns)), shared_mem=1024)
 
 The call has CuPy's shape, on NumPy arrays and NumPy scalars (exactly of the declared types). A C++
-compiler must be installed: g++ (tested) or clang++; CUDASIM_CXX names another one.
+compiler must be installed: g++, or clang++ (whose lines in messages are coarser); CUDASIM_CXX names
+another one. Linux only.
 
 What it runs
 ------------
@@ -25,7 +26,8 @@ What it finds
 -------------
 Each error is an exception with the kernel's file, line, block and thread; all derive from
 `KernelError`. A kernel runs in processes of its own (runner.py), so that nothing it does harms the
-caller: a runner that crashes is replaced. After an error the arrays are as they were before.
+caller: a runner that crashes is replaced. After an error the arrays are as they were before. Runners
+see copies of the arguments, in memory of which up to 256 MiB is kept for the next launch.
 
 always
     Accesses outside an argument or a shared variable: memory ends at an inaccessible page (in the
@@ -58,7 +60,8 @@ What only a device can show
 ---------------------------
 Rounding inside tensor cores and of fast intrinsics (compare with tolerances); C++ casts of floats
 out of an integer's range; the memory model between blocks beyond atomics; what NVRTC rejects (it
-knows no host headers, and no INFINITY). Two different collectives on one source line count as one.
+knows no host headers, and no INFINITY). A shuffle that reads a lane which does not take part is an
+error here, an undefined value there. Two different collectives on one source line count as one.
 A pattern where the last block to arrive reads the others' results after ``__threadfence`` is
 reported as a race, because blocks are never ordered here; read through ``volatile`` there.
 """

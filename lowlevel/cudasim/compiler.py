@@ -305,7 +305,7 @@ def build_library(path, text, flags, include_dirs, name_expressions, race, ub):
         whole.write_text(rewritten + source.kernel_table(entries, race))
         compiler = [find_compiler().path]
         _run(
-            [*compiler, "-x", "c++-cpp-output", *_BASE_FLAGS, *mode]
+            [*compiler, *_BASE_FLAGS, *mode]
             + [flag for flag in flags if flag.startswith("-f")]
             + ["-c", str(whole), "-o", str(compiled)],
             path,

@@ -5,6 +5,7 @@ ends its runner; Python reads what the runner wrote down, raises it, and starts 
 the next launch.
 """
 
+import atexit
 import contextlib
 import ctypes
 import mmap
@@ -68,6 +69,7 @@ class RunnerPool:
     def _start(self):
         # After a fork the parent's runners are still the parent's: leave them alone.
         self._process_id = os.getpid()
+        atexit.register(self._end, self._process_id)
         self._runners = {}
         self._control_file = os.memfd_create("cudasim-control")
         self._data_file = os.memfd_create("cudasim-data")
@@ -76,6 +78,11 @@ class RunnerPool:
         self._control = protocol.Control.from_buffer(mmap.mmap(self._control_file, size))
         self._data_bytes = 0
         self._data = None
+
+    def _end(self, process_id):
+        if process_id == os.getpid():
+            while self._runners:
+                self._runners.popitem()[1].end()
 
     @contextlib.contextmanager
     def _exclusive(self):
@@ -86,8 +93,7 @@ class RunnerPool:
                 yield
             except BaseException:
                 # Whatever the runners are doing, nobody waits for it any more.
-                for index in list(self._runners):
-                    self._runners.pop(index).end()
+                self._end(os.getpid())
                 raise
 
     def _runner(self, index):

@@ -121,6 +121,10 @@ def _line_breaks(text):
 
 def _rewrite_kernels(text):
     kernels, pieces, done = {}, [], 0
+    extern_c_blocks = [
+        (match.end() - 1, _end_of_group(text, match.end() - 1))
+        for match in re.finditer(r'\bextern\s+"C"\s*\{', text)
+    ]
     for match in re.finditer(r"\b__global__\b", text):
         if match.start() < done:
             continue
@@ -136,7 +140,8 @@ def _rewrite_kernels(text):
             if parameters.strip() not in ("", "void")
             else (),
             is_template=re.search(r"\btemplate\b", before) is not None,
-            is_extern_c=re.search(r'\bextern\s+"C"', prefix) is not None,
+            is_extern_c=re.search(r'\bextern\s+"C"', prefix) is not None
+            or any(start < match.start() < end for start, end in extern_c_blocks),
         )
         pieces += [text[done : match.start()], head]
         done = end

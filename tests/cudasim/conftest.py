@@ -2,15 +2,12 @@
 
 import functools
 import os
-import pathlib
 
 import numpy as np
 import pytest
+from sim_kernels import KERNELS
 
 from lowlevel import cudasim
-
-KERNELS = pathlib.Path(__file__).parent / "kernels"
-ORDERS = ("fifo", "reverse", "random", "lifo")
 
 
 @functools.cache
@@ -70,11 +67,3 @@ def rng():
     seed = int(np.random.SeedSequence().entropy % 2**32)
     print("seed", seed)
     return np.random.default_rng(seed)
-
-
-def line_of(file, text):
-    """Number of the only line of a kernel file that holds `text`."""
-    lines = (KERNELS / file).read_text().splitlines()
-    found = [number for number, line in enumerate(lines, 1) if text in line]
-    assert len(found) == 1, (file, text, found)
-    return found[0]

@@ -30,7 +30,7 @@ inline void before_atomic(T* address, Access access) {
 
 // Replaces *address by change(old) and returns old, for any type of 2, 4 or 8 bytes.
 template <class T, class Change>
-__attribute__((no_sanitize("thread"))) inline T atomic_update(
+CUDASIM_NOT_LOGGED inline T atomic_update(
     T* address, Change change, Access access = Access::kAtomicUpdate) {
   using W = typename Word<sizeof(T)>::type;
   before_atomic(address, access);

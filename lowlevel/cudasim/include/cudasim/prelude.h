@@ -1,6 +1,17 @@
 // Force-included before every kernel source: CUDA's keywords, types and functions on the host.
 // __global__ and __shared__ are no macros: source.py rewrites them after preprocessing.
 #pragma once
+
+// Before the macros: standard libraries use some of these names for themselves.
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <type_traits>
+#include <utility>
+
 #define CUDASIM 1
 #define __CUDACC_RTC__ 1
 

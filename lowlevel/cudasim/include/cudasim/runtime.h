@@ -5,6 +5,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// For functions whose own loads and stores race mode must not log.
+#if defined(__clang__)
+#define CUDASIM_NOT_LOGGED __attribute__((disable_sanitizer_instrumentation))
+#else
+#define CUDASIM_NOT_LOGGED __attribute__((no_sanitize("thread")))
+#endif
+
 // Kernel libraries are compiled with hidden symbols; these are found in the runner.
 #pragma GCC visibility push(default)
 namespace cudasim {

@@ -17,7 +17,7 @@ inline int __syncthreads_and(int predicate, CUDASIM_SITE) {
 
 // Threads of a block run on one core, one after another: their writes are always in order.
 inline void __threadfence_block() {}
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+CUDASIM_NOT_LOGGED inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_system() { __threadfence(); }
 
 inline void __nanosleep(unsigned) { cudasim::yield(); }

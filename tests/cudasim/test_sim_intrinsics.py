@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import KERNELS, ORDERS
+from sim_kernels import KERNELS, ORDERS
 
 from lowlevel import cudasim
 

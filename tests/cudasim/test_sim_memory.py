@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ORDERS, line_of
+from sim_kernels import ORDERS, line_of
 
 from lowlevel import cudasim
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import ORDERS, line_of
+from sim_kernels import ORDERS, line_of
 
 from lowlevel import cudasim
 

@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import KERNELS
+from sim_kernels import KERNELS
 
 from lowlevel import cudasim
 
@@ -51,6 +51,36 @@ def test_errors_show_the_source_s_own_lines(tmp_path):
         cudasim.Module(source)
     with pytest.raises(cudasim.CompileError, match=r"text\.cu:1"):
         cudasim.Module("text.cu", code="nonsense;\n")
+
+
+def test_kernels_are_found_however_they_are_declared():
+    code = """
+    #include <cuda_fp16.h>
+    #define BOUNDS __launch_bounds__(32 * 2, 1)
+    extern "C" __global__ void plain(int* x, int value) { x[threadIdx.x] = value; }
+    extern "C" __global__ void declared(int* x, int value);  // {
+    extern "C" __global__ void declared(int* x, int value) { x[threadIdx.x] = value; }
+    extern "C" __global__ BOUNDS void bounds_first(int* x, int) { x[threadIdx.x] = 7; }
+    __global__ extern "C" void BOUNDS bounds_last(int* __restrict__ x, const int value = 3)
+    {
+      x[threadIdx.x] = value;
+    }
+    extern "C" { __global__ void in_block(int (*x), int value) { x[threadIdx.x] = value; } }
+    namespace n { template <class T, int N = 4> __global__ void templated(T* x, T value) { x[threadIdx.x] = value; } }
+    """
+    module = cudasim.Module("kinds.cu", name_expressions=["n::templated<int>"], code=code)
+    for name in (
+        "plain",
+        "declared",
+        "bounds_first",
+        "bounds_last",
+        "in_block",
+        "n::templated<int>",
+    ):
+        _fill(module, name)
+    assert [p.name for p in module.get_function("bounds_last").parameters] == ["x", "value"]
+    with pytest.raises(cudasim.KernelLaunchError, match="allows 64"):
+        module.get_function("bounds_first")((1,), (65,), (np.zeros(65, np.int32), np.int32(0)))
 
 
 def test_unknown_kernels_are_named():
@@ -210,6 +240,25 @@ def test_no_compiler_says_what_to_install():
         CUDASIM_CXX="no-such-compiler",
     )
     assert "names 'no-such-compiler', which is not there" in out
+
+
+def test_portable_forms_where_the_machine_is_another(tmp_path):
+    """Fibers through ucontext and 16-bit floats without F16C: what other processors than x86-64 run."""
+    compiler = tmp_path / "portable-g++"
+    compiler.write_text('#!/bin/sh\nexec g++ -DCUDASIM_UCONTEXT -mno-f16c -mno-avx512f "$@"\n')
+    compiler.chmod(0o755)
+    wanted = [
+        "test_sim_seam.py",
+        "test_sim_intrinsics.py::test_conversions",
+        "test_sim_barriers.py::test_correct_kernels",
+    ]
+    tests = [str(pathlib.Path(__file__).parent / name) for name in wanted]
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *tests],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDASIM_CXX": str(compiler)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout[-3000:]
 
 
 def test_import_needs_neither_numba_nor_scipy_nor_cupy():
