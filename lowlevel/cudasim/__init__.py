@@ -63,7 +63,9 @@ out of an integer's range; the memory model between blocks beyond atomics; what 
 knows no host headers, and no INFINITY). A shuffle that reads a lane which does not take part is an
 error here, an undefined value there. Two different collectives on one source line count as one.
 A pattern where the last block to arrive reads the others' results after ``__threadfence`` is
-reported as a race, because blocks are never ordered here; read through ``volatile`` there.
+reported as a race, because blocks are never ordered here; read through ``volatile`` there. Threads
+of a block that wait for each other without a barrier must spin on an atomic or call
+``__nanosleep``: a loop around a plain ``volatile`` read never lets the others run.
 """
 
 from .arguments import PointerTable

@@ -4,6 +4,7 @@ import importlib.resources
 import operator
 import os
 import pathlib
+import re
 
 from . import protocol
 from .arguments import MemoryLayout, Parameter, check_arguments
@@ -20,7 +21,7 @@ _MAX_DYNAMIC_SHARED = 227 << 10  # sm_90, with it
 
 # NVRTC options that change nothing here.
 _IGNORED_OPTIONS = (
-    "-arch", "--gpu-architecture", "-std", "--std", "-lineinfo", "--generate-line-info", "-G",
+    "-std", "--std", "-lineinfo", "--generate-line-info", "-G",
     "--device-debug", "--maxrregcount", "-maxrregcount", "--ptxas-options", "-default-device",
     "--device-as-default-execution-space", "--prec-div", "-prec-div", "--prec-sqrt", "-prec-sqrt",
     "--extra-device-vectorization", "-extra-device-vectorization", "--relocatable-device-code",
@@ -35,9 +36,9 @@ class Module:
     source : str or path
         A .cu file, or "package:file.cu" for one that comes with a Python package.
     options : sequence of str
-        As for NVRTC: -DNAME=VALUE, -UNAME, -IFOLDER, --fmad=false, -ftz=true, --use_fast_math;
-        -arch and the like are accepted and mean nothing. By default a * b + c becomes one fma, as
-        on the device, and denormals are kept.
+        As for NVRTC: -DNAME=VALUE, -UNAME, -IFOLDER, -arch=sm_80 (sets __CUDA_ARCH__; 900 without),
+        --fmad=false, -ftz=true, --use_fast_math; some others are accepted and mean nothing. By
+        default a * b + c becomes one fma, as on the device, and denormals are kept.
     name_expressions : sequence of str
         Template kernels to instantiate, such as "softmax<float, 128>".
     code : str, optional
@@ -190,13 +191,15 @@ def _read(source):
 
 def _translate(options):
     """(flags for the host compiler, include folders, flush denormals?) of NVRTC options."""
-    flags, include_dirs, fmad, flush = [], [], True, False
+    flags, include_dirs, fmad, flush, architecture = [], [], True, False, "900"
     for option in options:
         name, _, value = option.partition("=")
         if option.startswith(("-D", "-U")):
             flags.append(option)
         elif option.startswith("-I"):
             include_dirs.append(option[2:])
+        elif name in ("-arch", "--gpu-architecture"):
+            architecture = re.sub(r"\D", "", value) + "0"
         elif name in ("-fmad", "--fmad"):
             fmad = value == "true"
         elif name in ("-ftz", "--ftz"):
@@ -205,9 +208,10 @@ def _translate(options):
             flush = True
         elif name not in _IGNORED_OPTIONS:
             raise ValueError(
-                f"options: {option!r} is unknown here; known are -D, -U, -I, --fmad=, -ftz=, "
+                f"options: {option!r} is unknown here; known are -D, -U, -I, -arch=, --fmad=, -ftz=, "
                 f"--use_fast_math and, without effect, {', '.join(_IGNORED_OPTIONS)}"
             )
+    flags.append(f"-D__CUDA_ARCH__={architecture}")
     flags.append(f"-ffp-contract={'fast' if fmad else 'off'}")
     shared_headers = pathlib.Path(__file__).resolve().parent.parent / "cuda" / "include"
     return tuple(flags), (*include_dirs, str(shared_headers)), flush

@@ -194,5 +194,14 @@ def test_options_for_denormals_and_contraction():
             (1,), (1,), (x, y)
         )
         assert y[0] == np.float32(expected)
+    code = 'extern "C" __global__ void arch(int* x) { x[0] = __CUDA_ARCH__; }'
+    for options, expected in (
+        ((), 900),
+        (["-arch=sm_80"], 800),
+        (["--gpu-architecture=sm_120"], 1200),
+    ):
+        y = np.zeros(1, np.int32)
+        cudasim.Module("arch.cu", options, code=code).get_function("arch")((1,), (1,), (y,))
+        assert y[0] == expected
     with pytest.raises(ValueError, match="'-O7' is unknown"):
         cudasim.Module(KERNELS / "intrinsics.cu", ["-O7"])

@@ -13,6 +13,7 @@
 #include <utility>
 
 #define CUDASIM 1
+#define __CUDACC__ 1
 #define __CUDACC_RTC__ 1
 
 #define __device__
