@@ -144,6 +144,9 @@ class PoolState:
         The pool's own peak when its recording began.
     live : dict of int to LiveBlock
         By number.
+    unlisted : int
+        Bytes that were taken when the recording began, by blocks that are listed next. Above 0 only in a file that
+        is not whole.
     tags : dict of str to TagTotals
     calls : dict of str to CallTotals
     open_calls : dict of int to Call
@@ -177,7 +180,7 @@ class PoolState:
         self.changes = []
         self.attached = True
         self.from_snapshot = False
-        self._unseen = used  # bytes of blocks that were live before, and are listed next
+        self.unlisted = used
         self._offsets = []  # of live blocks with bytes, sorted
         self._end_of = {}  # offset -> end
         self._calls_of = {}  # block number -> calls it was taken in
@@ -287,11 +290,11 @@ class PoolState:
             event["site"],
             event["t"],
         )
-        listed = self._unseen > 0  # live since before the recording, and counted in `used` already
+        listed = self.unlisted > 0  # live since before the recording, and counted in `used` already
         if listed:
-            self._unseen -= block.n_bytes
+            self.unlisted -= block.n_bytes
             self.used -= block.n_bytes
-            if self._unseen < 0:
+            if self.unlisted < 0:
                 raise ValueError(f"the blocks held from before exceed {event['used']} bytes")
         self._add(block)
         self._check_used(event)
@@ -338,7 +341,7 @@ class PoolState:
         for block in now.values():
             self._add(_live_block(block, event["t"]))
             self.n_taken += 1
-        self._unseen = 0
+        self.unlisted = 0
         self._check_used(event)
         if self.used > self.peak:
             self._mark_peak(event)
@@ -488,6 +491,10 @@ class Run:
         pool = self.pools.get(event["pool"])
         if pool is None or not pool.attached:
             raise ValueError(f"pool {event['pool']} is not attached")
+        if pool.unlisted and op not in ("alloc", "resync"):
+            raise ValueError(
+                f"{pool.unlisted} bytes were taken before, by blocks that are not listed"
+            )
         before = pool.used
         pool.changes = []
         call = getattr(pool, op)(event)

@@ -98,7 +98,7 @@ def test_smallest_budget_is_proven_and_tight(policy):
 def test_policies_keep_blocks_apart(policy):
     rng = new_rng()
     size = 256 * rng.randrange(50, 300)
-    arena, live, free = POLICIES[policy](size), {}, size
+    arena, live = POLICIES[policy](size), {}
     for _ in range(2000):
         if live and rng.random() < 0.5:
             offset = rng.choice(list(live))
