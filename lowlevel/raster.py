@@ -43,7 +43,7 @@ class Raster:
 
     def rectangle(self, left, top, width, height, colour):
         """Fill; what lies outside the picture is left out."""
-        left, top, right, bottom = (int(round(x)) for x in (left, top, left + width, top + height))
+        left, top, right, bottom = (round(x) for x in (left, top, left + width, top + height))
         self.pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = colour
 
     def dashes(self, left, top, width, colour, *, vertical=False, on=6, off=4):

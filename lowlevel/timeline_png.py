@@ -1,5 +1,7 @@
 """`lowlevel.timeline`'s data as a PNG: stacked areas, budget, peak, calls."""
 
+import itertools
+
 import numpy as np
 
 from lowlevel.raster import CHARACTER_HEIGHT, Raster, text_width
@@ -92,7 +94,7 @@ def _draw_areas(raster, top, pool, seconds, highest):
         if step_of[x] < 0:
             continue
         edges = PLOT_HEIGHT * (1 - np.concatenate([[0], np.cumsum(used[:, step_of[x]])]) / highest)
-        for index, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for index, (low, high) in enumerate(itertools.pairwise(edges)):
             if low > high:
                 raster.rectangle(
                     LEFT + x, top + round(high), 1, round(low) - round(high), _colour(index)

@@ -2,7 +2,6 @@
 
 from lowlevel.block import holders
 
-
 TOTALS = ("budget", "peak", "used")
 HISTORY = ("n_taken", "n_refused")  # no snapshot says
 

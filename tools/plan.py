@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+from . import fit
 from .options import MIB, UsageError, add_sweep, fill_list_defaults, new_parser, positive
 
 DESCRIPTION = """\
 Print the plan of one layer's attention (tiles, steps, scratch to the byte) for each
 combination of the values given, next to what ik_llama.cpp's -amb rule would do with the
 same sizes. Nothing is computed or allocated. With no arguments: the examples of the pull
-request that -amb comes from (DeepSeek-R1, 512 tokens, amb 2048)."""
+request that -amb comes from (DeepSeek-R1, 512 tokens, amb 2048).
+With --vram: what fits of a whole model, its weights and K/V cache included."""
 
 EPILOG = """\
 columns:
@@ -20,7 +22,12 @@ columns:
   scratch       MiB taken from the pool in all
   ik steps ...  ik_llama.cpp (8337e4cd3): steps, heads per step, K*Q of a step, and by how much
                 that is above -amb
-A row that cannot run says what it would need."""
+A row that cannot run says what it would need.
+
+examples:
+  kqcap plan model.gguf --vram 24GiB
+  kqcap plan deepseek-r1 --type Q2_K --mla both --vram 24GiB -c 163840 -ub 1024 \\
+      --tensor-split 37,25,25,25,24.5,24,24,24,24,25,24,25,24,24.5,31"""
 
 PR_EXAMPLES = dict(heads=128, d_k=192, d_v=128)
 SIZES = {  # option -> name in the geometry
@@ -54,6 +61,9 @@ def add_parser(subparsers):
         description=DESCRIPTION,
         epilog=EPILOG,
     )
+    parser.add_argument(
+        "target", nargs="?", metavar="MODEL", help="as -m; with --vram also the name of a geometry"
+    )
     parser.add_argument("-m", "--model", metavar="FILE", help="take the sizes from this GGUF file")
     parser.add_argument("--heads", type=positive, metavar="N", help="query heads (default: 128)")
     parser.add_argument(
@@ -72,9 +82,16 @@ def add_parser(subparsers):
     parser.add_argument("--ik-path", choices=("mla", "standard"),
                         help="ik_llama.cpp's path to compare with (default: mla for deepseek2 and "
                         "for sizes without grouped K/V heads)")  # fmt: skip
+    fit.add_options(parser)
 
 
 def run(args):
+    if args.target is not None:
+        if args.model is not None:
+            raise UsageError("MODEL, -m: one model")
+        args.model = args.target
+    if args.vram:
+        return fit.run(args)
     fill_list_defaults(args)
     geometry = _geometry(args)
     combinations = itertools.product(

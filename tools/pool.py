@@ -539,7 +539,8 @@ def shown(text, *, markup=False, limit=60):
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
-    return escape(text) if markup else text or "''"
+    text = text or "''"
+    return escape(text) if markup else text
 
 
 def _size_option(text):

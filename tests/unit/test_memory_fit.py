@@ -1,0 +1,283 @@
+"""What fits: against the log of the pull request's 15 GPUs, the plan, and a model file's own sizes."""
+
+import json
+import random
+import secrets
+
+import numpy as np
+import pytest
+
+import quant
+from lowlevel.memory_fit import (
+    CONTEXT_STEP,
+    MIB,
+    OUTPUT,
+    BudgetError,
+    Layer,
+    ModelMemory,
+    Setting,
+    Weight,
+    device_memory,
+    fit,
+    kv_bytes,
+    scratch_bytes,
+    split_layers,
+    weights_by_kind,
+)
+from lowlevel.plan import plan_attention
+from quant.make_gguf import make_gguf
+from quant.memory_model import memory_model
+from quant.model_file import ModelFileError
+from tools.cli import main
+
+# DeepSeek-R1 Q2_K on 15 x RTX 3090, as logged in ik_llama.cpp's pull request 237
+TENSOR_SPLIT = "37,25,25,25,24.5,24,24,24,24,25,24,25,24,24.5,31"
+LOGGED_WEIGHTS = [12615.77, *[15965.27] * 13, 12698.93]
+LOGGED_HOST = 289.98
+LOGGED_KV = [1080.0, *[720.0] * 13, 540.0]
+LOGGED_COMPUTE = 5088.02
+
+
+def new_rng():
+    seed = secrets.randbits(32)
+    print("seed", seed)
+    return random.Random(seed)
+
+
+def shown(n_bytes):
+    return round(n_bytes / MIB, 2)
+
+
+def r1_arguments(*more):
+    return [
+        "plan", "deepseek-r1", "--type", "Q2_K", "--mla", "both", "--vram", "24GiB", "--n-gpu", "15",
+        "--tensor-split", TENSOR_SPLIT, "-c", "163840", "-ub", "1024", "-t", "2", *more,
+    ]  # fmt: skip
+
+
+def test_the_pull_requests_fifteen_gpus(capsys):
+    assert main(r1_arguments("--json")) == 0
+    document = json.loads(capsys.readouterr().out)
+    devices = document["devices"]
+    assert [shown(device["weights"]) for device in devices] == LOGGED_WEIGHTS
+    assert [shown(device["kv"]) for device in devices] == LOGGED_KV
+    assert sum(device["kv"] for device in devices) == 10980 * MIB
+    assert shown(document["host_weights"]) == LOGGED_HOST
+    assert [len(device["layers"]) for device in devices] == [6, *[4] * 13, 3]
+    assert [device["has_output"] for device in devices] == [False] * 14 + [True]
+    plan = plan_attention(
+        n_head=128, n_tokens=1024, n_kv=163840, d_k=192, d_v=128, kv_dtype="float16", n_threads=2
+    )
+    for device in devices:
+        assert device["scratch"] == plan.scratch_bytes
+        assert device["scratch"] + device["activations"] < LOGGED_COMPUTE * MIB / 10
+        assert 0 <= device["free"] == 24 * 2**30 - device["total"]
+    by_type = {}
+    for row in document["weights"]:
+        by_type[row["qtype"]] = by_type.get(row["qtype"], 0) + row["n_tensors"]
+    assert by_type == {"Q2_K": 544, "F32": 361, "Q3_K": 180, "IQ4_NL": 61, "Q6_K": 1}
+
+
+def test_the_table(capsys):
+    assert main(r1_arguments()) == 0
+    out = capsys.readouterr().out
+    for text in ("12615.77", "15965.27", "12698.93", "10980.00", "289.98", "experts", "3 + output"):
+        assert text in out
+
+
+def reference_split(n_layer, shares):
+    """llama.cpp's loop: cumulative shares in float32, the first above the layer's part."""
+    total = np.float32(0)
+    ends = []
+    for share in shares:
+        total = np.float32(total + np.float32(share))
+        ends.append(total)
+    ends = [np.float32(end / total) for end in ends]
+    found = []
+    for layer in range(n_layer + 1):
+        part = np.float32(np.float32(layer) / np.float32(n_layer + 1))
+        found.append(next(device for device, end in enumerate(ends) if end > part))
+    return found
+
+
+def test_layers_are_split_as_llama_cpp_does():
+    rng = new_rng()
+    for _ in range(300):
+        n_layer = rng.randrange(1, 130)
+        shares = [
+            rng.choice([0, 1, 1, 2.5, 24.5, rng.random()]) for _ in range(rng.randrange(1, 17))
+        ]
+        if sum(shares):
+            devices = split_layers(n_layer, shares)
+            assert devices == reference_split(n_layer, shares)
+            assert all(shares[device] > 0 for device in devices)
+
+
+@pytest.mark.parametrize("shares", [[], [0, 0], [-1, 2], [float("nan")], [[1]]])
+def test_shares_that_make_no_sense(shares):
+    with pytest.raises(ValueError, match="tensor_split"):
+        split_layers(4, shares)
+
+
+def small_model(rng, n_layer=6):
+    """Layers of different K/V widths."""
+    layers = tuple(
+        Layer(
+            64 * rng.randrange(1, 5), 64 * rng.randrange(5), {"all": {"x": 100 * rng.randrange(9)}}
+        )
+        for _ in range(n_layer)
+    )
+    weights = [Weight(f"{i}", "attention", "Q8_0", rng.randrange(2**22), i) for i in range(n_layer)]
+    weights.append(Weight("output", "output", "F16", rng.randrange(2**22), OUTPUT))
+    return ModelMemory("small", tuple(weights), layers, 2**16, 1000, 64, 8, 2, 64, 64)
+
+
+def test_the_largest_context_is_the_largest():
+    rng = new_rng()
+    for _ in range(20):
+        model = small_model(rng)
+        vram = [rng.randrange(2**22, 2**26) for _ in range(rng.randrange(1, 4))]
+        choices = dict(kv_type=rng.choice(["f32", "f16", "q8_0"]), n_threads=2)
+        answer = fit(model, vram, reserve=rng.randrange(2**20), **choices)
+        for row in answer.frontier:
+            setting = Setting(row["n_ctx"], row["n_ubatch"], **choices)
+            reserve = answer.devices[0].reserve
+            if row["n_ctx"]:
+                devices = device_memory(model, setting, vram, vram, reserve)
+                assert all(device.free >= 0 for device in devices)
+                room = min(device.free + device.scratch for device in devices if device.layers)
+                assert row["amb_most"] <= room
+            if row["n_ctx"] < model.context_length:
+                more = setting._replace(n_ctx=row["n_ctx"] + CONTEXT_STEP)
+                devices = device_memory(model, more, vram, vram, reserve)
+                assert any(device.free < 0 for device in devices)
+        if answer.fits:
+            assert answer.setting.n_ctx == max(
+                row["n_ctx"]
+                for row in answer.frontier
+                if (row["n_ubatch"] >= 512) == (answer.setting.n_ubatch >= 512)
+            )
+            assert answer.scratch_at_most <= answer.amb_most or not answer.amb_most
+        else:
+            assert min(device.free for device in answer.devices) < 0
+            again = [answer.smallest_vram] * len(vram)
+            assert fit(model, again, shares=vram, n_ctx=CONTEXT_STEP, ubatches=[128],
+                       reserve=answer.devices[0].reserve, **choices).fits  # fmt: skip
+
+
+def test_the_pieces_add_up():
+    rng = new_rng()
+    model = small_model(rng)
+    (device,) = device_memory(model, Setting(1000, 300, n_threads=1), [2**30], [1])
+    assert device.weights == sum(weight.n_bytes for weight in model.weights)
+    assert device.kv == sum(2 * 1000 * (layer.k_width + layer.v_width) for layer in model.layers)
+    assert device.total + device.free == 2**30
+    assert device.scratch == scratch_bytes(model, Setting(1000, 300, n_threads=1))
+    assert sum(row["n_bytes"] for row in weights_by_kind(model)) == device.weights
+
+
+def test_the_kv_caches_of_types():
+    layer = Layer(64, 33, {})
+    assert kv_bytes(layer, 10, "f32") == 10 * 97 * 4
+    assert kv_bytes(layer, 10, "f16") == 10 * 97 * 2
+    assert kv_bytes(layer, 10, "q8_0") == 10 * (2 + 2) * 34
+
+
+def test_an_amb_below_the_smallest_tile():
+    model = small_model(new_rng())
+    with pytest.raises(BudgetError):
+        fit(model, [2**30], amb=1000)
+    with pytest.raises(ValueError, match="tensor_split: 2 devices need"):
+        fit(model, [2**30] * 2, shares=[1])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    geometry = quant.geometry.named_geometry("deepseek-v2-lite")
+    make_gguf(folder / "lite.gguf", geometry.resized(n_layer=3, n_embd=256, n_ff=512, n_expert=4,
+              n_ff_expert=256, n_vocab=512, n_head=2), "IQ4_NL")  # fmt: skip
+    geometry = quant.geometry.named_geometry("llama-8b")
+    make_gguf(folder / "llama.gguf", geometry.resized(n_layer=2, n_embd=256, n_ff=512, n_vocab=512,
+              n_head=4, n_head_kv=2), "Q4_K")  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("name", ["lite.gguf", "llama.gguf"])
+def test_a_files_tensors_are_all_somewhere_once(files, name):
+    model = memory_model(files / name)
+    with quant.open(files / name) as file:
+        assert sum(weight.n_bytes for weight in model.weights) == file.n_bytes
+        assert len(model.weights) == len(file)
+        by_type = {}
+        for row in weights_by_kind(model):
+            by_type[row["qtype"]] = by_type.get(row["qtype"], 0) + row["n_bytes"]
+        assert by_type == file.n_bytes_by_type
+        attention = file.attention
+    kinds = {weight.kind for weight in model.weights}
+    assert {"token embedding", "output", "attention", "norms", "feed-forward"} <= kinds
+    devices = device_memory(model, Setting(256, 128, n_threads=1), [2**30] * 3, [1, 1, 1])
+    answer = fit(model, [2**30] * 3, n_threads=1)
+    assert sum(device.weights for device in devices) + answer.host_weights == file.n_bytes
+    widths = {(layer.k_width, layer.v_width) for layer in model.layers}
+    expected = (576, 0) if attention.is_mla else (2 * 128, 2 * 128)
+    assert widths == {expected}
+    assert (model.n_head, model.n_head_kv) == (attention.n_head, attention.n_head_kv)
+
+
+def test_tied_embeddings_count_on_both_sides(files):
+    from quant.memory_model import _memory_model
+
+    with quant.open(files / "llama.gguf") as file:
+        infos = [file.tensor_info(name) for name in file if name != "output.weight"]
+        tensors = [(info.name, info.type_name, info.n_bytes, info.shape) for info in infos]
+        model = _memory_model("tied", tensors, file.attention, 0)
+    embedding = [weight for weight in model.weights if "token_embd" in weight.name]
+    output = [weight for weight in model.weights if weight.name == "output.weight"]
+    assert [weight.n_bytes for weight in output] == [weight.n_bytes for weight in embedding]
+    assert output[0].layer == OUTPUT and model.n_vocab == 512
+
+
+def test_the_command(capsys, files):
+    assert (
+        main(["plan", str(files / "lite.gguf"), "--vram", "64MiB,32MiB", "-t", "2", "--json"]) == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert [device["vram"] for device in document["devices"]] == [64 * MIB, 32 * MIB]
+    assert document["fits"] and document["setting"]["kv_type"] == "f16"
+    # too small: exit code 1, and what would do
+    assert main(["plan", "-m", str(files / "lite.gguf"), "--vram", "1MiB", "-t", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "DOES NOT FIT" in out and "every device needs" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--vram", "1GiB"], "name a model"),
+        (["llama-8b", "-m", "x", "--vram", "1GiB"], "one model"),
+        (["llama-8b", "--vram", "1GiB,2GiB", "--n-gpu", "3"], "different numbers"),
+        (["llama-8b", "--vram", "1GiB", "-c", "1,2"], "one value"),
+        (["llama-8b", "--vram", "1GiB", "--type", "Q9"], "Q9"),
+        (["missing.gguf", "--vram", "1GiB"], "missing.gguf"),
+        (
+            ["llama-8b", "--vram", "64GiB", "--method", "steps", "-amb", "1", "-c", "9999"],
+            "1048576",
+        ),
+    ],
+)
+def test_bad_use(capsys, argv, message):
+    import re
+
+    assert main(["plan", *argv]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+
+
+def test_layers_that_are_not_there(tmp_path, files):
+    data = (files / "llama.gguf").read_bytes()
+    key = b"llama.block_count"
+    at = data.index(key) + len(key) + 4
+    (tmp_path / "many.gguf").write_bytes(data[:at] + b"\xff\xff\xff\x7f" + data[at + 4 :])
+    with pytest.raises(ModelFileError, match="2147483647 layers"):
+        memory_model(tmp_path / "many.gguf")
