@@ -13,6 +13,7 @@ import pathlib
 import numba
 from numba.core import ccallback, sigutils
 
+from .inline_compiler import InlineCompiler
 from .kernel_cache import KernelCache
 
 _HERE = pathlib.Path(__file__).resolve().parent
@@ -56,6 +57,8 @@ def kernel(function=None, *, fastmath=False, inline=False):
     # Entry points that nobody calls would only cost compile time: C's, and for helpers Python's.
     options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     options |= {"no_cfunc_wrapper": True, "forceinline": inline, "no_cpython_wrapper": inline}
+    if inline:
+        options["pipeline_class"] = InlineCompiler
     dispatcher = numba.njit(**options)(function)
     cache = None if inline else _disk_cache(function)
     if cache is not None:
