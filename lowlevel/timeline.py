@@ -4,6 +4,7 @@ data = timeline("run.jsonl")        # plain data
 html(data), png(data)               # bytes
 """
 
+import functools
 import importlib.resources
 import json
 import os
@@ -94,9 +95,14 @@ def html(data):
     -------
     bytes
     """
+    return _template().replace(_PLACEHOLDER, _script_json(data)).encode()
+
+
+@functools.cache
+def _template():
     template = importlib.resources.files("lowlevel").joinpath("timeline.html").read_text("utf-8")
     assert template.count(_PLACEHOLDER) == 1
-    return template.replace(_PLACEHOLDER, _script_json(data)).encode()
+    return template
 
 
 def _script_json(data):

@@ -102,7 +102,7 @@ def numbered_events(path, follow=False):
         while True:
             yield from file.new_events()
             if not follow and file.header is None:
-                raise _no_trace(path)
+                raise no_trace(path)
             if file.ended or not follow:
                 return
             time.sleep(POLL_SECONDS)
@@ -245,14 +245,15 @@ def _open(path):
     return open(path, "rb")
 
 
-def _no_trace(path):
+def no_trace(path):
+    """The error for a file that does not start as a trace does."""
     return TraceFormatError(f"{path}: not a trace (its first line is no header of one)")
 
 
 def _header(path, line):
     header = _parse(path, 1, line) if line.endswith(b"\n") else {}
     if header.get("format") != FORMAT:
-        raise _no_trace(path)
+        raise no_trace(path)
     if header.get("version") != VERSION:
         raise TraceFormatError(
             f"{path}: trace version {header.get('version')!r:.40}; this program reads version {VERSION}"
@@ -267,7 +268,7 @@ def _parse(path, number, line):
         if n_values > MAX_LINE_VALUES:
             raise damaged(path, number, f"over {MAX_LINE_VALUES} values")
     try:
-        value = json.loads(line, parse_constant=_no_constant)
+        value = _DECODER.decode(line.decode())
     except (ValueError, RecursionError) as error:
         raise damaged(path, number, f"no JSON ({error})") from None
     if not isinstance(value, dict):
@@ -277,6 +278,9 @@ def _parse(path, number, line):
 
 def _no_constant(text):
     raise ValueError(f"{text} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _check_event(path, number, event):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .options import MIB, UsageError, positive
+from .pool_common import size_list, size_option
 
 WEIGHT_COLUMNS = ["class", "type", "tensors", "MiB", "share"]
 FRONTIER_COLUMNS = ["u-batch", "largest context", "amb at most"]
@@ -29,7 +30,10 @@ def add_options(parser):
         "Attention's scratch is planned to the byte, for this machine's CPU; activations are an estimate.",
     )
     group.add_argument(
-        "--vram", type=_sizes, metavar="SIZE", help="memory a device; a comma list: of each device"
+        "--vram",
+        type=size_list,
+        metavar="SIZE",
+        help="memory a device; a comma list: of each device",
     )
     group.add_argument(
         "--n-gpu", type=positive, metavar="N", help="devices (default: as many as are named)"
@@ -42,7 +46,7 @@ def add_options(parser):
     )
     group.add_argument(
         "--reserve",
-        type=_size,
+        type=size_option,
         default=0,
         metavar="SIZE",
         help="memory of each device to leave alone",
@@ -169,19 +173,6 @@ def _one(values, option):
     if values and len(values) > 1:
         raise UsageError(f"{option}: one value with --vram; got {len(values)}")
     return values[0] if values else None
-
-
-def _size(text):
-    from lowlevel.sizes import parse_size
-
-    try:
-        return parse_size(text, "size")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _sizes(text):
-    return [_size(part) for part in text.split(",")]
 
 
 def _shares(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -9,7 +10,25 @@ import time
 ROWS = 15
 
 
-def run(args):
+def add_top_options(parser):
+    parser.add_argument("--json", action="store_true", help="print one state as JSON and end")
+    parser.add_argument("--once", action="store_true", help="print one state and end")
+    parser.add_argument(
+        "--interval", type=seconds_option, default=0.5, metavar="S", help="seconds (default: 0.5)"
+    )
+
+
+def seconds_option(text):
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.01 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0.01 to 3600")
+    return seconds
+
+
+def run_top(args):
     from rich.console import Console
     from rich.live import Live
 
@@ -75,7 +94,7 @@ def _pool_view(pool):
 
     from lowlevel.sizes import format_size
 
-    from .pool import shown
+    from .pool_common import shown
 
     yield Text(
         f"\npool {pool.number} on {shown(pool.device)}: {format_size(pool.used)} of "

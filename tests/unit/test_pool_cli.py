@@ -5,17 +5,18 @@ import os
 import pathlib
 import pickle
 import random
+import secrets
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from traces import Lines, record
+from traces import Lines, mutant, record
 
 import lowlevel
 from lowlevel.trace import Trace
 from tools.cli import main
-from tools.pool import shown
+from tools.pool_common import shown
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -186,6 +187,25 @@ def test_damaged_files_write_nothing(capsys, said, tmp_path):
         assert f"{path}, line" in fails(capsys, argv[0], str(path), *argv[1:])
     assert files_of(tmp_path) == before
     assert "No such file" in fails(capsys, "stats", str(tmp_path / "missing"))
+
+
+def test_mutants_end_in_one_line_or_an_answer(capsys, tmp_path):
+    seed = secrets.randbits(32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    record(tmp_path / "good", rng, n_steps=12, budget="8KiB")
+    good, path = (tmp_path / "good").read_bytes(), str(tmp_path / "mutant")
+    codes = set()
+    for _ in range(200):
+        pathlib.Path(path).write_bytes(mutant(rng, good))
+        for argv in (["stats", path], ["map", path], ["top", path], ["replay", path], ["diff", path, path],
+                     ["check", path, "--max", "1KiB"]):  # fmt: skip
+            code = main(["pool", *argv])
+            out, error = capsys.readouterr()
+            codes.add(code)
+            assert error.count("\n") == (code == 2) and "\x1b" not in out + error
+    assert codes == {0, 1, 2}
+    assert files_of(tmp_path) == ["good", "mutant"]
 
 
 def test_names_out_of_a_file_cannot_speak_to_the_terminal(capsys, tmp_path):

@@ -7,15 +7,16 @@ import random
 import secrets
 
 import pytest
-from traces import HEADER, Lines, block, record
+from traces import HEADER, Lines, block, mutant, record
 
 from lowlevel.block_map import block_map
+from lowlevel.pool_state import MAX_NESTED_CALLS, live_block
 from lowlevel.replay import read_requests, replay
 from lowlevel.timeline import html, png, timeline
 from lowlevel.trace_check import check, diff
 from lowlevel.trace_export import rmm_log, torch_snapshot
 from lowlevel.trace_reader import EventFile, TraceFormatError, is_trace, read_snapshot
-from lowlevel.trace_state import MAX_NESTED_CALLS, LiveRun, read_run
+from lowlevel.trace_state import LiveRun, read_run
 
 N_MUTANTS = int(os.environ.get("KQCAP_FUZZ", 10_000))
 
@@ -181,9 +182,7 @@ def test_map_of_an_arena():
 
 
 def only_block(n, offset, size, tag):
-    from lowlevel.trace_state import _live_block
-
-    return _live_block(block(n, offset, size, tag), 0.0)
+    return live_block(block(n, offset, size, tag), 0.0)
 
 
 # ---------------------------------------------------------------- wrong files
@@ -250,6 +249,7 @@ def test_files_that_are_neither(tmp_path, path):
         b"{}",
         b"[1]",
         b"null",
+        json.dumps(HEADER).encode(),
         b"\xff\xfe\x00",
         b'{"version": 1}',
         b"x" * 99,
@@ -279,60 +279,6 @@ def test_lines_that_would_fill_the_memory(path, monkeypatch):
     monkeypatch.setattr("lowlevel.trace_reader.MAX_LINE_BYTES", 3000)
     with pytest.raises(TraceFormatError, match="over 3000 bytes"):
         read_run(path)
-
-
-HOSTILE = [
-    b"-1", b"1e400", b"NaN", b"null", b"true", b"9" * 30, b"9" * 5000, b'""', b"[]", b"{}", b"0.5",
-    b"9223372036854775807", b"9223372036854775808", b"4611686018427387904", b"256", b"0", b"65536",
-    b'"../../../../etc/passwd"', b'"/tmp/x"', b'"\\ud800"', b'"\\u001b[2J"', b'"</script>"', b'"%s{}"',
-    b"[" * 3000, b'{"a":' * 3000,
-]  # fmt: skip
-KEYS = [b'"op"', b'"t"', b'"used"', b'"n"', b'"offset"', b'"size"', b'"tag"', b'"pool"', b'"version"', b'"budget"', b'"live"']  # fmt: skip
-
-
-def mutant(rng, good):
-    """A trace with something wrong, more often where it is understood than where it is not."""
-    lines = good.splitlines(keepends=True)
-    for _ in range(rng.choice([1, 1, 1, 2, 5])):
-        kind = rng.randrange(9)
-        at = rng.randrange(len(lines))
-        line = lines[at] or b"\n"
-        if kind == 0:  # a byte
-            where = rng.randrange(len(line))
-            lines[at] = line[:where] + bytes([rng.randrange(256)]) + line[where + 1 :]
-        elif kind == 1:  # cut off
-            lines = lines[:at] + [line[: rng.randrange(len(line))]]
-        elif kind == 2:  # lines left out, said twice, swapped
-            del lines[at : at + rng.randrange(1, 3)]
-        elif kind == 3:
-            lines.insert(rng.randrange(len(lines)), line)
-        elif kind == 4:
-            other = rng.randrange(len(lines))
-            lines[at], lines[other] = lines[other], line
-        elif kind == 5:  # a key's value
-            key = rng.choice(KEYS)
-            start = line.find(key + b":")
-            if start >= 0:
-                start += len(key) + 1
-                end = min(
-                    (e for e in (line.find(c, start) for c in (b",", b"}")) if e > 0), default=start
-                )
-                lines[at] = line[:start] + rng.choice(HOSTILE) + line[end:]
-        elif kind == 6:  # any bytes in the middle
-            where = rng.randrange(len(line))
-            lines[at] = line[:where] + rng.choice(HOSTILE) + line[where:]
-        elif kind == 7:  # a number a little off
-            digits = [i for i in range(len(line)) if line[i : i + 1].isdigit()]
-            if digits:
-                where = rng.choice(digits)
-                lines[at] = line[:where] + b"%d" % rng.randrange(10) + line[where + 1 :]
-        else:
-            lines[at] = rng.choice(
-                [b"", b"\n", b"{}\n", b"\x00\n", b'{"t":0,"op":"stop","n_events":0}\n']
-            )
-        if not lines:
-            break
-    return b"".join(lines)
 
 
 def everything(path):

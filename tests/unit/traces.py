@@ -93,3 +93,57 @@ def block(n, offset, size, tag="a"):
         offset=offset, n_bytes=size, number=n, shape=[size], dtype="uint8", tag=tag, scope="",
         thread="main", site="",
     )  # fmt: skip
+
+
+HOSTILE = [
+    b"-1", b"1e400", b"NaN", b"null", b"true", b"9" * 30, b"9" * 5000, b'""', b"[]", b"{}", b"0.5",
+    b"9223372036854775807", b"9223372036854775808", b"4611686018427387904", b"256", b"0", b"65536",
+    b'"../../../../etc/passwd"', b'"/tmp/x"', b'"\\ud800"', b'"\\u001b[2J"', b'"</script>"', b'"%s{}"',
+    b"[" * 3000, b'{"a":' * 3000,
+]  # fmt: skip
+KEYS = [b'"op"', b'"t"', b'"used"', b'"n"', b'"offset"', b'"size"', b'"tag"', b'"pool"', b'"version"', b'"budget"', b'"live"']  # fmt: skip
+
+
+def mutant(rng, good):
+    """A trace with something wrong, more often where it is understood than where it is not."""
+    lines = good.splitlines(keepends=True)
+    for _ in range(rng.choice([1, 1, 1, 2, 5])):
+        kind = rng.randrange(9)
+        at = rng.randrange(len(lines))
+        line = lines[at] or b"\n"
+        if kind == 0:  # a byte
+            where = rng.randrange(len(line))
+            lines[at] = line[:where] + bytes([rng.randrange(256)]) + line[where + 1 :]
+        elif kind == 1:  # cut off
+            lines = lines[:at] + [line[: rng.randrange(len(line))]]
+        elif kind == 2:  # lines left out, said twice, swapped
+            del lines[at : at + rng.randrange(1, 3)]
+        elif kind == 3:
+            lines.insert(rng.randrange(len(lines)), line)
+        elif kind == 4:
+            other = rng.randrange(len(lines))
+            lines[at], lines[other] = lines[other], line
+        elif kind == 5:  # a key's value
+            key = rng.choice(KEYS)
+            start = line.find(key + b":")
+            if start >= 0:
+                start += len(key) + 1
+                end = min(
+                    (e for e in (line.find(c, start) for c in (b",", b"}")) if e > 0), default=start
+                )
+                lines[at] = line[:start] + rng.choice(HOSTILE) + line[end:]
+        elif kind == 6:  # any bytes in the middle
+            where = rng.randrange(len(line))
+            lines[at] = line[:where] + rng.choice(HOSTILE) + line[where:]
+        elif kind == 7:  # a number a little off
+            digits = [i for i in range(len(line)) if line[i : i + 1].isdigit()]
+            if digits:
+                where = rng.choice(digits)
+                lines[at] = line[:where] + b"%d" % rng.randrange(10) + line[where + 1 :]
+        else:
+            lines[at] = rng.choice(
+                [b"", b"\n", b"{}\n", b"\x00\n", b'{"t":0,"op":"stop","n_events":0}\n']
+            )
+        if not lines:
+            break
+    return b"".join(lines)
