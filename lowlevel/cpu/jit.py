@@ -35,8 +35,7 @@ def _disk_cache(function):
     except RuntimeError:  # "cannot cache function: no locator available"
         return None
     folder = pathlib.Path(function.__code__.co_filename).resolve().parent
-    stamp = (cache._cache_file._source_stamp, _sources_digest(folder))
-    cache._cache_file._source_stamp = stamp
+    cache.add_stamp(_sources_digest(folder))
     return cache
 
 

@@ -1,10 +1,17 @@
-"""Numba's disk cache for kernels that are closures.
+"""Numba's disk cache, made to hold for kernels that are closures and for several processes at once.
 
 A factory makes similar kernels from different helpers (a format's decoder, a writer). Numba keys
 such a kernel by a pickle of the helpers, which holds a random number per process: its entries would
 never be found again, and a new one would be written each time.
+
+Numba also numbers a function's cache files and notes in an index which is which. Two processes that
+compile at the same time can take the same number, and then one kernel loads the other's code. Here
+a file's name is a digest of what it holds, there is no index, and nothing to mix up.
 """
 
+import contextlib
+import hashlib
+import pathlib
 import types
 
 import numpy as np
@@ -23,9 +30,9 @@ def _identity(value):
     elif isinstance(value, _Intrinsic):
         value = value._defn
     if isinstance(value, types.FunctionType):
-        cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
-        code = value.__code__
-        return value.__module__, value.__qualname__, code.co_firstlineno, _identity(cells)
+        captured = tuple(cell.cell_contents for cell in value.__closure__ or ())
+        captured = _identity((captured, value.__defaults__))
+        return value.__module__, value.__qualname__, value.__code__.co_firstlineno, captured
     if isinstance(value, tuple):
         return tuple(map(_identity, value))
     if isinstance(value, np.ndarray):
@@ -33,8 +40,59 @@ def _identity(value):
     return repr(value)
 
 
+def _digest(value):
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+class _CacheFiles(caching.IndexDataCacheFile):
+    """One file per entry, ``function-line.pyXY.<stamp>-<key>.nbc``, and no index."""
+
+    def __init__(self, cache_path, filename_base, source_stamp):
+        super().__init__(cache_path, filename_base, source_stamp)
+        self._filename_base = filename_base
+
+    @property
+    def _stamp(self):
+        return _digest((self._version, self._source_stamp))
+
+    def _name(self, key):
+        return f"{self._filename_base}.{self._stamp}-{_digest(key)}.nbc"
+
+    def load(self, key):
+        try:
+            return self._load_data(self._name(key))
+        except OSError:
+            return None
+
+    def save(self, key, data):
+        self._save_data(self._name(key), data)  # written aside and renamed: never seen half done
+        self._remove(lambda name: f".{self._stamp}-" not in name)
+
+    def flush(self):
+        self._remove(lambda name: True)
+
+    def _remove(self, is_unwanted):
+        """Remove files of this function, wherever its line was in other versions of the source."""
+        function, _, line_and_python = self._filename_base.rpartition("-")
+        python = line_and_python.partition(".")[2]
+        for path in pathlib.Path(self._cache_path).glob(f"{function}-*.{python}.*"):
+            if is_unwanted(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
 class KernelCache(caching.FunctionCache):
-    """A disk cache whose keys name what the function captured."""
+    """A disk cache whose keys name what the function captured, and whose troubles stop no kernel."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file = _CacheFiles(
+            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
+
+    def add_stamp(self, stamp):
+        """Let entries count only as long as `stamp` (any value with a repr) stays what it is."""
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, stamp)
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), _identity(self._py_func)
@@ -43,7 +101,9 @@ class KernelCache(caching.FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except Exception:
-            # A file that another version of this package wrote may name what is no longer there,
-            # and a broken one can raise anything: start this kernel's cache anew.
-            self.flush()
+            # A broken file can raise anything; the compiled kernel will take its place.
             return None
+
+    def save_overload(self, sig, data):
+        with contextlib.suppress(OSError):  # a full disk, a folder that is gone: as without a cache
+            super().save_overload(sig, data)
