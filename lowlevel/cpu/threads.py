@@ -57,9 +57,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_executor)
 
 
-def _submit(count, worker):
-    """Hand ``worker(1) ... worker(count)`` to the shared executor, grown to `count` threads."""
+def _run_one(future, worker, i):
+    """What a helper thread does: worker `i`, unless it was called off before it could start."""
+    if future.set_running_or_notify_cancel():
+        try:
+            worker(i)
+        finally:
+            future.set_result(None)
+
+
+def _submit(futures, worker):
+    """Hand ``worker(1)``, ``worker(2)``, ... to the shared executor, grown to as many threads.
+
+    The futures are the caller's own: one that could not be handed over for lack of a thread may
+    stand in the executor's queue all the same, and the caller must be able to call it off.
+    """
     global _executor, _executor_size
+    count = len(futures)
     with _lock:
         if _executor_size < count:
             if _executor is not None:
@@ -67,9 +81,10 @@ def _submit(count, worker):
             _executor = concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="kqcap")
             _executor_size = count
         try:
-            return [_executor.submit(worker, i) for i in range(1, count + 1)]
-        except RuntimeError:  # the interpreter is shutting down: no helpers, worker 0 does it all
-            return []
+            for i, future in enumerate(futures, 1):
+                _executor.submit(_run_one, future, worker, i)
+        except RuntimeError:
+            pass  # no more threads, or the interpreter is shutting down: the others do it all
 
 
 def run_workers(n_workers, worker, counter):
@@ -84,6 +99,11 @@ def run_workers(n_workers, worker, counter):
         Must release the GIL while it computes and take its tasks from `counter`.
     counter : numpy.ndarray
         int64, one element: the number of the next task. Set to `STOP` when any worker raises.
+
+    Raises
+    ------
+    BaseException
+        What a worker raised, once no worker runs any more.
     """
 
     def drain(i):
@@ -97,26 +117,40 @@ def run_workers(n_workers, worker, counter):
     if n_workers == 1:
         drain(0)
         return
-    futures = _submit(n_workers - 1, drain)
+    errors = []
+
+    def help_out(i):
+        try:
+            drain(i)
+        except BaseException as error:
+            errors.append(error)
+
+    futures = [concurrent.futures.Future() for _ in range(n_workers - 1)]
     try:
-        drain(0)
-    except BaseException:
-        counter[0] = STOP
-        raise
+        try:
+            _submit(futures, help_out)
+            drain(0)
+        except BaseException:
+            counter[0] = STOP
+            raise
+        finally:
+            _settle(futures)
+        if errors:
+            raise errors[0]
     finally:
-        # One that has not started yet has nothing left to do and must not touch the arrays later.
-        running = [f for f in futures if not f.cancel()]
-        _wait(running)
-    for future in running:
-        future.result()
+        errors.clear()  # its tracebacks lead back here: a cycle would keep the arrays alive
 
 
-def _wait(futures):
-    """Wait for `futures` whatever happens: they use memory that the caller is about to free."""
+def _settle(futures):
+    """Call off what has not started and wait for the rest, whatever happens meanwhile.
+
+    Workers use memory that the caller is about to free, and one that has not started yet has
+    nothing left to do.
+    """
     interrupted = None
     while True:
         try:
-            concurrent.futures.wait(futures)
+            concurrent.futures.wait([f for f in futures if not f.cancel()])
             break
         except KeyboardInterrupt as error:
             interrupted = error
