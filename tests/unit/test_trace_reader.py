@@ -281,8 +281,33 @@ def test_lines_that_would_fill_the_memory(path, monkeypatch):
         read_run(path)
 
 
-def everything(path):
-    """All that the tool can do with a file, its answers checked against each other."""
+def exported(path, run):
+    pickle.dumps(torch_snapshot(path), protocol=4)
+    rmm_log(path)
+
+
+def replayed(path, run):
+    for requests in read_requests(path).values():
+        replay(requests, budget=min(requests.budget, 2**62))
+        assert replay(requests, requests.peak, "buddy").policy == "buddy"
+
+
+def pictured(path, run):
+    data = timeline(path)
+    assert [pool["peak"] for pool in data["pools"]] == [pool.peak for pool in run.pools.values()]
+    html(data)
+
+
+def drawn(path, run):
+    png(timeline(path))
+
+
+# What is tried with one file after the other; the costlier ones less often.
+USES = [exported, replayed, pictured] * 20 + [drawn]
+
+
+def understood(path, use):
+    """Read a file, its answers checked against each other, and put it to one use."""
     run = read_run(path)
     json.dumps([pool.to_dict() for pool in run.pools.values()])
     for pool in run.pools.values():
@@ -291,17 +316,10 @@ def everything(path):
         block_map(pool.at_peak(), 200)
     check(run, limit=0, no_refusals=True, no_leaks=True, kept_plans=True)
     diff(run, run)
-    pickle.dumps(torch_snapshot(path), protocol=4)
     if any(pool.from_snapshot for pool in run.pools.values()):
-        return None
-    rmm_log(path)
-    for requests in read_requests(path).values():
-        replay(requests, budget=min(requests.budget, 2**62))
-        assert replay(requests, requests.peak, "buddy").policy == "buddy"
-    data = timeline(path)
-    assert [pool["peak"] for pool in data["pools"]] == [pool.peak for pool in run.pools.values()]
-    html(data)
-    return data
+        pickle.dumps(torch_snapshot(path), protocol=4)
+    else:
+        use(path, run)
 
 
 def test_damaged_files_end_in_a_clear_error_or_a_right_answer(tmp_path):
@@ -316,16 +334,15 @@ def test_damaged_files_end_in_a_clear_error_or_a_right_answer(tmp_path):
         said = record(folder / "good", random.Random(rng.random()), n_steps=12, budget="8KiB")
         good.append((folder / "good").read_bytes())
         snapshots.append(json.dumps(said["snapshot"]).encode() + b"\n")
-        everything(folder / "good")
+        for use in set(USES):
+            understood(folder / "good", use)
     (folder / "good").unlink()
     path = folder / "mutant"
     n_errors = 0
     for i in range(N_MUTANTS):
         path.write_bytes(mutant(rng, rng.choice(snapshots if i % 8 == 0 else good)))
         try:
-            data = everything(path)
-            if data and i % 100 == 0:
-                png(data)
+            understood(path, USES[i % len(USES)])
         except TraceFormatError as error:
             n_errors += 1
             assert str(path) in str(error) and len(str(error)) < 1000
