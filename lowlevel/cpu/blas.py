@@ -2,36 +2,69 @@
 
 import contextlib
 import functools
+import os
 import threading
 
 import threadpoolctl
 
 _lock = threading.Lock()
 _users = 0
-_limit = None
+_before = []  # what the users' limit replaced: (library, number of threads)
 
 
 @functools.cache
-def _controller():
-    return threadpoolctl.ThreadpoolController()  # finds the BLAS libraries: a millisecond or two
+def _libraries():
+    """(BLAS libraries with one setting a process, those with one a thread)."""
+    found = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+    per_thread = [x for x in found if getattr(x, "threading_layer", None) == "openmp"]
+    return [x for x in found if x not in per_thread], per_thread
+
+
+def _current(libraries):
+    return [(library, library.num_threads) for library in libraries]
+
+
+def _set(settings):
+    for library, n in settings:
+        # threadpoolctl (3.8 does) lets only one thread of a process set this, for as long as that
+        # thread lives, and silently does nothing in others. Here calls of any thread may overlap.
+        getattr(library, "_real_set_num_threads", library.set_num_threads)(n)
+
+
+def _restore_in_child():
+    """After a fork the child has none of the other threads, which would have put the setting back."""
+    global _lock, _users
+    _lock = threading.Lock()
+    _users = 0
+    _set(_before)
+    _before.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restore_in_child)
 
 
 @contextlib.contextmanager
 def blas_threads(n_threads):
     """Let BLAS use `n_threads` inside; the caller's setting is back when the last user leaves.
 
-    The setting belongs to the process, so of calls that overlap in time the first one's holds.
+    Where the setting belongs to the process, of calls that overlap in time the first one's holds.
     """
-    global _users, _limit
+    global _users
+    per_process, per_thread = _libraries()
+    before_here = _current(per_thread)
     with _lock:
         if _users == 0:
-            _limit = _controller().limit(limits=n_threads, user_api="blas")
+            _before[:] = _current(per_process)
+            _set((library, n_threads) for library in per_process)
         _users += 1
+    _set((library, n_threads) for library in per_thread)
     try:
         yield
     finally:
+        _set(before_here)
         with _lock:
-            _users -= 1
+            _users = max(0, _users - 1)  # 0 already: forked inside, and restored there
             if _users == 0:
-                _limit.restore_original_limits()
-                _limit = None
+                _set(_before)
+                _before.clear()
