@@ -7,7 +7,8 @@ import itertools
 import statistics
 import time
 
-from .options import UsageError, add_sweep, fill_list_defaults, new_parser, positive
+from .options import UsageError, add_sweep, choices, fill_list_defaults, new_parser, positive
+from .peers import INSTALL as PEERS
 
 DESCRIPTION = """\
 Run one layer's attention over a long prompt under several budgets, and check what it takes.
@@ -32,7 +33,18 @@ columns:
   error         against float64 on sampled rows of all heads, over the largest output
 Runs of all rows are interleaved, in a new order each round. A row that cannot run says what it
 would need. Checked limits: pool peak equals the plan and is within the budget; error <= 5e-6
-(growing with the largest score where their standard deviation is over 3)."""
+(growing with the largest score where their standard deviation is over 3).
+
+With --vs: dequantisation, products, attention and start-up, held against other software on the same
+inputs, whose results are compared with ours first, and against what this machine can do at most,
+measured in the same rounds. -t is 1,2 by default. About 8 minutes on two idle cores. Columns:
+  rate          of ours, in the unit of the case's first limit
+  roofline      share of fill or read bandwidth, or of FMA, int8 dot or sgemm speed
+  torch, ...    their time over ours in the same round, median (least-most): above 1, ours is faster;
+                of several forms of a peer the fastest, with its name
+  ours f16      the same with f16 K and V
+  scratch       MiB that one call takes
+  bar           what this project set itself to reach (--check: exit code 1 where it is missed)"""
 
 DEFAULT_REPETITIONS = 3
 DEFAULT_SECONDS = 110
@@ -81,9 +93,29 @@ def add_parser(subparsers):
     parser.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of activations and order (default: 0)"
     )
+    versus = parser.add_argument_group(
+        "kernels against other software", "each in a process of its own; -t, -r and --seed apply"
+    )
+    versus.add_argument(
+        "--vs",
+        metavar="PEERS",
+        type=choices(PEERS),
+        help=f"instead of the above: every kernel against a comma list of {', '.join(PEERS)}, "
+        "and against what the machine can do",
+    )
+    versus.add_argument(
+        "--only", metavar="TEXT", action="append", help="only cases with these words in their name"
+    )
+    versus.add_argument("--check", action="store_true", help="exit code 1 if a bar is missed")
 
 
 def run(args):
+    if args.vs:
+        from . import versus
+
+        return versus.run(args)
+    if args.only or args.check:
+        raise UsageError("--only and --check belong to --vs")
     fill_list_defaults(args)
     deadline = time.monotonic() + DEFAULT_SECONDS
     import quant

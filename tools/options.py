@@ -10,6 +10,7 @@ __all__ = [
     "MIB",
     "UsageError",
     "add_sweep",
+    "choices",
     "fill_list_defaults",
     "new_parser",
     "positive",

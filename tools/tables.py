@@ -14,7 +14,7 @@ __all__ = ["mib", "note", "print_json", "print_sweep", "print_table", "progress"
 
 MIB = 2**20
 # Wide enough that rich cuts no cell: a narrow terminal wraps lines by itself.
-WIDTH = 220
+WIDTH = 1000
 
 
 def print_table(columns, rows):

@@ -1,0 +1,131 @@
+"""The parent's side of a peer's process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from . import INSTALL
+
+__all__ = ["Peer", "PeerError", "PeerMissing", "child_environment"]
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_STDERR_TAIL = 400
+
+
+class PeerError(Exception):
+    """A peer could not do what it was asked; its text is the reason."""
+
+
+class PeerMissing(PeerError):
+    """The peer is not installed."""
+
+
+def child_environment(n_threads):
+    """The environment of a child: its packages, and thread pools that sleep when idle.
+
+    OMP_WAIT_POLICY stays as the user has it, to try what spinning would change.
+    """
+    environment = dict(os.environ)
+    here = str(pathlib.Path(__file__).resolve().parents[2])
+    paths = [here, environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.update({name: str(n_threads) for name in _THREAD_VARIABLES})
+    return environment
+
+
+class Peer:
+    """A running peer.
+
+    Parameters
+    ----------
+    name : str
+        A module of this package.
+    n_threads : int
+        The most threads it will be asked to use.
+
+    Raises
+    ------
+    PeerMissing
+        What it measures is not installed; says how to install it.
+    PeerError
+        It does not start.
+    """
+
+    def __init__(self, name, n_threads):
+        self.name = name
+        self._stderr = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __package__, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=child_environment(n_threads),
+            text=True,
+        )
+        try:
+            hello = self._reply()
+            if "missing" in hello:
+                raise PeerMissing(
+                    f"{name}: not installed; {INSTALL.get(name, '')} ({hello['missing']})"
+                )
+        except BaseException:
+            self.close()
+            raise
+        self.about = hello["ready"]
+
+    def ask(self, do, **arguments):
+        """Send a request to the peer's `Server` and return its reply; raises PeerError."""
+        self.send(do, **arguments)
+        return self.receive()
+
+    def send(self, do, **arguments):
+        """Send a request; each must be followed by `receive`."""
+        try:
+            self._process.stdin.write(json.dumps(dict(do=do, **arguments)) + "\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise PeerError(self._death()) from None
+
+    def receive(self):
+        """The reply to the last request; raises PeerError."""
+        reply = self._reply()
+        if "error" in reply:
+            raise PeerError(f"{self.name}: {reply['error']}")
+        return reply
+
+    @property
+    def is_alive(self):
+        return self._process.poll() is None
+
+    def close(self):
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._stderr.close()
+
+    def _reply(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise PeerError(self._death())
+        return json.loads(line)
+
+    def _death(self):
+        """What to say of a process that has ended: its code and last words."""
+        code = self._process.wait()
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _STDERR_TAIL))
+        words = " ".join(self._stderr.read().decode(errors="replace").split())
+        return f"{self.name}: its process ended with code {code}: {words}"
