@@ -1,5 +1,6 @@
 """The ground floor of kqcap: memory pools, attention plans, attention, concat. Knows nothing of GGUF."""
 
+from .arrays import asarray, asnumpy
 from .attention import attention, merge_states
 from .concat import concat
 from .plan import AttentionPlan, plan_attention
@@ -10,6 +11,8 @@ __all__ = [
     "Block",
     "BudgetError",
     "Pool",
+    "asarray",
+    "asnumpy",
     "attention",
     "concat",
     "merge_states",

@@ -1,4 +1,4 @@
-"""Devices by name: "cpu", later "cuda:N" and "cudasim".
+"""Devices by name: "cpu", "cuda:N" and "cudasim".
 
 A device is an object that its own package provides as `open_device(index)` in a module named
 `device`, loaded when first asked for; nothing on the ground imports one. What pools and `concat` need:
@@ -15,10 +15,13 @@ A device is an object that its own package provides as `open_device(index)` in a
     overlap(array, array)                 whether they share an element (True also if that is too hard to say)
     overlaps_itself(array)                whether two of its indices may mean one place
     writable(array)
+    from_host(array)                      a NumPy array's contents as a C-contiguous array of the device
+    to_host(array)                        an array's contents as a NumPy array
 """
 
 import importlib
 import re
+import sys
 
 import numpy as np
 
@@ -74,8 +77,17 @@ def of_array(array, name):
         No array of a known device, or one that hides elements (a masked array).
     """
     if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
-        return get("cpu")
-    raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
+        return get("cudasim" if _is_made_by(array, "lowlevel.cudasim", "CudaSimArray") else "cpu")
+    if _is_made_by(array, "cupy", "ndarray"):
+        return get(f"cuda:{array.device.id}")
+    raise TypeError(
+        f"{name}: expected a NumPy array, got {type(array).__name__} (CuPy arrays will do too)"
+    )
+
+
+def _is_made_by(array, module, kind):
+    """Whether `array` is of a module's type; if nobody has imported the module it is not."""
+    return module in sys.modules and isinstance(array, getattr(sys.modules[module], kind))
 
 
 def _parse(name):

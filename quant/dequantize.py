@@ -1,12 +1,16 @@
-"""Dequantisation: blocks to float32 or float16."""
+"""Dequantisation: blocks to float32, float16 or, on a GPU, bfloat16."""
 
 import math
 
 import numpy as np
 
+from lowlevel import devices
+from lowlevel.shapes import resolve_dtype
+
 from .tensor import QuantTensor
 
 DTYPES = ("float32", "float16")
+DEVICE_DTYPES = (*DTYPES, "bfloat16")  # of a device that runs CUDA kernels
 
 
 def dequantize(t, dtype=None, out=None, n_threads=None):
@@ -18,19 +22,21 @@ def dequantize(t, dtype=None, out=None, n_threads=None):
     Parameters
     ----------
     t : QuantTensor, (..., rows, columns)
-        Of any format, strided or read-only too.
-    dtype : {"float32", "float16"}, optional
-        float16 is the float32 value rounded to nearest even. Default: that of `out`, else float32.
-    out : numpy.ndarray, optional
-        Shape of `t`, writeable, last axis contiguous. Reusing one is much faster than a fresh
-        array, whose pages the operating system has to provide first.
+        Of any format, strided or read-only too, on any device.
+    dtype : {"float32", "float16", "bfloat16"}, optional
+        The two of 16 bits are the float32 value rounded to nearest even; bfloat16 on "cuda:N" and
+        "cudasim" only. Default: that of `out`, else float32.
+    out : array, optional
+        On the tensor's device, shape of `t`, writeable, last axis contiguous. Reusing one is much
+        faster than a fresh array, whose pages the operating system has to provide first.
     n_threads : int, optional
-        Default: all CPUs of this process. 1 uses the calling thread alone.
+        Default: all CPUs of this process. 1 uses the calling thread alone. Not for a GPU.
 
     Returns
     -------
-    numpy.ndarray
-        `out`, or a fresh C-contiguous array.
+    array
+        `out`, or a fresh C-contiguous array on the tensor's device. A GPU may still be writing it:
+        what is asked of it next waits for that.
 
     Raises
     ------
@@ -39,9 +45,12 @@ def dequantize(t, dtype=None, out=None, n_threads=None):
     """
     if not isinstance(t, QuantTensor):
         raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
-    dtype = _checked_dtype(dtype, out)
+    device = devices.of_array(t.data, "t")
+    dtype = _checked_dtype(dtype, out, DTYPES if device.name == "cpu" else DEVICE_DTYPES)
     if out is not None:
-        _check_out(out, t, dtype)
+        _check_out(out, t, dtype, device)
+    if device.name != "cpu":
+        return _on_device(t, dtype, out, n_threads, device)
     from lowlevel.cpu.threads import resolve_n_threads
 
     n_threads = resolve_n_threads(n_threads)
@@ -54,6 +63,18 @@ def dequantize(t, dtype=None, out=None, n_threads=None):
     return out
 
 
+def _on_device(t, dtype, out, n_threads, device):
+    if n_threads is not None:
+        raise ValueError(f"n_threads: {device.name} has no use for it; leave it out")
+    if out is None:
+        out = device.empty(t.shape, dtype)
+    if t.size:
+        from .cuda.dequantize import dequantize as run
+
+        run(t, out, device)
+    return out
+
+
 def _empty_aligned(shape, dtype):
     """An array on a cache line's boundary, which NumPy's own large arrays miss by 16 bytes."""
     n_bytes = math.prod(shape) * dtype.itemsize
@@ -62,33 +83,33 @@ def _empty_aligned(shape, dtype):
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
-def _checked_dtype(dtype, out):
+def _checked_dtype(dtype, out, dtypes):
     if dtype is None:
         dtype = getattr(out, "dtype", "float32")
     try:
-        name = np.dtype(dtype).name
+        result = resolve_dtype(dtype)
     except TypeError:
-        name = None
-    if name not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}")
-    return np.dtype(name)
+        result = None
+    if result is None or result.name not in dtypes:
+        raise ValueError(f"dtype: expected one of {', '.join(dtypes)}; got {dtype!r}")
+    return result if result.isnative else np.dtype(result.name)
 
 
-def _check_out(out, t, dtype):
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+def _check_out(out, t, dtype, device):
+    if devices.of_array(out, "out") is not device:
+        raise ValueError(f"out: expected an array on {device.name} like the tensor")
     if out.dtype != dtype:
         raise ValueError(f"out: expected {dtype} as dtype says, got {out.dtype}")
     if out.shape != t.shape:
         raise ValueError(f"out: expected shape {t.shape}, got {out.shape}")
-    if not out.flags.writeable:
+    if not device.writable(out):
         raise ValueError("out: the array is read-only")
-    if not out.flags.aligned:
-        raise ValueError(f"out: the array is not aligned to its {out.itemsize}-byte items")
     strides = [stride for size, stride in zip(out.shape, out.strides, strict=True) if size > 1]
+    if out.size and any(step % out.itemsize for step in (device.address(out), *strides)):
+        raise ValueError(f"out: the array is not aligned to its {out.itemsize}-byte items")
     if out.size and out.shape[-1] > 1 and strides[-1] != out.itemsize:
         raise ValueError(f"out: the last axis must be contiguous; its stride is {strides[-1]}")
     if out.size and 0 in strides:
         raise ValueError(f"out: several weights share an item; strides are {out.strides}")
-    if np.may_share_memory(out, t.data):
+    if device.overlap(out, t.data):
         raise ValueError("out: overlaps the tensor's own bytes")

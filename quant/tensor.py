@@ -4,6 +4,8 @@ import operator
 
 import numpy as np
 
+from lowlevel import arrays, devices
+
 from .formats import block_format
 
 
@@ -12,9 +14,9 @@ class QuantTensor:
 
     Parameters
     ----------
-    data : numpy.ndarray of uint8, (..., rows, row bytes)
-        Any strides with a contiguous last axis; read-only memory (a mapped file) will do. A flat
-        array of all bytes is taken too.
+    data : array of uint8, (..., rows, row bytes)
+        On any device. Any strides with a contiguous last axis; read-only memory (a mapped file)
+        will do. A flat array of all bytes is taken too.
     qtype : gguf.GGMLQuantizationType or str
         The block format or its name; F32, F16 and BF16 are formats too.
     shape : sequence of int, (..., rows, columns)
@@ -75,7 +77,8 @@ class QuantTensor:
 
     @property
     def device(self):
-        return "cpu"
+        """Where the bytes lie: "cpu", "cuda:N" or "cudasim"."""
+        return devices.of_array(self.data, "data").name
 
     def __len__(self):
         return self.shape[0]
@@ -112,7 +115,8 @@ class QuantTensor:
                 f"shape: {shape} does not keep the columns and weights of {self.shape}"
             )
         data = self.data.reshape(*shape[:-1], self.row_bytes)
-        if data.size and not np.may_share_memory(data, self.data):
+        device = devices.of_array(self.data, "data")
+        if data.size and device.address(data) != device.address(self.data):
             raise ValueError(f"shape: {shape} would need a copy of this strided tensor")
         return QuantTensor(data, self.format, shape)
 
@@ -139,10 +143,10 @@ class QuantTensor:
         return kv_source(self)
 
     def to(self, device):
-        """This tensor on a device: ``"cpu"`` gives the tensor itself."""
-        if device == "cpu":
+        """This tensor on a device: a copy of its bytes, or the tensor itself if it is there already."""
+        if devices.canonical_name(device) == self.device:
             return self
-        raise ValueError(f"device: quantised tensors can only be on 'cpu' so far; got {device!r}")
+        return QuantTensor(arrays.asarray(self.data, device), self.format, self.shape)
 
 
 def _product(sizes):
@@ -167,10 +171,11 @@ def _checked_data(data, block, shape):
     """`data` with one axis for each of `shape`, the last one in bytes."""
     expected = (*shape[:-1], block.row_bytes(shape[-1]))
     wanted = f"uint8 of shape {expected} for {block.name} {shape}"
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
-        given = f"{data.dtype} array" if isinstance(data, np.ndarray) else type(data).__name__
-        raise TypeError(f"data: expected a NumPy array of {wanted}; got {given}")
-    data = data.view(np.ndarray)  # np.memmap and other subclasses are slower to slice
+    if getattr(data, "dtype", None) != np.uint8:
+        given = f"{data.dtype} array" if hasattr(data, "dtype") else type(data).__name__
+        raise TypeError(f"data: expected an array of {wanted}; got {given}")
+    # np.memmap and other subclasses are slower to slice
+    data = devices.of_array(data, "data").plain(data)
     if data.shape != expected and data.ndim == 1 and data.size == _product(expected):
         if data.strides[0] == 1 or data.size <= 1:
             data = data.reshape(expected)

@@ -46,6 +46,12 @@ class CpuDevice:
     def writable(self, array):
         return array.flags.writeable
 
+    def from_host(self, array):
+        return array
+
+    def to_host(self, array):
+        return array
+
     copy = staticmethod(copies.copy_disjoint)
     overlap = staticmethod(copies.overlap)
     overlaps_itself = staticmethod(copies.overlaps_itself)

@@ -169,7 +169,7 @@ def test_as_array_of_blocks_is_refused(stack):
 
 def test_devices(stack):
     assert stack.device == "cpu" and stack.to("cpu") is stack
-    with pytest.raises(ValueError, match=r"device: .*'cpu'.*'tpu:0'"):
+    with pytest.raises(ValueError, match=r"device: .*\"cpu\".*'tpu:0'"):
         stack.to("tpu:0")
 
 

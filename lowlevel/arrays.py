@@ -1,0 +1,54 @@
+"""Bringing arrays to a device and back."""
+
+import numpy as np
+
+from . import devices
+
+
+def asarray(x, device):
+    """`x` as an array on a device.
+
+    Parameters
+    ----------
+    x : array, or anything that NumPy makes one of
+        On any device.
+    device : str
+        "cpu", "cuda:N" or "cudasim".
+
+    Returns
+    -------
+    array
+        `x` itself if it lies there already; otherwise a C-contiguous copy of shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a device, or a dtype that its arrays cannot have.
+    """
+    target = devices.get(device)
+    source = _device_of(x)
+    if source is target:
+        return x
+    if source is None:
+        x = np.asarray(x)
+    elif source.name != "cpu":
+        x = source.to_host(x)
+    return target.from_host(x)
+
+
+def asnumpy(x):
+    """`x` in the host's memory, once all earlier work on its device is done.
+
+    A NumPy array is returned as it is, any other is copied.
+    """
+    source = _device_of(x)
+    return np.asarray(x) if source is None or source.name == "cpu" else source.to_host(x)
+
+
+def _device_of(x):
+    try:
+        return devices.of_array(x, "x")
+    except TypeError:
+        if isinstance(x, np.ndarray):  # a masked array: its mask would be lost
+            raise
+        return None

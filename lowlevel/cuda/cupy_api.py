@@ -1,0 +1,68 @@
+"""CuPy: the only module that imports it, and only when a GPU is asked for.
+
+What the code on top of this layer does on a GPU alone, and no test without one can show: taking and
+viewing memory, filling and checking it for debug pools, copies from and to the host, flat copies on
+the device, and starting a kernel. All of it is in device.py.
+"""
+
+import functools
+
+_EXTRAS = "pip install 'kqcap[cuda12]' (driver for CUDA 12) or 'kqcap[cuda13]' (CUDA 13)"
+MIN_CAPABILITY = 8, 0  # bfloat16 conversions, asynchronous copies
+
+
+@functools.cache
+def load():
+    """The cupy module.
+
+    Raises
+    ------
+    ImportError
+        CuPy is not installed, or cannot be loaded.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        what = "CuPy is not installed" if missing else f"CuPy cannot be loaded ({error})"
+        raise ImportError(f'device: "cuda" needs CuPy: {what}; {_EXTRAS}') from error
+    return cupy
+
+
+def check_device(index):
+    """Raise unless GPU `index` is there and can run the kernels.
+
+    Raises
+    ------
+    ValueError
+        No such GPU, or one too old.
+    ImportError
+        No CuPy.
+    """
+    cupy = load()
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise ValueError(f'device: no GPU for "cuda:{index}": {error}') from None
+    if index >= count:
+        there = f'"cuda:0" to "cuda:{count - 1}"' if count > 1 else '"cuda:0" only'
+        raise ValueError(f'device: no "cuda:{index}" on this machine; there is {there}')
+    capability = compute_capability(index)
+    if capability < MIN_CAPABILITY:
+        raise ValueError(
+            f'device: "cuda:{index}" has compute capability {capability[0]}.{capability[1]}; '
+            f"the kernels need {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} (Ampere) or later"
+        )
+
+
+def compute_capability(index):
+    """(major, minor) of a GPU."""
+    digits = load().cuda.Device(index).compute_capability  # "90", "120"
+    return int(digits[:-1]), int(digits[-1])
+
+
+def compile_module(text, name, options, expressions):
+    """Kernels of a source by NVRTC, from CuPy's disk cache where they are there (see loader.Library)."""
+    # CuPy passes -ftz=true itself.
+    options = tuple(option for option in options if option != "-ftz=true")
+    return load().RawModule(code=text, options=options, name_expressions=expressions)

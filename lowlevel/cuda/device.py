@@ -1,0 +1,125 @@
+"""A GPU as a device (see `lowlevel.devices`), through CuPy.
+
+Everything runs on CuPy's current stream, in order. A block of a pool that is freed and taken again
+is safe as long as that stay one stream, or the caller orders several.
+"""
+
+import numpy as np
+
+from lowlevel.sizes import format_size
+
+from . import cupy_api
+from .kernel_device import KernelDevice
+from .loader import Library
+
+# Of all GPUs: CuPy loads a module on each that needs it.
+_LIBRARY = Library(cupy_api.compile_module)
+_DEFAULT_SHARED = 48 << 10
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_DEVICE_TO_DEVICE = 3
+
+
+class CudaDevice(KernelDevice):
+    """Memory of one GPU and launches on it."""
+
+    def __init__(self, index):
+        super().__init__(_LIBRARY)
+        cupy_api.check_device(index)
+        self._cupy = cupy_api.load()
+        self._index = index
+        self.name = f"cuda:{index}"
+
+    def _current(self):
+        """Context in which this GPU is CuPy's current one."""
+        return self._cupy.cuda.Device(self._index)
+
+    def allocate(self, n_bytes):
+        runtime_error = self._cupy.cuda.runtime.CUDARuntimeError
+        with self._current():
+            try:
+                memory = self._cupy.cuda.memory.Memory(n_bytes)  # cudaMalloc: none of CuPy's pools
+            except (runtime_error, OverflowError) as error:
+                if getattr(error, "status", _OUT_OF_MEMORY) != _OUT_OF_MEMORY:
+                    raise
+                raise MemoryError(
+                    f"{self.name} does not give {format_size(n_bytes)} of memory"
+                ) from None
+            pointer = self._cupy.cuda.memory.MemoryPointer(memory, 0)
+            return self._cupy.ndarray((n_bytes,), np.uint8, pointer)
+
+    def view(self, memory, offset, shape, dtype):
+        return self._array(shape, dtype, memory.data + offset)
+
+    def empty(self, shape, dtype):
+        return self._array(shape, dtype, None)
+
+    def _array(self, shape, dtype, pointer):
+        with self._current():
+            try:
+                return self._cupy.ndarray(shape, dtype, pointer)
+            except (TypeError, ValueError) as error:
+                raise self._no_such_dtype(dtype, error) from None
+
+    def _no_such_dtype(self, dtype, error):
+        return TypeError(
+            f"dtype: CuPy {self._cupy.__version__} has no arrays of {np.dtype(dtype)} ({error}); "
+            "bool, integers, floats and complex will do, bfloat16 from CuPy 14.1 on"
+        )
+
+    def address(self, array):
+        if isinstance(array, self._cupy.ndarray) and array.device.id == self._index:
+            return array.data.ptr
+        return None
+
+    def fill(self, memory, start, stop, pattern):
+        with self._current():
+            memory[start:stop].view(np.uint16).fill(pattern)
+
+    def holds(self, memory, start, stop, pattern):
+        with self._current():
+            return bool((memory[start:stop].view(np.uint16) == pattern).all())
+
+    def plain(self, array):
+        if type(array) is self._cupy.ndarray:
+            return array
+        return self._cupy.ndarray(array.shape, array.dtype, array.data, array.strides)
+
+    def writable(self, array):
+        return True
+
+    def from_host(self, array):
+        with self._current():
+            try:
+                return self._cupy.array(array, order="C")
+            except (TypeError, ValueError) as error:
+                raise self._no_such_dtype(array.dtype, error) from None
+
+    def to_host(self, array):
+        with self._current():
+            return self._cupy.asnumpy(array)
+
+    def synchronise(self):
+        with self._current():
+            self._cupy.cuda.get_current_stream().synchronize()
+
+    def launch(self, kernel, n_blocks, arguments, shared_mem=0):
+        with self._current():  # compiling looks at the current GPU too
+            super().launch(kernel, n_blocks, arguments, shared_mem)
+
+    def start(self, function, grid, block, arguments, shared_mem):
+        if shared_mem > _DEFAULT_SHARED and shared_mem > function.max_dynamic_shared_size_bytes:
+            function.max_dynamic_shared_size_bytes = shared_mem
+        null = np.uintp(0)
+        arguments = tuple(null if argument is None else argument for argument in arguments)
+        function(grid, block, arguments, shared_mem=shared_mem)
+
+    def copy_flat(self, target, source):
+        with self._current():
+            stream = self._cupy.cuda.get_current_stream().ptr
+            self._cupy.cuda.runtime.memcpyAsync(
+                target.data.ptr, source.data.ptr, target.nbytes, _DEVICE_TO_DEVICE, stream
+            )
+
+
+def open_device(index):
+    return CudaDevice(index)

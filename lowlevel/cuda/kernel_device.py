@@ -1,0 +1,122 @@
+"""What "cuda:N" and "cudasim" do alike, above the little that each does in its own way.
+
+A device adds: `allocate`, `view`, `address`, `fill`, `holds`, `empty`, `plain`, `writable` (see
+lowlevel/devices.py), `from_host`, `to_host`, and
+
+    start(function, grid, block, arguments, shared_mem)   one launch
+    copy_flat(target, source)                          equal shapes, both without gaps, in one order
+"""
+
+import numpy as np
+
+from lowlevel.cpu import copy as host_copies
+
+from . import copies
+
+_MAX_GRID = 2**31 - 1
+
+
+class KernelDevice:
+    """Launches and copies of a device that runs CUDA kernels, which come from a loader.Library."""
+
+    def __init__(self, library):
+        self._library = library
+
+    def launch(self, kernel, n_blocks, arguments, shared_mem=0):
+        """Run a kernel over a grid of one axis, in the order of the device's other work.
+
+        Parameters
+        ----------
+        kernel : instances.Kernel
+        n_blocks : int
+        arguments : sequence
+            Arrays of this device for pointers (None: null), int or float for scalars, 0-d structured
+            NumPy arrays for structures, each as the kernel's `parameters` say.
+        shared_mem : int
+            Bytes of dynamic shared memory.
+
+        Raises
+        ------
+        TypeError, ValueError, OverflowError
+            Before anything runs: arguments that do not fit, or a grid that no device takes.
+        """
+        if not 1 <= n_blocks <= _MAX_GRID:
+            raise ValueError(
+                f"{kernel.name}: a grid of {n_blocks} blocks; 1 to {_MAX_GRID} will do"
+            )
+        if len(arguments) != len(kernel.parameters):
+            raise TypeError(
+                f"{kernel.name}: {len(arguments)} arguments for {len(kernel.parameters)} parameters"
+            )
+        arguments = tuple(
+            self._argument(f"{kernel.name}: argument {i}", parameter, argument)
+            for i, (parameter, argument) in enumerate(
+                zip(kernel.parameters, arguments, strict=True)
+            )
+        )
+        function = self._library.function(kernel)
+        self.start(function, (n_blocks,), (kernel.block,), arguments, shared_mem)
+
+    def _argument(self, where, parameter, argument):
+        code = parameter.removeprefix("const ")
+        if not code.endswith("*"):
+            return _scalar(where, code, argument)
+        if argument is None:
+            return None
+        if self.address(argument) is None:
+            raise TypeError(
+                f"{where}: expected an array on {self.name}, got {type(argument).__name__}"
+            )
+        if not parameter.startswith("const ") and not self.writable(argument):
+            raise ValueError(f"{where}: the array is read-only")
+        return argument if code == "V*" else self._as_type(where, argument, np.dtype(code[:-1]))
+
+    def _as_type(self, where, array, dtype):
+        """`array` as one of `dtype`: 16-bit floats go as their bits, nothing else is reinterpreted."""
+        if array.dtype == dtype:
+            return array
+        if dtype == np.uint16 and array.dtype.name in ("float16", "bfloat16"):
+            return array.view(np.uint16)
+        raise TypeError(f"{where}: expected {dtype}, got {array.dtype}")
+
+    def copy(self, target, source):
+        copies.copy(self, target, source)
+
+    def overlap(self, first, second):
+        return host_copies.overlap(self._shadow(first), self._shadow(second))
+
+    def overlaps_itself(self, array):
+        return host_copies.overlaps_itself(array)
+
+    def resolve_n_threads(self, n_threads):
+        raise NotImplementedError(f"device: attention on {self.name} is not part of this version")
+
+    def _shadow(self, array):
+        """A NumPy array with the same addresses, for questions about them: never to be read."""
+        return np.asarray(_Shadow(self.address(array), array))
+
+
+class _Shadow:
+    def __init__(self, address, array):
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, True),
+            "shape": array.shape,
+            "strides": array.strides,
+            "typestr": f"|V{array.dtype.itemsize}",
+        }
+
+
+def _scalar(where, code, value):
+    dtype = np.dtype(code)
+    if dtype.kind == "V":
+        if not isinstance(value, np.ndarray) or value.ndim or value.nbytes != dtype.itemsize:
+            raise TypeError(f"{where}: expected a 0-d structure of {dtype.itemsize} bytes")
+        return value
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, np.integer) if dtype.kind in "iu" else (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"{where}: expected a number for {dtype}, got {value!r}")
+    if dtype.kind in "iu" and not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+        raise OverflowError(f"{where}: {value} does not fit {dtype}")
+    return dtype.type(value)
