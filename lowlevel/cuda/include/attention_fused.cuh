@@ -1,0 +1,347 @@
+// Fused attention on 16-bit tensor cores: scores, online softmax and weighted sum without leaving the
+// chip (FlashAttention-2's scheme, arXiv:2307.08691).
+//
+// A block owns TILE_ROWS query rows of one K/V head (heads of a group and tokens packed, see
+// attention_call.cuh) and walks the keys that any of them sees, TILE_KEYS at a time. A warp owns 16 *
+// M_TILES rows for good, so that no statistics cross warps. K and V have one buffer each: V arrives
+// while scores are computed, the next K while weights are. Keys that a row may not see get a score of
+// -inf, thus a weight of exactly 0; where V holds NaN or inf beside such keys, the slower
+// `add_values_carefully` keeps 0 * NaN out of the sums.
+//
+// The state (sums, maximum, denominator of each row, float32) may come from an earlier launch over
+// other keys (resume) and go on to a later one (not finish) or to attention_merge.
+#pragma once
+
+#ifndef HEAD_K
+#define HEAD_K 192  // both multiples of 64
+#endif
+#ifndef HEAD_V
+#define HEAD_V 128
+#endif
+#ifndef TILE_ROWS
+#define TILE_ROWS 128
+#endif
+#ifndef TILE_KEYS
+#define TILE_KEYS 64
+#endif
+#ifndef WARPS
+#define WARPS 4
+#endif
+#ifndef BLOCKS_PER_SM
+#define BLOCKS_PER_SM 2
+#endif
+
+#include "attention_call.cuh"
+#include "attention_mma.cuh"
+
+constexpr int M_TILES = TILE_ROWS / (16 * WARPS);
+constexpr int K_CHUNKS = HEAD_K / kChunk, V_CHUNKS = HEAD_V / kChunk;
+constexpr int KEY_COLUMNS = TILE_KEYS / 8, OUT_COLUMNS = HEAD_V / 8;  // in units of a fragment
+
+typedef float Scores[M_TILES][KEY_COLUMNS][4];
+typedef unsigned Weights[M_TILES][TILE_KEYS / 16][4];  // fragments A
+typedef float Sums[M_TILES][OUT_COLUMNS][4];
+
+// A lane's rows: row i of m-tile m is 16 m + 8 i + lane / 4 of the warp's.
+struct Statistics {
+  float top[M_TILES][2], sum[M_TILES][2];  // units of log2; the sum is this lane's part of it
+};
+
+__device__ __forceinline__ int row_of_lane(int m, int i) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  return (warp * M_TILES + m) * 16 + i * 8 + lane / 4;
+}
+
+template <class Type>
+__device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_tile, const Element* k_tile) {
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int n = 0; n < KEY_COLUMNS; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
+  const int first_row = threadIdx.x / 32 * M_TILES * 16;
+#pragma unroll
+  for (int depth = 0; depth < HEAD_K / 16; ++depth) {
+    unsigned a[M_TILES][4];
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m) load_a<K_CHUNKS>(a[m], q_tile, first_row + m * 16, depth);
+#pragma unroll
+    for (int n = 0; n < KEY_COLUMNS; n += 2) {
+      unsigned b[4];
+      load_b_of_rows<K_CHUNKS>(b, k_tile, n * 8, depth);
+#pragma unroll
+      for (int m = 0; m < M_TILES; ++m) {
+        Arithmetic<Type>::multiply(scores[m][n], a[m], b[0], b[1]);
+        Arithmetic<Type>::multiply(scores[m][n + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// Options and left-out keys; with `general`, scores become units of log2.
+template <bool general>
+__device__ __forceinline__ void adjust_scores(const AttentionCall& call, const TilePlace& place, Scores& scores,
+                                              int first_key, bool masked, const float* mask,
+                                              const float* slopes, KeyRange block_keys) {
+  if (!general && !masked) return;
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const TileRow row = row_of_tile(call, place, row_of_lane(m, i));
+      KeyRange range = visible_keys(call, row.token);
+      range.low = max(range.low, block_keys.low);
+      range.high = row.exists ? min(range.high, block_keys.high) : 0;
+      const float* mask_row = nullptr;
+      float slope = 0.0f;
+      if (general && row.exists) {
+        if (mask != nullptr) mask_row = mask + row.head * call.mask_head + row.token * call.mask_token;
+        if (slopes != nullptr) slope = slopes[row.head];
+      }
+#pragma unroll
+      for (int n = 0; n < KEY_COLUMNS; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int key = first_key + n * 8 + threadIdx.x % 4 * 2 + j;
+          float& score = scores[m][n][2 * i + j];
+          if (key < range.low || key >= range.high)
+            score = -infinity();
+          else if (general)
+            score = general_score(call, score, mask_row, key, slope, call.first_position + row.token);
+        }
+    }
+}
+
+// Scores to weights, in place; sums so far are scaled down where a row's maximum has grown.
+__device__ __forceinline__ void weigh(Scores& scores, Sums& sums, Statistics& rows, float scale_log2) {
+  bool grown = false;
+  float shrink[M_TILES][2];
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float top = -infinity();
+#pragma unroll
+      for (int n = 0; n < KEY_COLUMNS; ++n)
+        top = fmaxf(top, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
+      const float old = rows.top[m][i];
+      top = fmaxf(old, row_maximum(top) * scale_log2);
+      const float reference = top == -infinity() ? 0.0f : top;  // nothing but left-out keys so far
+      shrink[m][i] = ptx::exp2_approx(old - reference);
+      grown |= top > old;
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < KEY_COLUMNS; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& score = scores[m][n][2 * i + j];
+          score = ptx::exp2_approx(fmaf(score, scale_log2, -reference));
+          sum += score;
+        }
+      rows.sum[m][i] = rows.sum[m][i] * shrink[m][i] + sum;
+      rows.top[m][i] = top;
+    }
+  if (!__any_sync(0xffffffffu, grown)) return;
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int n = 0; n < OUT_COLUMNS; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][n][i] *= shrink[m][i / 2];
+}
+
+// Two neighbouring score fragments of a row tile are one fragment A of weights.
+template <class Type>
+__device__ __forceinline__ void pack_weights(Weights& weights, const Scores& scores) {
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int n = 0; n < KEY_COLUMNS; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        weights[m][n / 2][n % 2 * 2 + i] = Arithmetic<Type>::pack(scores[m][n][2 * i], scores[m][n][2 * i + 1]);
+}
+
+template <class Type>
+__device__ __forceinline__ void add_values(Sums& sums, const Weights& weights, const Element* v_tile) {
+#pragma unroll
+  for (int keys = 0; keys < TILE_KEYS / 16; ++keys)
+#pragma unroll
+    for (int n = 0; n < OUT_COLUMNS; n += 2) {
+      unsigned b[4];
+      load_b<V_CHUNKS>(b, v_tile, keys * 16, n);
+#pragma unroll
+      for (int m = 0; m < M_TILES; ++m) {
+        Arithmetic<Type>::multiply(sums[m][n], weights[m][keys], b[0], b[1]);
+        Arithmetic<Type>::multiply(sums[m][n + 1], weights[m][keys], b[2], b[3]);
+      }
+    }
+}
+
+// As add_values, where the tile of V holds NaN or inf; only met beside keys that are left out, so it
+// may be slow.
+template <class Type>
+__device__ __forceinline__ void add_values_carefully(Sums& sums, const Weights& weights, const Element* v_tile) {
+#pragma unroll
+  for (int n = 0; n < OUT_COLUMNS; n += 2)
+#pragma unroll 1
+    for (int part = 0; part < kParts; ++part) {
+      float products[M_TILES][2][4] = {};
+#pragma unroll
+      for (int keys = 0; keys < TILE_KEYS / 16; ++keys) {
+        unsigned b[4];
+        load_b<V_CHUNKS>(b, v_tile, keys * 16, n);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[i] = part_of_pair<Type>(b[i], part);
+#pragma unroll
+        for (int m = 0; m < M_TILES; ++m) {
+          Arithmetic<Type>::multiply(products[m][0], weights[m][keys], b[0], b[1]);
+          Arithmetic<Type>::multiply(products[m][1], weights[m][keys], b[2], b[3]);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) add_part(sums[m][n + j], products[m][j], part);
+    }
+}
+
+__device__ __forceinline__ void start_state(const AttentionCall& call, const TilePlace& place, Sums& sums,
+                                            Statistics& rows, const float* state_sums, const float* state_rows) {
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const TileRow row = row_of_tile(call, place, row_of_lane(m, i));
+      const bool held = call.resume && row.exists;
+      const long long at = state_row(call, place, row);
+      rows.top[m][i] = held ? state_rows[2 * at] : -infinity();
+      // One of the four lanes of a row carries the sum so far.
+      rows.sum[m][i] = held && threadIdx.x % 4 == 0 ? state_rows[2 * at + 1] : 0.0f;
+#pragma unroll
+      for (int n = 0; n < OUT_COLUMNS; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          sums[m][n][2 * i + j] = held ? state_sums[at * HEAD_V + n * 8 + threadIdx.x % 4 * 2 + j] : 0.0f;
+    }
+}
+
+template <class Type>
+__device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePlace& place, const Sums& sums,
+                                         const Statistics& rows, void* out, float* lse, const float* sinks,
+                                         float* state_sums, float* state_rows) {
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const TileRow row = row_of_tile(call, place, row_of_lane(m, i));
+      const float top = rows.top[m][i], sum = row_sum(rows.sum[m][i]);
+      if (!row.exists) continue;
+      const int column = threadIdx.x % 4 * 2;
+      if (!call.finish) {
+        const long long at = state_row(call, place, row);
+        if (column == 0) {
+          state_rows[2 * at] = top;
+          state_rows[2 * at + 1] = sum;
+        }
+#pragma unroll
+        for (int n = 0; n < OUT_COLUMNS; ++n)
+          *reinterpret_cast<float2*>(state_sums + at * HEAD_V + n * 8 + column) =
+              make_float2(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
+        continue;
+      }
+      const RowEnd end = finish_row(top, sum, sinks, row.head);
+      if (lse != nullptr && column == 0) lse[(long long)row.head * call.n_tokens + row.token] = end.lse;
+      const long long at = row.head * call.out_head + row.token * call.out_token;
+#pragma unroll
+      for (int n = 0; n < OUT_COLUMNS; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          store_out<Type>(out, call.out_is_float32, at + n * 8 + column + j, sums[m][n][2 * i + j] * end.factor);
+    }
+}
+
+// `general`: mask, softcap, ALiBi, or a scale that is not positive.
+template <class Type, bool general>
+__global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM)
+attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, const Element* __restrict__ v,
+                void* __restrict__ out, float* __restrict__ lse, const float* __restrict__ mask,
+                const float* __restrict__ slopes, const float* __restrict__ sinks,
+                float* __restrict__ state_sums, float* __restrict__ state_rows,
+                const __grid_constant__ AttentionCall call) {
+  extern __shared__ __align__(128) Element shared[];
+  Element* const q_tile = shared;
+  Element* const k_tile = q_tile + TILE_ROWS * HEAD_K;
+  Element* const v_tile = k_tile + TILE_KEYS * HEAD_K;
+
+  const TilePlace place = place_of_block(call, blockIdx.x);
+  const KeyRange keys = keys_of_tile(call, place), seen_by_all = keys_of_all(call, place);
+  k += place.head_kv * call.k_head;
+  v += place.head_kv * call.v_head;
+
+  auto load_queries = [&]() {
+    load_tile<TILE_ROWS, K_CHUNKS>(q_tile, call.aligned, [&](int r) {
+      const TileRow row = row_of_tile(call, place, r);
+      return SourceRow{row.exists ? q + row.head * call.q_head + row.token * call.q_token : q, row.exists};
+    });
+  };
+  auto load_keys = [&](int first_key) {
+    load_tile<TILE_KEYS, K_CHUNKS>(k_tile, call.aligned, [&](int r) {
+      const bool exists = first_key + r < call.n_keys;
+      return SourceRow{exists ? k + (first_key + r) * call.k_key : k, exists};
+    });
+  };
+  auto load_values = [&](int first_key) {
+    load_tile<TILE_KEYS, V_CHUNKS>(v_tile, call.aligned, [&](int r) {
+      const bool exists = first_key + r < call.n_keys;
+      return SourceRow{exists ? v + (first_key + r) * call.v_key : v, exists};
+    });
+  };
+
+  Sums sums;
+  Statistics rows;
+  start_state(call, place, sums, rows, state_sums, state_rows);
+  const float scale_log2 = general ? 1.0f : call.scale * kLog2E;
+
+  // Tiles start at multiples of TILE_KEYS: splits and launches do, so that they never share one.
+  const int first = keys.low / TILE_KEYS * TILE_KEYS;
+  if (keys.low < keys.high) {
+    load_queries();
+    load_keys(first);
+    ptx::cp_async_commit();
+  }
+  for (int key = first; key < keys.high; key += TILE_KEYS) {
+    ptx::cp_async_wait_all();
+    __syncthreads();  // K is there, and nobody reads the last V any more
+    load_values(key);
+    ptx::cp_async_commit();
+
+    Scores scores;
+    multiply_keys<Type>(scores, q_tile, k_tile);
+
+    const bool masked = key < seen_by_all.low || key + TILE_KEYS > min(seen_by_all.high, keys.high);
+    const bool leaves_out = masked || (general && mask != nullptr);
+    ptx::cp_async_wait_all();
+    // V is there, and nobody reads K any more.
+    bool careful = false;
+    if (leaves_out)
+      careful = __syncthreads_or(any_not_finite<Type, TILE_KEYS, V_CHUNKS>(v_tile, 0, V_CHUNKS));
+    else
+      __syncthreads();
+    if (key + TILE_KEYS < keys.high) {
+      load_keys(key + TILE_KEYS);
+      ptx::cp_async_commit();
+    }
+
+    adjust_scores<general>(call, place, scores, key, masked, mask, slopes, keys);
+    weigh(scores, sums, rows, scale_log2);
+    Weights weights;
+    pack_weights<Type>(weights, scores);
+    if (careful)
+      add_values_carefully<Type>(sums, weights, v_tile);
+    else
+      add_values<Type>(sums, weights, v_tile);
+  }
+  end_rows<Type>(call, place, sums, rows, out, lse, sinks, state_sums, state_rows);
+}

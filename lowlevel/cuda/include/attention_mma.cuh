@@ -1,0 +1,161 @@
+// Pieces of the fused attention kernels: 16-bit tiles in shared memory, and products of fragments.
+//
+// Tiles are rows of 16-byte chunks; chunk c of row r lies at c ^ (r % 8), so that the eight rows that
+// ldmatrix reads at a time, and the chunks that eight threads write at a time, meet all 32 banks.
+#pragma once
+
+#include "float_types.cuh"
+#include "ptx.cuh"
+
+typedef unsigned short Element;  // the bits of a 16-bit float
+constexpr int kThreads = WARPS * 32;
+constexpr int kChunk = 8;  // values in 16 bytes
+
+// What the two 16-bit types do in their own way.
+template <class Type>
+struct Arithmetic;
+
+template <>
+struct Arithmetic<Bfloat16> {
+  static constexpr unsigned kExponent = 0x7f80u, kOne = 0x3f80u;  // bits of one value
+  static __device__ __forceinline__ unsigned pack(float low, float high) { return floats::to_bfloats(low, high); }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    ptx::mma_m16n8k16_bf16(d, a, b0, b1);
+  }
+};
+
+template <>
+struct Arithmetic<Float16> {
+  static constexpr unsigned kExponent = 0x7c00u, kOne = 0x3c00u;
+  static __device__ __forceinline__ unsigned pack(float low, float high) { return floats::to_halves(low, high); }
+  static __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    ptx::mma_m16n8k16_f16(d, a, b0, b1);
+  }
+};
+
+// Where chunk `chunk` of row `row` starts in a tile with `row_chunks` chunks a row.
+__device__ __forceinline__ int tile_offset(int row, int chunk, int row_chunks) {
+  return (row * row_chunks + (chunk ^ (row & 7))) * kChunk;
+}
+
+__device__ __forceinline__ void copy_chunk(Element* target, const Element* source, bool exists, bool aligned) {
+  if (aligned) {
+    ptx::cp_async_16_zfill(target, source, exists ? 16 : 0);
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < kChunk; ++i) target[i] = exists ? source[i] : Element(0);
+}
+
+// Where a row of a tile comes from; one that does not exist is zeros.
+struct SourceRow {
+  const Element* address;
+  bool exists;
+};
+
+// Starts copying a tile, or with `aligned` false copies it; `source_row(row)` is a SourceRow. A thread
+// copies the chunks that `any_not_finite` makes it check.
+template <int ROWS, int CHUNKS, class RowSource>
+__device__ __forceinline__ void load_tile(Element* tile, bool aligned, RowSource source_row) {
+  static_assert(kThreads / 8 % 8 == 0 && ROWS % (kThreads / 8) == 0 && CHUNKS % 8 == 0, "whole passes");
+  const int column = threadIdx.x % 8;
+#pragma unroll
+  for (int pass = 0; pass < ROWS / (kThreads / 8); ++pass) {
+    const int row = threadIdx.x / 8 + pass * (kThreads / 8);
+    const SourceRow source = source_row(row);
+#pragma unroll
+    for (int chunk = column; chunk < CHUNKS; chunk += 8)
+      copy_chunk(tile + tile_offset(row, chunk, CHUNKS), source.address + chunk * kChunk, source.exists, aligned);
+  }
+}
+
+template <class Type>
+__device__ __forceinline__ bool not_finite(unsigned bits) {
+  return (bits & Arithmetic<Type>::kExponent) == Arithmetic<Type>::kExponent;
+}
+
+// Whether the chunks that this thread copied hold NaN or inf in columns [first, first + n) * 8.
+template <class Type, int ROWS, int CHUNKS>
+__device__ __forceinline__ bool any_not_finite(const Element* tile, int first, int n) {
+  bool found = false;
+  const int column = threadIdx.x % 8;
+  for (int row = threadIdx.x / 8; row < ROWS; row += kThreads / 8)
+    for (int chunk = column; chunk < CHUNKS; chunk += 8) {
+      if (chunk < first || chunk >= first + n) continue;
+      const uint4 values = *reinterpret_cast<const uint4*>(tile + tile_offset(row, chunk, CHUNKS));
+      const unsigned words[4] = {values.x, values.y, values.z, values.w};
+      for (int i = 0; i < 4; ++i) found |= not_finite<Type>(words[i]) || not_finite<Type>(words[i] >> 16);
+    }
+  return found;
+}
+
+// ---- fragments; lanes as ptx.cuh says ----------------------------------------------------------------
+
+// A: 16 rows by 16 columns.
+template <int CHUNKS>
+__device__ __forceinline__ void load_a(unsigned (&a)[4], const Element* tile, int row, int column_16) {
+  const int lane = threadIdx.x % 32;
+  ptx::ldmatrix_x4(a, tile + tile_offset(row + lane % 16, column_16 * 2 + lane / 16, CHUNKS));
+}
+
+// B of a product with the rows' transpose: 16 rows (b[0], b[1]: the first 8) by 16 columns (depth).
+template <int CHUNKS>
+__device__ __forceinline__ void load_b_of_rows(unsigned (&b)[4], const Element* tile, int row, int column_16) {
+  const int lane = threadIdx.x % 32;
+  ptx::ldmatrix_x4(b, tile + tile_offset(row + lane % 8 + lane / 16 * 8, column_16 * 2 + lane / 8 % 2, CHUNKS));
+}
+
+// B of a product with the rows as they are: 16 rows (depth) by 16 columns (b[0], b[1]: the first 8)
+// starting at chunk `chunk`.
+template <int CHUNKS>
+__device__ __forceinline__ void load_b(unsigned (&b)[4], const Element* tile, int row, int chunk) {
+  const int lane = threadIdx.x % 32;
+  ptx::ldmatrix_x4_trans(b, tile + tile_offset(row + lane % 16, chunk + lane / 16, CHUNKS));
+}
+
+// ---- weights times V where a weight of 0 times NaN or inf must be 0 ----------------------------------
+// V is taken as three parts: its finite values, ones where it holds +inf or NaN, ones where it holds
+// -inf or NaN. A sum over ones that is above 0 says that a kept key met such a value.
+enum { kFinite, kUp, kDown, kParts };
+
+template <class Type>
+__device__ __forceinline__ unsigned part_of_pair(unsigned pair, int part) {
+  unsigned result = 0;
+#pragma unroll
+  for (int shift = 0; shift < 32; shift += 16) {
+    const unsigned bits = pair >> shift & 0xffffu;
+    const bool is_nan = (bits & 0x7fffu) > Arithmetic<Type>::kExponent, negative = bits >> 15;
+    const bool met = not_finite<Type>(bits) && (is_nan || negative == (part == kDown));
+    const unsigned finite = not_finite<Type>(bits) ? 0 : bits, one = met ? Arithmetic<Type>::kOne : 0;
+    const unsigned chosen = part == kFinite ? finite : one;
+    result |= chosen << shift;
+  }
+  return result;
+}
+
+__device__ __forceinline__ void add_part(float (&sums)[4], const float (&products)[4], int part) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float met = products[i] > 0.0f ? (part == kUp ? infinity() : -infinity()) : 0.0f;
+    sums[i] += part == kFinite ? products[i] : met;
+  }
+}
+
+// ---- rows across the four lanes that share them -----------------------------------------------------
+__device__ __forceinline__ float row_maximum(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+template <class Type>
+__device__ __forceinline__ void store_out(void* out, bool is_float32, long long index, float value) {
+  if (is_float32)
+    static_cast<float*>(out)[index] = value;
+  else
+    static_cast<Element*>(out)[index] = Type::narrow(value);
+}
