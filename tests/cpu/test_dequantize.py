@@ -1,15 +1,12 @@
 """quant.dequantize: bit for bit what the gguf package says, whatever the bytes and the layout."""
 
 import mmap
-import os
-import pathlib
-import subprocess
-import sys
 import threading
 
 import gguf
 import numpy as np
 import pytest
+from lesser_cpus import LESSER_CPUS, run_tests
 
 import quant.cpu.dequantize as cpu
 from quant import FORMATS, QuantTensor, dequantize
@@ -17,13 +14,6 @@ from quant.cpu.decoders import DECODERS
 
 ALL = tuple(row.name for row in FORMATS.values())
 DTYPES = ("float32", "float16")
-LESSER_CPUS = {
-    "portable": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
-    "avx2": {
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+sse4.2,+ssse3,+sse4.1,+bmi,+bmi2,+popcnt",
-    },
-}
 # Zeros, the smallest and largest subnormal and normal numbers, inf, quiet and signalling NaN.
 SPECIAL_HALVES = np.array(
     [0x0000, 0x0001, 0x03FF, 0x0400, 0x3C00, 0x7BFF, 0x7C00, 0x7C01, 0x7E00, 0x7FFF], np.uint16
@@ -110,19 +100,9 @@ def test_bits_when_streaming(rng, name, dtype, monkeypatch):
 @pytest.mark.parametrize("level", LESSER_CPUS)
 def test_bits_on_lesser_cpus(level):
     """test_bits (float16 for each kind of writer) and the fills again, for lesser CPUs."""
-    environment = {**os.environ, **LESSER_CPUS[level]}
-    here = pathlib.Path(__file__)
-    tests = [f"{here}::test_bits[{name}-float32]" for name in ALL]
-    tests += [f"{here}::test_bits[{name}-float16]" for name in ("F32", "IQ4_NL", "Q8_0")]
-    tests.append(f"{here.parent / 'test_quant_kv.py'}::test_fill")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    check = f"import sys; from lowlevel.cpu import simd; sys.exit(simd.LEVEL != {level!r})"
-    root = here.parents[2]
-    subprocess.run([sys.executable, "-c", check], env=environment, cwd=root, check=True)
-    result = subprocess.run(
-        command, env=environment, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert result.returncode == 0, result.stdout.decode()
+    tests = [f"{__file__}::test_bits[{name}-float32]" for name in ALL]
+    tests += [f"{__file__}::test_bits[{name}-float16]" for name in ("F32", "IQ4_NL", "Q8_0")]
+    run_tests(level, *tests, "cpu/test_quant_kv.py::test_fill")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,13 +1,11 @@
 """quant.matmul against float64 products of the gguf package's dequantised weights."""
 
-import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 from gguf import quants
+from lesser_cpus import CPUS, run_tests
 
 import lowlevel
 from lowlevel.cpu import simd
@@ -18,14 +16,6 @@ from quant.tensor import QuantTensor
 FLOATS = [row.name for row in FORMATS.values() if row.is_float]
 BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
 EXACT_ERROR = 1e-6  # over the product of the norms
-
-LESSER_CPUS = {
-    "avx2": {
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+sse4.2,+ssse3,+sse4.1,+bmi,+bmi2,+popcnt",
-    },
-    "portable": {"NUMBA_CPU_NAME": "generic"},
-}
 
 
 @pytest.fixture
@@ -118,19 +108,19 @@ def test_accuracy_of_bytes(rng, name):
     assert np.sqrt(np.mean(errors**2)) <= 1.5 * expected / np.sqrt(columns)
 
 
-@pytest.mark.parametrize("level", LESSER_CPUS)
-def test_lesser_cpus(level):
-    """The AVX2 and portable forms, in a process of their own."""
-    if simd.LEVEL == level:
-        pytest.skip("this process runs that form already")
-    done = subprocess.run(
-        [sys.executable, __file__, level],
-        env={**os.environ, **LESSER_CPUS[level], "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split()[-1] == level
+def test_a_few_products_of_each_form(rng):
+    """What is checked on lesser CPUs; without AVX2 fewer formats, because they compile slowly."""
+    portable = simd.LEVEL == "portable"
+    for name in ["IQ4_NL", "Q2_K", "Q3_K"] if portable else BLOCKS:
+        for n, n_rows in ((1, 19), (7, 33)):
+            check_product(rng, name, False, n, n_rows, odd_columns(rng, name))
+    for name in ["F16"] if portable else ["F16", "BF16", "Q4_K"]:
+        check_product(rng, name, True, 5, 21, odd_columns(rng, name))
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_lesser_cpus(cpu):
+    run_tests(cpu, __file__, k="test_a_few_products_of_each_form or test_extreme_bytes")
 
 
 @pytest.mark.parametrize("name", ["IQ4_NL", "Q3_K"])
@@ -386,24 +376,3 @@ def test_bad_plan_shape():
         matmul_scratch_bytes(1, ("Q2_K", (4, 64)))
     with pytest.raises(ValueError, match="t:"):
         matmul_scratch_bytes(1, ("Q8_0", (64,)))
-
-
-def main(level):
-    """All formats (a few where compiling is slow) on the CPU that the environment names."""
-    seed = np.random.SeedSequence().entropy
-    print("seed", seed)
-    rng = np.random.default_rng(seed)
-    assert simd.LEVEL == level
-    some = ["IQ4_NL", "Q2_K", "Q3_K"]
-    for name in BLOCKS if level == "avx2" else some:
-        for n, n_rows in ((1, 19), (7, 33)):
-            check_product(rng, name, False, n, n_rows, odd_columns(rng, name))
-    for name in ["F16", "BF16", "Q4_K"] if level == "avx2" else ["F16"]:
-        check_product(rng, name, True, 5, 21, odd_columns(rng, name))
-    test_extreme_bytes("IQ4_NL")
-    test_extreme_bytes("Q3_K")
-    print(level)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

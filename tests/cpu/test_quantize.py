@@ -2,12 +2,11 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import gguf
 import numpy as np
 import pytest
+from lesser_cpus import LESSER_CPUS, run_tests
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
@@ -22,13 +21,6 @@ KINDS = (
     "normal student_t outliers sparse positive negative integers all_sizes denormal large constant "
     "zeros"
 ).split()
-LESSER_CPUS = {
-    "portable": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
-    "avx2": {
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+sse4.2,+ssse3,+sse4.1,+bmi,+bmi2,+popcnt",
-    },
-}
 # Root mean square error over standard deviation of ggml's own blocks of 2**20 normal weights
 # (made with ggml_quantize of tests/golden/make_golden.py).
 GGML_ERROR = {
@@ -85,13 +77,7 @@ def test_golden_error_is_at_most_ggmls(golden, kind, type_name):
 
 @pytest.mark.parametrize("cpu", LESSER_CPUS)
 def test_lesser_cpus_give_the_golden_bytes(cpu):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-k", "golden_blocks or nearest_value or rounds_away", __file__]
-    run = subprocess.run(
-        command, env={**os.environ, **LESSER_CPUS[cpu]}, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout
+    run_tests(cpu, __file__, k="golden_blocks or nearest_value or rounds_away")
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "F32", "F16", "BF16"])
