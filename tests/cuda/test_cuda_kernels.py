@@ -1,0 +1,154 @@
+"""The table of kernels: complete, tested, compiled for real, and no bigger than it says."""
+
+import importlib
+import importlib.resources
+import pathlib
+import re
+import warnings
+
+import pytest
+
+from lowlevel.cuda import instances, loader, nvrtc, resources
+
+ALL = instances.all_kernels()
+SOURCES = sorted({kernel.source for kernel in ALL})
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def nvrtc_version():
+    try:
+        return nvrtc.version()
+    except nvrtc.NvrtcMissingError as reason:
+        message = f"the kernels are not compiled for GPUs: {reason}"
+        warnings.warn(message)  # shown even where skipped tests are not
+        pytest.skip(message)
+
+
+def test_every_kernel_has_a_test():
+    """A test module lists as KERNELS what it launches, each on its own (see `launched`)."""
+    tested = set()
+    for path in HERE.glob("test_*.py"):
+        tested |= set(getattr(importlib.import_module(path.stem), "KERNELS", ()))
+    missing = sorted(resources.key_of(kernel) for kernel in set(ALL) - tested)
+    assert not missing, "kernels without a test: " + ", ".join(missing)
+
+
+def test_every_source_is_in_the_table():
+    packages = {table.rpartition(".")[0] for table in instances.TABLES}
+    there = {
+        (package, file.name)
+        for package in packages
+        for file in importlib.resources.files(package).iterdir()
+        if file.name.endswith(".cu")
+    }
+    assert there == set(SOURCES)
+
+
+def test_names_are_unique():
+    assert len(set(ALL)) == len(ALL) == len({(kernel.source, kernel.name) for kernel in ALL})
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source[1])
+def test_launch_bounds_are_the_tables(source):
+    """The table's block is what __launch_bounds__ says; grids have one axis."""
+    text = loader.source_text(*source)
+    for kernel in instances.of_source(source):
+        function = kernel.name.split("<")[0]
+        bounds = re.search(rf"__launch_bounds__\(([^)]*)\)\s*{function}\(", text)
+        assert bounds, f"{kernel.name} has no __launch_bounds__"
+        assert bounds.group(1).strip() in (str(kernel.block), "kThreads"), kernel.name
+    assert not re.search(r"blockIdx\.[yz]|gridDim\.[yz]", text)
+
+
+def test_lines_are_the_files_own(tmp_path):
+    text = loader.source_text("quant.cuda", "q2_k.cu").split("\n")
+    assert text[0] == '#line 1 "quant/cuda/q2_k.cu"'
+    file, number = None, 0
+    for line in text:
+        marker = re.fullmatch(r'#line (\d+) "(.*)"', line)
+        if marker:
+            number, file = int(marker.group(1)), marker.group(2)
+            continue
+        own = (HERE.parents[1] / file).read_text().split("\n")[number - 1]
+        assert line == own or (line == "" and own == "#pragma once")
+        number += 1
+
+
+def test_headers_that_are_not_there_are_named(monkeypatch):
+    monkeypatch.setattr(loader, "_SHARED_HEADERS", ("lowlevel.cuda", "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r'quant/cuda/dequantize\.cuh:\d+: no "float_types'):
+        loader.source_text("quant.cuda", "q2_k.cu")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source[1])
+@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+def test_compiles_and_takes_what_the_table_says(source, architecture, nvrtc_version):
+    measured = {architecture: resources.measure(source, architecture)}
+    assert len(measured[architecture]) == len(instances.of_source(source))
+    assert not resources.breaches(measured, resources.read_table(), nvrtc_version)
+
+
+def test_compile_errors_name_the_line(nvrtc_version):
+    text = loader.source_text("quant.cuda", "q8_0.cu").replace("kQs + kVector", "kQz + kVector")
+    (kernel, *_) = instances.of_source(("quant.cuda", "q8_0.cu"))
+    lines = (HERE.parents[1] / "quant/cuda/q8_0.cu").read_text().split("\n")
+    (number,) = (i for i, line in enumerate(lines, start=1) if "kQs + kVector" in line)
+    with pytest.raises(nvrtc.NvrtcCompileError, match=rf"q8_0\.cu\({number}\): error.*kQz"):
+        nvrtc.compile_program(text, "quant/cuda/q8_0.cu", loader.OPTIONS, (kernel.name,), "80")
+
+
+# ---------------------------------------------------------------- breaches are found
+
+
+def numbers(**changes):
+    return {**dict(registers=32, stack=0, spills=0, shared=0), **changes}
+
+
+@pytest.mark.parametrize(
+    "now, version, reasons, expected",
+    [
+        (numbers(), "13.5", {}, None),
+        (numbers(registers=33), "13.5", {}, "registers 33, the table says 32"),
+        (numbers(registers=40), "13.6", {}, None),
+        (numbers(registers=41), "13.6", {}, "registers 41, the table says 40"),
+        (numbers(stack=16), "13.5", {}, "16 bytes of stack without a stated reason"),
+        (numbers(spills=8), "13.6", {}, "8 bytes of spills without a stated reason"),
+        (numbers(shared=1), "13.5", {}, "shared 1, the table says 0"),
+    ],
+)
+def test_breaches(now, version, reasons, expected):
+    key = resources.key_of(ALL[0])
+    table = {"nvrtc": "13.5", "reasons": reasons, "kernels": {key: {"sm_80": [32, 0, 0, 0]}}}
+    found = resources.breaches({"80": {key: now}}, table, version)
+    assert found == [] if expected is None else any(expected in text for text in found)
+
+
+def test_breaches_of_the_table_itself():
+    key = resources.key_of(ALL[0])
+    empty = {"nvrtc": "13.5", "reasons": {}, "kernels": {}}
+    assert "not in the table" in resources.breaches({"80": {key: numbers()}}, empty, "13.5")[0]
+    gone = {**empty, "kernels": {"gone.cu kernel": {}}}
+    assert resources.breaches({}, gone, "13.5") == ["gone.cu kernel: in the table, but no kernel"]
+
+
+def test_the_kept_table_lists_every_kernel():
+    table = resources.read_table()
+    assert set(table["kernels"]) == {resources.key_of(kernel) for kernel in ALL}
+    wanted = {f"sm_{name}" for name in resources.ARCHITECTURES}
+    assert all(wanted <= set(of) for of in table["kernels"].values())
+
+
+def test_command(capsys, monkeypatch, nvrtc_version):
+    only = [kernel for kernel in ALL if kernel.file == "concat.cu"]
+    monkeypatch.setattr(instances, "all_kernels", lambda: only)
+    table = resources.read_table()
+    keys = {resources.key_of(kernel) for kernel in only}
+    table["kernels"] = {key: of for key, of in table["kernels"].items() if key in keys}
+    monkeypatch.setattr(resources, "read_table", lambda: table)
+    assert resources.main(["--arch", "80"]) == 0
+    assert "copy_strided<uint4>" in capsys.readouterr().out
+    del table["kernels"][resources.key_of(only[0])]
+    assert resources.main(["--arch", "80"]) == 1
+    assert "not in the table" in capsys.readouterr().out
+    assert resources.main(["--arch", "12"]) == 2
