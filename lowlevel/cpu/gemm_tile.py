@@ -15,7 +15,7 @@ ymm) of 16 on AVX2. More rows did not help: 16 accumulators cover the fma latenc
 """
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
@@ -97,30 +97,43 @@ def make_gemm_tile(m, n_vectors):
         sums = loop(_i64(0), whole, _UNROLL, start)
         return loop(whole, depth, 1, sums)
 
+    def define(function):
+        """The tile as a function of its own: its callers share one, which halves compile time."""
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        builder = ir.IRBuilder(function.append_basic_block())
+        a, a_row, a_step, b, b_step, c, c_row, depth, accumulate = function.args
+        zero = ir.Constant(_vector, [0.0] * 16)
+        c_pointers = [
+            _pointer(
+                builder,
+                c,
+                builder.add(builder.mul(c_row, _i64(i)), _i64(16 * v)),
+                _vector,
+            )
+            for i, v in tile
+        ]
+        sums = emit_loop(builder, a, a_row, a_step, b, b_step, depth, [zero] * len(tile))
+        # C is read after the loop, not before: its lines travel while the sums are made.
+        with builder.if_else(accumulate) as (then, otherwise):
+            with then:
+                for pointer, value in zip(c_pointers, sums, strict=True):
+                    old = builder.load(pointer, align=4)
+                    builder.store(builder.fadd(old, value), pointer, align=4)
+            with otherwise:
+                for pointer, value in zip(c_pointers, sums, strict=True):
+                    builder.store(value, pointer, align=4)
+        builder.ret_void()
+
     @intrinsic
     def gemm_tile(typingctx, a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
         def codegen(context, builder, sig, args):
-            a, a_row, a_step, b, b_step, c, c_row, depth, accumulate = args
-            zero = ir.Constant(_vector, [0.0] * 16)
-            c_pointers = [
-                _pointer(
-                    builder,
-                    c,
-                    builder.add(builder.mul(c_row, _i64(i)), _i64(16 * v)),
-                    _vector,
-                )
-                for i, v in tile
-            ]
-            sums = emit_loop(builder, a, a_row, a_step, b, b_step, depth, [zero] * len(tile))
-            # C is read after the loop, not before: its lines travel while the sums are made.
-            with builder.if_else(accumulate) as (then, otherwise):
-                with then:
-                    for pointer, value in zip(c_pointers, sums, strict=True):
-                        old = builder.load(pointer, align=4)
-                        builder.store(builder.fadd(old, value), pointer, align=4)
-                with otherwise:
-                    for pointer, value in zip(c_pointers, sums, strict=True):
-                        builder.store(value, pointer, align=4)
+            function_type = ir.FunctionType(ir.VoidType(), [_i64] * 8 + [ir.IntType(1)])
+            name = f"kqcap_gemm_tile_{m}x{n_vectors}"
+            function = cgutils.get_or_insert_function(builder.module, function_type, name)
+            if function.is_declaration:
+                define(function)
+            builder.call(function, args)
             return context.get_dummy_value()
 
         i64 = types.int64
