@@ -1,8 +1,8 @@
 """Weights as panels of float32, for `exact=True` and for the float formats.
 
-``fill(rows, job, spare, first, n_k, panel)`` writes weights first .. first + n_k of 16 rows as 16
+``fill(rows, job, spare, first, n_k, panel, ahead)`` writes weights first .. first + n_k of 16 rows as 16
 float32 (one a row) for every k; of a block format exactly one block. `spare` is memory for one
-unpacked block of 16 rows.
+unpacked block of 16 rows; `ahead` is where weights lie that will be needed later.
 """
 
 from lowlevel.cpu import simd
@@ -10,6 +10,9 @@ from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_lanes as lanes
 from quant.cpu import matmul_unpack as unpackers
 from quant.cpu.matmul_layouts import LANES, STEP
+
+# Float formats: how many bytes on in the same rows is fetched meanwhile.
+_AHEAD = 512
 
 
 @kernel(inline=True)
@@ -27,12 +30,13 @@ def _weight(dword, at, shift):
 
 
 @kernel(inline=True)
-def fill_from_block(unpack, rows, job, spare, first, panel):
+def fill_from_block(unpack, rows, job, spare, first, panel, ahead):
     """One block of any block format, by way of its bytes."""
     scales = spare + job.panel_bytes * LANES
     mins = spare + (job.block_weights + STEP) * LANES  # the plain (low) ones
     min_scale = scales + (job.n_scales - 1) * 64
-    unpackers.to_panel(unpack, rows, first // job.block_weights * job.block_bytes, spare, scales)
+    at = first // job.block_weights * job.block_bytes
+    unpackers.to_panel(unpack, rows, at, spare, scales, ahead, job.fetch_step)
     for step in range(job.block_weights // STEP):
         scale = lanes.load_at_f32(scales + (step // job.segment_steps) * 64)
         lowest = simd.splat(0.0)
@@ -128,18 +132,18 @@ def _store(panel, weights):
 
 
 @kernel(inline=True)
-def fill_f32(rows, job, spare, first, n_k, panel):
-    each_f32(_store, panel, rows, first, n_k, 0)
+def fill_f32(rows, job, spare, first, n_k, panel, ahead):
+    each_f32(_store, panel, rows, first, n_k, _AHEAD)
 
 
 @kernel(inline=True)
-def fill_f16(rows, job, spare, first, n_k, panel):
-    each_f16(_store, panel, rows, first, n_k, 0)
+def fill_f16(rows, job, spare, first, n_k, panel, ahead):
+    each_f16(_store, panel, rows, first, n_k, _AHEAD)
 
 
 @kernel(inline=True)
-def fill_bf16(rows, job, spare, first, n_k, panel):
-    each_bf16(_store, panel, rows, first, n_k, 0)
+def fill_bf16(rows, job, spare, first, n_k, panel, ahead):
+    each_bf16(_store, panel, rows, first, n_k, _AHEAD)
 
 
 @kernel(inline=True)
@@ -158,35 +162,35 @@ def to_product(each, rows, first, n_k, x, distance):
 
 
 @kernel(inline=True)
-def fill_q8_0(rows, job, spare, first, n_k, panel):
-    fill_from_block(unpackers.unpack_q8_0, rows, job, spare, first, panel)
+def fill_q8_0(rows, job, spare, first, n_k, panel, ahead):
+    fill_from_block(unpackers.unpack_q8_0, rows, job, spare, first, panel, ahead)
 
 
 @kernel(inline=True)
-def fill_q4_0(rows, job, spare, first, n_k, panel):
-    fill_from_block(unpackers.unpack_q4_0, rows, job, spare, first, panel)
+def fill_q4_0(rows, job, spare, first, n_k, panel, ahead):
+    fill_from_block(unpackers.unpack_q4_0, rows, job, spare, first, panel, ahead)
 
 
 @kernel(inline=True)
-def fill_iq4_nl(rows, job, spare, first, n_k, panel):
-    fill_from_block(unpackers.unpack_iq4_nl, rows, job, spare, first, panel)
+def fill_iq4_nl(rows, job, spare, first, n_k, panel, ahead):
+    fill_from_block(unpackers.unpack_iq4_nl, rows, job, spare, first, panel, ahead)
 
 
 @kernel(inline=True)
-def fill_q2_k(rows, job, spare, first, n_k, panel):
-    fill_from_block(unpackers.unpack_q2_k, rows, job, spare, first, panel)
+def fill_q2_k(rows, job, spare, first, n_k, panel, ahead):
+    fill_from_block(unpackers.unpack_q2_k, rows, job, spare, first, panel, ahead)
 
 
 @kernel(inline=True)
-def fill_q3_k(rows, job, spare, first, n_k, panel):
-    fill_from_block(unpackers.unpack_q3_k, rows, job, spare, first, panel)
+def fill_q3_k(rows, job, spare, first, n_k, panel, ahead):
+    fill_from_block(unpackers.unpack_q3_k, rows, job, spare, first, panel, ahead)
 
 
 @kernel(inline=True)
-def fill_q4_k(rows, job, spare, first, n_k, panel):
-    fill_from_block(unpackers.unpack_q4_k, rows, job, spare, first, panel)
+def fill_q4_k(rows, job, spare, first, n_k, panel, ahead):
+    fill_from_block(unpackers.unpack_q4_k, rows, job, spare, first, panel, ahead)
 
 
 @kernel(inline=True)
-def fill_q6_k(rows, job, spare, first, n_k, panel):
-    fill_from_block(unpackers.unpack_q6_k, rows, job, spare, first, panel)
+def fill_q6_k(rows, job, spare, first, n_k, panel, ahead):
+    fill_from_block(unpackers.unpack_q6_k, rows, job, spare, first, panel, ahead)

@@ -13,8 +13,8 @@ from quant.cpu import matmul_unpack as unpackers
 
 
 @kernel(inline=True)
-def _q8_0_piece(rows, job, memory, v, k, offset, n_k):
-    tiles.unpack_bytes(unpackers.unpack_q8_0, rows, job, memory, v, k, offset)
+def _q8_0_piece(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.unpack_bytes(unpackers.unpack_q8_0, rows, job, memory, v, k, offset, ahead)
 
 
 @kernel
@@ -23,8 +23,8 @@ def multiply_q8_0(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q4_0_piece(rows, job, memory, v, k, offset, n_k):
-    tiles.unpack_bytes(unpackers.unpack_q4_0, rows, job, memory, v, k, offset)
+def _q4_0_piece(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.unpack_bytes(unpackers.unpack_q4_0, rows, job, memory, v, k, offset, ahead)
 
 
 @kernel
@@ -33,8 +33,8 @@ def multiply_q4_0(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _iq4_nl_piece(rows, job, memory, v, k, offset, n_k):
-    tiles.unpack_bytes(unpackers.unpack_iq4_nl, rows, job, memory, v, k, offset)
+def _iq4_nl_piece(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.unpack_bytes(unpackers.unpack_iq4_nl, rows, job, memory, v, k, offset, ahead)
 
 
 @kernel
@@ -43,8 +43,8 @@ def multiply_iq4_nl(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q2_k_piece(rows, job, memory, v, k, offset, n_k):
-    tiles.unpack_bytes(unpackers.unpack_q2_k, rows, job, memory, v, k, offset)
+def _q2_k_piece(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.unpack_bytes(unpackers.unpack_q2_k, rows, job, memory, v, k, offset, ahead)
 
 
 @kernel
@@ -53,8 +53,8 @@ def multiply_q2_k(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q3_k_piece(rows, job, memory, v, k, offset, n_k):
-    tiles.unpack_bytes(unpackers.unpack_q3_k, rows, job, memory, v, k, offset)
+def _q3_k_piece(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.unpack_bytes(unpackers.unpack_q3_k, rows, job, memory, v, k, offset, ahead)
 
 
 @kernel
@@ -63,8 +63,8 @@ def multiply_q3_k(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q4_k_piece(rows, job, memory, v, k, offset, n_k):
-    tiles.unpack_bytes(unpackers.unpack_q4_k, rows, job, memory, v, k, offset)
+def _q4_k_piece(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.unpack_bytes(unpackers.unpack_q4_k, rows, job, memory, v, k, offset, ahead)
 
 
 @kernel
@@ -73,8 +73,8 @@ def multiply_q4_k(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q6_k_piece(rows, job, memory, v, k, offset, n_k):
-    tiles.unpack_bytes(unpackers.unpack_q6_k, rows, job, memory, v, k, offset)
+def _q6_k_piece(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.unpack_bytes(unpackers.unpack_q6_k, rows, job, memory, v, k, offset, ahead)
 
 
 @kernel
@@ -124,8 +124,8 @@ def multiply_column_q6_k(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q8_0_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_q8_0, rows, job, memory, v, k, offset, n_k)
+def _q8_0_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_q8_0, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -134,8 +134,8 @@ def multiply_exact_q8_0(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q4_0_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_q4_0, rows, job, memory, v, k, offset, n_k)
+def _q4_0_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_q4_0, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -144,15 +144,8 @@ def multiply_exact_q4_0(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _iq4_nl_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_iq4_nl, rows, job, memory, v, k, offset, n_k)
-
-
-@kernel(inline=True)
-def _iq4_nl_float_panels(job, rows, row, n_rows, matrix, ahead, ahead_end):
-    tiles.panels(
-        _iq4_nl_floats, tiles.pass_floats, job, rows, row, n_rows, matrix, ahead, ahead_end
-    )
+def _iq4_nl_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_iq4_nl, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -161,8 +154,8 @@ def multiply_exact_iq4_nl(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q2_k_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_q2_k, rows, job, memory, v, k, offset, n_k)
+def _q2_k_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_q2_k, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -171,8 +164,8 @@ def multiply_exact_q2_k(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q3_k_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_q3_k, rows, job, memory, v, k, offset, n_k)
+def _q3_k_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_q3_k, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -181,8 +174,8 @@ def multiply_exact_q3_k(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q4_k_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_q4_k, rows, job, memory, v, k, offset, n_k)
+def _q4_k_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_q4_k, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -191,8 +184,8 @@ def multiply_exact_q4_k(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _q6_k_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_q6_k, rows, job, memory, v, k, offset, n_k)
+def _q6_k_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_q6_k, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -201,8 +194,8 @@ def multiply_exact_q6_k(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _f32_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_f32, rows, job, memory, v, k, offset, n_k)
+def _f32_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_f32, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -211,8 +204,8 @@ def multiply_exact_f32(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _f16_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_f16, rows, job, memory, v, k, offset, n_k)
+def _f16_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_f16, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel
@@ -221,8 +214,8 @@ def multiply_exact_f16(job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def _bf16_floats(rows, job, memory, v, k, offset, n_k):
-    tiles.fill_floats(floats.fill_bf16, rows, job, memory, v, k, offset, n_k)
+def _bf16_floats(rows, job, memory, v, k, offset, n_k, ahead):
+    tiles.fill_floats(floats.fill_bf16, rows, job, memory, v, k, offset, n_k, ahead)
 
 
 @kernel

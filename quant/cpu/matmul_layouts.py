@@ -66,6 +66,13 @@ class PanelLayout:
         """Scales of one row, per block."""
         return self.n_segments + self.n_min_segments
 
+    @property
+    def fetch_step(self):
+        """Bytes to fetch with every vector and every scale of a block of 16 rows: all in all as
+        many as the block has."""
+        n_vectors = self.panel_bytes // 4 + self.n_scales
+        return -(-LANES * self.block_bytes // max(1, n_vectors))
+
 
 LAYOUTS = {
     "Q8_0": PanelLayout(32, 34, 1, 2, shift=128),

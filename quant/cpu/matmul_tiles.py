@@ -29,7 +29,7 @@ _MANY_TASKS = 32
 Job = collections.namedtuple(
     "Job",
     "block_weights block_bytes n_segments segment_steps shift n_min_segments min_segment_steps "
-    "min_run panel_bytes n_scales "
+    "min_run panel_bytes n_scales fetch_step "
     "columns piece chunk n_rows row_stride piece_bytes worker_bytes "
     "n_panels n_tasks n_groups vectors "
     "x_rows out_rows groups matrices x_bytes x_scales x_starts workers",
@@ -60,19 +60,18 @@ def _begin(job, task, left, counter, rows):
     matrix, row, n_rows
     next_task
         -1 if not taken yet.
-    ahead, ahead_end
-        Where the weights of the next task lie; where this one's begin, twice, if there is none.
+    ahead
+        Where the weights of the next task lie; this one's if there is none.
     """
     matrix, row, n_rows, weights = _task_rows(job, task)
     for i in range(ROWS):
         lanes.put(rows + 8 * i, weights + min(i, n_rows - 1) * job.row_stride)
-    next_task, ahead, ahead_end = np.int64(-1), weights, weights
+    next_task, ahead = np.int64(-1), weights
     if left > 0 and job.n_tasks >= _MANY_TASKS:
         next_task = simd.take_task(counter, 1)
         if next_task < job.n_tasks:
-            _, _, n_ahead, ahead = _task_rows(job, next_task)
-            ahead_end = ahead + n_ahead * job.row_stride
-    return matrix, row, n_rows, next_task, ahead, ahead_end
+            _, _, _, ahead = _task_rows(job, next_task)
+    return matrix, row, n_rows, next_task, ahead
 
 
 @kernel(inline=True)
@@ -80,16 +79,6 @@ def _next(next_task, left, counter):
     if next_task < 0 and left > 0:
         return simd.take_task(counter, 1)
     return next_task
-
-
-@kernel(inline=True)
-def _fetch(ahead, end, n_bytes):
-    """Ask for the next `n_bytes` from `ahead` on, not beyond `end`; returns where it stopped."""
-    end = min(ahead + n_bytes, end)
-    while ahead < end:
-        simd.prefetch(ahead)
-        ahead += 64
-    return ahead
 
 
 @kernel(inline=True)
@@ -101,14 +90,14 @@ def panels(unpack_piece, pass_group, job, worker, counter, max_tasks):
     for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, task, ahead, ahead_end = _begin(job, task, left, counter, rows)
+        matrix, row, n_rows, task, ahead = _begin(job, task, left, counter, rows)
         for first in range(0, job.columns, job.chunk):
             n_k = min(job.chunk, job.columns - first)
             for k in range(0, n_k, job.piece):
-                ahead = _fetch(ahead, ahead_end, ROWS * job.piece_bytes)
                 for v in range(job.vectors):
-                    some = rows + 8 * LANES * v
-                    unpack_piece(some, job, memory, v, first + k, k, min(job.piece, n_k - k))
+                    some, n = rows + 8 * LANES * v, min(job.piece, n_k - k)
+                    unpack_piece(some, job, memory, v, first + k, k, n, ahead)
+                    ahead += LANES * job.piece_bytes
             for group in range(lanes.load_int64(matrix + 8), lanes.load_int64(matrix + 16)):
                 slot = lanes.load_int64(job.groups + 16 * group)
                 width = lanes.load_int64(job.groups + 16 * group + 8)
@@ -130,12 +119,11 @@ def single_columns(unpack, job, worker, counter, max_tasks):
     """Where each matrix meets one row of x: unpacked vectors go straight into the products."""
     rows = job.workers + worker * job.worker_bytes
     n_blocks = job.columns // job.block_weights
-    fetch_step = unpackers.fetch_step(job)
     task = simd.take_task(counter, 1)
     for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, task, ahead, _ = _begin(job, task, left, counter, rows)
+        matrix, row, n_rows, task, ahead = _begin(job, task, left, counter, rows)
         slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
         out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
         for v in range(job.vectors):
@@ -147,7 +135,7 @@ def single_columns(unpack, job, worker, counter, max_tasks):
             for block in range(n_blocks):
                 at = block * job.block_bytes
                 total = unpackers.to_product(
-                    unpack, some, at, total, x, x_scales, x_starts, ahead, fetch_step
+                    unpack, some, at, total, x, x_scales, x_starts, ahead, job.fetch_step
                 )
                 ahead += LANES * job.block_bytes
                 x += job.panel_bytes
@@ -171,7 +159,7 @@ def single_float_columns(each, job, worker, counter, max_tasks):
     for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, task, next_weights, _ = _begin(job, task, left, counter, rows)
+        matrix, row, n_rows, task, next_weights = _begin(job, task, left, counter, rows)
         slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
         x = lanes.load_int64(job.x_rows + 8 * slot)
         out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
@@ -248,14 +236,14 @@ def pass_bytes(zero, width, job, place):
 
 
 @kernel(inline=True)
-def unpack_bytes(unpack, rows, job, memory, v, k, offset):
+def unpack_bytes(unpack, rows, job, memory, v, k, offset, ahead):
     """A block of 16 rows into its place in the panel."""
     panel_bytes, scales_bytes = _panel_sizes(job)
     block = offset // job.block_weights
     panel = memory + v * panel_bytes + block * job.panel_bytes * LANES
     scales = memory + VECTORS * panel_bytes + v * scales_bytes + block * job.n_scales * 64
     at = k // job.block_weights * job.block_bytes
-    unpackers.to_panel(unpack, rows, at, panel, scales)
+    unpackers.to_panel(unpack, rows, at, panel, scales, ahead, job.fetch_step)
 
 
 # ---------------------------------------------------------------- float32 x
@@ -282,6 +270,6 @@ def pass_floats(zero, width, job, place):
 
 
 @kernel(inline=True)
-def fill_floats(fill, rows, job, memory, v, k, offset, n_k):
+def fill_floats(fill, rows, job, memory, v, k, offset, n_k, ahead):
     spare = memory + VECTORS * job.chunk * 64
-    fill(rows, job, spare, k, n_k, memory + (v * job.chunk + offset) * 64)
+    fill(rows, job, spare, k, n_k, memory + (v * job.chunk + offset) * 64, ahead)

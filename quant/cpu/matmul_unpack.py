@@ -26,7 +26,6 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_lanes as lanes
-from quant.cpu.matmul_layouts import LANES
 
 _KVALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _IQ4_NL_BYTES = np.array([k + 128 for k in _KVALUES] * 4, np.uint8)
@@ -296,39 +295,47 @@ def unpack_q6_k(put, put_scaled, end, state, rows, at):
 
 
 # ---------------------------------------------------------------- into a panel
+# The last two of a state, here and below, say what to fetch meanwhile: an address, and how many
+# bytes it moves on with every vector. Fetches are spread out because the CPU keeps only some two
+# dozen of them in flight and stops at the next one.
 
 
 @kernel(inline=True)
 def _store(state, offset, v):
-    lanes.put(state[0] + offset, v)
-    return state
+    panel, scales, ahead, step = state
+    simd.prefetch(ahead)
+    lanes.put(panel + offset, v)
+    return panel, scales, ahead + step, step
 
 
 @kernel(inline=True)
 def _store_scaled(state, offset, a, b, c, d, factor):
-    lanes.put(state[0] + offset, a * factor)
-    lanes.put(state[0] + offset + 64, b * factor)
-    lanes.put(state[0] + offset + 128, c * factor)
-    lanes.put(state[0] + offset + 192, d * factor)
-    return state
+    state = _store(state, offset, a * factor)
+    state = _store(state, offset + 64, b * factor)
+    state = _store(state, offset + 128, c * factor)
+    return _store(state, offset + 192, d * factor)
 
 
 @kernel(inline=True)
 def _store_scales(state, segment, scales):
-    lanes.put(state[1] + segment * 64, scales)
-    return state
+    panel, scales_at, ahead, step = state
+    simd.prefetch(ahead)
+    lanes.put(scales_at + segment * 64, scales)
+    return panel, scales_at, ahead + step, step
 
 
 @kernel(inline=True)
-def to_panel(unpack, rows, at, panel, scales):
-    """A block's vectors to `panel`, its row scales, 16 float32 a segment, to `scales`."""
-    unpack(_store, _store_scaled, _store_scales, (panel, scales), rows, at)
+def to_panel(unpack, rows, at, panel, scales, ahead, fetch_step):
+    """A block's vectors to `panel`, its row scales, 16 float32 a segment, to `scales`.
+
+    Meanwhile a block of 16 other rows is fetched, from address `ahead` on.
+    """
+    unpack(_store, _store_scaled, _store_scales, (panel, scales, ahead, fetch_step), rows, at)
 
 
 # ---------------------------------------------------------------- straight into a product
 # The state: the running total, the integer sums of the segment, where its activations lie, and
-# what to fetch meanwhile: an address and how many bytes it moves on with every vector. Fetches are
-# spread out because the CPU keeps only some two dozen of them in flight and stops at the next one.
+# what to fetch.
 
 
 @kernel(inline=True)
@@ -367,14 +374,7 @@ def _add_segment(state, segment, scales):
 def to_product(unpack, rows, at, total, x, x_scales, x_starts, ahead, step):
     """`total` with the product of a block of 16 rows and of one row of x added.
 
-    Meanwhile a block of 16 other rows is fetched, from address `ahead` on; see `fetch_step`.
+    Meanwhile a block of 16 other rows is fetched, from address `ahead` on, `fetch_step` bytes a vector.
     """
     state = (total, lanes.splat_i32(x_starts), x, x_scales, x_starts, ahead, step)
     return unpack(_dot, _dot_scaled, _add_segment, state, rows, at)[0]
-
-
-@kernel(inline=True)
-def fetch_step(job):
-    """Bytes to fetch with every vector, for as many bytes as the vectors come from."""
-    n_vectors = job.panel_bytes // 4 + job.n_scales
-    return (LANES * job.block_bytes + n_vectors - 1) // n_vectors
