@@ -31,6 +31,7 @@ _KVALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89,
 _IQ4_NL_BYTES = np.array([k + 128 for k in _KVALUES] * 4, np.uint8)
 
 _BYTES_1 = 0x01010101
+_BYTES_4 = 0x04040404
 _NIBBLES = 0x0F0F0F0F
 _HIGH_NIBBLES = 0xF0F0F0F0
 _TWO_BITS = 0x03030303
@@ -174,42 +175,62 @@ def unpack_q2_k(put, put_scaled, end, state, rows, at):
 
 
 @kernel(inline=True)
-def _3_bits(q, h, shift, bit, factor, shifted):
-    three = ((q >> shift) & _TWO_BITS) | (((h >> bit) & _BYTES_1) << 2)
-    return three * factor + shifted
+def _3_bits(q, top, factor, shifted):
+    """`q`: two bits at the bottom of each byte; `top`: the third where it belongs."""
+    return ((q & _TWO_BITS) | (top & _BYTES_4)) * factor + shifted
 
 
 @kernel(inline=True)
-def _put_3_bits(put, state, offset, q, h, shift, bit, low, high):
+def _put_3_bits(put, state, offset, shift, q, top, low, high):
     """`low`, `high`: lanes with 4 and 2 bits of the scale; the scale is 32 less."""
     factor = (low | (high << 4)) - 32
     shifted = (factor * -4 + 124) * _BYTES_1
-    state = put(state, offset, _3_bits(q[0], h[0], shift, bit, factor, shifted))
-    state = put(state, offset + 64, _3_bits(q[1], h[1], shift, bit, factor, shifted))
-    state = put(state, offset + 128, _3_bits(q[2], h[2], shift, bit, factor, shifted))
-    return put(state, offset + 192, _3_bits(q[3], h[3], shift, bit, factor, shifted))
+    state = put(state, offset, _3_bits(q[0] >> shift, top[0], factor, shifted))
+    state = put(state, offset + 64, _3_bits(q[1] >> shift, top[1], factor, shifted))
+    state = put(state, offset + 128, _3_bits(q[2] >> shift, top[2], factor, shifted))
+    return put(state, offset + 192, _3_bits(q[3] >> shift, top[3], factor, shifted))
+
+
+@kernel(inline=True)
+def _each_shifted_left(v, n):
+    return v[0] << n, v[1] << n, v[2] << n, v[3] << n
+
+
+@kernel(inline=True)
+def _each_shifted_right(v, n):
+    return v[0] >> n, v[1] >> n, v[2] >> n, v[3] >> n
+
+
+@kernel(inline=True)
+def _put_half_of_q3_k(put, state, offset, rows, at, part, s, h):
+    """16 of every 32 of 128 weights; `s`: scales with this half's nibbles low; `h`: its bits too."""
+    q = lanes.columns_4(rows, at)
+    low_0, low_1 = s[1] & _NIBBLES, s[2] & _NIBBLES
+    high_0, high_1 = s[3] & _TWO_BITS, (s[3] >> 2) & _TWO_BITS
+    top, low, high = _each_shifted_left(h, 2), _byte(low_0, part), _byte(high_0, part)
+    state = _put_3_bits(put, state, offset, 0, q, top, low, high)
+    top = _each_shifted_left(h, 1)
+    low, high = _byte(low_0, part + 2), _byte(high_0, part + 2)
+    state = _put_3_bits(put, state, offset + 512, 2, q, top, low, high)
+    low, high = _byte(low_1, part), _byte(high_1, part)
+    state = _put_3_bits(put, state, offset + 1024, 4, q, h, low, high)
+    top = _each_shifted_right(h, 1)
+    low, high = _byte(low_1, part + 2), _byte(high_1, part + 2)
+    return _put_3_bits(put, state, offset + 1536, 6, q, top, low, high)
 
 
 @kernel(inline=True)
 def unpack_q3_k(put, put_scaled, end, state, rows, at):
     """110 bytes: hmask[32], qs[64], scales[12] (6 bits each, less 32), d."""
     s = lanes.columns_4(rows, at + 92)  # four bytes of qs, then the scales
-    for half in range(2):  # 128 weights each
-        bit = 4 * half
-        low_0, low_1 = (s[1] >> bit) & _NIBBLES, (s[2] >> bit) & _NIBBLES
-        high_0, high_1 = (s[3] >> bit) & _TWO_BITS, (s[3] >> (bit + 2)) & _TWO_BITS
-        for part in range(2):  # 16 of each 32 weights
-            q = lanes.columns_4(rows, at + 32 + half * 32 + part * 16)
-            h = lanes.columns_4(rows, at + part * 16)
-            low, high = _byte(low_0, part), _byte(high_0, part)
-            offset = half * 2048 + part * 256
-            state = _put_3_bits(put, state, offset, q, h, 0, bit, low, high)
-            low, high = _byte(low_0, part + 2), _byte(high_0, part + 2)
-            state = _put_3_bits(put, state, offset + 512, q, h, 2, bit + 1, low, high)
-            low, high = _byte(low_1, part), _byte(high_1, part)
-            state = _put_3_bits(put, state, offset + 1024, q, h, 4, bit + 2, low, high)
-            low, high = _byte(low_1, part + 2), _byte(high_1, part + 2)
-            state = _put_3_bits(put, state, offset + 1536, q, h, 6, bit + 3, low, high)
+    last_s = _each_shifted_right(s, 4)
+    for part in range(2):  # 16 of each 32 weights
+        h = lanes.columns_4(rows, at + part * 16)
+        q_at = at + 32 + part * 16
+        state = _put_half_of_q3_k(put, state, part * 256, rows, q_at, part, s, h)
+        h = _each_shifted_right(h, 4)
+        offset = 2048 + part * 256
+        state = _put_half_of_q3_k(put, state, offset, rows, q_at + 32, part, last_s, h)
     return end(state, 0, _half_column(rows, at + 108))
 
 
