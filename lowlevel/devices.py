@@ -85,6 +85,20 @@ def of_array(array, name):
     )
 
 
+def check_on_cpu(array, name, call):
+    """Raise NotImplementedError if `array`, argument `name` of `call`, lies on another device than the CPU.
+
+    For calls that other devices do not have yet: the simulator's arrays are NumPy arrays too, and must
+    not be computed on the CPU by mistake.
+    """
+    device = of_array(array, name)
+    if device.name != "cpu":
+        raise NotImplementedError(
+            f"{name}: lies on {device.name}, and {call} runs on the CPU only in this version; "
+            f"lowlevel.asnumpy (of a QuantTensor: to('cpu')) brings it there"
+        )
+
+
 def _is_made_by(array, module, kind):
     """Whether `array` is of a module's type; if nobody has imported the module it is not."""
     return module in sys.modules and isinstance(array, getattr(sys.modules[module], kind))
