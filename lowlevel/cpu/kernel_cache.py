@@ -23,7 +23,8 @@ from numba.core.extending import _Intrinsic
 def _identity(value):
     """What tells one captured value from another, the same in every process.
 
-    Code is named, not described: the cache's stamp changes with any source file.
+    Functions by name would not do: two lambdas on a line, or what `exec` makes, share theirs.
+    What they find in their modules is not described; the cache's stamp changes with any source.
     """
     if isinstance(value, Dispatcher):
         value = value.py_func
@@ -31,10 +32,14 @@ def _identity(value):
         value = value._defn
     if isinstance(value, types.FunctionType):
         captured = tuple(cell.cell_contents for cell in value.__closure__ or ())
-        captured = _identity((captured, value.__defaults__))
-        return value.__module__, value.__qualname__, value.__code__.co_firstlineno, captured
+        parts = (captured, value.__defaults__, value.__code__)
+        return value.__module__, value.__qualname__, *map(_identity, parts)
+    if isinstance(value, types.CodeType):
+        return value.co_code.hex(), value.co_names, _identity(value.co_consts)
     if isinstance(value, tuple):
         return tuple(map(_identity, value))
+    if isinstance(value, frozenset):
+        return sorted(map(repr, value))
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
     return repr(value)
