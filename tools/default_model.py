@@ -31,7 +31,7 @@ def path(advance=None) -> pathlib.Path:
     """
     folders = [folder for folder in _folders() if _is_ours(folder)]
     for folder in folders:
-        if (folder / NAME).is_file():
+        if _is_whole(folder / NAME):
             return folder / NAME
     refused = "none is ours"
     for folder in folders:
@@ -41,6 +41,17 @@ def path(advance=None) -> pathlib.Path:
         except OSError as error:
             refused = error
     raise UsageError(f"no folder to keep a model file in ({refused}); name a file with -m")
+
+
+def _is_whole(file):
+    """Whether the file is there and undamaged, as far as its header tells: else it is made again."""
+    import quant
+
+    try:
+        with quant.open(file):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _make(target, advance):

@@ -179,6 +179,10 @@ def test_the_default_file_is_made_once(monkeypatch, tmp_path, blocked):
     written = path.stat().st_mtime_ns
     assert default_model.path() == path and path.stat().st_mtime_ns == written
     assert len(list(path.parent.iterdir())) == 1
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    assert default_model.path() == path
+    quant.open(path).close()
 
 
 @pytest.mark.parametrize("form", ["fused", "both"])
