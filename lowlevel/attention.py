@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import devices
+from .arrays import asnumpy
 from .kv_source import as_kv_source
-from .plan import AttentionPlan, plan_attention
+from .plan import AttentionPlan, dtype_name, plan_attention
 from .pool import Pool
 
 
@@ -18,7 +19,8 @@ class Operands(NamedTuple):
 
     q, out: (n_head, n_tokens, d) with contiguous last axis; lse: (n_head, n_tokens) or None;
     k, v: KV sources; v_column: V's first column in K where the plan says v_in_k; mask: view of shape
-    (n_head, n_tokens, n_kv) or None; alibi_slopes, sinks: (n_head,) float32 or None.
+    (n_head, n_tokens, n_kv), on a device also (1, n_tokens, n_kv), or None; alibi_slopes, sinks:
+    (n_head,) float32 NumPy arrays or None.
     """
 
     q: Any
@@ -72,8 +74,11 @@ def attention(
 
     Parameters
     ----------
-    q : numpy.ndarray, float32, (n_head, n_tokens, d_k)
-        Any strides with a contiguous last axis.
+    q : array, float32, (n_head, n_tokens, d_k)
+        Any strides with a contiguous last axis. NumPy arrays are worked on by the CPU, CuPy arrays
+        and those of the simulator (`lowlevel.asarray`) by their device; all arrays of a call lie on
+        one. On a device also float16 and bfloat16: 16-bit q, k and v of one type and of usual head
+        sizes take the fused kernels, anything else a slower path in float32.
     k, v : numpy.ndarray or QuantTensor, (n_head_kv, n_kv, d_k) and (n_head_kv, n_kv, d_v)
         float32, float16 or bfloat16 in any strides (zero strides too) with a contiguous last axis,
         or quantised in 32-weight blocks (Q8_0, Q4_0, IQ4_NL). They are decoded a chunk of keys at a
@@ -92,8 +97,9 @@ def attention(
     softcap : float, optional
     alibi_slopes, sinks : array_like of n_head floats, optional
         A sink is one more logit of its head in the maximum and the sum, without a value.
-    out : numpy.ndarray, float32, (n_head, n_tokens, d_v), optional
-        Written and returned; any strides with a contiguous last axis, for example
+    out : array, float32, (n_head, n_tokens, d_v), optional
+        Written and returned; on a device also float16 or bfloat16; None: a new one of q's type.
+        Any strides with a contiguous last axis, for example
         ``np.empty((n_tokens, n_head, d_v), "f4").transpose(1, 0, 2)``.
     method : {"auto", "steps"}
         "auto": the best tiles. "steps": whole K*Q of some heads at a time, as ik_llama.cpp -amb.
@@ -124,20 +130,22 @@ def attention(
     are rescaled only when a row's maximum moves. Any number of threads may call this at once, also
     on one pool.
     """
-    n_head, n_tokens, d_k = _check_q(q)
+    device = devices.of_array(q, "q")
+    n_head, n_tokens, d_k = _check_q(q, device)
     k_source, v_source = as_kv_source(k, "k"), as_kv_source(v, "v")
     n_head_kv, n_kv, d_v = _check_kv(n_head, d_k, k_source, v_source)
     out_shape = (n_head, n_tokens, d_v)
     if out is not None:
-        _check_out(out, out_shape)
+        _check_out(out, out_shape, device)
+    _check_place(device, {"k": k_source.data, "v": v_source.data}, pool, plan)
     operands = Operands(
         q=q,
         k=k_source,
         v=v_source,
         out=out,
         lse=None,
-        v_column=_column_of_v(k_source, v_source),
-        mask=_check_mask(mask, n_head, n_tokens, n_kv),
+        v_column=_column_of_v(k_source, v_source, device),
+        mask=_check_mask(mask, n_head, n_tokens, n_kv, device),
         alibi_slopes=_check_per_head(alibi_slopes, "alibi_slopes", n_head),
         sinks=_check_per_head(sinks, "sinks", n_head),
         causal=_check_bool(causal, "causal"),
@@ -147,7 +155,7 @@ def attention(
     )
     if out is not None:
         _check_overlap(operands)
-    device = pool.device if pool is not None else "cpu" if plan is None else plan.device
+    out_dtype = q.dtype if out is None else out.dtype
     sizes = dict(
         n_head=n_head,
         n_head_kv=n_head_kv,
@@ -156,8 +164,10 @@ def attention(
         d_k=d_k,
         d_v=d_v,
         kv_dtype=(k_source.dtype_name, v_source.dtype_name),
+        q_dtype=dtype_name(q.dtype),
+        out_dtype=dtype_name(out_dtype),
         v_in_k=operands.v_column >= 0,
-        device=device,
+        device=device.name,
     )
     if plan is not None:
         _check_plan(plan, sizes)
@@ -172,11 +182,11 @@ def attention(
     with _scratch(pool, make_plan) as (plan, blocks):
         # Outputs are made after everything that can be refused was accepted.
         if out is None:
-            operands = operands._replace(out=np.empty(out_shape, np.float32))
+            operands = operands._replace(out=device.empty(out_shape, out_dtype))
         if return_lse:
-            operands = operands._replace(lse=np.empty(out_shape[:2], np.float32))
+            operands = operands._replace(lse=device.empty(out_shape[:2], np.float32))
         if n_tokens:
-            devices.get(plan.device).attention.run(plan, operands, blocks)
+            device.attention.run(plan, operands, blocks)
     return (operands.out, operands.lse) if return_lse else operands.out
 
 
@@ -255,18 +265,34 @@ def merge_states(outs, lses):
 # ---------------------------------------------------------------- checks
 
 
-def _check_array(x, name, shape_text):
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array {shape_text}, got {type(x).__name__}")
-
-
-def _check_float32(x, name):
-    if x.dtype != np.float32:
+def _check_array(x, name, shape_text, device):
+    if devices.of_array(x, name) is not device:
         raise TypeError(
-            f"{name}: expected float32, got {x.dtype}; try {name}.astype(numpy.float32)"
+            f"{name}: expected an array {shape_text} on {device.name} like q, "
+            f"got one on {devices.of_array(x, name).name}"
         )
-    if any(s % 4 for s in x.strides) or x.__array_interface__["data"][0] % 4:
-        raise ValueError(f"{name}: strides and start must be multiples of 4 bytes, got {x.strides}")
+
+
+def _check_place(device, sources, pool, plan):
+    """Raise unless K, V, the pool and the plan belong to q's device."""
+    for name, array in sources.items():
+        _check_array(array, name, "or QuantTensor", device)
+    for name, given in (("pool", pool), ("plan", plan)):
+        if given is not None and getattr(given, "device", device.name) != device.name:
+            raise ValueError(f"{name}: made for {given.device}, but q is on {device.name}")
+
+
+def _check_dtype(x, name, device, known=("float32",)):
+    if dtype_name(x.dtype) not in known:
+        raise TypeError(
+            f"{name}: expected {' or '.join(known)}, got {x.dtype}; "
+            f"try {name}.astype(numpy.float32)"
+        )
+    unit = x.dtype.itemsize
+    if any(s % unit for s in x.strides) or device.address(x) % unit:
+        raise ValueError(
+            f"{name}: strides and start must be multiples of {unit} bytes, got {x.strides}"
+        )
 
 
 def _check_last_axis(x, name):
@@ -277,13 +303,12 @@ def _check_last_axis(x, name):
         )
 
 
-def _check_q(q):
-    _check_array(q, "q", "of shape (n_head, n_tokens, d_k)")
+def _check_q(q, device):
     if q.ndim != 3 or q.shape[0] == 0 or q.shape[2] == 0:
         raise ValueError(
             f"q: expected shape (n_head, n_tokens, d_k) with n_head and d_k at least 1, got {q.shape}"
         )
-    _check_float32(q, "q")
+    _check_dtype(q, "q", device, device.planner.Q_DTYPES)
     _check_last_axis(q, "q")
     return q.shape
 
@@ -304,15 +329,15 @@ def _check_kv(n_head, d_k, k, v):
     return k.shape[0], k.shape[1], v.shape[2]
 
 
-def _check_out(out, shape):
-    _check_array(out, "out", f"of shape {shape}")
+def _check_out(out, shape, device):
+    _check_array(out, "out", f"of shape {shape}", device)
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
-    _check_float32(out, "out")
+    _check_dtype(out, "out", device, device.planner.OUT_DTYPES)
     _check_last_axis(out, "out")
-    if not out.flags.writeable:
+    if not device.writable(out):
         raise ValueError("out: the array is read-only")
-    if devices.of_array(out, "out").overlaps_itself(out):
+    if device.overlaps_itself(out):
         raise ValueError(f"out: elements overlap each other (strides {out.strides})")
 
 
@@ -329,21 +354,23 @@ def _check_overlap(operands):
             raise ValueError(f"out: shares memory with {name}; give it memory of its own")
 
 
-def _check_mask(mask, n_head, n_tokens, n_kv):
+def _check_mask(mask, n_head, n_tokens, n_kv, device):
     if mask is None:
         return None
     works = f"({n_tokens}, {n_kv}) or ({n_head}, {n_tokens}, {n_kv})"
-    _check_array(mask, "mask", f"of shape {works}")
+    _check_array(mask, "mask", f"of shape {works}", device)
     if mask.shape not in ((n_tokens, n_kv), (n_head, n_tokens, n_kv)):
         raise ValueError(f"mask: expected shape {works}, got {mask.shape}")
-    _check_float32(mask, "mask")
-    return np.broadcast_to(mask, (n_head, n_tokens, n_kv))
+    _check_dtype(mask, "mask", device)
+    if device.name == "cpu":
+        return np.broadcast_to(mask, (n_head, n_tokens, n_kv))
+    return mask if mask.ndim == 3 else mask[None]
 
 
 def _check_per_head(values, name, n_head):
     if values is None:
         return None
-    array = np.ascontiguousarray(values, dtype=np.float32)
+    array = np.ascontiguousarray(asnumpy(values), dtype=np.float32)
     if array.shape != (n_head,):
         raise ValueError(f"{name}: expected {n_head} values, one per head, got shape {array.shape}")
     if np.isnan(array).any() or (name == "alibi_slopes" and not np.isfinite(array).all()):
@@ -380,7 +407,7 @@ def _check_plan(plan, sizes):
     if not isinstance(plan, AttentionPlan):
         raise TypeError(f"plan: expected what plan_attention returns, got {type(plan).__name__}")
     k_dtype, v_dtype = sizes["kv_dtype"]
-    actual = {**sizes, "k_dtype": k_dtype, "v_dtype": v_dtype, "out_dtype": "float32"}
+    actual = {**sizes, "k_dtype": k_dtype, "v_dtype": v_dtype}
     del actual["kv_dtype"]
     differing = [
         f"{name} {getattr(plan, name)} (the call has {value})"
@@ -391,7 +418,7 @@ def _check_plan(plan, sizes):
         raise ValueError(f"plan: made for another call: {', '.join(differing)}")
 
 
-def _column_of_v(k, v):
+def _column_of_v(k, v, device):
     """V's first column inside K's rows if V is a range of K's columns in memory, else -1."""
     if (
         k.dtype_name != v.dtype_name
@@ -400,9 +427,11 @@ def _column_of_v(k, v):
         or 0 in k.data.shape
     ):
         return -1
-    start = v.data.__array_interface__["data"][0] - k.data.__array_interface__["data"][0]
+    start = device.address(v.data) - device.address(k.data)
     row_bytes = k.data.shape[2] * k.data.itemsize
     column, odd = divmod(start * k.shape[2], row_bytes)
     if odd or not 0 <= column <= k.shape[2] - v.shape[2]:
+        return -1
+    if column % device.planner.V_COLUMN_STEP:
         return -1
     return column

@@ -17,9 +17,8 @@ for one, takes part by a method ``kv_source()`` that returns an object with
     floats apart (pointers may be declared int64). It writes nothing else and needs no memory.
 """
 
-import numpy as np
-
-from .plan import DENSE_DTYPES
+from . import devices
+from .plan import DENSE_DTYPES, dtype_name
 
 
 class DenseSource:
@@ -27,14 +26,14 @@ class DenseSource:
 
     Parameters
     ----------
-    array : numpy.ndarray, (n_head_kv, n_kv, d)
+    array : array, (n_head_kv, n_kv, d)
         Contiguous last axis, any other strides, zero and negative ones too.
     name : str
         The argument's name, for error messages.
     """
 
     def __init__(self, array, name):
-        self.data, self.shape, self.dtype_name = array, array.shape, array.dtype.name
+        self.data, self.shape, self.dtype_name = array, array.shape, dtype_name(array.dtype)
         if self.dtype_name not in DENSE_DTYPES:
             raise TypeError(
                 f"{name}: expected one of {', '.join(DENSE_DTYPES)} or a QuantTensor of 32-weight "
@@ -64,6 +63,9 @@ def as_kv_source(x, name):
     """`x` as a source; raises TypeError naming argument `name` if it cannot be one."""
     if hasattr(x, "kv_source"):
         return x.kv_source()
-    if isinstance(x, np.ndarray):
-        return DenseSource(x, name)
-    raise TypeError(f"{name}: expected a NumPy array or a QuantTensor, got {type(x).__name__}")
+    try:
+        devices.of_array(x, name)
+    except TypeError as error:
+        kind = f"{name}: expected a NumPy array or a QuantTensor, or an array on a device"
+        raise TypeError(f"{kind}, got {type(x).__name__}") from error
+    return DenseSource(x, name)

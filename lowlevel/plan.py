@@ -13,7 +13,6 @@ from .sizes import format_size, parse_size
 
 METHODS = ("auto", "steps")
 ASSEMBLIES = ("write", "concat")
-OUT_DTYPES = ("float32",)
 DENSE_DTYPES = ("float32", "float16", "bfloat16")
 # Keys decoded at a time where method "steps" meets K or V that are not float32.
 STEP_CHUNK_KEYS = 512
@@ -35,8 +34,8 @@ class AttentionPlan:
     device : str
     n_head, n_head_kv, n_tokens, n_kv, d_k, d_v : int
         The call's sizes.
-    k_dtype, v_dtype, out_dtype : str
-        "float32", "float16", "bfloat16", or the name of a quantised type.
+    q_dtype, k_dtype, v_dtype, out_dtype : str
+        "float32", "float16", "bfloat16"; K and V also the name of a quantised type.
     v_in_k : bool
         V is a range of K's columns and is not decoded a second time.
     assemble : str
@@ -68,6 +67,7 @@ class AttentionPlan:
     n_kv: int
     d_k: int
     d_v: int
+    q_dtype: str
     k_dtype: str
     v_dtype: str
     out_dtype: str
@@ -98,7 +98,7 @@ class AttentionPlan:
             name: getattr(self, name)
             for name in (
                 "n_head", "n_head_kv", "n_tokens", "n_kv", "d_k", "d_v",
-                "k_dtype", "v_dtype", "v_in_k", "out_dtype", "device",
+                "q_dtype", "k_dtype", "v_dtype", "v_in_k", "out_dtype", "device",
             )
         }  # fmt: skip
 
@@ -106,8 +106,9 @@ class AttentionPlan:
         """Yield each tile as (head slice, token slice, key slice), in no promised order."""
         group = self.n_head // max(self.n_head_kv, 1)
         # Method "steps" does not mind where one K/V head's group ends.
-        bounds = range(0, self.n_head, group) if self.method == "auto" else (0,)
-        size = group if self.method == "auto" else self.n_head
+        whole_groups = self.method != "auto" or self.heads > group
+        bounds = (0,) if whole_groups else range(0, self.n_head, group)
+        size = self.n_head if whole_groups else group
         for first in bounds:
             for head in range(first, first + size, self.heads):
                 head_slice = slice(head, min(head + self.heads, first + size))
@@ -133,6 +134,7 @@ def plan_attention(
     d_v,
     budget=None,
     kv_dtype="float32",
+    q_dtype="float32",
     out_dtype="float32",
     method="auto",
     assemble="write",
@@ -156,8 +158,8 @@ def plan_attention(
         Bytes the call may take, or text such as "256MiB" (`-amb 256`). None: no cap.
     kv_dtype : str or dtype or pair of them
         Type of K and V, or (type of K, type of V): "float32", "float16", "bfloat16", "Q8_0", ...
-    out_dtype : str or dtype
-        "float32" on the CPU.
+    q_dtype, out_dtype : str or dtype
+        "float32"; on "cuda:N" and "cudasim" also "float16" and "bfloat16".
     method : {"auto", "steps"}
         "auto": the tiles that run best, shrunk until they fit. "steps": ik_llama.cpp's -amb, whole
         K*Q of as many heads as fit (rounded down, never over).
@@ -195,16 +197,24 @@ def plan_attention(
     if assemble != "write" and method != "steps":
         raise ValueError(f'assemble={assemble!r} is for method="steps"; got method={method!r}')
     k_dtype, v_dtype = _kv_dtypes(kv_dtype)
-    if dtype_name(out_dtype) not in OUT_DTYPES:
-        raise ValueError(f"out_dtype: expected one of {OUT_DTYPES} on the CPU, got {out_dtype!r}")
+    planner, device = devices.get(device).planner, devices.canonical_name(device)
+    if method not in planner.METHODS:
+        raise ValueError(f"method: expected one of {planner.METHODS} on {device}, got {method!r}")
+    for name, dtype, known in (
+        ("q_dtype", q_dtype, planner.Q_DTYPES),
+        ("out_dtype", out_dtype, planner.OUT_DTYPES),
+    ):
+        if dtype_name(dtype) not in known:
+            raise ValueError(f"{name}: expected one of {known} on {device}, got {dtype!r}")
     sizes = dict(
-        device=devices.canonical_name(device),
+        device=device,
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_tokens=_count("n_tokens", n_tokens, 0),
         n_kv=_count("n_kv", n_kv, 0),
         d_k=_count("d_k", d_k, 1),
         d_v=_count("d_v", d_v, 1),
+        q_dtype=dtype_name(q_dtype),
         k_dtype=k_dtype,
         v_dtype=v_dtype,
         out_dtype=dtype_name(out_dtype),
@@ -239,7 +249,8 @@ def _plan_tiles(sizes):
 
         n_workers = _most_that_fit(blocks, most_workers, sizes["budget"])
         if n_workers:
-            return _tile_plan(sizes, tile, n_workers, blocks(n_workers))
+            n_steps = n_tiles * -(-sizes["n_kv"] // tile.keys)
+            return _tile_plan(sizes, tile, n_workers, n_steps, blocks(n_workers))
         needed = sum(block_bytes(n) for _, n in blocks(1))
         smallest = needed if smallest is None else min(smallest, needed)
     raise _too_small(sizes, smallest, "the smallest tile")
@@ -259,14 +270,7 @@ def _most_that_fit(blocks, most, budget):
     return low
 
 
-def _tile_plan(sizes, tile, n_workers, scratch):
-    group = sizes["n_head"] // sizes["n_head_kv"]
-    n_steps = (
-        sizes["n_head_kv"]
-        * -(-group // tile.heads)
-        * -(-sizes["n_tokens"] // tile.rows)
-        * -(-sizes["n_kv"] // tile.keys)
-    )
+def _tile_plan(sizes, tile, n_workers, n_steps, scratch):
     return AttentionPlan(
         **sizes,
         heads=tile.heads,

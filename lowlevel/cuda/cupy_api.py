@@ -61,6 +61,11 @@ def compute_capability(index):
     return int(digits[:-1]), int(digits[-1])
 
 
+def n_multiprocessors(index):
+    """Streaming multiprocessors of a GPU."""
+    return int(load().cuda.Device(index).attributes["MultiProcessorCount"])
+
+
 def compile_module(text, name, options, expressions):
     """Kernels of a source by NVRTC, from CuPy's disk cache where they are there (see loader.Library)."""
     # CuPy passes -ftz=true itself.

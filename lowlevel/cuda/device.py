@@ -28,6 +28,7 @@ class CudaDevice(KernelDevice):
         self._cupy = cupy_api.load()
         self._index = index
         self.name = f"cuda:{index}"
+        self.n_multiprocessors = cupy_api.n_multiprocessors(index)
 
     def _current(self):
         """Context in which this GPU is CuPy's current one."""

@@ -50,7 +50,50 @@ COPY = {
     )
     for n_bytes, unit in COPY_UNITS.items()
 }
-KERNELS = tuple(COPY.values())
+# The types that attention's kernels are made for, and their names there.
+FLOAT_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "Bfloat16"}
+ATTENTION_CALL = "V168"  # attention_call.cuh's AttentionCall, attention.py's CALL
+
+
+class FusedShape(NamedTuple):
+    """The tile of a fused attention kernel, as its .cu file defines it."""
+
+    rows: int  # TILE_ROWS: query rows of a block
+    keys: int  # TILE_KEYS
+    warps: int  # WARPS
+
+
+# (d_k, d_v) -> tile. The wide one reads V out of K's rows.
+FUSED_SHAPES = {
+    (64, 64): FusedShape(rows=128, keys=64, warps=4),
+    (128, 128): FusedShape(rows=128, keys=64, warps=4),
+    (192, 128): FusedShape(rows=128, keys=64, warps=4),
+}
+_ROW_OPERANDS = ("f4*", "const f4*", "const f4*", "const f4*")  # lse, mask, slopes, sinks
+# (d_k, d_v, type, general: mask, softcap, ALiBi or a scale that is not positive) -> kernel
+FUSED = {
+    (d_k, d_v, dtype, general): Kernel(
+        package="lowlevel.cuda",
+        file=f"attention_{d_k}_{d_v}.cu",
+        name=f"attention_fused<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
+        parameters=(*["const u2*"] * 3, "V*", *_ROW_OPERANDS, "f4*", "f4*", ATTENTION_CALL),
+        block=32 * shape.warps,
+    )
+    for (d_k, d_v), shape in FUSED_SHAPES.items()
+    for dtype in ("float16", "bfloat16")
+    for general in (False, True)
+}
+MERGE = {
+    dtype: Kernel(
+        package="lowlevel.cuda",
+        file="attention_merge.cu",
+        name=f"attention_merge<{FLOAT_TYPES[dtype]}>",
+        parameters=("const f4*", "const f4*", "const f4*", "V*", "f4*", "i4", ATTENTION_CALL),
+        block=128,
+    )
+    for dtype in ("float16", "bfloat16")
+}
+KERNELS = (*COPY.values(), *FUSED.values(), *MERGE.values())
 
 
 def all_kernels():

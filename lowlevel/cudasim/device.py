@@ -14,6 +14,7 @@ class CudaSimDevice(KernelDevice):
     """Memory of the simulated device and launches on it."""
 
     name = "cudasim"
+    n_multiprocessors = 132  # an H100's: plans made here are a GPU's
 
     def __init__(self):
         super().__init__(Library(_compile_module))
@@ -59,6 +60,8 @@ class CudaSimDevice(KernelDevice):
         pass
 
     def start(self, function, grid, block, arguments, shared_mem):
+        if shared_mem > function.max_dynamic_shared_size_bytes:
+            function.max_dynamic_shared_size_bytes = shared_mem
         function(grid, block, arguments, shared_mem=shared_mem)
 
     def copy_flat(self, target, source):

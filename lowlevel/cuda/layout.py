@@ -1,0 +1,121 @@
+"""How attention is cut up on devices that run CUDA kernels: pure arithmetic, shared by plan and launches.
+
+Two ways. *Fused* (16-bit queries, keys and values of one type, head sizes of
+`instances.FUSED_SHAPES`): one launch, scores stay on the chip, and no scratch, unless too few tiles
+keep the device busy: then the keys are split, and the states of all splits lie in scratch, merged by
+a second launch.
+
+*Tiles* (everything else): scores of `heads` x `rows` x `keys` lie in scratch, float32 throughout.
+"""
+
+from typing import NamedTuple
+
+from .instances import FUSED_SHAPES
+
+Q_DTYPES = OUT_DTYPES = ("float32", "float16", "bfloat16")
+METHODS = ("auto",)
+# V inside K's rows is used in place from columns that are multiples of this: 16 bytes.
+V_COLUMN_STEP = 8
+# Blocks of the fused kernel at work on one multiprocessor, and the least keys worth a split.
+BLOCKS_PER_MULTIPROCESSOR = 2
+MIN_KEYS_PER_SPLIT = 512
+
+
+class Tile(NamedTuple):
+    """Query heads, tokens and keys whose scores are worked on together, and key splits per tile.
+
+    `heads` is at most the heads that share one K/V head, or a multiple of them.
+    """
+
+    heads: int
+    rows: int
+    keys: int
+    splits: int
+
+
+def is_fused(sizes):
+    """Whether a call of these sizes (see `candidate_tiles`) takes the fused kernels."""
+    types = {sizes["q_dtype"], sizes["k_dtype"], sizes["v_dtype"]}
+    return fused_shape(sizes) is not None and len(types) == 1 and types <= {"float16", "bfloat16"}
+
+
+def fused_shape(sizes):
+    """The fused kernel's FusedShape for these head sizes, or None."""
+    return FUSED_SHAPES.get((sizes["d_k"], sizes["d_v"]))
+
+
+def count_tiles(sizes, tile):
+    """Number of (head, row) tiles."""
+    group = sizes["n_head"] // sizes["n_head_kv"]
+    if tile.heads > group:
+        head_tiles = -(-sizes["n_head"] // tile.heads)
+    else:
+        head_tiles = sizes["n_head_kv"] * -(-group // tile.heads)
+    return head_tiles * -(-sizes["n_tokens"] // tile.rows)
+
+
+def scratch_parts(sizes, tile):
+    """((tag, bytes) of the call's blocks, ()): nothing is per worker here."""
+    if is_fused(sizes):
+        return _fused_scratch(sizes, tile), ()
+    return _tiles_scratch(sizes, tile), ()
+
+
+def candidate_tiles(sizes):
+    """Tiles from the best to the smallest, best first; a plan takes the first that fits.
+
+    Parameters
+    ----------
+    sizes : dict
+        n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, n_threads, q_dtype, k_dtype, v_dtype, v_in_k as
+        in `plan_attention`; n_threads: multiprocessors.
+    """
+    return _fused_candidates(sizes) if is_fused(sizes) else _tiles_candidates(sizes)
+
+
+# ---------------------------------------------------------------- fused
+
+
+def _fused_candidates(sizes):
+    shape = fused_shape(sizes)
+    heads = _packed_heads(sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"], shape.rows)
+    tile = Tile(heads, min(sizes["n_tokens"], shape.rows // heads), shape.keys, 1)
+    slots = BLOCKS_PER_MULTIPROCESSOR * sizes["n_threads"]
+    n_splits = min(slots // count_tiles(sizes, tile), sizes["n_kv"] // MIN_KEYS_PER_SPLIT)
+    while n_splits > 1:
+        yield tile._replace(splits=n_splits)
+        n_splits //= 2
+    yield tile
+
+
+def _packed_heads(group, n_tokens, rows):
+    """Heads of a group in one tile of `rows` query rows: the fewest tiles, then the most heads."""
+
+    def n_tiles(heads):
+        return -(-group // heads) * -(-n_tokens // (rows // heads))
+
+    return min(range(1, min(group, rows) + 1), key=lambda heads: (n_tiles(heads), -heads))
+
+
+def keys_per_split(n_keys, tile):
+    """Keys of each split: whole tiles of keys."""
+    tiles = -(-max(n_keys, 1) // tile.keys)
+    return -(-tiles // tile.splits) * tile.keys
+
+
+def _fused_scratch(sizes, tile):
+    if tile.splits == 1:
+        return ()
+    rows = tile.splits * sizes["n_head"] * sizes["n_tokens"]
+    return (("partial results", 4 * rows * sizes["d_v"]), ("row state", 4 * rows * 2))
+
+
+# ---------------------------------------------------------------- tiles
+
+
+def _tiles_candidates(sizes):
+    raise NotImplementedError("float32")
+
+
+def _tiles_scratch(sizes, tile):
+    raise NotImplementedError("float32")

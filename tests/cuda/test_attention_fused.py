@@ -1,0 +1,165 @@
+"""The fused attention kernels, on the simulator and (marker gpu) on a GPU."""
+
+import re
+
+import numpy as np
+import pytest
+from attention_calls import (
+    DTYPES,
+    HALF_BOUND,
+    attend,
+    check,
+    on_device,
+    random_operands,
+    random_options,
+)
+from comparison import assert_close
+
+import lowlevel
+from lowlevel import cudasim
+from lowlevel.cuda import instances, layout, loader
+from lowlevel.reference import attention_float64
+
+SHAPES = sorted(instances.FUSED_SHAPES)
+HEADS = ((1, 1), (2, 2), (4, 2), (6, 1), (5, 5), (12, 4), (3, 1))
+TOKENS = (1, 2, 5, 17, 33, 64, 97, 140)
+KEYS = (1, 2, 15, 63, 64, 65, 101, 257, 300)
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def head_sizes(request):
+    return request.param
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def dtype(request):
+    return request.param
+
+
+def test_tiles_are_those_of_the_sources(head_sizes):
+    d_k, d_v = head_sizes
+    shape = instances.FUSED_SHAPES[head_sizes]
+    text = loader.source_text("lowlevel.cuda", f"attention_{d_k}_{d_v}.cu")
+    defined = {}
+    for name, value in re.findall(r"#define (\w+) (\d+)", text):
+        defined.setdefault(name, int(value))
+    names = "HEAD_K HEAD_V TILE_ROWS TILE_KEYS WARPS".split()
+    assert [defined[name] for name in names] == [d_k, d_v, shape.rows, shape.keys, shape.warps]
+
+
+def test_random_calls(device, head_sizes, dtype, rng):
+    for number in range(8):
+        n_head, n_head_kv = HEADS[rng.integers(len(HEADS))]
+        n_tokens, n_kv = int(rng.choice(TOKENS)), int(rng.choice(KEYS))
+        operands = random_operands(rng, n_head, n_head_kv, n_tokens, n_kv, *head_sizes, dtype)
+        options = random_options(rng, n_head, n_tokens, n_kv) if number else {}
+        order = str(rng.choice(["fifo", "reverse", "random", "lifo"]))
+        what = f"{(n_head, n_head_kv, n_tokens, n_kv)} {order}"
+        with cudasim.settings(order=order):
+            check(device, operands, options, HALF_BOUND, what)
+
+
+def test_every_order(device, dtype, order, rng):
+    operands = random_operands(rng, 4, 2, 70, 150, 192, 128, dtype)
+    check(device, operands, random_options(rng, 4, 70, 150), HALF_BOUND)
+
+
+@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
+@pytest.mark.parametrize("general", [False, True])
+def test_checked(checks, general, rng):
+    operands = random_operands(rng, 2, 1, 70, 150, 64, 64, "float16")
+    options = {"softcap": 20.0} if general else {"window": 90}
+    operands[2][:, 10, 3] = np.nan
+    with cudasim.settings(**checks):
+        check("cudasim", operands, options, HALF_BOUND)
+
+
+def test_no_keys(device, head_sizes, dtype, rng):
+    operands = random_operands(rng, 4, 2, 3, 0, *head_sizes, dtype)
+    check(device, operands, {}, HALF_BOUND)
+    check(device, operands, {"sinks": np.ones(4, np.float32)}, HALF_BOUND)
+
+
+def test_more_tokens_than_keys(device, head_sizes, dtype, rng):
+    operands = random_operands(rng, 2, 2, 40, 7, *head_sizes, dtype)
+    check(device, operands, {}, HALF_BOUND)
+
+
+@pytest.mark.parametrize("what", ["causal", "window", "mask"])
+def test_left_out_keys_may_hold_anything(device, what, dtype, rng):
+    n_tokens, n_kv = 40, 150
+    operands = q, k, v = random_operands(rng, 4, 2, n_tokens, n_kv, 192, 128, dtype)
+    options = {}
+    if what == "causal":  # unused slots, and keys that only some rows may see
+        k[:, 140:], v[:, 140:], v[0, 139, 5] = np.inf, np.nan, -np.inf
+    elif what == "window":
+        options = dict(causal=False, window=20)
+        k[:, :80], v[:, :80] = np.nan, np.inf
+    else:
+        options["mask"] = np.zeros((n_tokens, n_kv), np.float32)
+        options["mask"][:, 30:60] = -np.inf
+        options["mask"][5:, 100] = -np.inf
+        k[:, 30:60], v[:, 30:60] = np.nan, np.nan
+        v[:, 100, 3], v[1, 100, 7] = np.inf, np.nan
+    check(device, operands, options, HALF_BOUND)
+
+
+def _apart(x, device):
+    """`x` on a device as a view with odd strides and an odd start."""
+    n_head, n_rows, d = x.shape
+    memory = np.zeros((n_rows, n_head, d + 3), x.dtype)
+    memory[..., 1 : 1 + d] = x.transpose(1, 0, 2)
+    return lowlevel.asarray(memory, device).transpose(1, 0, 2)[..., 1 : 1 + d]
+
+
+def test_any_strides(device, head_sizes, dtype, rng):
+    operands = random_operands(rng, 4, 2, 40, 101, *head_sizes, dtype)
+    out = _apart(np.full((4, 40, head_sizes[1]), np.nan, np.float32), device)
+    q, k, v = (_apart(x, device) for x in operands)
+    assert lowlevel.attention(q, k, v, out=out) is out
+    assert_close(lowlevel.asnumpy(out), attention_float64(*operands), HALF_BOUND)
+
+
+def test_broadcast_heads(device, dtype, rng):
+    """Zero strides: one K/V head seen as four."""
+    q, k, v = random_operands(rng, 4, 1, 20, 70, 64, 64, dtype)
+    q, k, v = on_device((q, k, v), device)
+    expected = lowlevel.asnumpy(lowlevel.attention(q, k, v))
+    stretch = lambda x: x[np.zeros(4, int)]  # noqa: E731
+    again = lowlevel.asnumpy(lowlevel.attention(q, stretch(k), stretch(v)))
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_16_bit_output(device, head_sizes, dtype, rng):
+    operands = random_operands(rng, 4, 2, 40, 101, *head_sizes, dtype)
+    out = lowlevel.attention(*on_device(operands, device))
+    assert out.dtype == DTYPES[dtype]
+    actual = lowlevel.asnumpy(out).astype(np.float64)
+    assert_close(actual, attention_float64(*operands), HALF_BOUND + 2.0**-8)
+
+
+def test_splits_of_keys(device, dtype, rng):
+    """Few rows over many keys: the keys are split, the scratch is the plan's, smaller budgets do."""
+    operands = random_operands(rng, 4, 2, 3, 2100, 64, 64, dtype)
+    sizes = dict(n_head=4, n_head_kv=2, n_tokens=3, n_kv=2100, d_k=64, d_v=64, device=device)
+    types = dict(q_dtype=dtype, kv_dtype=dtype)
+    plan = lowlevel.plan_attention(**sizes, **types)
+    assert plan.n_splits == 4 and plan.scratch_bytes > 0
+    for budget in (plan.scratch_bytes, plan.scratch_bytes - 1, 0):
+        options = {"sinks": rng.normal(0, 1, 4).astype(np.float32), "window": 1500}
+        check(device, operands, options, HALF_BOUND, budget=budget)
+
+
+def test_packed_heads_leave_few_rows_empty():
+    assert layout._packed_heads(16, 1, 128) == 16
+    assert layout._packed_heads(128, 1, 64) == 64
+    assert layout._packed_heads(8, 2048, 128) == 8
+    # 48 heads: 2 tokens would leave a quarter of the rows empty
+    heads = layout._packed_heads(48, 2048, 128)
+    assert -(-48 // heads) * -(-2048 // (128 // heads)) <= 48 * 2048 / 128 * 1.02
+
+
+def test_same_bits_again(device, dtype, rng):
+    operands = random_operands(rng, 4, 2, 70, 150, 192, 128, dtype)
+    first, second = (attend(device, operands, {})[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
