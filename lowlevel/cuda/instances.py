@@ -93,7 +93,48 @@ MERGE = {
     )
     for dtype in ("float16", "bfloat16")
 }
-KERNELS = (*COPY.values(), *FUSED.values(), *MERGE.values())
+_BITS = {"float32": "f4*", "float16": "u2*", "bfloat16": "u2*"}
+
+
+def _row_kernels(name, parameters):
+    """{type: Kernel} of a kernel of attention_softmax.cu; ``{bits}``: the type's bits in memory."""
+    return {
+        dtype: Kernel(
+            package="lowlevel.cuda",
+            file="attention_softmax.cu",
+            name=f"{name}<{instance}>",
+            parameters=tuple(x.format(bits=_BITS[dtype]) for x in parameters),
+            block=256,
+        )
+        for dtype, instance in FLOAT_TYPES.items()
+    }
+
+
+# The tiles path: products by whether B's rows lie along k; the others by the type of V, of V, of out.
+PRODUCT = {
+    along_k: Kernel(
+        package="lowlevel.cuda",
+        file="attention_product.cu",
+        name=f"attention_product<{str(along_k).lower()}>",
+        parameters=("const V*", "const V*", "f4*", "V104"),
+        block=256,
+    )
+    for along_k in (False, True)
+}
+SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
+SOFTMAX = _row_kernels(
+    "attention_softmax",
+    ("f4*", "f4*", "f4*", "const f4*", "const {bits}", "const f4*", "const f4*", "i4", "i4")
+    + (ATTENTION_CALL,),
+)
+FINISH = _row_kernels(
+    "attention_finish",
+    ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i8", "i4", ATTENTION_CALL),
+)
+ATTENTION = tuple(
+    kernel for table in (FUSED, MERGE, PRODUCT, SCAN, SOFTMAX, FINISH) for kernel in table.values()
+)
+KERNELS = (*COPY.values(), *ATTENTION)
 
 
 def all_kernels():

@@ -19,6 +19,9 @@ V_COLUMN_STEP = 8
 # Blocks of the fused kernel at work on one multiprocessor, and the least keys worth a split.
 BLOCKS_PER_MULTIPROCESSOR = 2
 MIN_KEYS_PER_SPLIT = 512
+# Tiles path: sizes of the K*Q tile that are tried, in scores. 32 MiB of them stay in a large GPU's L2.
+SCORES_OF_A_TILE = tuple(2**i for i in range(23, 3, -1))
+MOST_KEYS, LEAST_KEYS = 4096, 16
 
 
 class Tile(NamedTuple):
@@ -114,8 +117,38 @@ def _fused_scratch(sizes, tile):
 
 
 def _tiles_candidates(sizes):
-    raise NotImplementedError("float32")
+    seen = set()
+    for n_scores in SCORES_OF_A_TILE:
+        tile = _tile_of(sizes, n_scores)
+        if tile not in seen:
+            seen.add(tile)
+            yield tile
+
+
+def _tile_of(sizes, n_scores):
+    """At most about `n_scores` scores: as many keys as rows, then rows, then heads."""
+    group = sizes["n_head"] // sizes["n_head_kv"]
+    keys = MOST_KEYS
+    while keys > LEAST_KEYS and keys * keys > n_scores:
+        keys //= 2
+    keys = max(1, min(keys, sizes["n_kv"]))
+    rows = max(1, min(sizes["n_tokens"], n_scores // keys))
+    heads = max(1, n_scores // (keys * rows))
+    if heads > group:  # whole groups, a K/V head each
+        heads = group * min(heads // group, sizes["n_head_kv"])
+    return Tile(heads, rows, keys, 1)
+
+
+def kv_heads_of(sizes, tile):
+    """K/V heads in one tile."""
+    return max(1, tile.heads // (sizes["n_head"] // sizes["n_head_kv"]))
 
 
 def _tiles_scratch(sizes, tile):
-    raise NotImplementedError("float32")
+    rows = tile.heads * tile.rows
+    return (
+        ("kq", 4 * rows * tile.keys),
+        ("tile", 4 * rows * sizes["d_v"]),
+        ("row state", 4 * rows * 2),
+        ("not finite", 4 * kv_heads_of(sizes, tile) * tile.keys),
+    )

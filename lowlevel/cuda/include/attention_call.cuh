@@ -88,14 +88,17 @@ __device__ __forceinline__ KeyRange keys_of_all(const AttentionCall& call, const
           visible_keys(call, place.first_token).high};
 }
 
-// The options that come on top of scale * q.k, in units of log2; `score` is q.k.
+// The options that come on top of scale * q.k, in units of log2; `score` is q.k. Unless `exact`, the
+// softcap errs by some 1e-7 of itself.
+template <bool exact>
 __device__ __forceinline__ float general_score(const AttentionCall& call, float score, const float* mask_row,
                                                int key, float slope, int position) {
   score *= call.scale;
-  // tanh(x) = 1 - 2 / (1 + exp(2 x)): its error of some 1e-7 is absolute, as scores need it
-  if (call.softcap > 0.0f)
-    score = call.softcap *
-            (1.0f - 2.0f / (1.0f + exp2f(2.0f * kLog2E / call.softcap * score)));
+  if (call.softcap > 0.0f) {
+    const float x = score / call.softcap;
+    const float tanh_x = exact ? tanhf(x) : 1.0f - 2.0f / (1.0f + exp2f(2.0f * kLog2E * x));
+    score = call.softcap * tanh_x;
+  }
   if (mask_row != nullptr) {
     const float bias = mask_row[key * call.mask_key];
     // -inf leaves the key out even where the score is NaN
