@@ -107,11 +107,12 @@ def run(args):
         results = []
         for case in cases:
             progress.update(task, description=case.name)
+            case_begun = time.monotonic()
             if case.kind == "startup":
-                results.append(versus_startup.measure(case, max(threads), args.repetitions))
+                result = versus_startup.measure(case, max(threads), args.repetitions)
             else:
-                trial = Trial(case, peers, threads, args.repetitions, args.seed, folder)
-                results.append(trial.run())
+                result = Trial(case, peers, threads, args.repetitions, args.seed, folder).run()
+            results.append({**result, "took": time.monotonic() - case_begun})
             progress.advance(task)
     document = dict(
         machine={**machine, "load_after": versus_machine.load()},

@@ -16,10 +16,7 @@ from lowlevel.cuda import attention as launches, loader  # noqa: E402
 
 VARIANTS = {
     "128x64, 4 warps, 2 blocks": (128, 64, 4, 2),
-    "128x32, 4 warps, 2 blocks": (128, 32, 4, 2),
     "256x64, 8 warps, 1 block": (256, 64, 8, 1),
-    "256x32, 8 warps, 1 block": (256, 32, 8, 1),
-    "128x64, 8 warps, 1 block": (128, 64, 8, 1),
 }
 
 
