@@ -12,6 +12,7 @@ class CpuDevice:
     """Memory and copies on the host."""
 
     name = "cpu"
+    has_streams = False
 
     def allocate(self, n_bytes):
         # The slack that reaches the next aligned address is not part of what is handed out. Pages are
@@ -42,6 +43,9 @@ class CpuDevice:
 
     def plain(self, array):
         return np.asarray(array)
+
+    def synchronise(self):
+        """Nothing is ever queued."""
 
     def writable(self, array):
         return array.flags.writeable
