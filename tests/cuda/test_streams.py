@@ -304,6 +304,7 @@ def test_what_the_simulator_orders():
 def test_new_memory_has_no_past():
     stream = cudasim.Stream()
     source = asarray(np.zeros(2**16, np.uint8), "cudasim")
+    devices.get("cudasim").finish()
     for _ in range(20):
         with stream:
             devices.get("cudasim").copy_flat(cudasim.empty(2**16, "uint8"), source)
