@@ -116,14 +116,14 @@ class CudaDevice(KernelDevice):
         return stream
 
     def record(self, stream, event=None):
-        with self._current():
-            event = self._cupy.cuda.Event(disable_timing=True) if event is None else event
-            event.record(stream)
+        if event is None:
+            with self._current():
+                event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(stream)
         return event
 
     def wait(self, stream, event):
-        with self._current():
-            stream.wait_event(event)
+        stream.wait_event(event)
 
     def finish(self):
         with self._current():
