@@ -6,7 +6,6 @@ its tokens see, a chunk at a time; the kernels get views of the operands and so 
 
 import numpy as np
 
-from . import layout
 from .attention import CALL, NO_WINDOW, set_strides
 from .instances import FINISH, PRODUCT, SCAN, SOFTMAX
 

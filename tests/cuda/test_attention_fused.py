@@ -20,6 +20,7 @@ from lowlevel import cudasim
 from lowlevel.cuda import instances, layout, loader
 from lowlevel.reference import attention_float64
 
+KERNELS = (*instances.FUSED.values(), *instances.MERGE.values())
 SHAPES = sorted(instances.FUSED_SHAPES)
 HEADS = ((1, 1), (2, 2), (4, 2), (6, 1), (5, 5), (12, 4), (3, 1))
 TOKENS = (1, 2, 5, 17, 33, 64, 97, 140)
@@ -59,6 +60,14 @@ def test_random_calls(device, head_sizes, dtype, rng):
             check(device, operands, options, HALF_BOUND, what)
 
 
+@pytest.mark.parametrize("key", instances.FUSED, ids=str)
+def test_every_instance(key, device, launched, rng):
+    d_k, d_v, dtype, general = key
+    operands = random_operands(rng, 4, 2, 33, 90, d_k, d_v, dtype)
+    check(device, operands, {"softcap": 30.0} if general else {"window": 70}, HALF_BOUND)
+    assert launched == [instances.FUSED[key]]
+
+
 def test_every_order(device, dtype, order, rng):
     operands = random_operands(rng, 4, 2, 70, 150, 192, 128, dtype)
     check(device, operands, random_options(rng, 4, 70, 150), HALF_BOUND)
@@ -88,7 +97,7 @@ def test_more_tokens_than_keys(device, head_sizes, dtype, rng):
 @pytest.mark.parametrize("what", ["causal", "window", "mask"])
 def test_left_out_keys_may_hold_anything(device, what, dtype, rng):
     n_tokens, n_kv = 40, 150
-    operands = q, k, v = random_operands(rng, 4, 2, n_tokens, n_kv, 192, 128, dtype)
+    operands = _, k, v = random_operands(rng, 4, 2, n_tokens, n_kv, 192, 128, dtype)
     options = {}
     if what == "causal":  # unused slots, and keys that only some rows may see
         k[:, 140:], v[:, 140:], v[0, 139, 5] = np.inf, np.nan, -np.inf
@@ -138,7 +147,7 @@ def test_16_bit_output(device, head_sizes, dtype, rng):
     assert_close(actual, attention_float64(*operands), HALF_BOUND + 2.0**-8)
 
 
-def test_splits_of_keys(device, dtype, rng):
+def test_splits_of_keys(device, dtype, launched, rng):
     """Few rows over many keys: the keys are split, the scratch is the plan's, smaller budgets do."""
     operands = random_operands(rng, 4, 2, 3, 2100, 64, 64, dtype)
     sizes = dict(n_head=4, n_head_kv=2, n_tokens=3, n_kv=2100, d_k=64, d_v=64, device=device)
@@ -148,6 +157,7 @@ def test_splits_of_keys(device, dtype, rng):
     for budget in (plan.scratch_bytes, plan.scratch_bytes - 1, 0):
         options = {"sinks": rng.normal(0, 1, 4).astype(np.float32), "window": 1500}
         check(device, operands, options, HALF_BOUND, budget=budget)
+    assert instances.MERGE[dtype] in launched
 
 
 def test_packed_heads_leave_few_rows_empty():

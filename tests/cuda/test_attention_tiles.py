@@ -8,9 +8,14 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel import cudasim
-from lowlevel.cuda import layout
+from lowlevel.cuda import instances, layout
 from lowlevel.reference import attention_float64
 
+KERNELS = tuple(
+    kernel
+    for table in (instances.PRODUCT, instances.SCAN, instances.SOFTMAX, instances.FINISH)
+    for kernel in table.values()
+)
 # A score of some standard deviations more than 3 adds to float32's own error.
 BOUND = 2 * FLOAT32_BOUND
 
@@ -21,6 +26,15 @@ def test_random_calls(device, rng):
         order = str(rng.choice(["fifo", "reverse", "random", "lifo"]))
         with cudasim.settings(order=order):
             check(device, (case.q, case.k, case.v), case.options, BOUND, f"{case} {order}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_instance(dtype, device, launched, rng):
+    operands = random_operands(rng, 2, 1, 5, 20, 9, 7, dtype)
+    out = lowlevel.asarray(np.full((2, 5, 7), np.nan, DTYPES[dtype]), device)
+    check(device, operands, {"softcap": 30.0}, HALF_BOUND + 2.0**-8, out=out)
+    of_type = {table[dtype] for table in (instances.SCAN, instances.SOFTMAX, instances.FINISH)}
+    assert set(launched) == of_type | set(instances.PRODUCT.values())
 
 
 @pytest.mark.parametrize("budget", ["1MiB", "64KiB", "9KiB", "2KiB"])
@@ -50,7 +64,7 @@ def test_mixed_types(device, q_dtype, kv_dtypes, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_left_out_keys_may_hold_anything(device, dtype, rng):
-    operands = q, k, v = random_operands(rng, 4, 2, 40, 150, 33, 24, dtype)
+    operands = _, k, v = random_operands(rng, 4, 2, 40, 150, 33, 24, dtype)
     mask = np.zeros((40, 150), np.float32)
     mask[:, 30:60] = -np.inf
     mask[5:, 100] = -np.inf
