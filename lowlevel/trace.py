@@ -5,7 +5,7 @@
         with pool.call("attention", n_kv=4096): ...
     for event in read_events("run.jsonl"): ...      # lowlevel.trace_reader
 
-File format, version 1: UTF-8, one JSON object a line, in the order in which things happened. Readers skip keys
+File format, version 1 (as a JSON Schema: trace_schema.json): UTF-8, one JSON object a line, in the order of events. Readers skip keys
 and "op"s that they do not know; a change that would mislead such readers raises the version.
 
 First line (the header)
