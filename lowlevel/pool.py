@@ -30,6 +30,7 @@ from lowlevel import devices
 from lowlevel.arena import ALIGNMENT, Arena, align_up, smallest_size
 from lowlevel.block import Block, by_offset, holders
 from lowlevel.budget_error import BudgetError, exact_size, refusal
+from lowlevel.fork_lock import fork_lock
 from lowlevel.pool_memory import ArenaMemory, GuardedMemory, MemoryCorruptionError, call_site
 from lowlevel.pool_scope import Scope
 from lowlevel.shapes import array_layout
@@ -99,7 +100,7 @@ class Pool:
         self._peak_number = 0  # the block that made the peak
         self._freed_since_peak = []  # those of the peak's blocks that are freed by now
         self._trace = None
-        self._lock = threading.Lock()
+        self._lock = fork_lock()
         self._of_thread = threading.local()
 
     def empty(self, shape, dtype="float32", *, tag=""):

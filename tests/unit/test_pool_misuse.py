@@ -2,7 +2,9 @@
 
 import linecache
 import pickle
+import subprocess
 import sys
+import textwrap
 import threading
 
 import numpy as np
@@ -151,6 +153,38 @@ def test_scope_names_and_pickles(pool):
         pool.scope(3)
     with pytest.raises(TypeError):
         pickle.dumps(pool)
+
+
+def test_a_fork_while_other_threads_use_the_pool():
+    """A program of its own: the child finds the pool whole and free."""
+    code = """
+        import os, signal, threading
+        from lowlevel.pool import Pool
+        pool, stop = Pool("1MiB"), threading.Event()
+        def work():
+            while not stop.is_set():
+                pool.free(pool.empty(1000, tag="thread"))
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        codes = []
+        for _ in range(40):
+            child = os.fork()
+            if not child:
+                signal.alarm(10)
+                with pool.scope("child"):
+                    pool.empty(10)
+                assert pool.used == sum(block.n_bytes for block in pool.live)
+                os._exit(0)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert codes == [0] * 40, codes
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_error_inside_the_pool_block_is_not_hidden():
