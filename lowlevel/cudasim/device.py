@@ -15,6 +15,7 @@ class CudaSimDevice(KernelDevice):
 
     name = "cudasim"
     n_multiprocessors = 132  # an H100's: plans made here are a GPU's
+    max_shared_bytes = 227 << 10
 
     def __init__(self):
         super().__init__(Library(_compile_module))
