@@ -120,28 +120,20 @@ def is_general(operands):
 
 def _run_fused(device, plan, operands, scratch):
     o, call = operands, describe(device, plan, operands)
+    shape = layout.fused_shape(plan.sizes)
     state = scratch.get("partial results"), scratch.get("row state")
     kernel = FUSED[plan.d_k, plan.d_v, plan.k_dtype, is_general(o)]
     n_blocks = plan.n_splits * plan.n_head_kv * int(call["head_tiles"] * call["token_tiles"])
-    arguments = (
-        o.q,
-        o.k.data,
-        o.v.data,
-        o.out,
-        o.lse,
-        o.mask,
-        o.alibi_slopes,
-        o.sinks,
-        *state,
-        call,
+    keys_and_values = (o.k.data,) if shape.latent else (o.k.data, o.v.data)
+    results = (o.out, o.lse, o.mask, o.alibi_slopes, o.sinks, *state)
+    stages = layout.fused_stages(plan.sizes, shape)
+    more = (stages, call) if shape.latent else (call,)
+    device.launch(
+        kernel,
+        n_blocks,
+        (o.q, *keys_and_values, *results, *more),
+        shared_mem=layout.fused_shared_bytes(plan.sizes, shape, stages),
     )
-    device.launch(kernel, n_blocks, arguments, shared_mem=shared_bytes(plan))
     if plan.n_splits > 1:
         merged = (*state, o.sinks, o.out, o.lse, plan.d_v, call)
         device.launch(MERGE[plan.k_dtype], plan.n_head * plan.n_tokens, merged)
-
-
-def shared_bytes(plan):
-    """Dynamic shared memory of the fused kernel: one tile of Q, of K and of V, 16-bit."""
-    shape = layout.fused_shape(plan.sizes)
-    return 2 * (shape.rows * plan.d_k + shape.keys * (plan.d_k + plan.d_v))

@@ -10,14 +10,15 @@ a second launch.
 
 from typing import NamedTuple
 
+from lowlevel import devices
+
 from .instances import FUSED_SHAPES
 
 Q_DTYPES = OUT_DTYPES = ("float32", "float16", "bfloat16")
 METHODS = ("auto",)
 # V inside K's rows is used in place from columns that are multiples of this: 16 bytes.
 V_COLUMN_STEP = 8
-# Blocks of the fused kernel at work on one multiprocessor, and the least keys worth a split.
-BLOCKS_PER_MULTIPROCESSOR = 2
+# The least keys worth a split.
 MIN_KEYS_PER_SPLIT = 512
 # Tiles path: sizes of the K*Q tile that are tried, in scores. 32 MiB of them stay in a large GPU's L2.
 SCORES_OF_A_TILE = tuple(2**i for i in range(23, 3, -1))
@@ -43,8 +44,27 @@ def is_fused(sizes):
 
 
 def fused_shape(sizes):
-    """The fused kernel's FusedShape for these head sizes, or None."""
-    return FUSED_SHAPES.get((sizes["d_k"], sizes["d_v"]))
+    """The FusedShape of the fused kernel for these sizes on this device, or None."""
+    shape = FUSED_SHAPES.get((sizes["d_k"], sizes["d_v"]))
+    if shape is None or (shape.latent and not sizes["v_in_k"]):
+        return None
+    most = devices.get(sizes["device"]).max_shared_bytes
+    return shape if fused_shared_bytes(sizes, shape, 1) <= most else None
+
+
+def fused_stages(sizes, shape):
+    """Tiles of K that the latent kernel keeps in shared memory: two where the device holds them."""
+    most = devices.get(sizes["device"]).max_shared_bytes
+    return 2 if shape.latent and fused_shared_bytes(sizes, shape, 2) <= most else 1
+
+
+def fused_shared_bytes(sizes, shape, stages):
+    """Dynamic shared memory of a fused kernel: tiles of Q, K, and of V or of weights, 16-bit."""
+    d_k, d_v = sizes["d_k"], sizes["d_v"]
+    if shape.latent:
+        exchange = 4 * 5 * shape.rows
+        return 2 * (shape.rows * (d_k + shape.keys) + stages * shape.keys * d_k) + exchange
+    return 2 * (shape.rows * d_k + shape.keys * (d_k + d_v))
 
 
 def count_tiles(sizes, tile):
@@ -83,7 +103,7 @@ def _fused_candidates(sizes):
     shape = fused_shape(sizes)
     heads = _packed_heads(sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"], shape.rows)
     tile = Tile(heads, min(sizes["n_tokens"], shape.rows // heads), shape.keys, 1)
-    slots = BLOCKS_PER_MULTIPROCESSOR * sizes["n_threads"]
+    slots = shape.blocks * sizes["n_threads"]
     n_splits = min(slots // count_tiles(sizes, tile), sizes["n_kv"] // MIN_KEYS_PER_SPLIT)
     while n_splits > 1:
         yield tile._replace(splits=n_splits)
