@@ -62,8 +62,8 @@ class Pool:
         Find misuse, at a cost in time and real memory: every block has its own memory between guard
         bytes, is filled with NaN when taken and when freed, and freed memory is kept aside for a while. A write
         outside a block or after its release raises MemoryCorruptionError when the block is freed or leaves
-        that quarantine; `close` raises RuntimeError for blocks that were not freed; errors and `live`
-        name the line that took a block. Counts and offsets are those of a pool without debug.
+        that quarantine; a NumPy array that is kept after `free` or `close` is read-only; `close` raises
+        RuntimeError for blocks that were not freed; errors and `live` name the line that took a block. Counts and offsets are those of a pool without debug.
 
     Attributes
     ----------

@@ -53,4 +53,6 @@ def pytest_testnodedown(node):
 
 def pytest_terminal_summary(terminalreporter):
     if _n_calls:
-        terminalreporter.write_line(f"{_n_calls} calls were measured against their plan, to the byte")
+        terminalreporter.write_line(
+            f"{_n_calls} calls were measured against their plan, to the byte"
+        )

@@ -6,6 +6,7 @@ import sys
 import threading
 
 from lowlevel.pool import Pool
+from lowlevel.pool_memory import ArenaMemory, GuardedMemory
 
 
 class MeasuredCalls:
@@ -25,12 +26,13 @@ class MeasuredCalls:
         self.n_calls = 0
         self.wrong = []
         self._open = {}  # thread -> its running calls
-        self._calls_of = {}  # (pool, block number) -> the calls that it counts for
+        self._calls_of = {}  # (memory, offset of a block) -> the calls that it counts for
 
     def install(self, monkeypatch):
-        for name in ("call", "empty", "_settle"):
-            original, watched = getattr(Pool, name), getattr(self, name)
-            monkeypatch.setattr(Pool, name, _method(original, watched))
+        monkeypatch.setattr(Pool, "call", _method(Pool.call, self.call))
+        for kind in (ArenaMemory, GuardedMemory):
+            monkeypatch.setattr(kind, "take", _method(kind.take, self.take))
+            monkeypatch.setattr(kind, "give", _method(kind.give, self.give))
 
     def call(self, original, pool, name, **details):
         inner = original(pool, name, **details)
@@ -57,22 +59,21 @@ class MeasuredCalls:
                 f"{name} {details} on {pool}: took {call.peak}, kept {call.used} bytes"
             )
 
-    def empty(self, original, pool, *args, **kwargs):
-        array = original(pool, *args, **kwargs)
-        calls = [c for c in self._open.get(threading.get_ident(), ()) if c.pool is pool]
-        if calls:
-            block = pool._live[id(array)][1]
-            self._calls_of[id(pool), block.number] = calls
+    def take(self, original, memory, offset, n_bytes, shape, dtype):
+        array = original(memory, offset, n_bytes, shape, dtype)
+        calls = self._open.get(threading.get_ident(), ())
+        calls = [call for call in calls if call.pool._memory is memory]
+        if n_bytes and calls:
+            self._calls_of[id(memory), offset] = calls
             for call in calls:
-                call.used += block.n_bytes
+                call.used += n_bytes
                 call.peak = max(call.peak, call.used)
         return array
 
-    def _settle(self, original, pool, entry):
-        block = entry[1]
-        for call in self._calls_of.pop((id(pool), block.number), ()):
+    def give(self, original, memory, array, block):
+        for call in self._calls_of.pop((id(memory), block.offset), ()) if block.n_bytes else ():
             call.used -= block.n_bytes
-        return original(pool, entry)
+        return original(memory, array, block)
 
 
 class _Call:
@@ -83,7 +84,7 @@ class _Call:
 
 def _method(original, watched):
     @functools.wraps(original)
-    def method(pool, *args, **kwargs):
-        return watched(original, pool, *args, **kwargs)
+    def method(self, *args, **kwargs):
+        return watched(original, self, *args, **kwargs)
 
     return method

@@ -50,6 +50,9 @@ class CpuDevice:
     def writable(self, array):
         return array.flags.writeable
 
+    def freeze(self, array):
+        array.flags.writeable = False
+
     def from_host(self, array):
         return array
 

@@ -90,6 +90,9 @@ class CudaDevice(KernelDevice):
     def writable(self, array):
         return True
 
+    def freeze(self, array):
+        """CuPy knows no read-only arrays."""
+
     def from_host(self, array):
         with self._current():
             try:

@@ -55,6 +55,9 @@ class CudaSimDevice(KernelDevice):
     def writable(self, array):
         return array.flags.writeable
 
+    def freeze(self, array):
+        array.flags.writeable = False
+
     def from_host(self, array):
         target = empty(array.shape, array.dtype)
         streams.touch("from_host", writes=[target])
