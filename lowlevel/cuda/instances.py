@@ -52,7 +52,7 @@ COPY = {
 }
 # The types that attention's kernels are made for, and their names there.
 FLOAT_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "Bfloat16"}
-ATTENTION_CALL = "V168"  # attention_call.cuh's AttentionCall, attention.py's CALL
+ATTENTION_CALL = "V176"  # attention_call.cuh's AttentionCall, attention.py's CALL
 
 
 class FusedShape(NamedTuple):
@@ -139,7 +139,7 @@ SOFTMAX = _row_kernels(
 )
 FINISH = _row_kernels(
     "attention_finish",
-    ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i8", "i4", ATTENTION_CALL),
+    ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i4", ATTENTION_CALL),
 )
 ATTENTION = tuple(
     kernel for table in (FUSED, MERGE, PRODUCT, SCAN, SOFTMAX, FINISH) for kernel in table.values()

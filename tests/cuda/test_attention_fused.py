@@ -168,12 +168,12 @@ def test_splits_of_keys(device, dtype, launched, rng):
     assert instances.MERGE[dtype] in launched
 
 
-def test_packed_heads_leave_few_rows_empty():
-    assert layout._packed_heads(16, 1, 128) == 16
-    assert layout._packed_heads(128, 1, 64) == 64
-    assert layout._packed_heads(8, 2048, 128) == 8
+def testpacked_heads_leave_few_rows_empty():
+    assert layout.packed_heads(16, 1, 128) == 16
+    assert layout.packed_heads(128, 1, 64) == 64
+    assert layout.packed_heads(8, 2048, 128) == 8
     # 48 heads: 2 tokens would leave a quarter of the rows empty
-    heads = layout._packed_heads(48, 2048, 128)
+    heads = layout.packed_heads(48, 2048, 128)
     assert -(-48 // heads) * -(-2048 // (128 // heads)) <= 48 * 2048 / 128 * 1.02
 
 

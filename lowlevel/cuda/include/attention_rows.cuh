@@ -111,7 +111,7 @@ __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePl
         continue;
       }
       const RowEnd end = finish_row(top, sum, sinks, row.head);
-      if (lse != nullptr && column == 0) lse[(long long)row.head * call.n_tokens + row.token] = end.lse;
+      if (lse != nullptr && column == 0) lse[row.head * call.lse_head + row.token] = end.lse;
       const long long at = row.head * call.out_head + row.token * call.out_token;
 #pragma unroll
       for (int n = 0; n < N; ++n)
