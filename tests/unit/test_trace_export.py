@@ -101,7 +101,9 @@ def test_rmm(path, said):
             assert row["Action"] == "free" and live.pop(pointer) == size
         peak = max(peak, sum(live.values()))
     assert peak == said["peak"] and sum(live.values()) == said["snapshot"]["used"]
-    assert all(row["Stream"] == "0" and row["Thread"].isdigit() and len(row["Time"]) == 15 for row in rows)
+    assert all(
+        row["Stream"] == "0" and row["Thread"].isdigit() and len(row["Time"]) == 15 for row in rows
+    )
 
 
 @pytest.mark.parametrize("started", ["soon", -1, 1e300, None, True, 10**400])
