@@ -1,6 +1,7 @@
 """For every test: what it takes from a pool it gives back, and calls take what they planned, to the byte."""
 
 import functools
+import signal
 
 import pytest
 from measured_calls import MeasuredCalls
@@ -8,6 +9,10 @@ from measured_calls import MeasuredCalls
 from lowlevel.pool import Pool
 
 _n_calls = 0
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would the tests of it and their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ class CudaSimDevice(KernelDevice):
 
     name = "cudasim"
     n_multiprocessors = 132  # an H100's: plans made here are a GPU's
+    max_shared_bytes = 227 << 10
     has_streams = True
     current_stream = staticmethod(streams.current)
     finish = staticmethod(streams.finish)
