@@ -97,7 +97,7 @@ class Trace:
             "program": os.path.basename(sys.argv[0]) if sys.argv else "",
             "started": time.time(),
         }
-        self._file.write(_encode(header))
+        self._file.write(_encode(header).encode())
         _active.add(self)
         self._writer = threading.Thread(
             target=_write_until_stopped, args=(weakref.ref(self), self._wake), daemon=True
@@ -170,7 +170,7 @@ class Trace:
             lines.append(self._line(self._events.popleft()))
         self._n_events += len(lines)
         try:
-            _write_all(self._file, b"".join(lines))
+            _write_all(self._file, "".join(lines).encode())
         except OSError as error:
             self._fail(error)
 
@@ -189,6 +189,7 @@ class Trace:
             ):  # details that JSON cannot say, or that change
                 return _encode({**line, "details": {"unwritable": repr(line["details"])[:1000]}})
         # A block: nearly every line, so put together by hand from parts that are mostly the same.
+        offset, n_bytes, number, shape = what[:SHARED_FIELDS]
         is_alloc = op == "alloc"
         key = what[SHARED_FIELDS:] if is_alloc else what.tag
         rest = self._encoded.get(key)
@@ -196,11 +197,13 @@ class Trace:
             if len(self._encoded) > MAX_ENCODED:
                 self._encoded.clear()
             rest = self._encoded[key] = _constant_part(op, what)
-        shape = f',"shape":{list(what.shape)}' if is_alloc else ""
+        if is_alloc:
+            lengths = shape[0] if len(shape) == 1 else str(shape)[1:-1]
+            rest = f'{rest},"shape":[{lengths}]'
         return (
-            f'{{"t":{seconds:.6f},"op":"{op}","pool":{pool},"used":{used},"n":{what.number},'
-            f'"offset":{what.offset},"size":{what.n_bytes},{rest}{shape}}}\n'
-        ).encode()
+            f'{{"t":{seconds:.6f},"op":"{op}","pool":{pool},"used":{used},"n":{number},'
+            f'"offset":{offset},"size":{n_bytes},{rest}}}\n'
+        )
 
     def _fail(self, error):
         """The disk is full or gone: the traced program goes on, untraced."""
@@ -249,7 +252,7 @@ class _Call:
 
 
 def _encode(line):
-    return (_dumps(line) + "\n").encode()
+    return _dumps(line) + "\n"
 
 
 def _dumps(value):
