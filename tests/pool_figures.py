@@ -41,7 +41,7 @@ def main():
     return 0
 
 
-def alloc_free(path, rounds=15, n=2000):
+def alloc_free(path, rounds=25, n=2000):
     """Microseconds for taking and freeing a block, untraced and traced, by the number of live blocks."""
     result = {}
     for n_live in LIVE:
