@@ -134,3 +134,32 @@ def test_same_bits_again(device, rng):
     operands = random_operands(rng, 4, 2, 20, 70, 40, 24, "float32")
     first, second = (attend(device, operands, {})[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.gpu
+def test_nothing_grows_beside_the_pool(rng):
+    """Of all ways, once kernels and cuBLAS's handle are there."""
+    cupy = pytest.importorskip("cupy")
+    calls = [
+        (random_operands(rng, 4, 2, 64, 4096, *sizes, dtype), dtype)
+        for sizes, dtype in (
+            ((192, 128), "float16"),
+            ((576, 512), "bfloat16"),
+            ((96, 80), "float32"),
+        )
+    ]
+    calls = [(on_device(operands, "cuda:0"), dtype) for operands, dtype in calls]
+    outs = [cupy.empty((4, 64, v.shape[2]), q.dtype) for (q, _, v), _ in calls]
+
+    def run(pool):
+        for ((q, k, v), _), out in zip(calls, outs, strict=True):
+            lowlevel.attention(q, k, v, pool=pool, out=out)
+        cupy.cuda.Device().synchronize()
+
+    with lowlevel.Pool("64MiB", device="cuda:0") as pool:
+        run(pool)
+        before = cupy.cuda.runtime.memGetInfo()[0]
+        held = cupy.get_default_memory_pool().total_bytes()
+        run(pool)
+        assert cupy.cuda.runtime.memGetInfo()[0] == before
+        assert cupy.get_default_memory_pool().total_bytes() == held
