@@ -17,6 +17,9 @@ for one, takes part by a method ``kv_source()`` that returns an object with
     ``void fill(uint8 *source, int64 row_stride, int64 n_rows, int64 n_columns, float *out, int64 stride)``
     that decodes `n_rows` rows of `n_columns` values, `row_stride` bytes apart, into `out`, `stride`
     floats apart (pointers may be declared int64). It writes nothing else and needs no memory.
+``decode(device, heads, keys, out)``
+    On devices that launch kernels: decodes ``data[heads, keys]`` (slices) into `out`, a C-contiguous
+    array (heads, keys, d) of float32, float16 or bfloat16 on `device`, in the order of its other work.
 """
 
 from . import devices

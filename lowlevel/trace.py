@@ -5,7 +5,7 @@
         with pool.call("attention", n_kv=4096): ...
     for event in read_events("run.jsonl"): ...      # lowlevel.trace_reader
 
-File format, version 1: UTF-8, one JSON object a line, in the order in which things happened. Readers skip keys
+File format, version 1 (as a JSON Schema: trace_schema.json): UTF-8, one JSON object a line, in the order of events. Readers skip keys
 and "op"s that they do not know; a change that would mislead such readers raises the version.
 
 First line (the header)
@@ -50,7 +50,7 @@ MAX_PENDING = 100_000
 LINES_PER_WRITE = 1000
 MAX_ENCODED = 10_000
 # Where the fields of a Block start that many blocks have in common.
-SHARED_FIELDS = Block._fields.index("shape")
+SHARED_FIELDS = Block._fields.index("dtype")
 
 _active = weakref.WeakSet()
 
@@ -189,15 +189,17 @@ class Trace:
             ):  # details that JSON cannot say, or that change
                 return _encode({**line, "details": {"unwritable": repr(line["details"])[:1000]}})
         # A block: nearly every line, so put together by hand from parts that are mostly the same.
-        key = what[SHARED_FIELDS:] if op == "alloc" else what.tag
+        is_alloc = op == "alloc"
+        key = what[SHARED_FIELDS:] if is_alloc else what.tag
         rest = self._encoded.get(key)
         if rest is None:
             if len(self._encoded) > MAX_ENCODED:
                 self._encoded.clear()
             rest = self._encoded[key] = _constant_part(op, what)
+        shape = f',"shape":{list(what.shape)}' if is_alloc else ""
         return (
             f'{{"t":{seconds:.6f},"op":"{op}","pool":{pool},"used":{used},"n":{what.number},'
-            f'"offset":{what.offset},"size":{what.n_bytes},{rest}\n'
+            f'"offset":{what.offset},"size":{what.n_bytes},{rest}{shape}}}\n'
         ).encode()
 
     def _fail(self, error):
@@ -259,12 +261,12 @@ def _plain(value):
 
 
 def _constant_part(op, block):
-    """The end of a block's line, `{` left out, from its tag on."""
+    """The part of a block's line from its tag on that many have in common, without the braces."""
     fields = {"tag": block.tag}
     if op == "alloc":
         fields.update(scope=block.scope, thread=block.thread, dtype=block.dtype.name)
-        fields.update(shape=block.shape, site=block.site)
-    return _dumps(fields)[1:]
+        fields.update(site=block.site)
+    return _dumps(fields)[1:-1]
 
 
 def _write_all(file, data):

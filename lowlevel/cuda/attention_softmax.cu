@@ -112,12 +112,12 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
 attention_finish(const float* __restrict__ sums, const float* __restrict__ state, const float* __restrict__ sinks,
-                 typename Type::Bits* __restrict__ out, float* __restrict__ lse, const long long lse_head,
-                 const int d_v, const AttentionCall call) {
+                 typename Type::Bits* __restrict__ out, float* __restrict__ lse, const int d_v,
+                 const AttentionCall call) {
   const long long row = blockIdx.x;
   const int head = (int)(row / call.n_tokens), token = (int)(row % call.n_tokens);
   const RowEnd end = finish_row(state[2 * row], state[2 * row + 1], sinks, head);
-  if (lse != nullptr && threadIdx.x == 0) lse[head * lse_head + token] = end.lse;
+  if (lse != nullptr && threadIdx.x == 0) lse[head * call.lse_head + token] = end.lse;
   for (int column = threadIdx.x; column < d_v; column += kThreads)
     out[head * call.out_head + token * call.out_token + column] = Type::narrow(sums[row * d_v + column] * end.factor);
 }

@@ -6,8 +6,10 @@ its tokens see, a chunk at a time; the kernels get views of the operands and so 
 
 import numpy as np
 
-from .attention import CALL, NO_WINDOW, set_strides
+from .attention import describe, set_strides
 from .instances import FINISH, PRODUCT, SCAN, SOFTMAX
+from .layout import is_quantised
+from .passes import passes, read_chunk
 
 # attention_product.cu's Product.
 PRODUCT_CALL = np.dtype(
@@ -21,103 +23,45 @@ _TYPE_CODES = {"float32": 4, "float16": 2, "bfloat16": 3}
 
 def run(device, plan, operands, scratch):
     """Compute ``operands.out`` (and lse) tile by tile; see `attention.run`."""
-    group = plan.n_head // plan.n_head_kv
-    step = group if plan.heads < group else plan.n_head
-    for first in range(0, plan.n_head, step):
-        for head in range(first, first + step, plan.heads):
-            heads = slice(head, min(head + plan.heads, first + step))
-            for token in range(0, plan.n_tokens, plan.rows):
-                tokens = slice(token, min(token + plan.rows, plan.n_tokens))
-                _run_tile(device, plan, operands, scratch, heads, tokens)
-
-
-def _run_tile(device, plan, operands, scratch, heads, tokens):
-    group = plan.n_head // plan.n_head_kv
-    kv_heads = slice(heads.start // group, -(-heads.stop // group))
-    tile = _Tile(device, plan, _of_tile(operands, heads, tokens, kv_heads), scratch)
-    keys = _visible_keys(plan, operands, tokens)
-    if not keys:
-        tile.add_keys(slice(0, 0), 0, resume=False)
-    for start in range(keys.start, keys.stop, plan.keys):
-        chunk = slice(start, min(start + plan.keys, keys.stop))
-        position = plan.n_kv - plan.n_tokens + tokens.start - start
-        tile.add_keys(chunk, position, resume=start > keys.start)
-    tile.finish()
-
-
-def _visible_keys(plan, operands, tokens):
-    """Keys that some of the tokens may see."""
-    position = plan.n_kv - plan.n_tokens
-    low, high = 0, plan.n_kv
-    if operands.causal:
-        high = min(high, max(0, position + tokens.stop))
-    if operands.window is not None:
-        low = max(low, position + tokens.start - operands.window + 1)
-    return range(min(low, high), high)
-
-
-def _of_tile(operands, heads, tokens, kv_heads):
-    """The operands' views for a tile; k and v as arrays."""
-
-    def rows(array):
-        return None if array is None else array[heads, tokens]
-
-    def per_head(array):
-        return None if array is None else array[heads]
-
-    mask = operands.mask
-    if mask is not None:
-        mask = mask[heads if mask.shape[0] > 1 else slice(None), tokens]
-    return operands._replace(
-        q=rows(operands.q),
-        out=rows(operands.out),
-        lse=rows(operands.lse),
-        mask=mask,
-        alibi_slopes=per_head(operands.alibi_slopes),
-        sinks=per_head(operands.sinks),
-        k=operands.k.data[kv_heads],
-        v=operands.v.data[kv_heads],
-    )
+    for each in passes(plan, operands):
+        tile = _Tile(device, plan, each, scratch)
+        for keys, position, is_first, _ in each.chunks(plan.keys):
+            tile.add_keys(keys, position, resume=not is_first)
+        tile.finish()
 
 
 class _Tile:
     """One tile's launches."""
 
-    def __init__(self, device, plan, operands, scratch):
-        self.device, self.plan, self.operands, self.scratch = device, plan, operands, scratch
-        self.n_head, self.n_tokens = operands.q.shape[:2]
-        self.n_head_kv = operands.k.shape[0]
-        self.group = self.n_head // self.n_head_kv
-        self.call = np.zeros((), CALL)
-        for name in ("q", "k", "v", "out", "mask"):
-            set_strides(self.call, name, getattr(operands, name))
-        fields = dict(
-            n_head_kv=self.n_head_kv,
-            group=self.group,
-            n_tokens=self.n_tokens,
-            causal=operands.causal,
-            window=NO_WINDOW if operands.window is None else min(operands.window, NO_WINDOW),
-            scale=operands.scale,
-            softcap=operands.softcap or 0.0,
-        )
-        for name, value in fields.items():
-            self.call[name] = value
+    def __init__(self, device, plan, each, scratch):
+        self.device, self.plan, self.operands, self.scratch = device, plan, each.operands, scratch
+        self.kv_heads = each.kv_heads
+        self.call = describe(each.operands, each.kv_heads)
+        self.n_head, self.n_tokens = each.operands.q.shape[:2]
+        self.n_head_kv, self.group = int(self.call["n_head_kv"]), int(self.call["group"])
 
     def add_keys(self, keys, position, resume):
         """Go on to a chunk of keys; `position`: of the tile's first token, from the first of them."""
         o, n_keys = self.operands, keys.stop - keys.start
-        k, v = o.k[:, keys], o.v[:, keys]
-        call = self.call.copy()
+        call = self.call
         call["n_keys"], call["first_position"], call["resume"] = n_keys, position, resume
         kq, not_finite = self.scratch["kq"], self.scratch["not finite"]
         sums, state = self.scratch["tile"], self.scratch["row state"]
+        k = v = self._read(o.k, keys)
         if n_keys:
-            scan = SCAN[self.plan.v_dtype]
-            self.device.launch(scan, self.n_head_kv * n_keys, (v, not_finite, self.plan.d_v, call))
             self._scores(k, kq, n_keys)
+        if self.plan.v_in_k:  # decoded already, if K is quantised
+            v = k[..., o.v_column : o.v_column + self.plan.d_v]
+        else:
+            v = self._read(o.v, keys)  # takes K's place in scratch
+        set_strides(call, "v", v)
+        v_type = _dense_type(self.plan.v_dtype)
+        if n_keys:
+            scanned = (v, not_finite, self.plan.d_v, call)
+            self.device.launch(SCAN[v_type], self.n_head_kv * n_keys, scanned)
         mask = None if o.mask is None else o.mask[..., keys]
         self.device.launch(
-            SOFTMAX[self.plan.v_dtype],
+            SOFTMAX[v_type],
             self.n_head * self.n_tokens,
             (kq, sums, state, not_finite, v, mask, o.alibi_slopes)
             + (self.plan.keys, self.plan.d_v, call),
@@ -125,7 +69,12 @@ class _Tile:
         if n_keys:
             self._values(v, kq, sums, n_keys)
 
+    def _read(self, source, keys):
+        chunk = self.scratch.get("kv chunk")
+        return read_chunk(self.device, source, self.kv_heads, keys, chunk, "float32")
+
     def _scores(self, k, kq, n_keys):
+        set_strides(self.call, "k", k)
         rows = self.group * self.n_tokens
         self._product(
             self.operands.q,
@@ -140,7 +89,7 @@ class _Tile:
             b_batch=self.call["k_head"],
             b_n=self.call["k_key"],
             b_k=1,
-            b_type=_TYPE_CODES[self.plan.k_dtype],
+            b_type=_TYPE_CODES[_dense_type(self.plan.k_dtype)],
             c_batch=rows * self.plan.keys,
             c_row=self.plan.keys,
             n=n_keys,
@@ -161,7 +110,7 @@ class _Tile:
             b_batch=self.call["v_head"],
             b_n=1,
             b_k=self.call["v_key"],
-            b_type=_TYPE_CODES[self.plan.v_dtype],
+            b_type=_TYPE_CODES[_dense_type(self.plan.v_dtype)],
             c_batch=rows * self.plan.d_v,
             c_row=self.plan.d_v,
             n=self.plan.d_v,
@@ -181,10 +130,14 @@ class _Tile:
     def finish(self):
         """Write the tile's rows of out and lse."""
         o = self.operands
-        lse_head = 0 if o.lse is None else o.lse.strides[0] // 4
         self.device.launch(
             FINISH[self.plan.out_dtype],
             self.n_head * self.n_tokens,
             (self.scratch["tile"], self.scratch["row state"], o.sinks, o.out, o.lse)
-            + (lse_head, self.plan.d_v, self.call),
+            + (self.plan.d_v, self.call),
         )
+
+
+def _dense_type(dtype_name):
+    """The type of a chunk of K or V."""
+    return "float32" if is_quantised(dtype_name) else dtype_name

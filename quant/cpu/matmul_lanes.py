@@ -64,19 +64,6 @@ def put_bytes(typingctx, address, stride, values):
     return types.void(types.int64, types.int64, simd.i32x16), codegen
 
 
-@intrinsic
-def prefetch(typingctx, address):
-    """Ask for the cache line at `address`; never faults."""
-
-    def codegen(context, builder, sig, args):
-        pointer = _pointer(builder, args[0], 0, ir.IntType(8))
-        arguments = [pointer, _i32(0), _i32(2), _i32(1)]
-        simd._call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
 # ---------------------------------------------------------------- sixteen rows in lanes
 
 

@@ -13,9 +13,10 @@ from lowlevel.arena import Arena
 from lowlevel.pool import BudgetError, MemoryCorruptionError, Pool
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "debug"])
+@pytest.fixture(params=["plain", "debug", "cudasim", "cudasim debug"])
 def pool(request):
-    with Pool("1MiB", debug=request.param) as pool:
+    device = "cudasim" if "cudasim" in request.param else "cpu"
+    with Pool("1MiB", device=device, debug="debug" in request.param) as pool:
         yield pool
 
 
@@ -61,7 +62,7 @@ def test_views_are_not_what_was_taken(pool):
         a.reshape(-1),
         a.view("int32"),
         a[::-1, ::-1],
-        np.asarray(a)[()],
+        a[()],
     ):
         if view is not a:
             refused(pool, view, "view of block 'mine'")
@@ -69,10 +70,10 @@ def test_views_are_not_what_was_taken(pool):
 
 
 def test_foreign_arrays(pool):
-    with Pool("1MiB") as other, other.scope("s"):
+    with Pool("1MiB", device=pool.device) as other, other.scope("s"):
         refused(pool, other.empty(10), "not from this pool")
         pool.empty(10, tag="own")
-        refused(pool, np.zeros(10), "not from this pool")
+        refused(pool, np.zeros(10), "not from this pool|got ndarray")
         refused(pool, [1, 2], "got list")
         refused(pool, None, "got NoneType")
         pool.free(next(array for array, _, _ in pool._live.values()))
@@ -83,7 +84,7 @@ def test_an_id_that_is_used_again_is_not_mistaken(pool):
     with pool.scope("s"):
         for _ in range(100):
             pool.empty(10)
-            refused(pool, np.zeros(3), "not from this pool")
+            refused(pool, np.zeros(3), "not from this pool|got ndarray")
 
 
 def test_use_after_close(pool):
@@ -312,8 +313,9 @@ def _bytes_at(address, n_bytes=4):
 def test_a_write_after_free_is_found_at_close():
     pool = Pool("1MiB", debug=True)
     a = pool.empty(64, tag="kq")
+    view = a[:]
     pool.free(a)
-    a[5] = 0
+    view[5] = 0
     with pytest.raises(MemoryCorruptionError, match=r"into block 'kq'.*after it was freed"):
         pool.close()
     assert pool.closed
@@ -323,8 +325,9 @@ def test_a_write_after_free_is_found_at_close():
 def test_a_write_after_free_is_found_when_the_quarantine_is_full(debug_pool, monkeypatch):
     monkeypatch.setattr(pool_memory, "QUARANTINE_BYTES", 1024)
     a = debug_pool.empty(64, tag="first")
+    view = a[:]
     debug_pool.free(a)
-    a[0] = 1
+    view[0] = 1
     second, third = debug_pool.empty(256), debug_pool.empty(256)
     with pytest.raises(MemoryCorruptionError, match="'first'"):
         debug_pool.free(second)
@@ -338,6 +341,19 @@ def test_freed_memory_is_not_handed_out_at_once(debug_pool):
     b = debug_pool.empty(64)
     assert not np.shares_memory(a, b)
     debug_pool.free(b)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cudasim"])
+def test_writing_to_a_kept_array_raises(device):
+    pool = Pool("1MiB", device=device, debug=True)
+    freed, kept = pool.empty(10), pool.empty(10)
+    pool.free(freed)
+    with pytest.raises(RuntimeError, match="not freed"):
+        pool.close()
+    for array in (freed, kept):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+        assert np.isnan(array).all()
 
 
 def test_close_names_what_was_not_freed():

@@ -202,7 +202,8 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
   Sums sums;
   Statistics<M_TILES> rows;
   const int first_row = threadIdx.x / 32 * M_TILES * 16;
-  start_state(call, place, sums, rows, first_row, 0, true, state_sums, state_rows);
+  start_sums(call, place, sums, first_row, 0, state_sums);
+  start_statistics(call, place, rows, first_row, true, state_rows);
   const float scale_log2 = general ? 1.0f : call.scale * kLog2E;
 
   // Tiles start at multiples of TILE_KEYS: splits and launches do, so that they never share one.
