@@ -1,5 +1,5 @@
-// What the tiles path of attention does beside its products: online softmax over a tile of scores, in
-// place, with every option; and writing finished rows. A call describes one tile: its heads, its tokens
+// What the tiles path of attention does beside its products: operands to float32; online softmax over a
+// tile of scores, in place, with every option; and writing finished rows. A call describes one tile: its heads, its tokens
 // and the keys of one chunk. One block works on one row (head * n_tokens + token).
 #include "attention_call.cuh"
 #include "float_types.cuh"
@@ -29,6 +29,21 @@ __device__ __forceinline__ float over_block(float value) {
 
 __device__ __forceinline__ bool is_finite(float value) {
   return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
+}
+
+// Rows to float32, a block a row; with `clean`, NaN and inf become 0. Source and target may be the same.
+template <class Type>
+__global__ void __launch_bounds__(kThreads)
+attention_widen(const typename Type::Bits* source, float* target, const int d, const int head_rows,
+                const long long source_head, const long long source_row, const long long target_head,
+                const long long target_row, const int clean) {
+  const long long head = blockIdx.x / head_rows, row = blockIdx.x % head_rows;
+  source += head * source_head + row * source_row;
+  target += head * target_head + row * target_row;
+  for (int column = threadIdx.x; column < d; column += kThreads) {
+    const float value = Type::widen(source[column]);
+    target[column] = clean && !is_finite(value) ? 0.0f : value;
+  }
 }
 
 // Which keys have a NaN or inf in their row of V: one block a key of a K/V head.

@@ -1,131 +1,107 @@
-"""Attention by tiles of scores in scratch: product, softmax in place, product; float32 throughout.
+"""Attention by tiles of scores in scratch: product, softmax in place, product.
 
-For any head sizes, any float types, any strides. Each tile of heads and tokens walks the keys that
-its tokens see, a chunk at a time; the kernels get views of the operands and so know one tile only.
+For any head sizes, any types, any strides. Each pass of heads and tokens walks the keys that its
+tokens see, a chunk at a time. Queries, keys and values become float32 in scratch, without gaps, so that
+the device's matrix product takes them. Where all three have 16 bits or are decoded for such queries,
+they are exact as TF32, and products may round weights to it (2**-11 of each): tensor cores do those.
 """
 
-import numpy as np
-
+from . import layout
 from .attention import describe, set_strides
-from .instances import FINISH, PRODUCT, SCAN, SOFTMAX
-from .layout import is_quantised
+from .instances import FINISH, SCAN, SOFTMAX, WIDEN
 from .passes import passes, read_chunk
-
-# attention_product.cu's Product.
-PRODUCT_CALL = np.dtype(
-    [(name, "<i8") for name in "a_batch a_part a_row b_batch b_n b_k c_batch c_row".split()]
-    + [(name, "<i4") for name in "n_batch m n k a_rows a_type b_type accumulate clean".split()],
-    align=True,
-)
-PRODUCT_TILE = 128  # kTile
-_TYPE_CODES = {"float32": 4, "float16": 2, "bfloat16": 3}
 
 
 def run(device, plan, operands, scratch):
     """Compute ``operands.out`` (and lse) tile by tile; see `attention.run`."""
-    for each in passes(plan, operands):
-        tile = _Tile(device, plan, each, scratch)
-        for keys, position, is_first, _ in each.chunks(plan.keys):
-            tile.add_keys(keys, position, resume=not is_first)
-        tile.finish()
+    with device.gemm(scratch["gemm workspace"]) as gemm:
+        for each in passes(plan, operands):
+            tile = _Tile(device, plan, each, scratch, gemm)
+            for keys, position, is_first, _ in each.chunks(plan.keys):
+                tile.add_keys(keys, position, resume=not is_first)
+            tile.finish()
 
 
 class _Tile:
-    """One tile's launches."""
+    """One tile's launches and products."""
 
-    def __init__(self, device, plan, each, scratch):
-        self.device, self.plan, self.operands, self.scratch = device, plan, each.operands, scratch
-        self.kv_heads = each.kv_heads
+    def __init__(self, device, plan, each, scratch, gemm):
+        self.device, self.plan, self.operands, self.gemm = device, plan, each.operands, gemm
+        self.kv_heads, self.scratch = each.kv_heads, scratch
         self.call = describe(each.operands, each.kv_heads)
         self.n_head, self.n_tokens = each.operands.q.shape[:2]
-        self.n_head_kv, self.group = int(self.call["n_head_kv"]), int(self.call["group"])
+        self.n_head_kv = int(self.call["n_head_kv"])
+        self.rows = self.n_head * self.n_tokens // self.n_head_kv  # of one K/V head
+        self.may_round = plan.q_dtype != "float32" and "float32" not in (plan.k_dtype, plan.v_dtype)
+        self.sums = self._part("tile", self.n_head_kv, self.rows, plan.d_v)
+        q = self._part("q tile", self.n_head, self.n_tokens, plan.d_k)
+        self._widen(plan.q_dtype, each.operands.q, q)
+        self.q = q.reshape(self.n_head_kv, self.rows, plan.d_k)
+
+    def _part(self, tag, *shape):
+        """The beginning of a block of scratch as an array."""
+        size = 1
+        for length in shape:
+            size *= length
+        return self.scratch[tag][:size].reshape(shape)
 
     def add_keys(self, keys, position, resume):
         """Go on to a chunk of keys; `position`: of the tile's first token, from the first of them."""
-        o, n_keys = self.operands, keys.stop - keys.start
-        call = self.call
+        o, plan, call, n_keys = self.operands, self.plan, self.call, keys.stop - keys.start
         call["n_keys"], call["first_position"], call["resume"] = n_keys, position, resume
-        kq, not_finite = self.scratch["kq"], self.scratch["not finite"]
-        sums, state = self.scratch["tile"], self.scratch["row state"]
-        k = v = self._read(o.k, keys)
+        kq = self._part("kq", self.n_head_kv, self.rows, plan.keys)[..., :n_keys]
         if n_keys:
-            self._scores(k, kq, n_keys)
-        if self.plan.v_in_k:  # decoded already, if K is quantised
-            v = k[..., o.v_column : o.v_column + self.plan.d_v]
-        else:
-            v = self._read(o.v, keys)  # takes K's place in scratch
+            k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
+            self._widen(self._dense_type(plan.k_dtype), self._read(o.k, keys), k)
+            self.gemm(self.q, k, kq, transposed=True, may_round=self.may_round)
+        v, v_type = self._values(keys)
         set_strides(call, "v", v)
-        v_type = _dense_type(self.plan.v_dtype)
+        not_finite = self.scratch["not finite"]
         if n_keys:
-            scanned = (v, not_finite, self.plan.d_v, call)
+            scanned = (v, not_finite, plan.d_v, call)
             self.device.launch(SCAN[v_type], self.n_head_kv * n_keys, scanned)
         mask = None if o.mask is None else o.mask[..., keys]
         self.device.launch(
             SOFTMAX[v_type],
             self.n_head * self.n_tokens,
-            (kq, sums, state, not_finite, v, mask, o.alibi_slopes)
-            + (self.plan.keys, self.plan.d_v, call),
+            (self.scratch["kq"], self.scratch["tile"], self.scratch["row state"], not_finite, v)
+            + (mask, o.alibi_slopes, plan.keys, plan.d_v, call),
         )
         if n_keys:
-            self._values(v, kq, sums, n_keys)
+            in_chunk = v_type == "float32" and self._is_in_chunk()
+            clean = v if in_chunk else self._part("kv chunk", self.n_head_kv, n_keys, plan.d_v)
+            self._widen(v_type, v, clean, clean=True)
+            self.gemm(kq, clean, self.sums, may_round=self.may_round, accumulate=True)
+
+    def _is_in_chunk(self):
+        """Whether `_values` lie in the block "kv chunk"."""
+        return self.plan.v_in_k or layout.is_quantised(self.plan.v_dtype)
+
+    def _values(self, keys):
+        """V's chunk, NaN and inf still in it, and its type; decoded, it takes K's place in scratch."""
+        plan, n_keys = self.plan, keys.stop - keys.start
+        if plan.v_in_k:
+            k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
+            column = self.operands.v_column
+            return k[..., column : column + plan.d_v], "float32"
+        return self._read(self.operands.v, keys), self._dense_type(plan.v_dtype)
 
     def _read(self, source, keys):
-        chunk = self.scratch.get("kv chunk")
+        chunk = self.scratch["kv chunk"]
         return read_chunk(self.device, source, self.kv_heads, keys, chunk, "float32")
 
-    def _scores(self, k, kq, n_keys):
-        set_strides(self.call, "k", k)
-        rows = self.group * self.n_tokens
-        self._product(
-            self.operands.q,
-            k,
-            kq,
-            along_k=True,
-            a_batch=self.group * self.call["q_head"],
-            a_part=self.call["q_head"],
-            a_row=self.call["q_token"],
-            a_rows=self.n_tokens,
-            a_type=_TYPE_CODES[self.plan.q_dtype],
-            b_batch=self.call["k_head"],
-            b_n=self.call["k_key"],
-            b_k=1,
-            b_type=_TYPE_CODES[_dense_type(self.plan.k_dtype)],
-            c_batch=rows * self.plan.keys,
-            c_row=self.plan.keys,
-            n=n_keys,
-            k=self.plan.d_k,
-        )
+    @staticmethod
+    def _dense_type(dtype_name):
+        return "float32" if layout.is_quantised(dtype_name) else dtype_name
 
-    def _values(self, v, kq, sums, n_keys):
-        rows = self.group * self.n_tokens
-        self._product(
-            kq,
-            v,
-            sums,
-            along_k=False,
-            a_batch=rows * self.plan.keys,
-            a_row=self.plan.keys,
-            a_rows=rows,
-            a_type=_TYPE_CODES["float32"],
-            b_batch=self.call["v_head"],
-            b_n=1,
-            b_k=self.call["v_key"],
-            b_type=_TYPE_CODES[_dense_type(self.plan.v_dtype)],
-            c_batch=rows * self.plan.d_v,
-            c_row=self.plan.d_v,
-            n=self.plan.d_v,
-            k=n_keys,
-            accumulate=True,
-            clean=True,
+    def _widen(self, dtype_name, source, target, clean=False):
+        """Copy (heads, rows, d) to float32."""
+        n_heads, n_rows, d = source.shape
+        strides = (
+            array.strides[axis] // array.itemsize for array in (source, target) for axis in (0, 1)
         )
-
-    def _product(self, a, b, c, *, along_k, **fields):
-        call = np.zeros((), PRODUCT_CALL)
-        call["n_batch"], call["m"] = self.n_head_kv, self.group * self.n_tokens
-        for name, value in fields.items():
-            call[name] = value
-        m_tiles, n_tiles = -(-int(call["m"]) // PRODUCT_TILE), -(-int(call["n"]) // PRODUCT_TILE)
-        self.device.launch(PRODUCT[along_k], self.n_head_kv * m_tiles * n_tiles, (a, b, c, call))
+        arguments = (source, target, d, n_rows, *strides, int(clean))
+        self.device.launch(WIDEN[dtype_name], n_heads * n_rows, arguments)
 
     def finish(self):
         """Write the tile's rows of out and lse."""
@@ -136,8 +112,3 @@ class _Tile:
             (self.scratch["tile"], self.scratch["row state"], o.sinks, o.out, o.lse)
             + (self.plan.d_v, self.call),
         )
-
-
-def _dense_type(dtype_name):
-    """The type of a chunk of K or V."""
-    return "float32" if is_quantised(dtype_name) else dtype_name

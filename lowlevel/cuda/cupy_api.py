@@ -2,7 +2,7 @@
 
 What the code on top of this layer does on a GPU alone, and no test without one can show: taking and
 viewing memory, filling and checking it for debug pools, copies from and to the host, flat copies on
-the device, and starting a kernel. All of it is in device.py.
+the device, starting a kernel (device.py), and matrix products (cublas.py).
 """
 
 import functools

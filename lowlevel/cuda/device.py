@@ -4,11 +4,13 @@ Everything runs on CuPy's current stream, in order. What pools do about several 
 `lowlevel.stream_order`.
 """
 
+import contextlib
+
 import numpy as np
 
 from lowlevel.sizes import format_size
 
-from . import cupy_api
+from . import cublas, cupy_api
 from .kernel_device import KernelDevice
 from .loader import Library
 
@@ -143,6 +145,11 @@ class CudaDevice(KernelDevice):
         null = np.uintp(0)
         arguments = tuple(null if argument is None else argument for argument in arguments)
         function(grid, block, arguments, shared_mem=shared_mem)
+
+    @contextlib.contextmanager
+    def gemm(self, workspace):
+        with self._current(), cublas.product(workspace) as product:
+            yield product
 
     def copy_flat(self, target, source):
         with self._current():

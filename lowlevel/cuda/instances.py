@@ -120,17 +120,8 @@ def _row_kernels(name, parameters):
     }
 
 
-# The tiles path: products by whether B's rows lie along k; the others by the type of V, of V, of out.
-PRODUCT = {
-    along_k: Kernel(
-        package="lowlevel.cuda",
-        file="attention_product.cu",
-        name=f"attention_product<{str(along_k).lower()}>",
-        parameters=("const V*", "const V*", "f4*", "V104"),
-        block=256,
-    )
-    for along_k in (False, True)
-}
+# The tiles path: by the type of what is read, of V, of V, of out.
+WIDEN = _row_kernels("attention_widen", ("const {bits}", "f4*", "i4", "i4", *["i8"] * 4, "i4"))
 SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
 SOFTMAX = _row_kernels(
     "attention_softmax",
@@ -142,7 +133,7 @@ FINISH = _row_kernels(
     ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i4", ATTENTION_CALL),
 )
 ATTENTION = tuple(
-    kernel for table in (FUSED, MERGE, PRODUCT, SCAN, SOFTMAX, FINISH) for kernel in table.values()
+    kernel for table in (FUSED, MERGE, WIDEN, SCAN, SOFTMAX, FINISH) for kernel in table.values()
 )
 KERNELS = (*COPY.values(), *ATTENTION)
 

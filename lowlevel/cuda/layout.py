@@ -6,7 +6,7 @@ keep the device busy: then the keys are split, and the states of all splits lie 
 a second launch. Quantised keys and values are decoded into scratch, chunk by chunk, by passes of some
 heads and tokens whose states lie in scratch from chunk to chunk.
 
-*Tiles* (everything else): scores of `heads` x `rows` x `keys` lie in scratch, float32 throughout.
+*Tiles* (everything else): scores of `heads` x `rows` x `keys` lie in scratch, as float32.
 """
 
 from typing import NamedTuple
@@ -27,6 +27,8 @@ MOST_KEYS_OF_A_CHUNK, WORTHWHILE_KEYS, LEAST_KEYS_OF_A_CHUNK = 8192, 1024, 64
 # Tiles path: sizes of the K*Q tile that are tried, in scores. 32 MiB of them stay in a large GPU's L2.
 SCORES_OF_A_TILE = tuple(2**i for i in range(23, 3, -1))
 MOST_KEYS, LEAST_KEYS = 4096, 16
+# Of cuBLAS, in bytes: less than the least and products may fail.
+LEAST_WORKSPACE, MOST_WORKSPACE = 16 << 10, 4 << 20
 
 
 class Tile(NamedTuple):
@@ -246,13 +248,14 @@ def kv_heads_of(sizes, tile):
 
 
 def _tiles_scratch(sizes, tile):
-    rows = tile.heads * tile.rows
-    keys = kv_heads_of(sizes, tile) * tile.keys
-    parts = (
-        ("kq", 4 * rows * tile.keys),
+    rows, keys = tile.heads * tile.rows, kv_heads_of(sizes, tile) * tile.keys
+    kq_bytes = 4 * rows * tile.keys
+    return (
+        ("kq", kq_bytes),
+        ("q tile", 4 * rows * sizes["d_k"]),
         ("tile", 4 * rows * sizes["d_v"]),
         ("row state", 4 * rows * 2),
+        ("kv chunk", 4 * keys * max(sizes["d_k"], sizes["d_v"])),
         ("not finite", 4 * keys),
+        ("gemm workspace", min(max(kq_bytes // 8, LEAST_WORKSPACE), MOST_WORKSPACE)),
     )
-    widths = [sizes[f"d_{name}"] for name in _decoded(sizes)]
-    return (*parts, ("kv chunk", 4 * keys * max(widths))) if widths else parts

@@ -120,7 +120,7 @@ def test_by_tiles(device, types, rng):
     options = random_options(rng, 4, 9, 130)
     expected = attention_float64(q, *seen, return_lse=True, **options)
     k, v = (x.to(device) if hasattr(x, "to") else lowlevel.asarray(x, device) for x in (k, v))
-    for budget in ("1MiB", "60KiB", "16KiB"):
+    for budget in ("1MiB", "100KiB", "60KiB"):
         check(device, q, k, v, expected, options, 2 * FLOAT32_BOUND, budget, str(types))
 
 
