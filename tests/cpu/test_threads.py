@@ -334,15 +334,14 @@ def test_ctrl_c_while_helpers_start_does_not_keep_the_process_from_ending():
 
         q = np.ones((8, 64, 32), "f4")
         threading.Thread.start = interrupted
-        for n_threads in (2, 4):
-            try:
-                lowlevel.attention(q, q, q, n_threads=n_threads)
-            except KeyboardInterrupt:
-                print("interrupted")
+        try:
+            lowlevel.attention(q, q, q, n_threads=2)
+        except KeyboardInterrupt:
+            print("interrupted")
         threading.Thread.start = start
-        print(float(lowlevel.attention(q, q, q, n_threads=3).max()))
+        print(float(lowlevel.attention(q, q, q, n_threads=2).max()))
     """
-    assert run_python(code).split() == ["interrupted", "interrupted", "1.0"]
+    assert run_python(code).split() == ["interrupted", "1.0"]
 
 
 def test_ctrl_c_ends_an_attention_call():
