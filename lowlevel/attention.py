@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import devices
+from .arrays import asnumpy
+from .budget_error import BudgetError, exact_size, refusal
 from .kv_source import as_kv_source
-from .plan import AttentionPlan, plan_attention
+from .plan import AttentionPlan, dtype_name, is_genuine, plan_attention
 from .pool import Pool
+
+# A call plans for what is free; so often it plans anew if other threads were faster to take it.
+PLANS_UNDER_CONTENTION = 100
 
 
 class Operands(NamedTuple):
@@ -18,7 +23,8 @@ class Operands(NamedTuple):
 
     q, out: (n_head, n_tokens, d) with contiguous last axis; lse: (n_head, n_tokens) or None;
     k, v: KV sources; v_column: V's first column in K where the plan says v_in_k; mask: view of shape
-    (n_head, n_tokens, n_kv) or None; alibi_slopes, sinks: (n_head,) float32 or None.
+    (n_head, n_tokens, n_kv), on a device also (1, n_tokens, n_kv), or None; alibi_slopes, sinks:
+    (n_head,) float32 NumPy arrays or None.
     """
 
     q: Any
@@ -72,8 +78,11 @@ def attention(
 
     Parameters
     ----------
-    q : numpy.ndarray, float32, (n_head, n_tokens, d_k)
-        Any strides with a contiguous last axis.
+    q : array, float32, (n_head, n_tokens, d_k)
+        Any strides with a contiguous last axis. NumPy arrays are worked on by the CPU, CuPy arrays
+        and those of the simulator (`lowlevel.asarray`) by their device; all arrays of a call lie on
+        one. On a device also float16 and bfloat16: 16-bit q, k and v of one type and of usual head
+        sizes take the fused kernels, anything else a slower path in float32.
     k, v : numpy.ndarray or QuantTensor, (n_head_kv, n_kv, d_k) and (n_head_kv, n_kv, d_v)
         float32, float16 or bfloat16 in any strides (zero strides too) with a contiguous last axis,
         or quantised in 32-weight blocks (Q8_0, Q4_0, IQ4_NL). They are decoded a chunk of keys at a
@@ -92,15 +101,17 @@ def attention(
     softcap : float, optional
     alibi_slopes, sinks : array_like of n_head floats, optional
         A sink is one more logit of its head in the maximum and the sum, without a value.
-    out : numpy.ndarray, float32, (n_head, n_tokens, d_v), optional
-        Written and returned; any strides with a contiguous last axis, for example
+    out : array, float32, (n_head, n_tokens, d_v), optional
+        Written and returned; on a device also float16 or bfloat16; None: a new one of q's type.
+        Any strides with a contiguous last axis, for example
         ``np.empty((n_tokens, n_head, d_v), "f4").transpose(1, 0, 2)``.
     method : {"auto", "steps"}
         "auto": the best tiles. "steps": whole K*Q of some heads at a time, as ik_llama.cpp -amb.
     assemble : {"write", "concat"}
         For method "steps": see `plan_attention`.
     plan : AttentionPlan, optional
-        A plan for exactly these sizes; then `method`, `assemble` and `n_threads` are the plan's.
+        What `plan_attention` returned for exactly these sizes; `method`, `assemble` and `n_threads`
+        are the plan's then, and may be left out.
     n_threads : int, optional
         None: every CPU this process may use.
     return_lse : bool
@@ -124,20 +135,23 @@ def attention(
     are rescaled only when a row's maximum moves. Any number of threads may call this at once, also
     on one pool.
     """
-    n_head, n_tokens, d_k = _check_q(q)
+    device = devices.of_array(q, "q")
+    n_head, n_tokens, d_k = _check_q(q, device)
     k_source, v_source = as_kv_source(k, "k"), as_kv_source(v, "v")
     n_head_kv, n_kv, d_v = _check_kv(n_head, d_k, k_source, v_source)
     out_shape = (n_head, n_tokens, d_v)
     if out is not None:
-        _check_out(out, out_shape)
+        _check_out(out, out_shape, device)
+    _check_pool(pool)
+    _check_place(device, {"k": k_source.data, "v": v_source.data}, pool, plan)
     operands = Operands(
         q=q,
         k=k_source,
         v=v_source,
         out=out,
         lse=None,
-        v_column=_column_of_v(k_source, v_source),
-        mask=_check_mask(mask, n_head, n_tokens, n_kv),
+        v_column=_column_of_v(k_source, v_source, device),
+        mask=_check_mask(mask, n_head, n_tokens, n_kv, device),
         alibi_slopes=_check_per_head(alibi_slopes, "alibi_slopes", n_head),
         sinks=_check_per_head(sinks, "sinks", n_head),
         causal=_check_bool(causal, "causal"),
@@ -147,7 +161,7 @@ def attention(
     )
     if out is not None:
         _check_overlap(operands)
-    device = pool.device if pool is not None else "cpu" if plan is None else plan.device
+    out_dtype = q.dtype if out is None else out.dtype
     sizes = dict(
         n_head=n_head,
         n_head_kv=n_head_kv,
@@ -156,11 +170,14 @@ def attention(
         d_k=d_k,
         d_v=d_v,
         kv_dtype=(k_source.dtype_name, v_source.dtype_name),
+        q_dtype=dtype_name(q.dtype),
+        out_dtype=dtype_name(out_dtype),
         v_in_k=operands.v_column >= 0,
-        device=device,
+        kv_strided=not (_blas_reads(k_source) and _blas_reads(v_source)),
+        device=device.name,
     )
     if plan is not None:
-        _check_plan(plan, sizes)
+        _check_plan(plan, sizes, method, assemble, n_threads)
 
     def make_plan(budget):
         if plan is not None:
@@ -169,19 +186,20 @@ def attention(
             **sizes, method=method, assemble=assemble, n_threads=n_threads, budget=budget
         )
 
-    with _scratch(pool, make_plan) as (plan, blocks):
+    attempts = PLANS_UNDER_CONTENTION if plan is None else 1
+    with _scratch(pool, make_plan, attempts) as (plan, blocks):
         # Outputs are made after everything that can be refused was accepted.
         if out is None:
-            operands = operands._replace(out=np.empty(out_shape, np.float32))
+            operands = operands._replace(out=device.empty(out_shape, out_dtype))
         if return_lse:
-            operands = operands._replace(lse=np.empty(out_shape[:2], np.float32))
+            operands = operands._replace(lse=device.empty(out_shape[:2], np.float32))
         if n_tokens:
-            devices.get(plan.device).attention.run(plan, operands, blocks)
+            device.attention.run(plan, operands, blocks)
     return (operands.out, operands.lse) if return_lse else operands.out
 
 
 @contextlib.contextmanager
-def _scratch(pool, make_plan):
+def _scratch(pool, make_plan, attempts):
     """(plan, {tag: array of float32}) with the plan's blocks taken from `pool`, freed at the end."""
     if pool is None:
         plan = make_plan(None)
@@ -189,18 +207,52 @@ def _scratch(pool, make_plan):
         with pool, _taken(pool, plan) as blocks:
             yield plan, blocks
         return
-    # Blocks whose rounded sizes add up to the largest hole always fit, however fragmented the rest.
-    plan = make_plan(pool.largest_free)
-    with _taken(pool, plan) as blocks:
+    with contextlib.ExitStack() as taken:
+        plan, blocks = _plan_and_take(taken, pool, make_plan, attempts)
         yield plan, blocks
+
+
+def _plan_and_take(taken, pool, make_plan, attempts):
+    """(plan, its blocks); `taken`: the ExitStack that gives them back."""
+    for left in reversed(range(attempts)):
+        # Blocks whose rounded sizes add up to the largest hole always fit, however fragmented the
+        # rest, unless another thread takes from it between this line and the next.
+        free = pool.largest_free
+        try:
+            plan = make_plan(free)
+        except BudgetError as error:
+            raise (_refusal(error, pool) if pool.used else error) from None
+        try:
+            return plan, taken.enter_context(_taken(pool, plan))
+        except BudgetError:
+            if not left:
+                raise
+
+
+def _refusal(error, pool):
+    """What a plan refused for lack of budget, where blocks in the pool are what lacks: who holds them."""
+    state = pool.snapshot()
+    names = ("budget", "used", "largest_free", "fragmentation", "holders")
+    return refusal(
+        "the smallest scratch of this attention call",
+        requested=error.requested,
+        rounded=error.requested,
+        remedy=f"it needs {exact_size(error.requested)} free in one piece: free some of the above, "
+        "or take a larger pool",
+        **{name: state[name] for name in names},
+    )
 
 
 @contextlib.contextmanager
 def _taken(pool, plan):
     sizes = dict(n_head=plan.n_head, n_tokens=plan.n_tokens, n_kv=plan.n_kv, method=plan.method)
     call = pool.call("attention", **sizes, scratch_bytes=plan.scratch_bytes)  # marks it in a trace
-    with call, pool.scope("attention"):
-        yield {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
+    scope = pool.scope("attention")
+    try:
+        with call, scope:
+            yield {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
+    finally:
+        scope.close()
 
 
 def merge_states(outs, lses):
@@ -255,18 +307,34 @@ def merge_states(outs, lses):
 # ---------------------------------------------------------------- checks
 
 
-def _check_array(x, name, shape_text):
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array {shape_text}, got {type(x).__name__}")
-
-
-def _check_float32(x, name):
-    if x.dtype != np.float32:
+def _check_array(x, name, shape_text, device):
+    if devices.of_array(x, name) is not device:
         raise TypeError(
-            f"{name}: expected float32, got {x.dtype}; try {name}.astype(numpy.float32)"
+            f"{name}: expected an array {shape_text} on {device.name} like q, "
+            f"got one on {devices.of_array(x, name).name}"
         )
-    if any(s % 4 for s in x.strides) or x.__array_interface__["data"][0] % 4:
-        raise ValueError(f"{name}: strides and start must be multiples of 4 bytes, got {x.strides}")
+
+
+def _check_place(device, sources, pool, plan):
+    """Raise unless K, V, the pool and the plan belong to q's device."""
+    for name, array in sources.items():
+        _check_array(array, name, "or QuantTensor", device)
+    for name, given in (("pool", pool), ("plan", plan)):
+        if given is not None and getattr(given, "device", device.name) != device.name:
+            raise ValueError(f"{name}: made for {given.device}, but q is on {device.name}")
+
+
+def _check_dtype(x, name, device, known=("float32",)):
+    if dtype_name(x.dtype) not in known or not x.dtype.isnative:  # no name tells the byte order
+        raise TypeError(
+            f"{name}: expected {' or '.join(known)}, got {x.dtype}; "
+            f"try {name}.astype(numpy.float32)"
+        )
+    unit = x.dtype.itemsize
+    if any(s % unit for s in x.strides) or device.address(x) % unit:
+        raise ValueError(
+            f"{name}: strides and start must be multiples of {unit} bytes, got {x.strides}"
+        )
 
 
 def _check_last_axis(x, name):
@@ -277,13 +345,12 @@ def _check_last_axis(x, name):
         )
 
 
-def _check_q(q):
-    _check_array(q, "q", "of shape (n_head, n_tokens, d_k)")
+def _check_q(q, device):
     if q.ndim != 3 or q.shape[0] == 0 or q.shape[2] == 0:
         raise ValueError(
             f"q: expected shape (n_head, n_tokens, d_k) with n_head and d_k at least 1, got {q.shape}"
         )
-    _check_float32(q, "q")
+    _check_dtype(q, "q", device, device.planner.Q_DTYPES)
     _check_last_axis(q, "q")
     return q.shape
 
@@ -304,15 +371,15 @@ def _check_kv(n_head, d_k, k, v):
     return k.shape[0], k.shape[1], v.shape[2]
 
 
-def _check_out(out, shape):
-    _check_array(out, "out", f"of shape {shape}")
+def _check_out(out, shape, device):
+    _check_array(out, "out", f"of shape {shape}", device)
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
-    _check_float32(out, "out")
+    _check_dtype(out, "out", device, device.planner.OUT_DTYPES)
     _check_last_axis(out, "out")
-    if not out.flags.writeable:
+    if not device.writable(out):
         raise ValueError("out: the array is read-only")
-    if devices.of_array(out, "out").overlaps_itself(out):
+    if device.overlaps_itself(out):
         raise ValueError(f"out: elements overlap each other (strides {out.strides})")
 
 
@@ -329,25 +396,34 @@ def _check_overlap(operands):
             raise ValueError(f"out: shares memory with {name}; give it memory of its own")
 
 
-def _check_mask(mask, n_head, n_tokens, n_kv):
+def _check_mask(mask, n_head, n_tokens, n_kv, device):
     if mask is None:
         return None
     works = f"({n_tokens}, {n_kv}) or ({n_head}, {n_tokens}, {n_kv})"
-    _check_array(mask, "mask", f"of shape {works}")
+    _check_array(mask, "mask", f"of shape {works}", device)
     if mask.shape not in ((n_tokens, n_kv), (n_head, n_tokens, n_kv)):
         raise ValueError(f"mask: expected shape {works}, got {mask.shape}")
-    _check_float32(mask, "mask")
-    return np.broadcast_to(mask, (n_head, n_tokens, n_kv))
+    _check_dtype(mask, "mask", device)
+    if device.name == "cpu":
+        return np.broadcast_to(mask, (n_head, n_tokens, n_kv))
+    return mask if mask.ndim == 3 else mask[None]
 
 
 def _check_per_head(values, name, n_head):
     if values is None:
         return None
-    array = np.ascontiguousarray(values, dtype=np.float32)
-    if array.shape != (n_head,):
-        raise ValueError(f"{name}: expected {n_head} values, one per head, got shape {array.shape}")
-    if np.isnan(array).any() or (name == "alibi_slopes" and not np.isfinite(array).all()):
-        raise ValueError(f"{name}: expected finite values, got {array}")
+    given = np.asarray(asnumpy(values))
+    if given.dtype.kind not in "fiu" and dtype_name(given.dtype) != "bfloat16":
+        raise TypeError(f"{name}: expected {n_head} real numbers, one per head, got {values!r}")
+    if given.shape != (n_head,):
+        raise ValueError(f"{name}: expected {n_head} values, one per head, got shape {given.shape}")
+    with np.errstate(over="ignore"):
+        array = np.array(given, np.float32)  # a copy: `out` may lie over what was given
+    allowed = np.isfinite(array)
+    if name == "sinks":
+        allowed |= np.isneginf(array)  # a head without a sink
+    if not allowed.all():
+        raise ValueError(f"{name}: expected values that are finite in float32, got {given}")
     return array
 
 
@@ -368,20 +444,40 @@ def _check_window(window):
 
 
 def _check_float(value, name, positive=False):
-    kind = "a positive finite number" if positive else "a finite number"
+    kind = f"a {'positive ' if positive else ''}number that is finite in float32"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {kind}, got {value!r}")
-    if not math.isfinite(value) or (positive and value <= 0):
+    try:
+        with np.errstate(over="ignore"):
+            single = np.float32(float(value))  # what the kernels compute with
+    except OverflowError:  # an int beyond any float
+        single = np.float32(np.inf)
+    if not np.isfinite(single) or (positive and single <= 0):
         raise ValueError(f"{name}: expected {kind}, got {value!r}")
     return float(value)
 
 
-def _check_plan(plan, sizes):
+def _check_pool(pool):
+    if pool is None:
+        return
+    if not isinstance(pool, Pool):
+        raise TypeError(f"pool: expected a lowlevel.Pool or None, got {type(pool).__name__}")
+    if pool.closed:
+        raise ValueError("pool: it is closed")
+
+
+def _check_plan(plan, sizes, method, assemble, n_threads):
     if not isinstance(plan, AttentionPlan):
         raise TypeError(f"plan: expected what plan_attention returns, got {type(plan).__name__}")
     k_dtype, v_dtype = sizes["kv_dtype"]
-    actual = {**sizes, "k_dtype": k_dtype, "v_dtype": v_dtype, "out_dtype": "float32"}
+    actual = {**sizes, "k_dtype": k_dtype, "v_dtype": v_dtype}
     del actual["kv_dtype"]
+    actual["kv_strided"] &= plan.method == "steps"
+    # Arguments left as they are by default are the plan's.
+    defaults = dict(method="auto", assemble="write", n_threads=None)
+    for name, value in dict(method=method, assemble=assemble, n_threads=n_threads).items():
+        if value != defaults[name]:
+            actual[name] = value
     differing = [
         f"{name} {getattr(plan, name)} (the call has {value})"
         for name, value in actual.items()
@@ -389,9 +485,21 @@ def _check_plan(plan, sizes):
     ]
     if differing:
         raise ValueError(f"plan: made for another call: {', '.join(differing)}")
+    if not is_genuine(plan):
+        raise ValueError(
+            "plan: changed since plan_attention returned it (its tiles and its scratch must fit each "
+            "other); plan again with other sizes, budget or n_threads"
+        )
 
 
-def _column_of_v(k, v):
+def _blas_reads(source):
+    """Whether BLAS can read a dense source where it lies; NumPy would copy a whole head of it."""
+    data = source.data
+    row, stray = divmod(data.strides[1], data.itemsize)
+    return source.shape[1] <= 1 or (data.shape[2] <= row < 2**31 and not stray)
+
+
+def _column_of_v(k, v, device):
     """V's first column inside K's rows if V is a range of K's columns in memory, else -1."""
     if (
         k.dtype_name != v.dtype_name
@@ -400,9 +508,11 @@ def _column_of_v(k, v):
         or 0 in k.data.shape
     ):
         return -1
-    start = v.data.__array_interface__["data"][0] - k.data.__array_interface__["data"][0]
+    start = device.address(v.data) - device.address(k.data)
     row_bytes = k.data.shape[2] * k.data.itemsize
     column, odd = divmod(start * k.shape[2], row_bytes)
-    if odd or not 0 <= column <= k.shape[2] - v.shape[2]:
+    if odd or column % k.block_weights or not 0 <= column <= k.shape[2] - v.shape[2]:
+        return -1
+    if column % device.planner.V_COLUMN_STEP:
         return -1
     return column

@@ -5,6 +5,7 @@ The same plan that is shown is the one that runs: `attention` takes exactly
 """
 
 import dataclasses
+import functools
 import numbers
 
 from . import devices
@@ -13,8 +14,10 @@ from .sizes import format_size, parse_size
 
 METHODS = ("auto", "steps")
 ASSEMBLIES = ("write", "concat")
-OUT_DTYPES = ("float32",)
 DENSE_DTYPES = ("float32", "float16", "bfloat16")
+# Weights in one block of every type that K and V may have; a head's size is a multiple of it.
+# `quant` brings the sources of the quantised ones; a source of another type adds its row.
+KV_BLOCK_WEIGHTS = {**dict.fromkeys(DENSE_DTYPES, 1), "Q8_0": 32, "Q4_0": 32, "IQ4_NL": 32}
 # Keys decoded at a time where method "steps" meets K or V that are not float32.
 STEP_CHUNK_KEYS = 512
 
@@ -35,10 +38,12 @@ class AttentionPlan:
     device : str
     n_head, n_head_kv, n_tokens, n_kv, d_k, d_v : int
         The call's sizes.
-    k_dtype, v_dtype, out_dtype : str
-        "float32", "float16", "bfloat16", or the name of a quantised type.
+    q_dtype, k_dtype, v_dtype, out_dtype : str
+        "float32", "float16", "bfloat16"; K and V also the name of a quantised type.
     v_in_k : bool
         V is a range of K's columns and is not decoded a second time.
+    kv_strided : bool
+        Method "steps": BLAS cannot read K or V where they lie.
     assemble : str
         Method "steps": "write" (each step writes its part of the output) or "concat".
     budget : int or None
@@ -68,10 +73,12 @@ class AttentionPlan:
     n_kv: int
     d_k: int
     d_v: int
+    q_dtype: str
     k_dtype: str
     v_dtype: str
     out_dtype: str
     v_in_k: bool
+    kv_strided: bool
     assemble: str
     budget: int | None
     n_threads: int
@@ -98,7 +105,7 @@ class AttentionPlan:
             name: getattr(self, name)
             for name in (
                 "n_head", "n_head_kv", "n_tokens", "n_kv", "d_k", "d_v",
-                "k_dtype", "v_dtype", "v_in_k", "out_dtype", "device",
+                "q_dtype", "k_dtype", "v_dtype", "v_in_k", "kv_strided", "out_dtype", "device",
             )
         }  # fmt: skip
 
@@ -106,8 +113,9 @@ class AttentionPlan:
         """Yield each tile as (head slice, token slice, key slice), in no promised order."""
         group = self.n_head // max(self.n_head_kv, 1)
         # Method "steps" does not mind where one K/V head's group ends.
-        bounds = range(0, self.n_head, group) if self.method == "auto" else (0,)
-        size = group if self.method == "auto" else self.n_head
+        whole_groups = self.method != "auto" or self.heads > group
+        bounds = (0,) if whole_groups else range(0, self.n_head, group)
+        size = self.n_head if whole_groups else group
         for first in bounds:
             for head in range(first, first + size, self.heads):
                 head_slice = slice(head, min(head + self.heads, first + size))
@@ -133,12 +141,14 @@ def plan_attention(
     d_v,
     budget=None,
     kv_dtype="float32",
+    q_dtype="float32",
     out_dtype="float32",
     method="auto",
     assemble="write",
     device="cpu",
     n_threads=None,
     v_in_k=False,
+    kv_strided=False,
 ):
     """Plan an attention call: tile sizes and the exact bytes of scratch, without running it.
 
@@ -156,8 +166,8 @@ def plan_attention(
         Bytes the call may take, or text such as "256MiB" (`-amb 256`). None: no cap.
     kv_dtype : str or dtype or pair of them
         Type of K and V, or (type of K, type of V): "float32", "float16", "bfloat16", "Q8_0", ...
-    out_dtype : str or dtype
-        "float32" on the CPU.
+    q_dtype, out_dtype : str or dtype
+        "float32"; on "cuda:N" and "cudasim" also "float16" and "bfloat16".
     method : {"auto", "steps"}
         "auto": the tiles that run best, shrunk until they fit. "steps": ik_llama.cpp's -amb, whole
         K*Q of as many heads as fit (rounded down, never over).
@@ -169,6 +179,9 @@ def plan_attention(
         CPU threads; None: all this process may use. Workers are dropped before tiles shrink.
     v_in_k : bool
         V is a range of K's columns (latent MLA), so that one decoded chunk serves both.
+    kv_strided : bool
+        Method "steps": K or V are float32 in an order that BLAS cannot read in place (zero, negative
+        or overlapping strides between keys), and are copied a chunk at a time.
 
     Returns
     -------
@@ -194,21 +207,32 @@ def plan_attention(
         raise ValueError(f"assemble: expected one of {ASSEMBLIES}, got {assemble!r}")
     if assemble != "write" and method != "steps":
         raise ValueError(f'assemble={assemble!r} is for method="steps"; got method={method!r}')
+    d_k, d_v = _count("d_k", d_k, 1), _count("d_v", d_v, 1)
     k_dtype, v_dtype = _kv_dtypes(kv_dtype)
-    if dtype_name(out_dtype) not in OUT_DTYPES:
-        raise ValueError(f"out_dtype: expected one of {OUT_DTYPES} on the CPU, got {out_dtype!r}")
+    planner, device = devices.get(device).planner, devices.canonical_name(device)
+    if method not in planner.METHODS:
+        raise ValueError(f"method: expected one of {planner.METHODS} on {device}, got {method!r}")
+    for name, dtype, known in (
+        ("q_dtype", q_dtype, planner.Q_DTYPES),
+        ("out_dtype", out_dtype, planner.OUT_DTYPES),
+    ):
+        if dtype_name(dtype) not in known:
+            raise ValueError(f"{name}: expected one of {known} on {device}, got {dtype!r}")
+    _check_kv_types(k_dtype, v_dtype, d_k, d_v, v_in_k)
     sizes = dict(
-        device=devices.canonical_name(device),
+        device=device,
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_tokens=_count("n_tokens", n_tokens, 0),
         n_kv=_count("n_kv", n_kv, 0),
-        d_k=_count("d_k", d_k, 1),
-        d_v=_count("d_v", d_v, 1),
+        d_k=d_k,
+        d_v=d_v,
+        q_dtype=dtype_name(q_dtype),
         k_dtype=k_dtype,
         v_dtype=v_dtype,
         out_dtype=dtype_name(out_dtype),
         v_in_k=bool(v_in_k),
+        kv_strided=bool(kv_strided) and method == "steps",
         method=method,
         assemble=assemble,
         budget=None if budget is None else parse_size(budget),
@@ -239,7 +263,8 @@ def _plan_tiles(sizes):
 
         n_workers = _most_that_fit(blocks, most_workers, sizes["budget"])
         if n_workers:
-            return _tile_plan(sizes, tile, n_workers, blocks(n_workers))
+            n_steps = n_tiles * -(-sizes["n_kv"] // tile.keys)
+            return _tile_plan(sizes, tile, n_workers, n_steps, blocks(n_workers))
         needed = sum(block_bytes(n) for _, n in blocks(1))
         smallest = needed if smallest is None else min(smallest, needed)
     raise _too_small(sizes, smallest, "the smallest tile")
@@ -259,14 +284,7 @@ def _most_that_fit(blocks, most, budget):
     return low
 
 
-def _tile_plan(sizes, tile, n_workers, scratch):
-    group = sizes["n_head"] // sizes["n_head_kv"]
-    n_steps = (
-        sizes["n_head_kv"]
-        * -(-group // tile.heads)
-        * -(-sizes["n_tokens"] // tile.rows)
-        * -(-sizes["n_kv"] // tile.keys)
-    )
+def _tile_plan(sizes, tile, n_workers, n_steps, scratch):
     return AttentionPlan(
         **sizes,
         heads=tile.heads,
@@ -308,7 +326,7 @@ def _plan_steps(sizes):
 
 def _step_conversion(sizes):
     """K or V that BLAS cannot read are decoded a chunk at a time, V's products added up."""
-    if sizes["k_dtype"] == sizes["v_dtype"] == "float32":
+    if sizes["k_dtype"] == sizes["v_dtype"] == "float32" and not sizes["kv_strided"]:
         return ()
     keys = min(STEP_CHUNK_KEYS, sizes["n_kv"])
     chunk = 4 * keys * max(sizes["d_k"], sizes["d_v"])
@@ -343,6 +361,18 @@ def _too_small(sizes, needed, what):
     )
 
 
+@functools.lru_cache(maxsize=256)
+def is_genuine(plan):
+    """Whether `plan` is what `plan_attention` makes of its sizes and budget, unchanged since."""
+    sizes = dict(plan.sizes)
+    kv_dtype = (sizes.pop("k_dtype"), sizes.pop("v_dtype"))
+    choices = {name: getattr(plan, name) for name in ("method", "assemble", "budget", "n_threads")}
+    try:
+        return plan_attention(**sizes, kv_dtype=kv_dtype, **choices) == plan
+    except (TypeError, ValueError, BudgetError):
+        return False
+
+
 def _count(name, value, least):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an int >= {least}, got {value!r}")
@@ -369,4 +399,25 @@ def _kv_dtypes(kv_dtype):
     pair = kv_dtype if isinstance(kv_dtype, (tuple, list)) else (kv_dtype, kv_dtype)
     if len(pair) != 2:
         raise ValueError(f"kv_dtype: expected one type or (type of K, type of V), got {kv_dtype!r}")
-    return tuple(dtype_name(d) for d in pair)
+    names = tuple(dtype_name(d) for d in pair)
+    for name in names:
+        if name not in KV_BLOCK_WEIGHTS:
+            raise ValueError(
+                f"kv_dtype: expected one of {', '.join(KV_BLOCK_WEIGHTS)}; got {name!r}"
+            )
+    return names
+
+
+def _check_kv_types(k_dtype, v_dtype, d_k, d_v, v_in_k):
+    for argument, width, dtype in (("d_k", d_k, k_dtype), ("d_v", d_v, v_dtype)):
+        block = KV_BLOCK_WEIGHTS[dtype]
+        if width % block:
+            raise ValueError(
+                f"{argument}: must be a multiple of {block}, the weights in a block of {dtype}; "
+                f"got {width}"
+            )
+    if v_in_k and (k_dtype != v_dtype or d_v > d_k):
+        raise ValueError(
+            f"v_in_k: V can be a range of K's columns only with K's type and at most its {d_k} "
+            f"columns; got {v_dtype} in {k_dtype}, d_v={d_v}"
+        )

@@ -4,6 +4,8 @@ import contextlib
 
 import numpy as np
 
+from lowlevel import devices
+
 from .formats import block_format
 from .tensor import QuantTensor
 
@@ -136,11 +138,14 @@ def _scratch(pool, n_bytes):
         start = -memory.ctypes.data % 64
         yield memory[start : start + n_bytes]
         return
-    memory = pool.empty(n_bytes, "uint8", tag="matmul")
-    try:
-        yield memory
-    finally:
-        pool.free(memory)
+    from lowlevel.pool import align_up
+
+    with pool.call("matmul", scratch_bytes=align_up(n_bytes)):  # marks it in a trace
+        memory = pool.empty(n_bytes, "uint8", tag="matmul")
+        try:
+            yield memory
+        finally:
+            pool.free(memory)
 
 
 # ---------------------------------------------------------------- checks
@@ -156,6 +161,7 @@ def _check_flags(exact, pool):
 def _check_tensor(t, experts):
     if not isinstance(t, QuantTensor):
         raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
+    devices.check_on_cpu(t.data, "t", "matmul")
     if experts is None and t.ndim != 2:
         hint = "; a stack of matrices needs experts=" if t.ndim == 3 else ""
         raise ValueError(f"t: expected shape (rows, columns), got {t.shape}{hint}")
@@ -167,6 +173,7 @@ def _check_matrix(name, array, shape_text):
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         given = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"{name}: expected a float32 NumPy array {shape_text}, got {given}")
+    devices.check_on_cpu(array, name, "matmul")
     if array.ndim != 2:
         raise ValueError(f"{name}: expected shape {shape_text}, got {array.shape}")
     if array.size and array.shape[1] > 1 and array.strides[1] != 4:

@@ -20,6 +20,10 @@ and, where one tile's keys are split among workers, the partial outputs of all s
 
 from typing import NamedTuple
 
+Q_DTYPES = OUT_DTYPES = ("float32",)
+METHODS = ("auto", "steps")
+# V inside K's rows is used in place from columns that are multiples of this.
+V_COLUMN_STEP = 1
 # Query rows side by side in one panel of scores: two AVX-512 vectors.
 PANEL = 32
 # Chunks of keys are multiples of this, the register tile's rows.

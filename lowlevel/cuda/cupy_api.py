@@ -2,7 +2,7 @@
 
 What the code on top of this layer does on a GPU alone, and no test without one can show: taking and
 viewing memory, filling and checking it for debug pools, copies from and to the host, flat copies on
-the device, and starting a kernel. All of it is in device.py.
+the device, starting a kernel (device.py), and matrix products (cublas.py).
 """
 
 import functools
@@ -59,6 +59,16 @@ def compute_capability(index):
     """(major, minor) of a GPU."""
     digits = load().cuda.Device(index).compute_capability  # "90", "120"
     return int(digits[:-1]), int(digits[-1])
+
+
+def n_multiprocessors(index):
+    """Streaming multiprocessors of a GPU."""
+    return int(load().cuda.Device(index).attributes["MultiProcessorCount"])
+
+
+def max_shared_bytes(index):
+    """Shared memory that one block may ask for on a GPU."""
+    return int(load().cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def compile_module(text, name, options, expressions):

@@ -50,7 +50,92 @@ COPY = {
     )
     for n_bytes, unit in COPY_UNITS.items()
 }
-KERNELS = tuple(COPY.values())
+# The types that attention's kernels are made for, and their names there.
+FLOAT_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "Bfloat16"}
+ATTENTION_CALL = "V176"  # attention_call.cuh's AttentionCall, attention.py's CALL
+
+
+class FusedShape(NamedTuple):
+    """The tile of a fused attention kernel, as its .cu file defines it."""
+
+    rows: int  # TILE_ROWS: query rows of a block
+    keys: int  # TILE_KEYS
+    warps: int  # WARPS
+    blocks: int  # at work on one multiprocessor, as registers and shared memory allow
+    latent: bool = False  # attention_latent.cuh: reads V out of K's rows
+
+
+# (d_k, d_v) -> tile
+FUSED_SHAPES = {
+    (64, 64): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (128, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (192, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (576, 512): FusedShape(rows=64, keys=64, warps=8, blocks=1, latent=True),
+}
+_ROW_OPERANDS = ("f4*", "const f4*", "const f4*", "const f4*")  # lse, mask, slopes, sinks
+_STATE = ("f4*", "f4*")
+# (d_k, d_v, type, general: mask, softcap, ALiBi or a scale that is not positive) -> kernel
+FUSED = {
+    (d_k, d_v, dtype, general): Kernel(
+        package="lowlevel.cuda",
+        file=f"attention_{d_k}_{d_v}.cu",
+        name=f"attention_{'latent' if shape.latent else 'fused'}"
+        f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
+        parameters=(
+            *["const u2*"] * (2 if shape.latent else 3),  # q, k, v
+            *("V*", *_ROW_OPERANDS, *_STATE),
+            *(["i4"] if shape.latent else []),  # stages
+            ATTENTION_CALL,
+        ),
+        block=32 * shape.warps,
+    )
+    for (d_k, d_v), shape in FUSED_SHAPES.items()
+    for dtype in ("float16", "bfloat16")
+    for general in (False, True)
+}
+MERGE = {
+    dtype: Kernel(
+        package="lowlevel.cuda",
+        file="attention_merge.cu",
+        name=f"attention_merge<{FLOAT_TYPES[dtype]}>",
+        parameters=("const f4*", "const f4*", "const f4*", "V*", "f4*", "i4", ATTENTION_CALL),
+        block=128,
+    )
+    for dtype in ("float16", "bfloat16")
+}
+_BITS = {"float32": "f4*", "float16": "u2*", "bfloat16": "u2*"}
+
+
+def _row_kernels(name, parameters):
+    """{type: Kernel} of a kernel of attention_softmax.cu; ``{bits}``: the type's bits in memory."""
+    return {
+        dtype: Kernel(
+            package="lowlevel.cuda",
+            file="attention_softmax.cu",
+            name=f"{name}<{instance}>",
+            parameters=tuple(x.format(bits=_BITS[dtype]) for x in parameters),
+            block=256,
+        )
+        for dtype, instance in FLOAT_TYPES.items()
+    }
+
+
+# The tiles path: by the type of what is read, of V, of V, of out.
+WIDEN = _row_kernels("attention_widen", ("const {bits}", "f4*", "i4", "i4", *["i8"] * 4, "i4"))
+SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
+SOFTMAX = _row_kernels(
+    "attention_softmax",
+    ("f4*", "f4*", "f4*", "const f4*", "const {bits}", "const f4*", "const f4*", "i4", "i4")
+    + (ATTENTION_CALL,),
+)
+FINISH = _row_kernels(
+    "attention_finish",
+    ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i4", ATTENTION_CALL),
+)
+ATTENTION = tuple(
+    kernel for table in (FUSED, MERGE, WIDEN, SCAN, SOFTMAX, FINISH) for kernel in table.values()
+)
+KERNELS = (*COPY.values(), *ATTENTION)
 
 
 def all_kernels():

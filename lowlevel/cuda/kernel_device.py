@@ -5,13 +5,23 @@ lowlevel/devices.py), `from_host`, `to_host`, and
 
     start(function, grid, block, arguments, shared_mem)   one launch
     copy_flat(target, source)                          equal shapes, both without gaps, in one order
+    gemm(workspace)                                    context that yields a matrix product; see below
+    n_multiprocessors                                  how many blocks' worth of hardware there is
+    max_shared_bytes                                   shared memory that one block may have
+
+``gemm(workspace)`` yields ``product(a, b, c, transposed=False, accumulate=False, may_round=False)`` for
+float32 arrays: a (batch, m, k), b (batch, k, n) or with `transposed` (batch, n, k), c (batch, m, n), rows
+without gaps inside; c = a b, or c += a b; `may_round`: operands may be rounded to TF32. It needs no memory
+but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
 """
+
+import numbers
 
 import numpy as np
 
 from lowlevel.cpu import copy as host_copies
 
-from . import copies
+from . import copies, layout
 
 _MAX_GRID = 2**31 - 1
 
@@ -89,7 +99,23 @@ class KernelDevice:
         return host_copies.overlaps_itself(array)
 
     def resolve_n_threads(self, n_threads):
-        raise NotImplementedError(f"device: attention on {self.name} is not part of this version")
+        """How many multiprocessors attention plans for; `n_threads` None: all there are."""
+        if n_threads is None:
+            return self.n_multiprocessors
+        if isinstance(n_threads, bool) or not isinstance(n_threads, numbers.Integral):
+            raise TypeError(f"n_threads: expected an int >= 1 or None, got {n_threads!r}")
+        if n_threads < 1:
+            raise ValueError(f"n_threads: expected an int >= 1 or None, got {n_threads}")
+        return int(n_threads)
+
+    planner = layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.plan`)
+
+    @property
+    def attention(self):
+        """``run(plan, operands, scratch)``."""
+        from . import attention
+
+        return attention
 
     def _shadow(self, array):
         """A NumPy array with the same addresses, for questions about them: never to be read."""

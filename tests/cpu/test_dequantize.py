@@ -3,10 +3,10 @@
 import mmap
 import threading
 
-import gguf
 import numpy as np
 import pytest
 from lesser_cpus import LESSER_CPUS, run_tests
+from quant_cases import assert_same_bits, random_tensor, reference, width
 
 import quant.cpu.dequantize as cpu
 from quant import FORMATS, QuantTensor, dequantize
@@ -14,11 +14,6 @@ from quant.cpu.decoders import DECODERS
 
 ALL = tuple(row.name for row in FORMATS.values())
 DTYPES = ("float32", "float16")
-# Zeros, the smallest and largest subnormal and normal numbers, inf, quiet and signalling NaN.
-SPECIAL_HALVES = np.array(
-    [0x0000, 0x0001, 0x03FF, 0x0400, 0x3C00, 0x7BFF, 0x7C00, 0x7C01, 0x7E00, 0x7FFF], np.uint16
-)
-SPECIAL_HALVES = np.concatenate([SPECIAL_HALVES, SPECIAL_HALVES | 0x8000])
 
 
 @pytest.fixture
@@ -26,43 +21,6 @@ def rng():
     seed = int(np.random.SeedSequence().entropy % 2**32)
     print("seed", seed)
     return np.random.default_rng(seed)
-
-
-def random_tensor(rng, name, shape):
-    """A tensor of random bytes: every second float16 scale is subnormal, huge, inf or NaN."""
-    block = FORMATS[gguf.GGMLQuantizationType[name]]
-    data = rng.integers(0, 256, (*shape[:-1], block.row_bytes(shape[-1])), dtype=np.uint8)
-    records = data.view(block.block_dtype)
-    for field in block.fields:
-        if field.dtype == "<f2" and field.count == 1:
-            special = rng.choice(SPECIAL_HALVES, records.shape).view(np.float16)
-            use = rng.random(records.shape) < 0.5
-            records[field.name] = np.where(use, special, records[field.name])
-    return QuantTensor(data, name, shape)
-
-
-def width(name, n_blocks):
-    """Columns of so many blocks; for plain floats of a number that no vector divides."""
-    block = FORMATS[gguf.GGMLQuantizationType[name]]
-    return n_blocks * block.block_weights if not block.is_float else 37 * n_blocks
-
-
-def reference(t, dtype="float32"):
-    """The gguf package's weights."""
-    with np.errstate(all="ignore"):
-        rows = np.ascontiguousarray(t.data).reshape(-1, t.row_bytes)
-        weights = gguf.quants.dequantize(rows, t.qtype).reshape(t.shape)
-        return weights.astype(dtype)
-
-
-def assert_same_bits(found, expected):
-    """Equal bit for bit, -0 and 0 told apart; NaN where NaN is expected, with any payload."""
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    is_nan = np.isnan(expected)
-    assert np.array_equal(np.isnan(found), is_nan)
-    unsigned = f"u{expected.itemsize}"
-    found, expected = (np.where(is_nan, 0, x).view(unsigned) for x in (found, expected))
-    assert np.array_equal(found, expected)
 
 
 def sparse_bytes(n_bytes):
@@ -302,7 +260,7 @@ def bad_calls():
     odd = np.zeros(out.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(4, 32)
     floats = np.full((4, 32), 7, np.float32)
     own = QuantTensor(floats.view(np.uint8), "F32", (4, 32))
-    several = np.lib.stride_tricks.as_strided(out, (4, 32), (0, 4))
+    several, shifted = (np.lib.stride_tricks.as_strided(out, (4, 32), (n, 4)) for n in (0, 64))
     yield TypeError, "t: expected a QuantTensor, got ndarray", (data,), {}, out
     for dtype in ("float64", "bfloat17", np.int8, "uint8"):
         yield ValueError, "dtype: expected one of float32, float16", (t, dtype), {"out": out}, out
@@ -315,6 +273,7 @@ def bad_calls():
     yield ValueError, "not aligned", (t,), {"out": odd}, odd
     yield ValueError, "must be contiguous", (t,), {"out": np.asfortranarray(out)}, out
     yield ValueError, "share an item", (t,), {"out": several}, out
+    yield ValueError, "share an item", (t,), {"out": shifted}, out
     yield ValueError, "overlaps", (own,), {"out": floats}, floats
     yield ValueError, "n_threads: expected at least 1", (t,), {"out": out, "n_threads": 0}, out
     yield TypeError, "n_threads", (t,), {"out": out, "n_threads": 2.0}, out

@@ -9,7 +9,7 @@ __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000);
 // heads of one K/V head by `tile_tokens` tokens; its row r is head r % tile_heads, token r / tile_heads.
 struct AttentionCall {
   long long q_head, q_token, k_head, k_key, v_head, v_key, out_head, out_token;
-  long long mask_head, mask_token, mask_key;
+  long long mask_head, mask_token, mask_key, lse_head;
   int n_head_kv, group, n_tokens, n_keys;  // group: query heads of one K/V head
   int tile_heads, tile_tokens, head_tiles, token_tiles;
   int splits, keys_per_split;  // parts of the keys worked on side by side, merged afterwards
@@ -88,14 +88,17 @@ __device__ __forceinline__ KeyRange keys_of_all(const AttentionCall& call, const
           visible_keys(call, place.first_token).high};
 }
 
-// The options that come on top of scale * q.k, in units of log2; `score` is q.k.
+// The options that come on top of scale * q.k, in units of log2; `score` is q.k. Unless `exact`, the
+// softcap errs by some 1e-7 of itself.
+template <bool exact>
 __device__ __forceinline__ float general_score(const AttentionCall& call, float score, const float* mask_row,
                                                int key, float slope, int position) {
   score *= call.scale;
-  // tanh(x) = 1 - 2 / (1 + exp(2 x)): its error of some 1e-7 is absolute, as scores need it
-  if (call.softcap > 0.0f)
-    score = call.softcap *
-            (1.0f - 2.0f / (1.0f + exp2f(2.0f * kLog2E / call.softcap * score)));
+  if (call.softcap > 0.0f) {
+    const float x = score / call.softcap;
+    const float tanh_x = exact ? tanhf(x) : 1.0f - 2.0f / (1.0f + exp2f(2.0f * kLog2E * x));
+    score = call.softcap * tanh_x;
+  }
   if (mask_row != nullptr) {
     const float bias = mask_row[key * call.mask_key];
     // -inf leaves the key out even where the score is NaN

@@ -27,12 +27,14 @@
 #ifndef WARPS
 #define WARPS 4
 #endif
+#ifndef DEPTH_UNROLL
+#define DEPTH_UNROLL 2  // steps of 16 columns of K; more may cost registers
+#endif
 #ifndef BLOCKS_PER_SM
 #define BLOCKS_PER_SM 2
 #endif
 
-#include "attention_call.cuh"
-#include "attention_mma.cuh"
+#include "attention_rows.cuh"
 
 constexpr int M_TILES = TILE_ROWS / (16 * WARPS);
 constexpr int K_CHUNKS = HEAD_K / kChunk, V_CHUNKS = HEAD_V / kChunk;
@@ -41,16 +43,6 @@ constexpr int KEY_COLUMNS = TILE_KEYS / 8, OUT_COLUMNS = HEAD_V / 8;  // in unit
 typedef float Scores[M_TILES][KEY_COLUMNS][4];
 typedef unsigned Weights[M_TILES][TILE_KEYS / 16][4];  // fragments A
 typedef float Sums[M_TILES][OUT_COLUMNS][4];
-
-// A lane's rows: row i of m-tile m is 16 m + 8 i + lane / 4 of the warp's.
-struct Statistics {
-  float top[M_TILES][2], sum[M_TILES][2];  // units of log2; the sum is this lane's part of it
-};
-
-__device__ __forceinline__ int row_of_lane(int m, int i) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  return (warp * M_TILES + m) * 16 + i * 8 + lane / 4;
-}
 
 template <class Type>
 __device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_tile, const Element* k_tile) {
@@ -61,7 +53,7 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_t
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
   const int first_row = threadIdx.x / 32 * M_TILES * 16;
-#pragma unroll
+#pragma unroll DEPTH_UNROLL
   for (int depth = 0; depth < HEAD_K / 16; ++depth) {
     unsigned a[M_TILES][4];
 #pragma unroll
@@ -79,42 +71,8 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_t
   }
 }
 
-// Options and left-out keys; with `general`, scores become units of log2.
-template <bool general>
-__device__ __forceinline__ void adjust_scores(const AttentionCall& call, const TilePlace& place, Scores& scores,
-                                              int first_key, bool masked, const float* mask,
-                                              const float* slopes, KeyRange block_keys) {
-  if (!general && !masked) return;
-#pragma unroll
-  for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const TileRow row = row_of_tile(call, place, row_of_lane(m, i));
-      KeyRange range = visible_keys(call, row.token);
-      range.low = max(range.low, block_keys.low);
-      range.high = row.exists ? min(range.high, block_keys.high) : 0;
-      const float* mask_row = nullptr;
-      float slope = 0.0f;
-      if (general && row.exists) {
-        if (mask != nullptr) mask_row = mask + row.head * call.mask_head + row.token * call.mask_token;
-        if (slopes != nullptr) slope = slopes[row.head];
-      }
-#pragma unroll
-      for (int n = 0; n < KEY_COLUMNS; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int key = first_key + n * 8 + threadIdx.x % 4 * 2 + j;
-          float& score = scores[m][n][2 * i + j];
-          if (key < range.low || key >= range.high)
-            score = -infinity();
-          else if (general)
-            score = general_score(call, score, mask_row, key, slope, call.first_position + row.token);
-        }
-    }
-}
-
 // Scores to weights, in place; sums so far are scaled down where a row's maximum has grown.
-__device__ __forceinline__ void weigh(Scores& scores, Sums& sums, Statistics& rows, float scale_log2) {
+__device__ __forceinline__ void weigh(Scores& scores, Sums& sums, Statistics<M_TILES>& rows, float scale_log2) {
   bool grown = false;
   float shrink[M_TILES][2];
 #pragma unroll
@@ -207,61 +165,6 @@ __device__ __forceinline__ void add_values_carefully(Sums& sums, const Weights& 
     }
 }
 
-__device__ __forceinline__ void start_state(const AttentionCall& call, const TilePlace& place, Sums& sums,
-                                            Statistics& rows, const float* state_sums, const float* state_rows) {
-#pragma unroll
-  for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const TileRow row = row_of_tile(call, place, row_of_lane(m, i));
-      const bool held = call.resume && row.exists;
-      const long long at = state_row(call, place, row);
-      rows.top[m][i] = held ? state_rows[2 * at] : -infinity();
-      // One of the four lanes of a row carries the sum so far.
-      rows.sum[m][i] = held && threadIdx.x % 4 == 0 ? state_rows[2 * at + 1] : 0.0f;
-#pragma unroll
-      for (int n = 0; n < OUT_COLUMNS; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-          sums[m][n][2 * i + j] = held ? state_sums[at * HEAD_V + n * 8 + threadIdx.x % 4 * 2 + j] : 0.0f;
-    }
-}
-
-template <class Type>
-__device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePlace& place, const Sums& sums,
-                                         const Statistics& rows, void* out, float* lse, const float* sinks,
-                                         float* state_sums, float* state_rows) {
-#pragma unroll
-  for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const TileRow row = row_of_tile(call, place, row_of_lane(m, i));
-      const float top = rows.top[m][i], sum = row_sum(rows.sum[m][i]);
-      if (!row.exists) continue;
-      const int column = threadIdx.x % 4 * 2;
-      if (!call.finish) {
-        const long long at = state_row(call, place, row);
-        if (column == 0) {
-          state_rows[2 * at] = top;
-          state_rows[2 * at + 1] = sum;
-        }
-#pragma unroll
-        for (int n = 0; n < OUT_COLUMNS; ++n)
-          *reinterpret_cast<float2*>(state_sums + at * HEAD_V + n * 8 + column) =
-              make_float2(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
-        continue;
-      }
-      const RowEnd end = finish_row(top, sum, sinks, row.head);
-      if (lse != nullptr && column == 0) lse[(long long)row.head * call.n_tokens + row.token] = end.lse;
-      const long long at = row.head * call.out_head + row.token * call.out_token;
-#pragma unroll
-      for (int n = 0; n < OUT_COLUMNS; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-          store_out<Type>(out, call.out_is_float32, at + n * 8 + column + j, sums[m][n][2 * i + j] * end.factor);
-    }
-}
-
 // `general`: mask, softcap, ALiBi, or a scale that is not positive.
 template <class Type, bool general>
 __global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM)
@@ -300,8 +203,10 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
   };
 
   Sums sums;
-  Statistics rows;
-  start_state(call, place, sums, rows, state_sums, state_rows);
+  Statistics<M_TILES> rows;
+  const int first_row = threadIdx.x / 32 * M_TILES * 16;
+  start_sums(call, place, sums, first_row, 0, state_sums);
+  start_statistics(call, place, rows, first_row, true, state_rows);
   const float scale_log2 = general ? 1.0f : call.scale * kLog2E;
 
   // Tiles start at multiples of TILE_KEYS: splits and launches do, so that they never share one.
@@ -334,7 +239,7 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
       ptx::cp_async_commit();
     }
 
-    adjust_scores<general>(call, place, scores, key, masked, mask, slopes, keys);
+    adjust_scores<general>(call, place, scores, first_row, key, masked, mask, slopes, keys);
     weigh(scores, sums, rows, scale_log2);
     Weights weights;
     pack_weights<Type>(weights, scores);
@@ -343,5 +248,9 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
     else
       add_values<Type>(sums, weights, v_tile);
   }
-  end_rows<Type>(call, place, sums, rows, out, lse, sinks, state_sums, state_rows);
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) rows.sum[m][i] = row_sum(rows.sum[m][i]);
+  end_rows<Type>(call, place, sums, rows, first_row, 0, out, lse, sinks, state_sums, state_rows);
 }

@@ -1,0 +1,114 @@
+"""Attention by tiles of scores in scratch: product, softmax in place, product.
+
+For any head sizes, any types, any strides. Each pass of heads and tokens walks the keys that its
+tokens see, a chunk at a time. Queries, keys and values become float32 in scratch, without gaps, so that
+the device's matrix product takes them. Where all three have 16 bits or are decoded for such queries,
+they are exact as TF32, and products may round weights to it (2**-11 of each): tensor cores do those.
+"""
+
+from . import layout
+from .attention import describe, set_strides
+from .instances import FINISH, SCAN, SOFTMAX, WIDEN
+from .passes import passes, read_chunk
+
+
+def run(device, plan, operands, scratch):
+    """Compute ``operands.out`` (and lse) tile by tile; see `attention.run`."""
+    with device.gemm(scratch["gemm workspace"]) as gemm:
+        for each in passes(plan, operands):
+            tile = _Tile(device, plan, each, scratch, gemm)
+            for keys, position, is_first, _ in each.chunks(plan.keys):
+                tile.add_keys(keys, position, resume=not is_first)
+            tile.finish()
+
+
+class _Tile:
+    """One tile's launches and products."""
+
+    def __init__(self, device, plan, each, scratch, gemm):
+        self.device, self.plan, self.operands, self.gemm = device, plan, each.operands, gemm
+        self.kv_heads, self.scratch = each.kv_heads, scratch
+        self.call = describe(each.operands, each.kv_heads)
+        self.n_head, self.n_tokens = each.operands.q.shape[:2]
+        self.n_head_kv = int(self.call["n_head_kv"])
+        self.rows = self.n_head * self.n_tokens // self.n_head_kv  # of one K/V head
+        self.may_round = plan.q_dtype != "float32" and "float32" not in (plan.k_dtype, plan.v_dtype)
+        self.sums = self._part("tile", self.n_head_kv, self.rows, plan.d_v)
+        q = self._part("q tile", self.n_head, self.n_tokens, plan.d_k)
+        self._widen(plan.q_dtype, each.operands.q, q)
+        self.q = q.reshape(self.n_head_kv, self.rows, plan.d_k)
+
+    def _part(self, tag, *shape):
+        """The beginning of a block of scratch as an array."""
+        size = 1
+        for length in shape:
+            size *= length
+        return self.scratch[tag][:size].reshape(shape)
+
+    def add_keys(self, keys, position, resume):
+        """Go on to a chunk of keys; `position`: of the tile's first token, from the first of them."""
+        o, plan, call, n_keys = self.operands, self.plan, self.call, keys.stop - keys.start
+        call["n_keys"], call["first_position"], call["resume"] = n_keys, position, resume
+        kq = self._part("kq", self.n_head_kv, self.rows, plan.keys)[..., :n_keys]
+        if n_keys:
+            k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
+            self._widen(self._dense_type(plan.k_dtype), self._read(o.k, keys), k)
+            self.gemm(self.q, k, kq, transposed=True, may_round=self.may_round)
+        v, v_type = self._values(keys)
+        set_strides(call, "v", v)
+        not_finite = self.scratch["not finite"]
+        if n_keys:
+            scanned = (v, not_finite, plan.d_v, call)
+            self.device.launch(SCAN[v_type], self.n_head_kv * n_keys, scanned)
+        mask = None if o.mask is None else o.mask[..., keys]
+        self.device.launch(
+            SOFTMAX[v_type],
+            self.n_head * self.n_tokens,
+            (self.scratch["kq"], self.scratch["tile"], self.scratch["row state"], not_finite, v)
+            + (mask, o.alibi_slopes, plan.keys, plan.d_v, call),
+        )
+        if n_keys:
+            in_chunk = v_type == "float32" and self._is_in_chunk()
+            clean = v if in_chunk else self._part("kv chunk", self.n_head_kv, n_keys, plan.d_v)
+            self._widen(v_type, v, clean, clean=True)
+            self.gemm(kq, clean, self.sums, may_round=self.may_round, accumulate=True)
+
+    def _is_in_chunk(self):
+        """Whether `_values` lie in the block "kv chunk"."""
+        return self.plan.v_in_k or layout.is_quantised(self.plan.v_dtype)
+
+    def _values(self, keys):
+        """V's chunk, NaN and inf still in it, and its type; decoded, it takes K's place in scratch."""
+        plan, n_keys = self.plan, keys.stop - keys.start
+        if plan.v_in_k:
+            k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
+            column = self.operands.v_column
+            return k[..., column : column + plan.d_v], "float32"
+        return self._read(self.operands.v, keys), self._dense_type(plan.v_dtype)
+
+    def _read(self, source, keys):
+        chunk = self.scratch["kv chunk"]
+        return read_chunk(self.device, source, self.kv_heads, keys, chunk, "float32")
+
+    @staticmethod
+    def _dense_type(dtype_name):
+        return "float32" if layout.is_quantised(dtype_name) else dtype_name
+
+    def _widen(self, dtype_name, source, target, clean=False):
+        """Copy (heads, rows, d) to float32."""
+        n_heads, n_rows, d = source.shape
+        strides = (
+            array.strides[axis] // array.itemsize for array in (source, target) for axis in (0, 1)
+        )
+        arguments = (source, target, d, n_rows, *strides, int(clean))
+        self.device.launch(WIDEN[dtype_name], n_heads * n_rows, arguments)
+
+    def finish(self):
+        """Write the tile's rows of out and lse."""
+        o = self.operands
+        self.device.launch(
+            FINISH[self.plan.out_dtype],
+            self.n_head * self.n_tokens,
+            (self.scratch["tile"], self.scratch["row state"], o.sinks, o.out, o.lse)
+            + (self.plan.d_v, self.call),
+        )
