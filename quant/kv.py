@@ -13,12 +13,13 @@ class QuantSource:
     shape : tuple of int
     dtype_name : str
         The format's name.
+    block_weights : int
     data : array of uint8, (n_head_kv, n_kv, row bytes)
     """
 
     def __init__(self, t):
         self.shape, self.data, self.dtype_name = t.shape, t.data, t.format.name
-        self._format = t.format
+        self._format, self.block_weights = t.format, t.format.block_weights
 
     @property
     def fill_address(self):

@@ -1,7 +1,7 @@
 """A GPU as a device (see `lowlevel.devices`), through CuPy.
 
-Everything runs on CuPy's current stream, in order. A block of a pool that is freed and taken again
-is safe as long as that stay one stream, or the caller orders several.
+Everything runs on CuPy's current stream, in order. What pools do about several streams:
+`lowlevel.stream_order`.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ _LIBRARY = Library(cupy_api.compile_module)
 _DEFAULT_SHARED = 48 << 10
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _DEVICE_TO_DEVICE = 3
+_PER_THREAD = 2  # cudaStreamPerThread: another stream in each thread under one name
 
 
 class CudaDevice(KernelDevice):
@@ -91,6 +92,9 @@ class CudaDevice(KernelDevice):
     def writable(self, array):
         return True
 
+    def freeze(self, array):
+        """CuPy knows no read-only arrays."""
+
     def from_host(self, array):
         with self._current():
             try:
@@ -105,6 +109,31 @@ class CudaDevice(KernelDevice):
     def synchronise(self):
         with self._current():
             self._cupy.cuda.get_current_stream().synchronize()
+
+    has_streams = True
+
+    def current_stream(self):
+        stream = self._cupy.cuda.get_current_stream(self._index)
+        if stream.ptr == _PER_THREAD:
+            raise ValueError(
+                "stream: pools cannot order CuPy's per-thread default stream; make one by "
+                "cupy.cuda.Stream(non_blocking=True)"
+            )
+        return stream
+
+    def record(self, stream, event=None):
+        if event is None:
+            with self._current():
+                event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(stream)
+        return event
+
+    def wait(self, stream, event):
+        stream.wait_event(event)
+
+    def finish(self):
+        with self._current():
+            self._cupy.cuda.runtime.deviceSynchronize()
 
     def launch(self, kernel, n_blocks, arguments, shared_mem=0):
         with self._current():  # compiling looks at the current GPU too

@@ -8,6 +8,7 @@ from lowlevel.cuda.kernel_device import KernelDevice
 from lowlevel.cuda.loader import Library
 from lowlevel.sizes import format_size
 
+from . import streams
 from .array import CudaSimArray, asnumpy, empty
 from .module import Module
 
@@ -18,6 +19,9 @@ class CudaSimDevice(KernelDevice):
     name = "cudasim"
     n_multiprocessors = 132  # an H100's: plans made here are a GPU's
     max_shared_bytes = 227 << 10
+    has_streams = True
+    current_stream = staticmethod(streams.current)
+    finish = staticmethod(streams.finish)
 
     def __init__(self):
         super().__init__(Library(_compile_module))
@@ -37,9 +41,11 @@ class CudaSimDevice(KernelDevice):
         return array.ctypes.data if isinstance(array, CudaSimArray) else None
 
     def fill(self, memory, start, stop, pattern):
+        streams.touch("fill", writes=[memory[start:stop]])
         memory[start:stop].view(np.uint16)[...] = pattern
 
     def holds(self, memory, start, stop, pattern):
+        streams.touch("holds", reads=[memory[start:stop]])
         return bool((memory[start:stop].view(np.uint16) == pattern).all())
 
     def empty(self, shape, dtype):
@@ -51,16 +57,39 @@ class CudaSimDevice(KernelDevice):
     def writable(self, array):
         return array.flags.writeable
 
+    def freeze(self, array):
+        array.flags.writeable = False
+
     def from_host(self, array):
         target = empty(array.shape, array.dtype)
+        streams.touch("from_host", writes=[target])
         target[...] = array
         return target
 
     def to_host(self, array):
+        streams.touch("to_host", reads=[array])
+        self.synchronise()
         return asnumpy(array)
 
     def synchronise(self):
-        pass
+        streams.current().synchronise()
+
+    def record(self, stream, event=None):
+        return stream.record()
+
+    def wait(self, stream, event):
+        stream.wait(event)
+
+    def launch(self, kernel, n_blocks, arguments, shared_mem=0):
+        arrays = [
+            (parameter, argument)
+            for parameter, argument in zip(kernel.parameters, arguments, strict=False)
+            if isinstance(argument, CudaSimArray)
+        ]
+        reads = [array for parameter, array in arrays if parameter.startswith("const ")]
+        writes = [array for parameter, array in arrays if not parameter.startswith("const ")]
+        streams.touch(kernel.name, reads, writes)
+        super().launch(kernel, n_blocks, arguments, shared_mem)
 
     def start(self, function, grid, block, arguments, shared_mem):
         if shared_mem > function.max_dynamic_shared_size_bytes:
@@ -72,6 +101,7 @@ class CudaSimDevice(KernelDevice):
         yield _product
 
     def copy_flat(self, target, source):
+        streams.touch("copy", [source], [target])
         np.copyto(target, source, casting="no")
 
 
