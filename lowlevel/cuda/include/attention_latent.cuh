@@ -94,9 +94,10 @@ __device__ __forceinline__ bool weigh(Exchange& exchange, Element* weight_tile, 
     for (int n = 0; n < KEY_COLUMNS; ++n) {
       const float low = ptx::exp2_approx(fmaf(scores[0][n][2 * i], scale_log2, -reference));
       const float high = ptx::exp2_approx(fmaf(scores[0][n][2 * i + 1], scale_log2, -reference));
-      sum += low + high;
+      const unsigned pair = Arithmetic<Type>::pack(low, high);
+      sum += sum_of_pair<Type>(pair);  // as rounded, see attention_fused.cuh
       const int at = tile_offset(row, half * KEY_COLUMNS + n, WEIGHT_CHUNKS) + threadIdx.x % 4 * 2;
-      *reinterpret_cast<unsigned*>(weight_tile + at) = Arithmetic<Type>::pack(low, high);
+      *reinterpret_cast<unsigned*>(weight_tile + at) = pair;
     }
     rows.sum[0][i] = rows.sum[0][i] * shrink + sum;
     rows.top[0][i] = top;

@@ -33,6 +33,11 @@ struct Arithmetic<Float16> {
   }
 };
 
+template <class Type>
+__device__ __forceinline__ float sum_of_pair(unsigned pair) {
+  return Type::widen((Element)pair) + Type::widen((Element)(pair >> 16));
+}
+
 // Where chunk `chunk` of row `row` starts in a tile with `row_chunks` chunks a row.
 __device__ __forceinline__ int tile_offset(int row, int chunk, int row_chunks) {
   return (row * row_chunks + (chunk ^ (row & 7))) * kChunk;
