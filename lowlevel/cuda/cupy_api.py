@@ -66,6 +66,11 @@ def n_multiprocessors(index):
     return int(load().cuda.Device(index).attributes["MultiProcessorCount"])
 
 
+def shared_of_a_block(index):
+    """Bytes of shared memory that a thread block may have on a GPU."""
+    return int(load().cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"])
+
+
 def compile_module(text, name, options, expressions):
     """Kernels of a source by NVRTC, from CuPy's disk cache where they are there (see loader.Library)."""
     # CuPy passes -ftz=true itself.

@@ -29,6 +29,7 @@ class CudaDevice(KernelDevice):
         self._index = index
         self.name = f"cuda:{index}"
         self.n_multiprocessors = cupy_api.n_multiprocessors(index)
+        self.shared_of_a_block = cupy_api.shared_of_a_block(index)
 
     def _current(self):
         """Context in which this GPU is CuPy's current one."""
@@ -94,6 +95,10 @@ class CudaDevice(KernelDevice):
                 return self._cupy.array(array, order="C")
             except (TypeError, ValueError) as error:
                 raise self._no_such_dtype(array.dtype, error) from None
+
+    def upload(self, target, array):
+        with self._current():
+            target.set(array, stream=self._cupy.cuda.get_current_stream())
 
     def to_host(self, array):
         with self._current():

@@ -5,7 +5,9 @@ lowlevel/devices.py), `from_host`, `to_host`, and
 
     start(function, grid, block, arguments, shared_mem)   one launch
     copy_flat(target, source)                          equal shapes, both without gaps, in one order
+    upload(target, array)                              a NumPy array into one without gaps, of its dtype
     n_multiprocessors                                  how many blocks' worth of hardware there is
+    shared_of_a_block                                  bytes of shared memory that a block may have
 """
 
 import numbers
