@@ -9,9 +9,13 @@ import numpy as np
 
 from . import devices
 from .arrays import asnumpy
+from .budget_error import BudgetError, exact_size, refusal
 from .kv_source import as_kv_source
-from .plan import AttentionPlan, dtype_name, plan_attention
+from .plan import AttentionPlan, dtype_name, is_genuine, plan_attention
 from .pool import Pool
+
+# A call plans for what is free; so often it plans anew if other threads were faster to take it.
+PLANS_UNDER_CONTENTION = 100
 
 
 class Operands(NamedTuple):
@@ -106,7 +110,8 @@ def attention(
     assemble : {"write", "concat"}
         For method "steps": see `plan_attention`.
     plan : AttentionPlan, optional
-        A plan for exactly these sizes; then `method`, `assemble` and `n_threads` are the plan's.
+        What `plan_attention` returned for exactly these sizes; `method`, `assemble` and `n_threads`
+        are the plan's then, and may be left out.
     n_threads : int, optional
         None: every CPU this process may use.
     return_lse : bool
@@ -137,6 +142,7 @@ def attention(
     out_shape = (n_head, n_tokens, d_v)
     if out is not None:
         _check_out(out, out_shape, device)
+    _check_pool(pool)
     _check_place(device, {"k": k_source.data, "v": v_source.data}, pool, plan)
     operands = Operands(
         q=q,
@@ -167,10 +173,11 @@ def attention(
         q_dtype=dtype_name(q.dtype),
         out_dtype=dtype_name(out_dtype),
         v_in_k=operands.v_column >= 0,
+        kv_strided=not (_blas_reads(k_source) and _blas_reads(v_source)),
         device=device.name,
     )
     if plan is not None:
-        _check_plan(plan, sizes)
+        _check_plan(plan, sizes, method, assemble, n_threads)
 
     def make_plan(budget):
         if plan is not None:
@@ -179,7 +186,8 @@ def attention(
             **sizes, method=method, assemble=assemble, n_threads=n_threads, budget=budget
         )
 
-    with _scratch(pool, make_plan) as (plan, blocks):
+    attempts = PLANS_UNDER_CONTENTION if plan is None else 1
+    with _scratch(pool, make_plan, attempts) as (plan, blocks):
         # Outputs are made after everything that can be refused was accepted.
         if out is None:
             operands = operands._replace(out=device.empty(out_shape, out_dtype))
@@ -191,7 +199,7 @@ def attention(
 
 
 @contextlib.contextmanager
-def _scratch(pool, make_plan):
+def _scratch(pool, make_plan, attempts):
     """(plan, {tag: array of float32}) with the plan's blocks taken from `pool`, freed at the end."""
     if pool is None:
         plan = make_plan(None)
@@ -199,18 +207,52 @@ def _scratch(pool, make_plan):
         with pool, _taken(pool, plan) as blocks:
             yield plan, blocks
         return
-    # Blocks whose rounded sizes add up to the largest hole always fit, however fragmented the rest.
-    plan = make_plan(pool.largest_free)
-    with _taken(pool, plan) as blocks:
+    with contextlib.ExitStack() as taken:
+        plan, blocks = _plan_and_take(taken, pool, make_plan, attempts)
         yield plan, blocks
+
+
+def _plan_and_take(taken, pool, make_plan, attempts):
+    """(plan, its blocks); `taken`: the ExitStack that gives them back."""
+    for left in reversed(range(attempts)):
+        # Blocks whose rounded sizes add up to the largest hole always fit, however fragmented the
+        # rest, unless another thread takes from it between this line and the next.
+        free = pool.largest_free
+        try:
+            plan = make_plan(free)
+        except BudgetError as error:
+            raise (_refusal(error, pool) if pool.used else error) from None
+        try:
+            return plan, taken.enter_context(_taken(pool, plan))
+        except BudgetError:
+            if not left:
+                raise
+
+
+def _refusal(error, pool):
+    """What a plan refused for lack of budget, where blocks in the pool are what lacks: who holds them."""
+    state = pool.snapshot()
+    names = ("budget", "used", "largest_free", "fragmentation", "holders")
+    return refusal(
+        "the smallest scratch of this attention call",
+        requested=error.requested,
+        rounded=error.requested,
+        remedy=f"it needs {exact_size(error.requested)} free in one piece: free some of the above, "
+        "or take a larger pool",
+        **{name: state[name] for name in names},
+    )
 
 
 @contextlib.contextmanager
 def _taken(pool, plan):
     sizes = dict(n_head=plan.n_head, n_tokens=plan.n_tokens, n_kv=plan.n_kv, method=plan.method)
     call = pool.call("attention", **sizes, scratch_bytes=plan.scratch_bytes)  # marks it in a trace
-    with call, pool.scope("attention"):
-        yield {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
+    scope = pool.scope("attention")
+    try:
+        with call, scope:
+            yield {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
+    finally:
+        scope.close()
 
 
 def merge_states(outs, lses):
@@ -283,7 +325,7 @@ def _check_place(device, sources, pool, plan):
 
 
 def _check_dtype(x, name, device, known=("float32",)):
-    if dtype_name(x.dtype) not in known:
+    if dtype_name(x.dtype) not in known or not x.dtype.isnative:  # no name tells the byte order
         raise TypeError(
             f"{name}: expected {' or '.join(known)}, got {x.dtype}; "
             f"try {name}.astype(numpy.float32)"
@@ -370,11 +412,18 @@ def _check_mask(mask, n_head, n_tokens, n_kv, device):
 def _check_per_head(values, name, n_head):
     if values is None:
         return None
-    array = np.ascontiguousarray(asnumpy(values), dtype=np.float32)
-    if array.shape != (n_head,):
-        raise ValueError(f"{name}: expected {n_head} values, one per head, got shape {array.shape}")
-    if np.isnan(array).any() or (name == "alibi_slopes" and not np.isfinite(array).all()):
-        raise ValueError(f"{name}: expected finite values, got {array}")
+    given = np.asarray(asnumpy(values))
+    if given.dtype.kind not in "fiu" and dtype_name(given.dtype) != "bfloat16":
+        raise TypeError(f"{name}: expected {n_head} real numbers, one per head, got {values!r}")
+    if given.shape != (n_head,):
+        raise ValueError(f"{name}: expected {n_head} values, one per head, got shape {given.shape}")
+    with np.errstate(over="ignore"):
+        array = np.array(given, np.float32)  # a copy: `out` may lie over what was given
+    allowed = np.isfinite(array)
+    if name == "sinks":
+        allowed |= np.isneginf(array)  # a head without a sink
+    if not allowed.all():
+        raise ValueError(f"{name}: expected values that are finite in float32, got {given}")
     return array
 
 
@@ -395,20 +444,40 @@ def _check_window(window):
 
 
 def _check_float(value, name, positive=False):
-    kind = "a positive finite number" if positive else "a finite number"
+    kind = f"a {'positive ' if positive else ''}number that is finite in float32"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {kind}, got {value!r}")
-    if not math.isfinite(value) or (positive and value <= 0):
+    try:
+        with np.errstate(over="ignore"):
+            single = np.float32(float(value))  # what the kernels compute with
+    except OverflowError:  # an int beyond any float
+        single = np.float32(np.inf)
+    if not np.isfinite(single) or (positive and single <= 0):
         raise ValueError(f"{name}: expected {kind}, got {value!r}")
     return float(value)
 
 
-def _check_plan(plan, sizes):
+def _check_pool(pool):
+    if pool is None:
+        return
+    if not isinstance(pool, Pool):
+        raise TypeError(f"pool: expected a lowlevel.Pool or None, got {type(pool).__name__}")
+    if pool.closed:
+        raise ValueError("pool: it is closed")
+
+
+def _check_plan(plan, sizes, method, assemble, n_threads):
     if not isinstance(plan, AttentionPlan):
         raise TypeError(f"plan: expected what plan_attention returns, got {type(plan).__name__}")
     k_dtype, v_dtype = sizes["kv_dtype"]
     actual = {**sizes, "k_dtype": k_dtype, "v_dtype": v_dtype}
     del actual["kv_dtype"]
+    actual["kv_strided"] &= plan.method == "steps"
+    # Arguments left as they are by default are the plan's.
+    defaults = dict(method="auto", assemble="write", n_threads=None)
+    for name, value in dict(method=method, assemble=assemble, n_threads=n_threads).items():
+        if value != defaults[name]:
+            actual[name] = value
     differing = [
         f"{name} {getattr(plan, name)} (the call has {value})"
         for name, value in actual.items()
@@ -416,6 +485,18 @@ def _check_plan(plan, sizes):
     ]
     if differing:
         raise ValueError(f"plan: made for another call: {', '.join(differing)}")
+    if not is_genuine(plan):
+        raise ValueError(
+            "plan: changed since plan_attention returned it (its tiles and its scratch must fit each "
+            "other); plan again with other sizes, budget or n_threads"
+        )
+
+
+def _blas_reads(source):
+    """Whether BLAS can read a dense source where it lies; NumPy would copy a whole head of it."""
+    data = source.data
+    row, stray = divmod(data.strides[1], data.itemsize)
+    return source.shape[1] <= 1 or (data.shape[2] <= row < 2**31 and not stray)
 
 
 def _column_of_v(k, v, device):
@@ -430,7 +511,7 @@ def _column_of_v(k, v, device):
     start = device.address(v.data) - device.address(k.data)
     row_bytes = k.data.shape[2] * k.data.itemsize
     column, odd = divmod(start * k.shape[2], row_bytes)
-    if odd or not 0 <= column <= k.shape[2] - v.shape[2]:
+    if odd or column % k.block_weights or not 0 <= column <= k.shape[2] - v.shape[2]:
         return -1
     if column % device.planner.V_COLUMN_STEP:
         return -1

@@ -2,6 +2,8 @@
 
 import operator
 
+import numpy as np
+
 from lowlevel import devices
 from lowlevel.shapes import resolve_dtype
 
@@ -70,6 +72,8 @@ def _check_arrays(arrays):
             raise ValueError(
                 f"arrays[{i}]: 0-d, there is no axis to join along; reshape it to (1,)"
             )
+        if array.dtype.hasobject:
+            raise TypeError(f"arrays[{i}]: {array.dtype} holds Python objects; give plain values")
     resolve_dtype(arrays[0].dtype)
     return arrays, device
 
@@ -78,7 +82,9 @@ def _check_axis(axis, ndim):
     try:
         index = operator.index(axis)
     except TypeError:
-        raise TypeError(f"axis: expected an int, got {axis!r}") from None
+        index = None
+    if index is None or isinstance(axis, (bool, np.bool_)):
+        raise TypeError(f"axis: expected an int, got {axis!r}")
     if not -ndim <= index < ndim:
         raise ValueError(
             f"axis: expected {-ndim} to {ndim - 1} for arrays of {ndim} axes, got {index}"

@@ -15,6 +15,13 @@ A device is an object that its own package provides as `open_device(index)` in a
     overlap(array, array)                 whether they share an element (True also if that is too hard to say)
     overlaps_itself(array)                whether two of its indices may mean one place
     writable(array)
+    freeze(array)                         make later writes through it an error, where the device's arrays can
+    synchronise()                         wait for what this thread has queued
+    has_streams                           whether work is queued on streams; then also:
+    current_stream()                      the thread's current one; its `ptr` tells it from others
+    record(stream, event=None)            an event after all that is queued on a stream now; one that is given is used again
+    wait(stream, event)                   later work of the stream comes after the event; the program does not wait
+    finish()                              wait for all work of all streams
     from_host(array)                      a NumPy array's contents as a C-contiguous array of the device
     to_host(array)                        an array's contents as a NumPy array
 """

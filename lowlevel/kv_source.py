@@ -7,6 +7,8 @@ for one, takes part by a method ``kv_source()`` that returns an object with
     (n_head_kv, n_kv, d).
 ``dtype_name``
     What a plan shows: "float32", "Q8_0", ...
+``block_weights``
+    Weights in one block, 1 where each stands alone; a range of columns starts at a multiple of it.
 ``data``
     A NumPy array whose first two axes are heads and keys, in any strides; the last axis, one
     key's bytes, is contiguous.
@@ -15,6 +17,9 @@ for one, takes part by a method ``kv_source()`` that returns an object with
     ``void fill(uint8 *source, int64 row_stride, int64 n_rows, int64 n_columns, float *out, int64 stride)``
     that decodes `n_rows` rows of `n_columns` values, `row_stride` bytes apart, into `out`, `stride`
     floats apart (pointers may be declared int64). It writes nothing else and needs no memory.
+``decode(device, heads, keys, out)``
+    On devices that launch kernels: decodes ``data[heads, keys]`` (slices) into `out`, a C-contiguous
+    array (heads, keys, d) of float32, float16 or bfloat16 on `device`, in the order of its other work.
 """
 
 from . import devices
@@ -32,9 +37,12 @@ class DenseSource:
         The argument's name, for error messages.
     """
 
+    block_weights = 1
+
     def __init__(self, array, name):
         self.data, self.shape, self.dtype_name = array, array.shape, dtype_name(array.dtype)
-        if self.dtype_name not in DENSE_DTYPES:
+        # The name does not tell the byte order.
+        if self.dtype_name not in DENSE_DTYPES or not array.dtype.isnative:
             raise TypeError(
                 f"{name}: expected one of {', '.join(DENSE_DTYPES)} or a QuantTensor of 32-weight "
                 f"blocks, got {array.dtype}; try {name}.astype('float32')"

@@ -87,6 +87,7 @@ class Setting(NamedTuple):
     kv_type: str = "f16"
     method: str = "auto"
     n_threads: int | None = None
+    device: str = "cpu"
 
 
 class DeviceMemory(NamedTuple):
@@ -212,6 +213,7 @@ def scratch_bytes(model, setting):
         budget=setting.amb,
         method=setting.method,
         n_threads=setting.n_threads,
+        device=setting.device,
     )
     return plan.scratch_bytes
 
@@ -286,7 +288,8 @@ def fit(model, vram, *, shares=None, reserve=0, n_ctx=None, ubatches=UBATCHES, *
     ubatches : sequence of int
         The u-batches to try.
     **choices
-        amb, kv_type, method and n_threads as in `Setting`.
+        amb, kv_type, method, n_threads and device (of attention: "cpu", or "cudasim", which plans as a GPU does) as in
+        `Setting`.
 
     Returns
     -------

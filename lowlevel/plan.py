@@ -5,6 +5,7 @@ The same plan that is shown is the one that runs: `attention` takes exactly
 """
 
 import dataclasses
+import functools
 import numbers
 
 from . import devices
@@ -14,6 +15,9 @@ from .sizes import format_size, parse_size
 METHODS = ("auto", "steps")
 ASSEMBLIES = ("write", "concat")
 DENSE_DTYPES = ("float32", "float16", "bfloat16")
+# Weights in one block of every type that K and V may have; a head's size is a multiple of it.
+# `quant` brings the sources of the quantised ones; a source of another type adds its row.
+KV_BLOCK_WEIGHTS = {**dict.fromkeys(DENSE_DTYPES, 1), "Q8_0": 32, "Q4_0": 32, "IQ4_NL": 32}
 # Keys decoded at a time where method "steps" meets K or V that are not float32.
 STEP_CHUNK_KEYS = 512
 
@@ -38,6 +42,8 @@ class AttentionPlan:
         "float32", "float16", "bfloat16"; K and V also the name of a quantised type.
     v_in_k : bool
         V is a range of K's columns and is not decoded a second time.
+    kv_strided : bool
+        Method "steps": BLAS cannot read K or V where they lie.
     assemble : str
         Method "steps": "write" (each step writes its part of the output) or "concat".
     budget : int or None
@@ -72,6 +78,7 @@ class AttentionPlan:
     v_dtype: str
     out_dtype: str
     v_in_k: bool
+    kv_strided: bool
     assemble: str
     budget: int | None
     n_threads: int
@@ -98,7 +105,7 @@ class AttentionPlan:
             name: getattr(self, name)
             for name in (
                 "n_head", "n_head_kv", "n_tokens", "n_kv", "d_k", "d_v",
-                "q_dtype", "k_dtype", "v_dtype", "v_in_k", "out_dtype", "device",
+                "q_dtype", "k_dtype", "v_dtype", "v_in_k", "kv_strided", "out_dtype", "device",
             )
         }  # fmt: skip
 
@@ -141,6 +148,7 @@ def plan_attention(
     device="cpu",
     n_threads=None,
     v_in_k=False,
+    kv_strided=False,
 ):
     """Plan an attention call: tile sizes and the exact bytes of scratch, without running it.
 
@@ -171,6 +179,9 @@ def plan_attention(
         CPU threads; None: all this process may use. Workers are dropped before tiles shrink.
     v_in_k : bool
         V is a range of K's columns (latent MLA), so that one decoded chunk serves both.
+    kv_strided : bool
+        Method "steps": K or V are float32 in an order that BLAS cannot read in place (zero, negative
+        or overlapping strides between keys), and are copied a chunk at a time.
 
     Returns
     -------
@@ -196,6 +207,7 @@ def plan_attention(
         raise ValueError(f"assemble: expected one of {ASSEMBLIES}, got {assemble!r}")
     if assemble != "write" and method != "steps":
         raise ValueError(f'assemble={assemble!r} is for method="steps"; got method={method!r}')
+    d_k, d_v = _count("d_k", d_k, 1), _count("d_v", d_v, 1)
     k_dtype, v_dtype = _kv_dtypes(kv_dtype)
     planner, device = devices.get(device).planner, devices.canonical_name(device)
     if method not in planner.METHODS:
@@ -206,19 +218,21 @@ def plan_attention(
     ):
         if dtype_name(dtype) not in known:
             raise ValueError(f"{name}: expected one of {known} on {device}, got {dtype!r}")
+    _check_kv_types(k_dtype, v_dtype, d_k, d_v, v_in_k)
     sizes = dict(
         device=device,
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_tokens=_count("n_tokens", n_tokens, 0),
         n_kv=_count("n_kv", n_kv, 0),
-        d_k=_count("d_k", d_k, 1),
-        d_v=_count("d_v", d_v, 1),
+        d_k=d_k,
+        d_v=d_v,
         q_dtype=dtype_name(q_dtype),
         k_dtype=k_dtype,
         v_dtype=v_dtype,
         out_dtype=dtype_name(out_dtype),
         v_in_k=bool(v_in_k),
+        kv_strided=bool(kv_strided) and method == "steps",
         method=method,
         assemble=assemble,
         budget=None if budget is None else parse_size(budget),
@@ -312,7 +326,7 @@ def _plan_steps(sizes):
 
 def _step_conversion(sizes):
     """K or V that BLAS cannot read are decoded a chunk at a time, V's products added up."""
-    if sizes["k_dtype"] == sizes["v_dtype"] == "float32":
+    if sizes["k_dtype"] == sizes["v_dtype"] == "float32" and not sizes["kv_strided"]:
         return ()
     keys = min(STEP_CHUNK_KEYS, sizes["n_kv"])
     chunk = 4 * keys * max(sizes["d_k"], sizes["d_v"])
@@ -347,6 +361,18 @@ def _too_small(sizes, needed, what):
     )
 
 
+@functools.lru_cache(maxsize=256)
+def is_genuine(plan):
+    """Whether `plan` is what `plan_attention` makes of its sizes and budget, unchanged since."""
+    sizes = dict(plan.sizes)
+    kv_dtype = (sizes.pop("k_dtype"), sizes.pop("v_dtype"))
+    choices = {name: getattr(plan, name) for name in ("method", "assemble", "budget", "n_threads")}
+    try:
+        return plan_attention(**sizes, kv_dtype=kv_dtype, **choices) == plan
+    except (TypeError, ValueError, BudgetError):
+        return False
+
+
 def _count(name, value, least):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an int >= {least}, got {value!r}")
@@ -373,4 +399,25 @@ def _kv_dtypes(kv_dtype):
     pair = kv_dtype if isinstance(kv_dtype, (tuple, list)) else (kv_dtype, kv_dtype)
     if len(pair) != 2:
         raise ValueError(f"kv_dtype: expected one type or (type of K, type of V), got {kv_dtype!r}")
-    return tuple(dtype_name(d) for d in pair)
+    names = tuple(dtype_name(d) for d in pair)
+    for name in names:
+        if name not in KV_BLOCK_WEIGHTS:
+            raise ValueError(
+                f"kv_dtype: expected one of {', '.join(KV_BLOCK_WEIGHTS)}; got {name!r}"
+            )
+    return names
+
+
+def _check_kv_types(k_dtype, v_dtype, d_k, d_v, v_in_k):
+    for argument, width, dtype in (("d_k", d_k, k_dtype), ("d_v", d_v, v_dtype)):
+        block = KV_BLOCK_WEIGHTS[dtype]
+        if width % block:
+            raise ValueError(
+                f"{argument}: must be a multiple of {block}, the weights in a block of {dtype}; "
+                f"got {width}"
+            )
+    if v_in_k and (k_dtype != v_dtype or d_v > d_k):
+        raise ValueError(
+            f"v_in_k: V can be a range of K's columns only with K's type and at most its {d_k} "
+            f"columns; got {v_dtype} in {k_dtype}, d_v={d_v}"
+        )

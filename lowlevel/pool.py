@@ -17,6 +17,10 @@ any array in it), but its contents are no longer its own.
 Any thread may take and free. Scopes belong to the thread that entered them: a scope frees what that thread
 took inside (in the innermost scope, if nested), whoever else has freed some of it before. What other threads
 take meanwhile is in their scopes or in none. Do not call a pool from a signal handler or a `__del__`.
+
+On a GPU a block belongs to the stream that is current when it is taken; free it with that stream, or the last that
+works on it, as the current one. Memory that another stream freed may be taken at once: the stream waits
+(`lowlevel.stream_order`).
 """
 
 import contextlib
@@ -26,10 +30,12 @@ from lowlevel import devices
 from lowlevel.arena import ALIGNMENT, Arena, align_up, smallest_size
 from lowlevel.block import Block, by_offset, holders
 from lowlevel.budget_error import BudgetError, exact_size, refusal
+from lowlevel.fork_lock import fork_lock
 from lowlevel.pool_memory import ArenaMemory, GuardedMemory, MemoryCorruptionError, call_site
 from lowlevel.pool_scope import Scope
 from lowlevel.shapes import array_layout
 from lowlevel.sizes import parse_size
+from lowlevel.stream_order import StreamOrder
 
 __all__ = [
     "ALIGNMENT",
@@ -52,13 +58,13 @@ class Pool:
     budget : int or str
         The cap: bytes, or text such as "256MiB". All of it is usable down to whole 256-byte units.
     device : str
-        "cpu" (later "cuda:N", "cudasim").
+        "cpu", "cuda:N" or "cudasim".
     debug : bool
         Find misuse, at a cost in time and real memory: every block has its own memory between guard
         bytes, is filled with NaN when taken and when freed, and freed memory is kept aside for a while. A write
         outside a block or after its release raises MemoryCorruptionError when the block is freed or leaves
-        that quarantine; `close` raises RuntimeError for blocks that were not freed; errors and `live`
-        name the line that took a block. Counts and offsets are those of a pool without debug.
+        that quarantine; a NumPy array that is kept after `free` or `close` is read-only; `close` raises
+        RuntimeError for blocks that were not freed; errors and `live` name the line that took a block. Counts and offsets are those of a pool without debug.
 
     Attributes
     ----------
@@ -87,13 +93,14 @@ class Pool:
         self._arena = Arena(self._budget // ALIGNMENT * ALIGNMENT)
         memory = GuardedMemory if debug else ArenaMemory
         self._memory = memory(self._device, self._arena.size)
+        self._order = StreamOrder(self._device) if self._device.has_streams else None
         self._live = {}  # id(array) -> (array, block, scope): what is taken; all else follows
         self._number = 0
         self._peak = 0
         self._peak_number = 0  # the block that made the peak
         self._freed_since_peak = []  # those of the peak's blocks that are freed by now
         self._trace = None
-        self._lock = threading.Lock()
+        self._lock = fork_lock()
         self._of_thread = threading.local()
 
     def empty(self, shape, dtype="float32", *, tag=""):
@@ -135,6 +142,8 @@ class Pool:
                 offset = self._arena.take(n_bytes) if n_bytes else 0
                 if offset is None:
                     raise self._refusal(requested, n_bytes, shape, dtype, tag)
+                if self._order and n_bytes:
+                    self._order.taken(offset, n_bytes)
                 array = self._memory.take(offset, n_bytes, shape, dtype)
                 number = self._number + 1
                 block = Block(offset, n_bytes, number, shape, dtype, tag, path, thread, site)
@@ -341,6 +350,8 @@ class Pool:
         """What follows from taking `entry` out of the live blocks."""
         array, block, scope = entry
         if block.n_bytes:
+            if self._order:
+                self._order.freed(block.offset, block.n_bytes)
             self._arena.give(block.offset, block.n_bytes)
         if scope:
             scope.arrays.pop(id(array), None)
@@ -371,6 +382,8 @@ class Pool:
         if self._trace:
             live = [block.to_dict() for block in blocks]
             self._trace.event("resync", self._arena.used, live=live)
+        if self._order:
+            self._order.reset([block.offset for block in blocks if block.n_bytes])
 
     def _close(self):
         with self._lock:

@@ -75,6 +75,8 @@ class GuardedMemory:
         before = self._device.holds(memory, 0, GUARD_BYTES, CANARY)
         after = self._device.holds(memory, end, end + GUARD_BYTES, CANARY)
         self._device.fill(memory, GUARD_BYTES, end, FREED)
+        self._device.synchronise()  # another stream may look at it next
+        self._device.freeze(array)
         if not (before and after):
             where = "past the end" if before else "before the start"
             raise MemoryCorruptionError(f"something wrote {where} of block {block}")

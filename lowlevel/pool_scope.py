@@ -42,3 +42,8 @@ class Scope:
             self._pool._free_scope(self)
         finally:
             scopes.pop()
+
+    def close(self):
+        """Leave the scope unless it was left: a Ctrl-C may strike as `__exit__` is entered."""
+        if self._scopes and self in self._scopes:
+            self.__exit__(None, None, None)

@@ -29,10 +29,13 @@ def array_layout(shape, dtype):
     TypeError, ValueError
     """
     dtype = resolve_dtype(dtype)
-    try:
-        shape = tuple(map(operator.index, shape))
-    except TypeError:
-        shape = (_one_length(shape),)
+    if type(shape) is int:
+        shape = (shape,)
+    else:
+        try:
+            shape = tuple(map(operator.index, shape))
+        except TypeError:
+            shape = (_one_length(shape),)
     if shape and min(shape) < 0:
         raise ValueError(f"shape: expected lengths of at least 0, got {shape}")
     if len(shape) > MAX_NDIM:

@@ -1,10 +1,10 @@
 """Byte sizes as people write them: "256MiB", 268435456, 1.5 * 2**30."""
 
-import math
 import re
 
 import numpy as np
 
+MOST_BYTES = 2**64
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
     _UNITS[_letter + "ib"] = 2 ** (10 * _power)
@@ -30,8 +30,9 @@ def parse_size(size, name="budget"):
     Raises
     ------
     TypeError, ValueError
-        Not a size, negative, NaN or infinite.
+        Not a size, negative, NaN, infinite or past 2**64.
     """
+    given = size
     works = f'{name}: give bytes (int) or text such as "256MiB"'
     if isinstance(size, str):
         match = _PATTERN.fullmatch(size)
@@ -39,11 +40,13 @@ def parse_size(size, name="budget"):
         if unit is None:
             raise ValueError(f"{works}; got {size!r}")
         number = match.group(1)
-        return int(number) * unit if number.isdigit() else int(float(number) * unit)
-    if isinstance(size, bool) or not isinstance(size, (int, float, np.integer, np.floating)):
+        whole = len(number) <= 19 and number.isdigit()
+        size = int(number) * unit if whole else float(number) * unit
+    elif isinstance(size, bool) or not isinstance(size, (int, float, np.integer, np.floating)):
         raise TypeError(f"{works}; got {size!r} ({type(size).__name__})")
-    if not math.isfinite(size) or size < 0:
-        raise ValueError(f"{works}; got {size!r}")
+    # NaN and infinities fail the comparison too; no address is past 2**64.
+    if not 0 <= size < MOST_BYTES:
+        raise ValueError(f"{works}, at least 0 and below 2**64; got {given!r}")
     return int(size)
 
 

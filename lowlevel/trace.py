@@ -5,7 +5,7 @@
         with pool.call("attention", n_kv=4096): ...
     for event in read_events("run.jsonl"): ...      # lowlevel.trace_reader
 
-File format, version 1: UTF-8, one JSON object a line, in the order in which things happened. Readers skip keys
+File format, version 1 (as a JSON Schema: trace_schema.json): UTF-8, one JSON object a line, in the order of events. Readers skip keys
 and "op"s that they do not know; a change that would mislead such readers raises the version.
 
 First line (the header)
@@ -50,7 +50,7 @@ MAX_PENDING = 100_000
 LINES_PER_WRITE = 1000
 MAX_ENCODED = 10_000
 # Where the fields of a Block start that many blocks have in common.
-SHARED_FIELDS = Block._fields.index("shape")
+SHARED_FIELDS = Block._fields.index("dtype")
 
 _active = weakref.WeakSet()
 
@@ -97,7 +97,7 @@ class Trace:
             "program": os.path.basename(sys.argv[0]) if sys.argv else "",
             "started": time.time(),
         }
-        self._file.write(_encode(header))
+        self._file.write(_encode(header).encode())
         _active.add(self)
         self._writer = threading.Thread(
             target=_write_until_stopped, args=(weakref.ref(self), self._wake), daemon=True
@@ -170,7 +170,7 @@ class Trace:
             lines.append(self._line(self._events.popleft()))
         self._n_events += len(lines)
         try:
-            _write_all(self._file, b"".join(lines))
+            _write_all(self._file, "".join(lines).encode())
         except OSError as error:
             self._fail(error)
 
@@ -189,16 +189,21 @@ class Trace:
             ):  # details that JSON cannot say, or that change
                 return _encode({**line, "details": {"unwritable": repr(line["details"])[:1000]}})
         # A block: nearly every line, so put together by hand from parts that are mostly the same.
-        key = what[SHARED_FIELDS:] if op == "alloc" else what.tag
+        offset, n_bytes, number, shape = what[:SHARED_FIELDS]
+        is_alloc = op == "alloc"
+        key = what[SHARED_FIELDS:] if is_alloc else what.tag
         rest = self._encoded.get(key)
         if rest is None:
             if len(self._encoded) > MAX_ENCODED:
                 self._encoded.clear()
             rest = self._encoded[key] = _constant_part(op, what)
+        if is_alloc:
+            lengths = shape[0] if len(shape) == 1 else str(shape)[1:-1]
+            rest = f'{rest},"shape":[{lengths}]'
         return (
-            f'{{"t":{seconds:.6f},"op":"{op}","pool":{pool},"used":{used},"n":{what.number},'
-            f'"offset":{what.offset},"size":{what.n_bytes},{rest}\n'
-        ).encode()
+            f'{{"t":{seconds:.6f},"op":"{op}","pool":{pool},"used":{used},"n":{number},'
+            f'"offset":{offset},"size":{n_bytes},{rest}}}\n'
+        )
 
     def _fail(self, error):
         """The disk is full or gone: the traced program goes on, untraced."""
@@ -247,7 +252,7 @@ class _Call:
 
 
 def _encode(line):
-    return (_dumps(line) + "\n").encode()
+    return _dumps(line) + "\n"
 
 
 def _dumps(value):
@@ -259,12 +264,12 @@ def _plain(value):
 
 
 def _constant_part(op, block):
-    """The end of a block's line, `{` left out, from its tag on."""
+    """The part of a block's line from its tag on that many have in common, without the braces."""
     fields = {"tag": block.tag}
     if op == "alloc":
         fields.update(scope=block.scope, thread=block.thread, dtype=block.dtype.name)
-        fields.update(shape=block.shape, site=block.site)
-    return _dumps(fields)[1:]
+        fields.update(site=block.site)
+    return _dumps(fields)[1:-1]
 
 
 def _write_all(file, data):

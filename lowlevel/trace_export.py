@@ -73,7 +73,7 @@ def rmm_log(path):
     """A trace as RMM's logging_resource_adaptor writes it: CSV with a line for each allocation and release.
 
     Threads are numbers in the order of their appearance (0: not known), times are UTC, the stream is 0;
-    blocks without bytes are left out.
+    blocks without bytes are left out, and refused requests, at which RMM's own replay benchmark would stop.
     """
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
@@ -92,8 +92,6 @@ def rmm_log(path):
             thread = threads.setdefault(block.thread, len(threads))
             action = "allocate" if taken else "free"
             writer.writerow((thread, time, action, hex(base + block.offset), block.n_bytes, 0))
-        if event["op"] == "refuse":
-            writer.writerow((0, time, "allocate failure", hex(0), event["size"], 0))
 
     run = read_run(path, record)
     if any(pool.from_snapshot for pool in run.pools.values()):

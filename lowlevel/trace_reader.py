@@ -4,6 +4,7 @@ Memory is bounded by the longest line that is allowed, not by the file; what the
 overlap, a block freed twice) is `lowlevel.trace_state`'s to check.
 """
 
+import importlib.resources
 import json
 import os
 import stat
@@ -15,46 +16,32 @@ MAX_LINE_BYTES = 64 * 2**20
 # JSON values of a line, each of which costs Python far more than its bytes: 100,000 blocks are 2 million.
 MAX_LINE_VALUES = 4_000_000
 MAX_HEADER_BYTES = 2**16
-MAX_NUMBER = 2**63 - 1
 POLL_SECONDS = 0.1
 SNAPSHOT_VERSION = 1
-# What each known op must bring besides "t": the rest of the program may then rely on it.
-_POOL_FIELDS = {"pool": int, "used": int}
-_BLOCK_FIELDS = {**_POOL_FIELDS, "n": int, "offset": int, "size": int, "tag": str}
-_CALL_FIELDS = {**_POOL_FIELDS, "call": int, "name": str, "thread": str}
+_PYTHON = {"integer": int, "string": str, "array": list, "object": dict, "boolean": bool}
+# What is asked of a line is what the published schema says.
+_SCHEMA = json.loads(
+    importlib.resources.files("lowlevel").joinpath("trace_schema.json").read_text()
+)
+
+
+def _fields(name):
+    """{property: type} that the schema requires of something; "t", "op" and constants are checked elsewhere."""
+    definition = _SCHEMA["$defs"][name]
+    fields = {}
+    for key in definition["required"]:
+        what = definition["properties"][key]
+        if key not in ("t", "at_peak") and "const" not in what:
+            what = _SCHEMA["$defs"]["size"] if "$ref" in what else what
+            fields[key] = _PYTHON[what["type"]]
+    return fields
+
+
 _FIELDS = {
-    "attach": {**_POOL_FIELDS, "device": str, "budget": int, "peak": int},
-    "alloc": {
-        **_BLOCK_FIELDS,
-        "scope": str,
-        "thread": str,
-        "dtype": str,
-        "shape": list,
-        "site": str,
-    },
-    "free": _BLOCK_FIELDS,
-    "refuse": {**_POOL_FIELDS, "size": int, "tag": str, "error": dict},
-    "reset_peak": _POOL_FIELDS,
-    "resync": {**_POOL_FIELDS, "live": list},
-    "begin": {**_CALL_FIELDS, "details": dict},
-    "end": {**_CALL_FIELDS, "ok": bool},
-    "detach": {**_POOL_FIELDS, "snapshot": dict},
-    "stop": {"n_events": int},
+    op: _fields(op) for op, what in _SCHEMA["$defs"].items() if "op" in what.get("properties", ())
 }
-# A block of Pool.snapshot().
-_LIVE_FIELDS = {
-    "offset": int,
-    "n_bytes": int,
-    "number": int,
-    "shape": list,
-    "dtype": str,
-    "tag": str,
-    "scope": str,
-    "thread": str,
-    "site": str,
-}
-_SNAPSHOT_FIELDS = {"device": str, "budget": int, "used": int, "peak": int, "live": list}
-_AT_PEAK_FIELDS = {"used": int, "live": list}
+MAX_NUMBER = _SCHEMA["$defs"]["size"]["maximum"]
+_LIVE_FIELDS, _SNAPSHOT_FIELDS, _AT_PEAK_FIELDS = map(_fields, ("block", "snapshot", "at_peak"))
 
 
 class TraceFormatError(ValueError):

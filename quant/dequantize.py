@@ -109,7 +109,7 @@ def _check_out(out, t, dtype, device):
         raise ValueError(f"out: the array is not aligned to its {out.itemsize}-byte items")
     if out.size and out.shape[-1] > 1 and strides[-1] != out.itemsize:
         raise ValueError(f"out: the last axis must be contiguous; its stride is {strides[-1]}")
-    if out.size and 0 in strides:
+    if device.overlaps_itself(out):
         raise ValueError(f"out: several weights share an item; strides are {out.strides}")
     if device.overlap(out, t.data):
         raise ValueError("out: overlaps the tensor's own bytes")

@@ -13,11 +13,13 @@ class QuantSource:
     shape : tuple of int
     dtype_name : str
         The format's name.
-    data : numpy.ndarray of uint8, (n_head_kv, n_kv, row bytes)
+    block_weights : int
+    data : array of uint8, (n_head_kv, n_kv, row bytes)
     """
 
     def __init__(self, t):
         self.shape, self.data, self.dtype_name = t.shape, t.data, t.format.name
+        self._format, self.block_weights = t.format, t.format.block_weights
 
     @property
     def fill_address(self):
@@ -25,6 +27,12 @@ class QuantSource:
         from .cpu.decoders import DECODERS
 
         return DECODERS[self.dtype_name].fill.address
+
+    def decode(self, device, heads, keys, out):
+        """Decode ``data[heads, keys]`` into `out`, both on `device`, a `KernelDevice`."""
+        from .cuda.dequantize import decode_blocks
+
+        decode_blocks(self._format, self.data[heads, keys], out, device)
 
 
 def kv_source(t):

@@ -51,6 +51,11 @@ def plan_tensors(geometry, qtype="Q8_0", *, types=None, pure=False, only_attenti
     Takes no time whatever the size.
     """
     geometry = _checked_geometry(geometry)
+    if geometry.architecture == "llama" and geometry.d_v != geometry.d_k and not only_attention:
+        raise ValueError(
+            f"d_v: llama.cpp loads llama models whose d_v is d_k ({geometry.d_k}), not "
+            f"{geometry.d_v}; only_attention=True writes such a file for kqcap alone"
+        )
     specs = tensor_list(geometry, only_attention)
     unknown = set(types or ()) - {spec.kind.role for spec in tensor_list(geometry)}
     if unknown:

@@ -158,11 +158,14 @@ def _scratch(pool, n_bytes, device):
         start = -memory.ctypes.data % 64
         yield memory[start : start + n_bytes]
         return
-    memory = pool.empty(n_bytes, "uint8", tag="matmul")
-    try:
-        yield memory
-    finally:
-        pool.free(memory)
+    from lowlevel.pool import align_up
+
+    with pool.call("matmul", scratch_bytes=align_up(n_bytes)):  # marks it in a trace
+        memory = pool.empty(n_bytes, "uint8", tag="matmul")
+        try:
+            yield memory
+        finally:
+            pool.free(memory)
 
 
 # ---------------------------------------------------------------- checks

@@ -1,10 +1,18 @@
-"""For every test: whatever it takes from a pool it gives back."""
+"""For every test: what it takes from a pool it gives back, and calls take what they planned, to the byte."""
 
 import functools
+import signal
 
 import pytest
+from measured_calls import MeasuredCalls
 
 from lowlevel.pool import Pool
+
+_n_calls = 0
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would the tests of it and their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +31,33 @@ def no_leaked_blocks(monkeypatch):
     leaked = [str(block) for live in live_of_pools for _, block, _ in live.values()]
     if leaked:
         pytest.fail("left in a pool:\n" + "\n".join(leaked[:10]), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def measured_calls(monkeypatch):
+    """Fails a test in which a call of attention or matmul, on any device, does not take what it planned."""
+    global _n_calls
+    calls = MeasuredCalls()
+    calls.install(monkeypatch)
+    yield calls
+    _n_calls += calls.n_calls
+    if calls.wrong:
+        pytest.fail("not as planned:\n" + "\n".join(calls.wrong[:10]), pytrace=False)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # under pytest-xdist
+        session.config.workeroutput["n_measured_calls"] = _n_calls
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    global _n_calls
+    _n_calls += getattr(node, "workeroutput", {}).get("n_measured_calls", 0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _n_calls:
+        terminalreporter.write_line(
+            f"{_n_calls} calls were measured against their plan, to the byte"
+        )

@@ -22,6 +22,7 @@ columns:
   method        auto: the best tiles; steps: ik_llama.cpp's way, whole K*Q of some heads at a time
   amb           budget in MiB of the pool that all scratch comes from; 0: no cap
   tile          heads x query rows x keys whose scores are worked on at a time
+  steps         tiles in all; with --full tile and steps are the last u-batch's
   scratch       MiB that the plan says
   pool peak     MiB that were taken from the pool
   growth        MiB by which the process grew over its first run, in a fresh pool: the peak of

@@ -41,9 +41,10 @@ def measure(
     Returns
     -------
     dict
-        gpu, copy (bytes a second, read and written, of a copy on the device), host (seconds that one
-        call takes the host), rows: dicts of type, n, seconds (of each round), bytes (of the weights),
-        of_copy (their bandwidth over the copy's), tops (multiply-adds counted as two).
+        gpu, copy (bytes a second, read and written, of a copy of 1 GiB on the device), small_copy (of as
+        many bytes as an IQ4_NL weight has, in a graph as the products are: what launches leave of it),
+        host (seconds that one call takes the host), shape, exact, rows: dicts of type, n, seconds
+        (of each round), bytes (of the weights), of_copy (their bandwidth over the copy's), tops (multiply-adds counted as two).
     """
     import cupy
 
@@ -59,6 +60,7 @@ def measure(
             for case, (graph, n_calls, _) in cases.items():
                 times[case].append(_seconds(cupy, graph) / n_calls)
         copy = _copy_speed(cupy, target, rounds)
+        small_copy = _small_copy_speed(cupy, target, n_rows, columns, rounds)
         host = _host_seconds(cupy, pool, types[0], n_rows, columns)
         rows = [
             _row(name, n, times[name, n], n_bytes, n_rows * columns, copy)
@@ -66,7 +68,10 @@ def measure(
         ]
         cases.clear()
     properties = cupy.cuda.runtime.getDeviceProperties(0)
-    return dict(gpu=properties["name"].decode(), copy=copy, host=host, exact=exact, rows=rows)
+    return dict(
+        gpu=properties["name"].decode(), copy=copy, small_copy=small_copy, host=host,
+        shape=(n_rows, columns), exact=exact, rows=rows,
+    )  # fmt: skip
 
 
 def _row(name, n, seconds, n_bytes, n_weights, copy):
@@ -133,6 +138,21 @@ def _copy_speed(cupy, device, rounds):
     return 2 * _COPY_BYTES / statistics.median(times)
 
 
+def _small_copy_speed(cupy, device, n_rows, columns, rounds):
+    half = block_format("IQ4_NL").row_bytes(columns) * n_rows // 2
+    n_copies = max(1, ROTATED_BYTES // (2 * half))
+    source, target = (cupy.ones((n_copies, half), cupy.uint8) for _ in range(2))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        stream.begin_capture()
+        for i in range(n_copies):
+            device.copy_flat(target[i], source[i])
+        graph = stream.end_capture()
+    seconds = statistics.median(_seconds(cupy, graph) for _ in range(rounds))
+    return 2 * half * n_copies / seconds
+
+
 def _host_seconds(cupy, pool, name, n_rows, columns, repeat=200):
     (t,) = itertools.islice(_tensors(cupy, name, n_rows, columns, 1), 1)
     x = cupy.random.standard_normal((1, columns), dtype=cupy.float32)
@@ -150,7 +170,8 @@ def _host_seconds(cupy, pool, name, n_rows, columns, repeat=200):
 def print_table(result):
     """The table of a `measure`."""
     print(
-        f"{result['gpu']}: copy {result['copy'] / 1e9:.0f} GB/s; a call takes the host "
+        f"{result['gpu']}, weights {result['shape']}: copy {result['copy'] / 1e9:.0f} GB/s, of "
+        f"{result['shape']} IQ4_NL {result['small_copy'] / 1e9:.0f}; a call takes the host "
         f"{result['host'] * 1e6:.0f} us{'; exact' if result['exact'] else ''}"
     )
     print(f"{'type':8}{'n':>5}{'us':>10}{'GB/s':>8}{'of copy':>9}{'TOP/s':>8}{'spread':>8}")

@@ -7,6 +7,8 @@ import argparse
 from .options import MIB, UsageError, positive
 from .pool_common import size_list, size_option
 
+# The simulator plans as a GPU does, and needs none.
+PLANNED_AS = {"cpu": "cpu", "cuda": "cudasim"}
 WEIGHT_COLUMNS = ["class", "type", "tensors", "MiB", "share"]
 FRONTIER_COLUMNS = ["u-batch", "largest context", "amb at most"]
 DEVICE_COLUMNS = [
@@ -27,7 +29,7 @@ def add_options(parser):
         "what fits (--vram)",
         "Weights by class and type, K/V cache and scratch, and the largest context, u-batch and -amb beside them. "
         "-c, -ub (a list: those to try), -amb, --kv-type (default here: f16), --method and -t fix what they name. "
-        "Attention's scratch is planned to the byte, for this machine's CPU; activations are an estimate.",
+        "Attention's scratch is planned to the byte, for --device; activations are an estimate.",
     )
     group.add_argument(
         "--vram",
@@ -50,6 +52,13 @@ def add_options(parser):
         default=0,
         metavar="SIZE",
         help="memory of each device to leave alone",
+    )
+    group.add_argument(
+        "--device",
+        choices=PLANNED_AS,
+        default="cpu",
+        help="whose attention is planned: this machine's CPU, or a GPU's with -t multiprocessors "
+        "(default: cpu; 132 multiprocessors)",
     )
     group.add_argument("--type", metavar="TYPE", help="of a named geometry's bulk (default: Q8_0)")
     group.add_argument("--mla", metavar="FORM", help="of a named geometry: split, fused or both")
@@ -75,6 +84,7 @@ def run(args):
         kv_type=_one(args.kv_type, "--kv-type") or "f16",
         method=_one(args.method, "--method") or "auto",
         n_threads=_one(args.threads, "-t"),
+        device=PLANNED_AS[args.device],
     )
     weights = weights_by_kind(model)
     if args.json:

@@ -275,8 +275,8 @@ def _prepare(prompt, result):
     case = result.case
     try:
         plans = prompt.plans(case)
-        result.plan = max(plans, key=lambda plan: plan.scratch_bytes)
-        result.scratch_bytes = result.plan.scratch_bytes
+        result.plan = plans[-1]  # what a row shows: of the whole prompt the u-batch with most keys
+        result.scratch_bytes = max(plan.scratch_bytes for plan in plans)
         result.budget = case.amb_mib * MIB or result.scratch_bytes
         _check_memory(result.scratch_bytes)
         return _Run(prompt, plans, result)

@@ -152,15 +152,27 @@ def run_check(args):
         no_leaks=args.no_leaks,
         kept_plans=args.plan,
     )
+    if not run.pools:
+        raise UsageError(f"{args.file}: no pool was recorded, so there is nothing to check")
     peaks = {device: level.peak for device, level in run.devices.items()}
+    whole = run.stopped or not run.header  # a snapshot is
+    totals = [calls for pool in run.pools.values() for calls in pool.calls.values()]
+    n_planned = sum(calls.n_planned for calls in totals)
+    if args.plan and not n_planned:
+        raise UsageError(f"--plan: no call in {args.file} says what it planned")
     if args.json:
-        print_json({"file": args.file, "held": not broken, "peaks": peaks, "broken": broken})
+        document = {"file": args.file, "held": not broken, "whole": whole, "peaks": peaks}
+        print_json({**document, "n_planned_calls": n_planned, "broken": broken})
     else:
         for one in broken:
             note(f"BROKEN: {one['what']}")
         if not broken:
             held = ", ".join(f"{shown(device)} {exact(peak)}" for device, peak in peaks.items())
-            note(f"held; peak: {held or 'no pools'}")
+            note(f"held; peak: {held}")
+        if args.plan:
+            note(f"{n_planned:,} call(s) had a plan")
+        if not whole:
+            note("so far: the trace was not ended (still written, or the process was killed)")
     return int(bool(broken))
 
 

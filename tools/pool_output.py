@@ -63,7 +63,7 @@ def _add_outputs(parser, help_text):
 
 def _check_output(out, args):
     path = pathlib.Path(out)
-    if path.is_dir() or not path.parent.is_dir():
+    if not path.parent.is_dir() or (path.exists() and not path.is_file()):
         raise UsageError(f"-o {out}: name a file in a folder that exists")
     if path.exists() and path.samefile(args.file):
         raise UsageError(f"-o {out}: is the file that is read")

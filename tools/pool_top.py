@@ -8,6 +8,7 @@ import sys
 import time
 
 ROWS = 15
+BAR_WIDTH = 60
 
 
 def add_top_options(parser):
@@ -88,7 +89,6 @@ def _view(state):
 
 
 def _pool_view(pool):
-    from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
@@ -101,7 +101,8 @@ def _pool_view(pool):
         f"{format_size(pool.budget)}, peak {format_size(pool.peak)}, "
         f"fragmentation {pool.fragmentation:.0%}, {len(pool.live):,} blocks, {pool.n_refused:,} refused"
     )
-    yield ProgressBar(total=max(pool.budget, 1), completed=pool.used, width=60)
+    n_full = round(BAR_WIDTH * pool.used / max(pool.budget, 1))
+    yield Text.assemble(("━" * n_full, "cyan"), ("━" * (BAR_WIDTH - n_full), "bright_black"))
     table = Table(box=None, pad_edge=False)
     for heading, justify in (
         ("tag", "left"),

@@ -106,6 +106,8 @@ def add_map_options(parser):
 def run_map(args):
     from lowlevel.trace_state import read_run
 
+    from .tables import note
+
     when = args.at or "peak"
     run = read_run(args.file, until=_moment(when))
     pools = pools_of(run, args.pool)
@@ -121,6 +123,8 @@ def run_map(args):
         return print_run(run, at=when, pools=blocks)
     for pool in pools:
         _print_map(args, pool, _blocks_at(pool, when), when)
+    if not pools:
+        note(f"no pool was recorded by then ({when})")
     return 0
 
 

@@ -8,7 +8,7 @@ import threading
 import threadpoolctl
 
 _lock = threading.Lock()
-_users = 0
+_users = set()  # a token for every `with blas_threads` that is running
 _before = []  # what the users' limit replaced: (library, number of threads)
 
 
@@ -33,9 +33,9 @@ def _set(settings):
 
 def _restore_in_child():
     """After a fork the child has none of the other threads, which would have put the setting back."""
-    global _lock, _users
+    global _lock
     _lock = threading.Lock()
-    _users = 0
+    _users.clear()
     _set(_before)
     _before.clear()
 
@@ -50,21 +50,41 @@ def blas_threads(n_threads):
 
     Where the setting belongs to the process, of calls that overlap in time the first one's holds.
     """
-    global _users
     per_process, per_thread = _libraries()
     before_here = _current(per_thread)
-    with _lock:
-        if _users == 0:
-            _before[:] = _current(per_process)
-            _set((library, n_threads) for library in per_process)
-        _users += 1
-    _set((library, n_threads) for library in per_thread)
+    user = object()
     try:
+        _enter(user, per_process, n_threads)
+        _set((library, n_threads) for library in per_thread)
         yield
     finally:
-        _set(before_here)
-        with _lock:
-            _users = max(0, _users - 1)  # 0 already: forked inside, and restored there
-            if _users == 0:
-                _set(_before)
-                _before.clear()
+        _leave(user, before_here)
+
+
+def _enter(user, libraries, n_threads):
+    """Ctrl-C may come between any two lines: what is replaced is noted before it is, once."""
+    with _lock:
+        is_first = not _users
+        _users.add(user)
+        if not _before:
+            _before[:] = _current(libraries)
+        if is_first:
+            _set((library, n_threads) for library in libraries)
+
+
+def _leave(user, before_here):
+    """Put the setting back, from the start again if Ctrl-C comes meanwhile."""
+    interrupted = None
+    while True:
+        try:
+            _set(before_here)
+            with _lock:
+                _users.discard(user)  # gone already: forked inside, and restored there
+                if not _users:
+                    _set(_before)
+                    _before.clear()
+            break
+        except KeyboardInterrupt as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted

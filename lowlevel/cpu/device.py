@@ -12,6 +12,7 @@ class CpuDevice:
     """Memory and copies on the host."""
 
     name = "cpu"
+    has_streams = False
 
     def allocate(self, n_bytes):
         # The slack that reaches the next aligned address is not part of what is handed out. Pages are
@@ -43,8 +44,14 @@ class CpuDevice:
     def plain(self, array):
         return np.asarray(array)
 
+    def synchronise(self):
+        """Nothing is ever queued."""
+
     def writable(self, array):
         return array.flags.writeable
+
+    def freeze(self, array):
+        array.flags.writeable = False
 
     def from_host(self, array):
         return array

@@ -900,17 +900,18 @@ def write_first_f32(typingctx, address, index, value, n):
     return _simple(build, types.void, types.int64, types.int64, f32x16, types.int64)
 
 
+def emit_prefetch(builder, address):
+    """The code of `prefetch`, for other intrinsics."""
+    pointer = builder.inttoptr(address, _i8.as_pointer())
+    arguments = [pointer, _i32(0), _i32(2), _i32(1)]  # for reading, into L2, data
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+    return ir.Constant(_i8.as_pointer(), None)
+
+
 @intrinsic
 def prefetch(typingctx, address):
     """Ask for the cache line at an address in bytes; any address will do."""
-
-    def build(builder, a):
-        pointer = builder.inttoptr(a, _i8.as_pointer())
-        arguments = [pointer, _i32(0), _i32(2), _i32(1)]  # for reading, into L2, data
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        return ir.Constant(_i8.as_pointer(), None)
-
-    return _simple(build, types.void, types.int64)
+    return _simple(emit_prefetch, types.void, types.int64)
 
 
 @intrinsic

@@ -29,7 +29,7 @@ _TANH = tuple(
 )  # fmt: skip
 _TANH_SMALL = np.float32(0.625)
 # Past this tanh is 1 in float32; it also keeps exp in range.
-_TANH_MOST = np.float32(9.0)
+_TANH_MOST = np.float32(10.0)
 
 
 @kernel(inline=True)

@@ -47,7 +47,7 @@ def _run_steps(plan, operands, kq, converter, joiner, call):
 
 
 class _Converter:
-    """K*Q and weights times V of one head, decoding K and V a chunk at a time unless float32."""
+    """K*Q and weights times V of one head; K and V that BLAS cannot read come a chunk at a time."""
 
     def __init__(self, plan, operands, scratch):
         self.operands, self.group = operands, plan.n_head // plan.n_head_kv

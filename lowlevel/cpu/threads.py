@@ -13,6 +13,8 @@ still read the caller's arrays.
 
 import concurrent.futures
 import os
+import queue
+import sys
 import threading
 
 import numpy as np
@@ -23,8 +25,8 @@ SLICE_SECONDS = 0.05
 STOP = np.int64(2**62)
 
 _lock = threading.Lock()
-_executor = None
-_executor_size = 0
+_tasks = queue.SimpleQueue()  # (future, worker, i) for the helper threads
+_n_helpers = 0
 
 
 def cpu_count():
@@ -45,16 +47,16 @@ def resolve_n_threads(n_threads):
     return int(n_threads)
 
 
-def _forget_executor():
+def _forget_helpers():
     """After a fork the child has none of the parent's threads: start anew when first needed."""
-    global _lock, _executor, _executor_size
+    global _lock, _tasks, _n_helpers
     _lock = threading.Lock()
-    _executor = None
-    _executor_size = 0
+    _tasks = queue.SimpleQueue()
+    _n_helpers = 0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_executor)
+    os.register_at_fork(after_in_child=_forget_helpers)
 
 
 def _run_one(future, worker, i):
@@ -66,25 +68,35 @@ def _run_one(future, worker, i):
             future.set_result(None)
 
 
-def _submit(futures, worker):
-    """Hand ``worker(1)``, ``worker(2)``, ... to the shared executor, grown to as many threads.
+def _help(tasks):
+    """A helper thread's life."""
+    while True:
+        _run_one(*tasks.get())
 
-    The futures are the caller's own: one that could not be handed over for lack of a thread may
-    stand in the executor's queue all the same, and the caller must be able to call it off.
+
+def _submit(futures, worker):
+    """Hand ``worker(1)``, ``worker(2)``, ... to the helper threads, started as they are needed.
+
+    Not to a ThreadPoolExecutor: Ctrl-C while it starts a thread leaves one that it does not know of,
+    and the interpreter waits for that one for ever when it ends. These are daemons, which it does
+    not wait for; all that they do is waited for by `run_workers`.
+
+    A task whose helper could not be started stands in the queue all the same, for another to find
+    later: the caller must call it off.
     """
-    global _executor, _executor_size
-    count = len(futures)
+    global _n_helpers
+    if sys.is_finalizing():
+        return  # no thread starts or wakes up any more: the caller does it all
     with _lock:
-        if _executor_size < count:
-            if _executor is not None:
-                _executor.shutdown(wait=False)  # what it was given still runs to its end
-            _executor = concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="kqcap")
-            _executor_size = count
+        for i, future in enumerate(futures, 1):
+            _tasks.put((future, worker, i))
         try:
-            for i, future in enumerate(futures, 1):
-                _executor.submit(_run_one, future, worker, i)
+            while _n_helpers < len(futures):
+                name = f"kqcap_{_n_helpers}"
+                threading.Thread(target=_help, args=(_tasks,), name=name, daemon=True).start()
+                _n_helpers += 1
         except RuntimeError:
-            pass  # no more threads, or the interpreter is shutting down: the others do it all
+            pass  # no more threads: the others do it all
 
 
 def run_workers(n_workers, worker, counter):

@@ -8,7 +8,6 @@ import numpy as np
 from lowlevel import devices
 
 from . import layout
-from .instances import FUSED, MERGE
 
 # attention_call.cuh's AttentionCall.
 STRIDES = {
@@ -17,6 +16,7 @@ STRIDES = {
     "v": ("v_head", "v_key"),
     "out": ("out_head", "out_token"),
     "mask": ("mask_head", "mask_token", "mask_key"),
+    "lse": ("lse_head",),
 }
 _INTS = (
     "n_head_kv group n_tokens n_keys tile_heads tile_tokens head_tiles token_tiles splits "
@@ -29,7 +29,6 @@ CALL = np.dtype(
 )
 # A window this long leaves nothing out.
 NO_WINDOW = 2**31 - 1
-_ALIGNMENT = 16  # bytes that the kernels copy at a time
 
 
 def run(plan, operands, scratch):
@@ -49,47 +48,30 @@ def run(plan, operands, scratch):
         sinks=_on_device(device, operands.sinks),
     )
     if layout.is_fused(plan.sizes):
-        _run_fused(device, plan, operands, scratch)
+        from . import attention_fused as way
     else:
-        from . import attention_tiles
-
-        attention_tiles.run(device, plan, operands, scratch)
+        from . import attention_tiles as way
+    way.run(device, plan, operands, scratch)
 
 
 def _on_device(device, values):
     return None if values is None else device.from_host(values)
 
 
-def describe(device, plan, operands):
-    """The kernels' view of a call (CALL), all keys in one launch."""
+def describe(operands, kv_heads, **fields):
+    """The kernels' view of a pass (CALL): sizes, strides but those of K and V, options; and `fields`."""
     o = operands
-    tile = layout.Tile(plan.heads, plan.rows, plan.keys, plan.n_splits)
-    group = plan.n_head // plan.n_head_kv
+    n_head, n_tokens = o.q.shape[:2]
+    n_head_kv = kv_heads.stop - kv_heads.start
     call = np.zeros((), CALL)
-    for name in STRIDES:
-        array = getattr(o, name)
-        if name in "kv":
-            array = array.data
-        set_strides(call, name, array)
-    fields = dict(
-        n_head_kv=plan.n_head_kv,
-        group=group,
-        n_tokens=plan.n_tokens,
-        n_keys=plan.n_kv,
-        tile_heads=plan.heads,
-        tile_tokens=plan.rows,
-        head_tiles=-(-group // plan.heads),
-        token_tiles=-(-plan.n_tokens // plan.rows),
-        splits=plan.n_splits,
-        keys_per_split=layout.keys_per_split(plan.n_kv, tile),
-        first_position=plan.n_kv - plan.n_tokens,
+    for name in ("q", "out", "mask", "lse"):
+        set_strides(call, name, getattr(o, name))
+    fields.update(
+        n_head_kv=n_head_kv,
+        group=n_head // n_head_kv,
+        n_tokens=n_tokens,
         causal=o.causal,
         window=NO_WINDOW if o.window is None else min(o.window, NO_WINDOW),
-        v_column=o.v_column,
-        aligned=all(is_aligned(device, x) for x in (o.q, o.k.data, o.v.data)),
-        out_is_float32=plan.out_dtype == "float32",
-        resume=False,
-        finish=plan.n_splits == 1,
         scale=o.scale,
         softcap=o.softcap or 0.0,
     )
@@ -104,44 +86,3 @@ def set_strides(call, name, array):
         return
     for field, stride, length in zip(STRIDES[name], array.strides, array.shape, strict=False):
         call[field] = stride // array.itemsize if length > 1 else 0
-
-
-def is_aligned(device, array):
-    """Whether every row starts at a multiple of 16 bytes."""
-    starts = (device.address(array), *array.strides[:-1])
-    return array.size == 0 or all(start % _ALIGNMENT == 0 for start in starts)
-
-
-def is_general(operands):
-    """Whether scores need more than a positive scale, causality and a window."""
-    o = operands
-    return o.scale <= 0 or any(x is not None for x in (o.softcap, o.mask, o.alibi_slopes))
-
-
-def _run_fused(device, plan, operands, scratch):
-    o, call = operands, describe(device, plan, operands)
-    state = scratch.get("partial results"), scratch.get("row state")
-    kernel = FUSED[plan.d_k, plan.d_v, plan.k_dtype, is_general(o)]
-    n_blocks = plan.n_splits * plan.n_head_kv * int(call["head_tiles"] * call["token_tiles"])
-    arguments = (
-        o.q,
-        o.k.data,
-        o.v.data,
-        o.out,
-        o.lse,
-        o.mask,
-        o.alibi_slopes,
-        o.sinks,
-        *state,
-        call,
-    )
-    device.launch(kernel, n_blocks, arguments, shared_mem=shared_bytes(plan))
-    if plan.n_splits > 1:
-        merged = (*state, o.sinks, o.out, o.lse, plan.d_v, call)
-        device.launch(MERGE[plan.k_dtype], plan.n_head * plan.n_tokens, merged)
-
-
-def shared_bytes(plan):
-    """Dynamic shared memory of the fused kernel: one tile of Q, of K and of V, 16-bit."""
-    shape = layout.fused_shape(plan.sizes)
-    return 2 * (shape.rows * plan.d_k + shape.keys * (plan.d_k + plan.d_v))

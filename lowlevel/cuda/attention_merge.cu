@@ -24,7 +24,7 @@ attention_merge(const float* __restrict__ state_sums, const float* __restrict__ 
     sum += state_rows[at + 1] * exp2f(state_rows[at] - reference);
   }
   const RowEnd end = finish_row(top, sum, sinks, head);
-  if (lse != nullptr && threadIdx.x == 0) lse[row] = end.lse;
+  if (lse != nullptr && threadIdx.x == 0) lse[head * call.lse_head + token] = end.lse;
   for (int column = threadIdx.x; column < d_v; column += kThreads) {
     float value = 0.0f;
     for (int split = 0; split < call.splits; ++split) {

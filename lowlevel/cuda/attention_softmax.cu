@@ -1,5 +1,5 @@
-// What the tiles path of attention does beside its products: online softmax over a tile of scores, in
-// place, with every option; and writing finished rows. A call describes one tile: its heads, its tokens
+// What the tiles path of attention does beside its products: operands to float32; online softmax over a
+// tile of scores, in place, with every option; and writing finished rows. A call describes one tile: its heads, its tokens
 // and the keys of one chunk. One block works on one row (head * n_tokens + token).
 #include "attention_call.cuh"
 #include "float_types.cuh"
@@ -29,6 +29,21 @@ __device__ __forceinline__ float over_block(float value) {
 
 __device__ __forceinline__ bool is_finite(float value) {
   return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
+}
+
+// Rows to float32, a block a row; with `clean`, NaN and inf become 0. Source and target may be the same.
+template <class Type>
+__global__ void __launch_bounds__(kThreads)
+attention_widen(const typename Type::Bits* source, float* target, const int d, const int head_rows,
+                const long long source_head, const long long source_row, const long long target_head,
+                const long long target_row, const int clean) {
+  const long long head = blockIdx.x / head_rows, row = blockIdx.x % head_rows;
+  source += head * source_head + row * source_row;
+  target += head * target_head + row * target_row;
+  for (int column = threadIdx.x; column < d; column += kThreads) {
+    const float value = Type::widen(source[column]);
+    target[column] = clean && !is_finite(value) ? 0.0f : value;
+  }
 }
 
 // Which keys have a NaN or inf in their row of V: one block a key of a K/V head.
@@ -112,12 +127,12 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
 attention_finish(const float* __restrict__ sums, const float* __restrict__ state, const float* __restrict__ sinks,
-                 typename Type::Bits* __restrict__ out, float* __restrict__ lse, const long long lse_head,
-                 const int d_v, const AttentionCall call) {
+                 typename Type::Bits* __restrict__ out, float* __restrict__ lse, const int d_v,
+                 const AttentionCall call) {
   const long long row = blockIdx.x;
   const int head = (int)(row / call.n_tokens), token = (int)(row % call.n_tokens);
   const RowEnd end = finish_row(state[2 * row], state[2 * row + 1], sinks, head);
-  if (lse != nullptr && threadIdx.x == 0) lse[head * lse_head + token] = end.lse;
+  if (lse != nullptr && threadIdx.x == 0) lse[head * call.lse_head + token] = end.lse;
   for (int column = threadIdx.x; column < d_v; column += kThreads)
     out[head * call.out_head + token * call.out_token + column] = Type::narrow(sums[row * d_v + column] * end.factor);
 }

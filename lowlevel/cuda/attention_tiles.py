@@ -1,191 +1,114 @@
-"""Attention by tiles of scores in scratch: product, softmax in place, product; float32 throughout.
+"""Attention by tiles of scores in scratch: product, softmax in place, product.
 
-For any head sizes, any float types, any strides. Each tile of heads and tokens walks the keys that
-its tokens see, a chunk at a time; the kernels get views of the operands and so know one tile only.
+For any head sizes, any types, any strides. Each pass of heads and tokens walks the keys that its
+tokens see, a chunk at a time. Queries, keys and values become float32 in scratch, without gaps, so that
+the device's matrix product takes them. Where all three have 16 bits or are decoded for such queries,
+they are exact as TF32, and products may round weights to it (2**-11 of each): tensor cores do those.
 """
 
-import numpy as np
-
 from . import layout
-from .attention import CALL, NO_WINDOW, set_strides
-from .instances import FINISH, PRODUCT, SCAN, SOFTMAX
-
-# attention_product.cu's Product.
-PRODUCT_CALL = np.dtype(
-    [(name, "<i8") for name in "a_batch a_part a_row b_batch b_n b_k c_batch c_row".split()]
-    + [(name, "<i4") for name in "n_batch m n k a_rows a_type b_type accumulate clean".split()],
-    align=True,
-)
-PRODUCT_TILE = 128  # kTile
-_TYPE_CODES = {"float32": 4, "float16": 2, "bfloat16": 3}
+from .attention import describe, set_strides
+from .instances import FINISH, SCAN, SOFTMAX, WIDEN
+from .passes import passes, read_chunk
 
 
 def run(device, plan, operands, scratch):
     """Compute ``operands.out`` (and lse) tile by tile; see `attention.run`."""
-    group = plan.n_head // plan.n_head_kv
-    step = group if plan.heads < group else plan.n_head
-    for first in range(0, plan.n_head, step):
-        for head in range(first, first + step, plan.heads):
-            heads = slice(head, min(head + plan.heads, first + step))
-            for token in range(0, plan.n_tokens, plan.rows):
-                tokens = slice(token, min(token + plan.rows, plan.n_tokens))
-                _run_tile(device, plan, operands, scratch, heads, tokens)
-
-
-def _run_tile(device, plan, operands, scratch, heads, tokens):
-    group = plan.n_head // plan.n_head_kv
-    kv_heads = slice(heads.start // group, -(-heads.stop // group))
-    tile = _Tile(device, plan, _of_tile(operands, heads, tokens, kv_heads), scratch)
-    keys = _visible_keys(plan, operands, tokens)
-    if not keys:
-        tile.add_keys(slice(0, 0), 0, resume=False)
-    for start in range(keys.start, keys.stop, plan.keys):
-        chunk = slice(start, min(start + plan.keys, keys.stop))
-        position = plan.n_kv - plan.n_tokens + tokens.start - start
-        tile.add_keys(chunk, position, resume=start > keys.start)
-    tile.finish()
-
-
-def _visible_keys(plan, operands, tokens):
-    """Keys that some of the tokens may see."""
-    position = plan.n_kv - plan.n_tokens
-    low, high = 0, plan.n_kv
-    if operands.causal:
-        high = min(high, max(0, position + tokens.stop))
-    if operands.window is not None:
-        low = max(low, position + tokens.start - operands.window + 1)
-    return range(min(low, high), high)
-
-
-def _of_tile(operands, heads, tokens, kv_heads):
-    """The operands' views for a tile; k and v as arrays."""
-
-    def rows(array):
-        return None if array is None else array[heads, tokens]
-
-    def per_head(array):
-        return None if array is None else array[heads]
-
-    mask = operands.mask
-    if mask is not None:
-        mask = mask[heads if mask.shape[0] > 1 else slice(None), tokens]
-    return operands._replace(
-        q=rows(operands.q),
-        out=rows(operands.out),
-        lse=rows(operands.lse),
-        mask=mask,
-        alibi_slopes=per_head(operands.alibi_slopes),
-        sinks=per_head(operands.sinks),
-        k=operands.k.data[kv_heads],
-        v=operands.v.data[kv_heads],
-    )
+    with device.gemm(scratch["gemm workspace"]) as gemm:
+        for each in passes(plan, operands):
+            tile = _Tile(device, plan, each, scratch, gemm)
+            for keys, position, is_first, _ in each.chunks(plan.keys):
+                tile.add_keys(keys, position, resume=not is_first)
+            tile.finish()
 
 
 class _Tile:
-    """One tile's launches."""
+    """One tile's launches and products."""
 
-    def __init__(self, device, plan, operands, scratch):
-        self.device, self.plan, self.operands, self.scratch = device, plan, operands, scratch
-        self.n_head, self.n_tokens = operands.q.shape[:2]
-        self.n_head_kv = operands.k.shape[0]
-        self.group = self.n_head // self.n_head_kv
-        self.call = np.zeros((), CALL)
-        for name in ("q", "k", "v", "out", "mask"):
-            set_strides(self.call, name, getattr(operands, name))
-        fields = dict(
-            n_head_kv=self.n_head_kv,
-            group=self.group,
-            n_tokens=self.n_tokens,
-            causal=operands.causal,
-            window=NO_WINDOW if operands.window is None else min(operands.window, NO_WINDOW),
-            scale=operands.scale,
-            softcap=operands.softcap or 0.0,
-        )
-        for name, value in fields.items():
-            self.call[name] = value
+    def __init__(self, device, plan, each, scratch, gemm):
+        self.device, self.plan, self.operands, self.gemm = device, plan, each.operands, gemm
+        self.kv_heads, self.scratch = each.kv_heads, scratch
+        self.call = describe(each.operands, each.kv_heads)
+        self.n_head, self.n_tokens = each.operands.q.shape[:2]
+        self.n_head_kv = int(self.call["n_head_kv"])
+        self.rows = self.n_head * self.n_tokens // self.n_head_kv  # of one K/V head
+        self.may_round = plan.q_dtype != "float32" and "float32" not in (plan.k_dtype, plan.v_dtype)
+        self.sums = self._part("tile", self.n_head_kv, self.rows, plan.d_v)
+        q = self._part("q tile", self.n_head, self.n_tokens, plan.d_k)
+        self._widen(plan.q_dtype, each.operands.q, q)
+        self.q = q.reshape(self.n_head_kv, self.rows, plan.d_k)
+
+    def _part(self, tag, *shape):
+        """The beginning of a block of scratch as an array."""
+        size = 1
+        for length in shape:
+            size *= length
+        return self.scratch[tag][:size].reshape(shape)
 
     def add_keys(self, keys, position, resume):
         """Go on to a chunk of keys; `position`: of the tile's first token, from the first of them."""
-        o, n_keys = self.operands, keys.stop - keys.start
-        k, v = o.k[:, keys], o.v[:, keys]
-        call = self.call.copy()
+        o, plan, call, n_keys = self.operands, self.plan, self.call, keys.stop - keys.start
         call["n_keys"], call["first_position"], call["resume"] = n_keys, position, resume
-        kq, not_finite = self.scratch["kq"], self.scratch["not finite"]
-        sums, state = self.scratch["tile"], self.scratch["row state"]
+        kq = self._part("kq", self.n_head_kv, self.rows, plan.keys)[..., :n_keys]
         if n_keys:
-            scan = SCAN[self.plan.v_dtype]
-            self.device.launch(scan, self.n_head_kv * n_keys, (v, not_finite, self.plan.d_v, call))
-            self._scores(k, kq, n_keys)
+            k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
+            self._widen(self._dense_type(plan.k_dtype), self._read(o.k, keys), k)
+            self.gemm(self.q, k, kq, transposed=True, may_round=self.may_round)
+        v, v_type = self._values(keys)
+        set_strides(call, "v", v)
+        not_finite = self.scratch["not finite"]
+        if n_keys:
+            scanned = (v, not_finite, plan.d_v, call)
+            self.device.launch(SCAN[v_type], self.n_head_kv * n_keys, scanned)
         mask = None if o.mask is None else o.mask[..., keys]
         self.device.launch(
-            SOFTMAX[self.plan.v_dtype],
+            SOFTMAX[v_type],
             self.n_head * self.n_tokens,
-            (kq, sums, state, not_finite, v, mask, o.alibi_slopes)
-            + (self.plan.keys, self.plan.d_v, call),
+            (self.scratch["kq"], self.scratch["tile"], self.scratch["row state"], not_finite, v)
+            + (mask, o.alibi_slopes, plan.keys, plan.d_v, call),
         )
         if n_keys:
-            self._values(v, kq, sums, n_keys)
+            in_chunk = v_type == "float32" and self._is_in_chunk()
+            clean = v if in_chunk else self._part("kv chunk", self.n_head_kv, n_keys, plan.d_v)
+            self._widen(v_type, v, clean, clean=True)
+            self.gemm(kq, clean, self.sums, may_round=self.may_round, accumulate=True)
 
-    def _scores(self, k, kq, n_keys):
-        rows = self.group * self.n_tokens
-        self._product(
-            self.operands.q,
-            k,
-            kq,
-            along_k=True,
-            a_batch=self.group * self.call["q_head"],
-            a_part=self.call["q_head"],
-            a_row=self.call["q_token"],
-            a_rows=self.n_tokens,
-            a_type=_TYPE_CODES[self.plan.q_dtype],
-            b_batch=self.call["k_head"],
-            b_n=self.call["k_key"],
-            b_k=1,
-            b_type=_TYPE_CODES[self.plan.k_dtype],
-            c_batch=rows * self.plan.keys,
-            c_row=self.plan.keys,
-            n=n_keys,
-            k=self.plan.d_k,
+    def _is_in_chunk(self):
+        """Whether `_values` lie in the block "kv chunk"."""
+        return self.plan.v_in_k or layout.is_quantised(self.plan.v_dtype)
+
+    def _values(self, keys):
+        """V's chunk, NaN and inf still in it, and its type; decoded, it takes K's place in scratch."""
+        plan, n_keys = self.plan, keys.stop - keys.start
+        if plan.v_in_k:
+            k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
+            column = self.operands.v_column
+            return k[..., column : column + plan.d_v], "float32"
+        return self._read(self.operands.v, keys), self._dense_type(plan.v_dtype)
+
+    def _read(self, source, keys):
+        chunk = self.scratch["kv chunk"]
+        return read_chunk(self.device, source, self.kv_heads, keys, chunk, "float32")
+
+    @staticmethod
+    def _dense_type(dtype_name):
+        return "float32" if layout.is_quantised(dtype_name) else dtype_name
+
+    def _widen(self, dtype_name, source, target, clean=False):
+        """Copy (heads, rows, d) to float32."""
+        n_heads, n_rows, d = source.shape
+        strides = (
+            array.strides[axis] // array.itemsize for array in (source, target) for axis in (0, 1)
         )
-
-    def _values(self, v, kq, sums, n_keys):
-        rows = self.group * self.n_tokens
-        self._product(
-            kq,
-            v,
-            sums,
-            along_k=False,
-            a_batch=rows * self.plan.keys,
-            a_row=self.plan.keys,
-            a_rows=rows,
-            a_type=_TYPE_CODES["float32"],
-            b_batch=self.call["v_head"],
-            b_n=1,
-            b_k=self.call["v_key"],
-            b_type=_TYPE_CODES[self.plan.v_dtype],
-            c_batch=rows * self.plan.d_v,
-            c_row=self.plan.d_v,
-            n=self.plan.d_v,
-            k=n_keys,
-            accumulate=True,
-            clean=True,
-        )
-
-    def _product(self, a, b, c, *, along_k, **fields):
-        call = np.zeros((), PRODUCT_CALL)
-        call["n_batch"], call["m"] = self.n_head_kv, self.group * self.n_tokens
-        for name, value in fields.items():
-            call[name] = value
-        m_tiles, n_tiles = -(-int(call["m"]) // PRODUCT_TILE), -(-int(call["n"]) // PRODUCT_TILE)
-        self.device.launch(PRODUCT[along_k], self.n_head_kv * m_tiles * n_tiles, (a, b, c, call))
+        arguments = (source, target, d, n_rows, *strides, int(clean))
+        self.device.launch(WIDEN[dtype_name], n_heads * n_rows, arguments)
 
     def finish(self):
         """Write the tile's rows of out and lse."""
         o = self.operands
-        lse_head = 0 if o.lse is None else o.lse.strides[0] // 4
         self.device.launch(
             FINISH[self.plan.out_dtype],
             self.n_head * self.n_tokens,
             (self.scratch["tile"], self.scratch["row state"], o.sinks, o.out, o.lse)
-            + (lse_head, self.plan.d_v, self.call),
+            + (self.plan.d_v, self.call),
         )

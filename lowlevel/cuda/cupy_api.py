@@ -2,7 +2,7 @@
 
 What the code on top of this layer does on a GPU alone, and no test without one can show: taking and
 viewing memory, filling and checking it for debug pools, copies from and to the host, flat copies on
-the device, and starting a kernel. All of it is in device.py.
+the device, starting a kernel (device.py), and matrix products (cublas.py).
 """
 
 import functools
@@ -66,8 +66,8 @@ def n_multiprocessors(index):
     return int(load().cuda.Device(index).attributes["MultiProcessorCount"])
 
 
-def shared_of_a_block(index):
-    """Bytes of shared memory that a thread block may have on a GPU."""
+def max_shared_bytes(index):
+    """Shared memory that one block may ask for on a GPU."""
     return int(load().cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"])
 
 

@@ -1,14 +1,16 @@
 """A GPU as a device (see `lowlevel.devices`), through CuPy.
 
-Everything runs on CuPy's current stream, in order. A block of a pool that is freed and taken again
-is safe as long as that stay one stream, or the caller orders several.
+Everything runs on CuPy's current stream, in order. What pools do about several streams:
+`lowlevel.stream_order`.
 """
+
+import contextlib
 
 import numpy as np
 
 from lowlevel.sizes import format_size
 
-from . import cupy_api
+from . import cublas, cupy_api
 from .kernel_device import KernelDevice
 from .loader import Library
 
@@ -17,6 +19,7 @@ _LIBRARY = Library(cupy_api.compile_module)
 _DEFAULT_SHARED = 48 << 10
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _DEVICE_TO_DEVICE = 3
+_PER_THREAD = 2  # cudaStreamPerThread: another stream in each thread under one name
 
 
 class CudaDevice(KernelDevice):
@@ -29,7 +32,7 @@ class CudaDevice(KernelDevice):
         self._index = index
         self.name = f"cuda:{index}"
         self.n_multiprocessors = cupy_api.n_multiprocessors(index)
-        self.shared_of_a_block = cupy_api.shared_of_a_block(index)
+        self.max_shared_bytes = cupy_api.max_shared_bytes(index)
 
     def _current(self):
         """Context in which this GPU is CuPy's current one."""
@@ -89,6 +92,9 @@ class CudaDevice(KernelDevice):
     def writable(self, array):
         return True
 
+    def freeze(self, array):
+        """CuPy knows no read-only arrays."""
+
     def from_host(self, array):
         with self._current():
             try:
@@ -108,6 +114,31 @@ class CudaDevice(KernelDevice):
         with self._current():
             self._cupy.cuda.get_current_stream().synchronize()
 
+    has_streams = True
+
+    def current_stream(self):
+        stream = self._cupy.cuda.get_current_stream(self._index)
+        if stream.ptr == _PER_THREAD:
+            raise ValueError(
+                "stream: pools cannot order CuPy's per-thread default stream; make one by "
+                "cupy.cuda.Stream(non_blocking=True)"
+            )
+        return stream
+
+    def record(self, stream, event=None):
+        if event is None:
+            with self._current():
+                event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(stream)
+        return event
+
+    def wait(self, stream, event):
+        stream.wait_event(event)
+
+    def finish(self):
+        with self._current():
+            self._cupy.cuda.runtime.deviceSynchronize()
+
     def launch(self, kernel, n_blocks, arguments, shared_mem=0):
         with self._current():  # compiling looks at the current GPU too
             super().launch(kernel, n_blocks, arguments, shared_mem)
@@ -118,6 +149,11 @@ class CudaDevice(KernelDevice):
         null = np.uintp(0)
         arguments = tuple(null if argument is None else argument for argument in arguments)
         function(grid, block, arguments, shared_mem=shared_mem)
+
+    @contextlib.contextmanager
+    def gemm(self, workspace):
+        with self._current(), cublas.product(workspace) as product:
+            yield product
 
     def copy_flat(self, target, source):
         with self._current():

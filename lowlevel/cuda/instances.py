@@ -52,7 +52,7 @@ COPY = {
 }
 # The types that attention's kernels are made for, and their names there.
 FLOAT_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "Bfloat16"}
-ATTENTION_CALL = "V168"  # attention_call.cuh's AttentionCall, attention.py's CALL
+ATTENTION_CALL = "V176"  # attention_call.cuh's AttentionCall, attention.py's CALL
 
 
 class FusedShape(NamedTuple):
@@ -61,22 +61,32 @@ class FusedShape(NamedTuple):
     rows: int  # TILE_ROWS: query rows of a block
     keys: int  # TILE_KEYS
     warps: int  # WARPS
+    blocks: int  # at work on one multiprocessor, as registers and shared memory allow
+    latent: bool = False  # attention_latent.cuh: reads V out of K's rows
 
 
-# (d_k, d_v) -> tile. The wide one reads V out of K's rows.
+# (d_k, d_v) -> tile
 FUSED_SHAPES = {
-    (64, 64): FusedShape(rows=128, keys=64, warps=4),
-    (128, 128): FusedShape(rows=128, keys=64, warps=4),
-    (192, 128): FusedShape(rows=128, keys=64, warps=4),
+    (64, 64): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (128, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (192, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (576, 512): FusedShape(rows=64, keys=64, warps=8, blocks=1, latent=True),
 }
 _ROW_OPERANDS = ("f4*", "const f4*", "const f4*", "const f4*")  # lse, mask, slopes, sinks
+_STATE = ("f4*", "f4*")
 # (d_k, d_v, type, general: mask, softcap, ALiBi or a scale that is not positive) -> kernel
 FUSED = {
     (d_k, d_v, dtype, general): Kernel(
         package="lowlevel.cuda",
         file=f"attention_{d_k}_{d_v}.cu",
-        name=f"attention_fused<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
-        parameters=(*["const u2*"] * 3, "V*", *_ROW_OPERANDS, "f4*", "f4*", ATTENTION_CALL),
+        name=f"attention_{'latent' if shape.latent else 'fused'}"
+        f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
+        parameters=(
+            *["const u2*"] * (2 if shape.latent else 3),  # q, k, v
+            *("V*", *_ROW_OPERANDS, *_STATE),
+            *(["i4"] if shape.latent else []),  # stages
+            ATTENTION_CALL,
+        ),
         block=32 * shape.warps,
     )
     for (d_k, d_v), shape in FUSED_SHAPES.items()
@@ -110,17 +120,8 @@ def _row_kernels(name, parameters):
     }
 
 
-# The tiles path: products by whether B's rows lie along k; the others by the type of V, of V, of out.
-PRODUCT = {
-    along_k: Kernel(
-        package="lowlevel.cuda",
-        file="attention_product.cu",
-        name=f"attention_product<{str(along_k).lower()}>",
-        parameters=("const V*", "const V*", "f4*", "V104"),
-        block=256,
-    )
-    for along_k in (False, True)
-}
+# The tiles path: by the type of what is read, of V, of V, of out.
+WIDEN = _row_kernels("attention_widen", ("const {bits}", "f4*", "i4", "i4", *["i8"] * 4, "i4"))
 SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
 SOFTMAX = _row_kernels(
     "attention_softmax",
@@ -129,10 +130,10 @@ SOFTMAX = _row_kernels(
 )
 FINISH = _row_kernels(
     "attention_finish",
-    ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i8", "i4", ATTENTION_CALL),
+    ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i4", ATTENTION_CALL),
 )
 ATTENTION = tuple(
-    kernel for table in (FUSED, MERGE, PRODUCT, SCAN, SOFTMAX, FINISH) for kernel in table.values()
+    kernel for table in (FUSED, MERGE, WIDEN, SCAN, SOFTMAX, FINISH) for kernel in table.values()
 )
 KERNELS = (*COPY.values(), *ATTENTION)
 

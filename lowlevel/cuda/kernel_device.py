@@ -6,8 +6,14 @@ lowlevel/devices.py), `from_host`, `to_host`, and
     start(function, grid, block, arguments, shared_mem)   one launch
     copy_flat(target, source)                          equal shapes, both without gaps, in one order
     upload(target, array)                              a NumPy array into one without gaps, of its dtype
+    gemm(workspace)                                    context that yields a matrix product; see below
     n_multiprocessors                                  how many blocks' worth of hardware there is
-    shared_of_a_block                                  bytes of shared memory that a block may have
+    max_shared_bytes                                   shared memory that one block may have
+
+``gemm(workspace)`` yields ``product(a, b, c, transposed=False, accumulate=False, may_round=False)`` for
+float32 arrays: a (batch, m, k), b (batch, k, n) or with `transposed` (batch, n, k), c (batch, m, n), rows
+without gaps inside; c = a b, or c += a b; `may_round`: operands may be rounded to TF32. It needs no memory
+but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
 """
 
 import numbers

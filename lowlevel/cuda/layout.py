@@ -3,12 +3,16 @@
 Two ways. *Fused* (16-bit queries, keys and values of one type, head sizes of
 `instances.FUSED_SHAPES`): one launch, scores stay on the chip, and no scratch, unless too few tiles
 keep the device busy: then the keys are split, and the states of all splits lie in scratch, merged by
-a second launch.
+a second launch. Quantised keys and values are decoded into scratch, chunk by chunk, by passes of some
+heads and tokens whose states lie in scratch from chunk to chunk.
 
-*Tiles* (everything else): scores of `heads` x `rows` x `keys` lie in scratch, float32 throughout.
+*Tiles* (everything else): scores of `heads` x `rows` x `keys` lie in scratch, as float32.
 """
 
 from typing import NamedTuple
+
+from lowlevel import devices
+from lowlevel.plan import DENSE_DTYPES
 
 from .instances import FUSED_SHAPES
 
@@ -16,12 +20,15 @@ Q_DTYPES = OUT_DTYPES = ("float32", "float16", "bfloat16")
 METHODS = ("auto",)
 # V inside K's rows is used in place from columns that are multiples of this: 16 bytes.
 V_COLUMN_STEP = 8
-# Blocks of the fused kernel at work on one multiprocessor, and the least keys worth a split.
-BLOCKS_PER_MULTIPROCESSOR = 2
+# The least keys worth a split.
 MIN_KEYS_PER_SPLIT = 512
+# Decoded K and V: keys of a chunk, at most, worth giving heads and splits up for, and at least.
+MOST_KEYS_OF_A_CHUNK, WORTHWHILE_KEYS, LEAST_KEYS_OF_A_CHUNK = 8192, 1024, 64
 # Tiles path: sizes of the K*Q tile that are tried, in scores. 32 MiB of them stay in a large GPU's L2.
 SCORES_OF_A_TILE = tuple(2**i for i in range(23, 3, -1))
 MOST_KEYS, LEAST_KEYS = 4096, 16
+# Of cuBLAS, in bytes: less than the least and products may fail.
+LEAST_WORKSPACE, MOST_WORKSPACE = 16 << 10, 4 << 20
 
 
 class Tile(NamedTuple):
@@ -38,13 +45,50 @@ class Tile(NamedTuple):
 
 def is_fused(sizes):
     """Whether a call of these sizes (see `candidate_tiles`) takes the fused kernels."""
-    types = {sizes["q_dtype"], sizes["k_dtype"], sizes["v_dtype"]}
-    return fused_shape(sizes) is not None and len(types) == 1 and types <= {"float16", "bfloat16"}
+    q_dtype, others = sizes["q_dtype"], (sizes["k_dtype"], sizes["v_dtype"])
+    if q_dtype not in ("float16", "bfloat16") or fused_shape(sizes) is None:
+        return False
+    return all(dtype == q_dtype or is_quantised(dtype) for dtype in others)
+
+
+def is_quantised(dtype_name):
+    """Whether K or V of this type must be decoded."""
+    return dtype_name not in DENSE_DTYPES
+
+
+def is_decoded(sizes):
+    """Whether K or V are decoded into scratch a chunk at a time."""
+    return bool(_decoded(sizes))
+
+
+def _decoded(sizes):
+    """Which of "k" and "v" are decoded; V inside K is not decoded again."""
+    names = "k" if sizes["v_in_k"] else "kv"
+    return [name for name in names if is_quantised(sizes[f"{name}_dtype"])]
 
 
 def fused_shape(sizes):
-    """The fused kernel's FusedShape for these head sizes, or None."""
-    return FUSED_SHAPES.get((sizes["d_k"], sizes["d_v"]))
+    """The FusedShape of the fused kernel for these sizes on this device, or None."""
+    shape = FUSED_SHAPES.get((sizes["d_k"], sizes["d_v"]))
+    if shape is None or (shape.latent and not sizes["v_in_k"]):
+        return None
+    most = devices.get(sizes["device"]).max_shared_bytes
+    return shape if fused_shared_bytes(sizes, shape, 1) <= most else None
+
+
+def fused_stages(sizes, shape):
+    """Tiles of K that the latent kernel keeps in shared memory: two where the device holds them."""
+    most = devices.get(sizes["device"]).max_shared_bytes
+    return 2 if shape.latent and fused_shared_bytes(sizes, shape, 2) <= most else 1
+
+
+def fused_shared_bytes(sizes, shape, stages):
+    """Dynamic shared memory of a fused kernel: tiles of Q, K, and of V or of weights, 16-bit."""
+    d_k, d_v = sizes["d_k"], sizes["d_v"]
+    if shape.latent:
+        exchange = 4 * 5 * shape.rows
+        return 2 * (shape.rows * (d_k + shape.keys) + stages * shape.keys * d_k) + exchange
+    return 2 * (shape.rows * d_k + shape.keys * (d_k + d_v))
 
 
 def count_tiles(sizes, tile):
@@ -80,18 +124,25 @@ def candidate_tiles(sizes):
 
 
 def _fused_candidates(sizes):
+    if is_decoded(sizes):
+        yield from _decoded_candidates(sizes)
+        return
     shape = fused_shape(sizes)
-    heads = _packed_heads(sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"], shape.rows)
+    heads = packed_heads(sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"], shape.rows)
     tile = Tile(heads, min(sizes["n_tokens"], shape.rows // heads), shape.keys, 1)
-    slots = BLOCKS_PER_MULTIPROCESSOR * sizes["n_threads"]
-    n_splits = min(slots // count_tiles(sizes, tile), sizes["n_kv"] // MIN_KEYS_PER_SPLIT)
+    n_splits = min(_slots(sizes) // count_tiles(sizes, tile), sizes["n_kv"] // MIN_KEYS_PER_SPLIT)
     while n_splits > 1:
         yield tile._replace(splits=n_splits)
         n_splits //= 2
     yield tile
 
 
-def _packed_heads(group, n_tokens, rows):
+def _slots(sizes):
+    """Blocks that the device works on at a time."""
+    return fused_shape(sizes).blocks * sizes["n_threads"]
+
+
+def packed_heads(group, n_tokens, rows):
     """Heads of a group in one tile of `rows` query rows: the fewest tiles, then the most heads."""
 
     def n_tiles(heads):
@@ -100,17 +151,69 @@ def _packed_heads(group, n_tokens, rows):
     return min(range(1, min(group, rows) + 1), key=lambda heads: (n_tiles(heads), -heads))
 
 
-def keys_per_split(n_keys, tile):
+def keys_per_split(n_keys, n_splits, tile_keys):
     """Keys of each split: whole tiles of keys."""
-    tiles = -(-max(n_keys, 1) // tile.keys)
-    return -(-tiles // tile.splits) * tile.keys
+    tiles = -(-max(n_keys, 1) // tile_keys)
+    return -(-tiles // n_splits) * tile_keys
+
+
+def _decoded_candidates(sizes):
+    """Passes that decode K and V a chunk at a time: `Tile` gives their heads, tokens and keys.
+
+    The best one keeps the device busy with as few K/V heads as do, over long chunks. Then whatever
+    takes most shrinks.
+    """
+    group = sizes["n_head"] // sizes["n_head_kv"]
+    n_tokens, n_kv = sizes["n_tokens"], max(sizes["n_kv"], 1)
+    tiles_of_group = -(-group * n_tokens // fused_shape(sizes).rows)
+    n_kv_heads = min(sizes["n_head_kv"], -(-_slots(sizes) // tiles_of_group))
+    keys = min(MOST_KEYS_OF_A_CHUNK, -(-n_kv // LEAST_KEYS_OF_A_CHUNK) * LEAST_KEYS_OF_A_CHUNK)
+    splits = min(_slots(sizes) // (tiles_of_group * n_kv_heads), keys // MIN_KEYS_PER_SPLIT)
+    tile = Tile(group * n_kv_heads, n_tokens, keys, max(1, splits))
+    while tile is not None:
+        yield tile
+        tile = _shrunk(sizes, tile, group)
+
+
+def _shrunk(sizes, tile, group):
+    """The next smaller pass, or None."""
+    chunk, state = (
+        sum(n for tag, n in _fused_scratch(sizes, tile) if tag.endswith("chunk") is is_chunk)
+        for is_chunk in (True, False)
+    )
+    few = _half(tile.keys, LEAST_KEYS_OF_A_CHUNK)
+    if chunk >= state and tile.keys > WORTHWHILE_KEYS:
+        return tile._replace(keys=few, splits=max(1, min(tile.splits, few // MIN_KEYS_PER_SPLIT)))
+    if tile.splits > 1:
+        return tile._replace(splits=tile.splits // 2)
+    if tile.heads > group:
+        return tile._replace(heads=_half(tile.heads, group))
+    if tile.keys > LEAST_KEYS_OF_A_CHUNK and (chunk >= state or tile.rows * tile.heads == 1):
+        return tile._replace(keys=few)
+    if tile.rows > 1:
+        return tile._replace(rows=_half(tile.rows, 1))
+    if tile.heads > 1:
+        return tile._replace(heads=_half(tile.heads, 1))
+    return None
+
+
+def _half(n, unit):
+    """Half of `n`, as a multiple of `unit`."""
+    return -(-n // (2 * unit)) * unit
 
 
 def _fused_scratch(sizes, tile):
-    if tile.splits == 1:
-        return ()
-    rows = tile.splits * sizes["n_head"] * sizes["n_tokens"]
-    return (("partial results", 4 * rows * sizes["d_v"]), ("row state", 4 * rows * 2))
+    decoded = is_decoded(sizes)
+    n_head, n_tokens = sizes["n_head"], sizes["n_tokens"]
+    parts = []
+    if decoded:
+        n_head, n_tokens = tile.heads, tile.rows
+        keys = kv_heads_of(sizes, tile) * min(tile.keys, max(sizes["n_kv"], 1))
+        parts = [(f"{name} chunk", 2 * keys * sizes[f"d_{name}"]) for name in _decoded(sizes)]
+    if tile.splits > 1 or (decoded and tile.keys < sizes["n_kv"]):
+        rows = tile.splits * n_head * n_tokens
+        parts += [("partial results", 4 * rows * sizes["d_v"]), ("row state", 4 * rows * 2)]
+    return tuple(parts)
 
 
 # ---------------------------------------------------------------- tiles
@@ -145,10 +248,14 @@ def kv_heads_of(sizes, tile):
 
 
 def _tiles_scratch(sizes, tile):
-    rows = tile.heads * tile.rows
+    rows, keys = tile.heads * tile.rows, kv_heads_of(sizes, tile) * tile.keys
+    kq_bytes = 4 * rows * tile.keys
     return (
-        ("kq", 4 * rows * tile.keys),
+        ("kq", kq_bytes),
+        ("q tile", 4 * rows * sizes["d_k"]),
         ("tile", 4 * rows * sizes["d_v"]),
         ("row state", 4 * rows * 2),
-        ("not finite", 4 * kv_heads_of(sizes, tile) * tile.keys),
+        ("kv chunk", 4 * keys * max(sizes["d_k"], sizes["d_v"])),
+        ("not finite", 4 * keys),
+        ("gemm workspace", min(max(kq_bytes // 8, LEAST_WORKSPACE), MOST_WORKSPACE)),
     )

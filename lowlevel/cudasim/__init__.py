@@ -47,6 +47,9 @@ race=True
 ub=True
     Misaligned vector accesses, inner array indices, shifts, overflow and what else C++ leaves
     undefined.
+`Stream`
+    Once a program makes one: work on memory that another stream may still be working on, because
+    nothing makes the one wait for the other (streams.py).
 
 `settings` sets these for all launches of a context, so that whole programs can be checked::
 
@@ -89,6 +92,7 @@ from .errors import (
 )
 from .module import Function, Module
 from .settings import Settings, current_settings, settings
+from .streams import Event, Stream, StreamError
 
 __all__ = [
     "ArgumentError",
@@ -97,6 +101,7 @@ __all__ = [
     "CompilerNotFoundError",
     "CudaSimArray",
     "CudaSimError",
+    "Event",
     "Function",
     "HangError",
     "KernelAssertionError",
@@ -109,6 +114,8 @@ __all__ = [
     "PointerTable",
     "RaceError",
     "Settings",
+    "Stream",
+    "StreamError",
     "UndefinedBehaviourError",
     "UninitialisedError",
     "asarray",

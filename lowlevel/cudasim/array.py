@@ -4,6 +4,7 @@ import ctypes
 
 import numpy as np
 
+from . import streams
 from .protocol import POISON
 
 _ALIGNMENT = 256  # what CUDA's allocators give
@@ -36,6 +37,7 @@ def empty(shape, dtype="float32"):
     memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     array = memory[start : start + n_bytes].view(dtype).reshape(shape).view(CudaSimArray)
+    streams.forget(array.ctypes.data, n_bytes)
     poison(array)
     return array
 

@@ -1,11 +1,14 @@
 """The simulator as a device (see `lowlevel.devices`): the CUDA path's own code, on the host."""
 
+import contextlib
+
 import numpy as np
 
 from lowlevel.cuda.kernel_device import KernelDevice
 from lowlevel.cuda.loader import Library
 from lowlevel.sizes import format_size
 
+from . import streams
 from .array import CudaSimArray, asnumpy, empty
 from .module import Module
 
@@ -15,7 +18,10 @@ class CudaSimDevice(KernelDevice):
 
     name = "cudasim"
     n_multiprocessors = 132  # an H100's: plans made here are a GPU's
-    shared_of_a_block = 227 << 10
+    max_shared_bytes = 227 << 10
+    has_streams = True
+    current_stream = staticmethod(streams.current)
+    finish = staticmethod(streams.finish)
 
     def __init__(self):
         super().__init__(Library(_compile_module))
@@ -35,9 +41,11 @@ class CudaSimDevice(KernelDevice):
         return array.ctypes.data if isinstance(array, CudaSimArray) else None
 
     def fill(self, memory, start, stop, pattern):
+        streams.touch("fill", writes=[memory[start:stop]])
         memory[start:stop].view(np.uint16)[...] = pattern
 
     def holds(self, memory, start, stop, pattern):
+        streams.touch("holds", reads=[memory[start:stop]])
         return bool((memory[start:stop].view(np.uint16) == pattern).all())
 
     def empty(self, shape, dtype):
@@ -49,27 +57,63 @@ class CudaSimDevice(KernelDevice):
     def writable(self, array):
         return array.flags.writeable
 
+    def freeze(self, array):
+        array.flags.writeable = False
+
     def from_host(self, array):
         target = empty(array.shape, array.dtype)
+        streams.touch("from_host", writes=[target])
         target[...] = array
         return target
 
     def upload(self, target, array):
+        streams.touch("upload", writes=[target])
         target[...] = array
 
     def to_host(self, array):
+        streams.touch("to_host", reads=[array])
+        self.synchronise()
         return asnumpy(array)
 
     def synchronise(self):
-        pass
+        streams.current().synchronise()
+
+    def record(self, stream, event=None):
+        return stream.record()
+
+    def wait(self, stream, event):
+        stream.wait(event)
+
+    def launch(self, kernel, n_blocks, arguments, shared_mem=0):
+        arrays = [
+            (parameter, argument)
+            for parameter, argument in zip(kernel.parameters, arguments, strict=False)
+            if isinstance(argument, CudaSimArray)
+        ]
+        reads = [array for parameter, array in arrays if parameter.startswith("const ")]
+        writes = [array for parameter, array in arrays if not parameter.startswith("const ")]
+        streams.touch(kernel.name, reads, writes)
+        super().launch(kernel, n_blocks, arguments, shared_mem)
 
     def start(self, function, grid, block, arguments, shared_mem):
         if shared_mem > function.max_dynamic_shared_size_bytes:
             function.max_dynamic_shared_size_bytes = shared_mem
         function(grid, block, arguments, shared_mem=shared_mem)
 
+    @contextlib.contextmanager
+    def gemm(self, workspace):
+        yield _product
+
     def copy_flat(self, target, source):
+        streams.touch("copy", [source], [target])
         np.copyto(target, source, casting="no")
+
+
+def _product(a, b, c, transposed=False, accumulate=False, may_round=False):
+    """The host's: what cuBLAS does on a GPU, nothing rounded to TF32."""
+    with np.errstate(all="ignore"):  # NaN and inf in keys that are left out
+        for x, y, target in zip(*(np.asarray(array) for array in (a, b, c)), strict=True):
+            np.add(target if accumulate else 0, x @ (y.T if transposed else y), out=target)
 
 
 def _compile_module(text, name, options, expressions):

@@ -89,29 +89,69 @@ def quantise_block(x, column, width, job, q, scales, starts):
         lanes.put(scales + i * stride + 4 * column, scale)
 
 
-@kernel
-def quantise(job, counter, max_tasks):
-    """Quantise groups of rows until none is left or `max_tasks` are done; whether more are left."""
+@kernel(inline=True)
+def _quantise_group(job, group):
     n_blocks = job.columns // job.block_weights
     column_bytes = n_blocks * job.panel_bytes
     column_scales = n_blocks * job.n_scales * 4
+    slot = lanes.load_int64(job.groups + 16 * group)
+    width = lanes.load_int64(job.groups + 16 * group + 8)
+    for column in range(width):
+        x = lanes.load_int64(job.x_rows + 8 * (slot + column))
+        for block in range(n_blocks):
+            scales_at = slot * column_scales + block * job.n_scales * 4 * width
+            quantise_block(
+                x + block * job.block_weights * 4,
+                column,
+                width,
+                job,
+                job.x_bytes + slot * column_bytes + block * job.panel_bytes * width,
+                job.x_scales + scales_at,
+                job.x_starts + scales_at,
+            )
+
+
+@kernel
+def quantise(job, counter, max_tasks):
+    """Quantise groups of rows until none is left or `max_tasks` are done; whether more are left."""
     for _ in range(max_tasks):
         group = simd.take_task(counter, 1)
         if group >= job.n_groups:
             return False
-        slot = lanes.load_int64(job.groups + 16 * group)
-        width = lanes.load_int64(job.groups + 16 * group + 8)
-        for column in range(width):
-            x = lanes.load_int64(job.x_rows + 8 * (slot + column))
-            for block in range(n_blocks):
-                scales_at = slot * column_scales + block * job.n_scales * 4 * width
-                quantise_block(
-                    x + block * job.block_weights * 4,
-                    column,
-                    width,
-                    job,
-                    job.x_bytes + slot * column_bytes + block * job.panel_bytes * width,
-                    job.x_scales + scales_at,
-                    job.x_starts + scales_at,
-                )
+        _quantise_group(job, group)
     return True
+
+
+@kernel
+def begin(job, sources, groups, ends, experts, rows, weights, quantises):
+    """Write the tables that the products read, and quantise everything if asked to.
+
+    Parameters
+    ----------
+    job : Job
+        Says where the tables lie.
+    sources, groups, ends : numpy.ndarray of int64
+        As `group_columns` returns them, `sources` being rows of x and of the output.
+    experts : numpy.ndarray of int64
+        The matrix of each of `ends`.
+    rows : tuple of int64
+        Address and row stride of x, then of the output.
+    weights : tuple of int64
+        Address of the matrices, and their stride.
+    """
+    x, x_stride, out, out_stride = rows
+    for i in range(sources.size):
+        lanes.put(job.x_rows + 8 * i, x + sources[i] * x_stride)
+        lanes.put(job.out_rows + 8 * i, out + sources[i] * out_stride)
+    for i in range(job.n_groups):
+        lanes.put(job.groups + 16 * i, groups[i, 0])
+        lanes.put(job.groups + 16 * i + 8, groups[i, 1])
+    start = np.int64(0)
+    for i in range(ends.size):
+        lanes.put(job.matrices + 24 * i, weights[0] + experts[i] * weights[1])
+        lanes.put(job.matrices + 24 * i + 8, start)
+        lanes.put(job.matrices + 24 * i + 16, ends[i])
+        start = ends[i]
+    if quantises:
+        for group in range(job.n_groups):
+            _quantise_group(job, group)

@@ -46,56 +46,115 @@ def fill_from_block(unpack, rows, job, spare, first, panel):
             _put_four(panel + (step * 4 + i) * 256, dword, job.shift, scale, lowest)
 
 
+# ---------------------------------------------------------------- float formats
+# ``each(put, state, rows, first, n_k, distance) -> state`` hands over weights first .. first + n_k
+# of 16 rows in order, as f32x16 with one row a lane: ``state = put(state, weights)``. What lies
+# `distance` bytes after them is fetched meanwhile.
+
+
+@kernel(inline=True)
+def _put_pairs(two, put, state, a, b, c, d):
+    """Two weights a dword."""
+    low, high = two(a)
+    state = put(put(state, low), high)
+    low, high = two(b)
+    state = put(put(state, low), high)
+    low, high = two(c)
+    state = put(put(state, low), high)
+    low, high = two(d)
+    return put(put(state, low), high)
+
+
+@kernel(inline=True)
+def _each_of_16_bits(two, put, state, rows, first, n_k, distance):
+    """`two`: the weights in the low and high half of dwords."""
+    whole = n_k // 32 * 32
+    for k in range(0, whole, 32):
+        q = lanes.columns_16(rows, (first + k) * 2, distance)
+        state = _put_pairs(two, put, state, q[0], q[1], q[2], q[3])
+        state = _put_pairs(two, put, state, q[4], q[5], q[6], q[7])
+        state = _put_pairs(two, put, state, q[8], q[9], q[10], q[11])
+        state = _put_pairs(two, put, state, q[12], q[13], q[14], q[15])
+    for k in range(whole, n_k):
+        state = put(state, two(simd.widen(lanes.column_u16(rows, (first + k) * 2)))[0])
+    return state
+
+
+@kernel(inline=True)
+def _two_halves(v):
+    low, high = lanes.halves(v)
+    return simd.half_to_f32(low), simd.half_to_f32(high)
+
+
+@kernel(inline=True)
+def each_f16(put, state, rows, first, n_k, distance):
+    return _each_of_16_bits(_two_halves, put, state, rows, first, n_k, distance)
+
+
+@kernel(inline=True)
+def _two_bfloats(v):
+    return simd.as_f32x16(v << 16), simd.as_f32x16(v & -65536)
+
+
+@kernel(inline=True)
+def each_bf16(put, state, rows, first, n_k, distance):
+    return _each_of_16_bits(_two_bfloats, put, state, rows, first, n_k, distance)
+
+
+@kernel(inline=True)
+def _put_four_floats(put, state, a, b, c, d):
+    state = put(put(state, simd.as_f32x16(a)), simd.as_f32x16(b))
+    return put(put(state, simd.as_f32x16(c)), simd.as_f32x16(d))
+
+
+@kernel(inline=True)
+def each_f32(put, state, rows, first, n_k, distance):
+    whole = n_k // 16 * 16
+    for k in range(0, whole, 16):
+        q = lanes.columns_16(rows, (first + k) * 4, distance)
+        state = _put_four_floats(put, state, q[0], q[1], q[2], q[3])
+        state = _put_four_floats(put, state, q[4], q[5], q[6], q[7])
+        state = _put_four_floats(put, state, q[8], q[9], q[10], q[11])
+        state = _put_four_floats(put, state, q[12], q[13], q[14], q[15])
+    for k in range(whole, n_k):
+        state = put(state, simd.as_f32x16(lanes.column_i32(rows, (first + k) * 4)))
+    return state
+
+
+@kernel(inline=True)
+def _store(panel, weights):
+    lanes.put(panel, weights)
+    return panel + 64
+
+
 @kernel(inline=True)
 def fill_f32(rows, job, spare, first, n_k, panel):
-    whole = n_k // 4 * 4
-    for k in range(0, whole, 4):
-        q = lanes.columns_4(rows, (first + k) * 4)
-        lanes.put(panel + k * 64, q[0])
-        lanes.put(panel + k * 64 + 64, q[1])
-        lanes.put(panel + k * 64 + 128, q[2])
-        lanes.put(panel + k * 64 + 192, q[3])
-    for k in range(whole, n_k):
-        lanes.put(panel + k * 64, lanes.column_i32(rows, (first + k) * 4))
-
-
-@kernel(inline=True)
-def _fill_16_bits(to_f32, rows, first, n_k, panel):
-    """Two weights a dword: low and high half."""
-    whole = n_k // 8 * 8
-    for k in range(0, whole, 8):
-        q = lanes.columns_4(rows, (first + k) * 2)
-        to = panel + k * 64
-        lanes.put(to, to_f32(lanes.low_halves(q[0])))
-        lanes.put(to + 64, to_f32(lanes.low_halves(q[0] >> 16)))
-        lanes.put(to + 128, to_f32(lanes.low_halves(q[1])))
-        lanes.put(to + 192, to_f32(lanes.low_halves(q[1] >> 16)))
-        lanes.put(to + 256, to_f32(lanes.low_halves(q[2])))
-        lanes.put(to + 320, to_f32(lanes.low_halves(q[2] >> 16)))
-        lanes.put(to + 384, to_f32(lanes.low_halves(q[3])))
-        lanes.put(to + 448, to_f32(lanes.low_halves(q[3] >> 16)))
-    for k in range(whole, n_k):
-        lanes.put(panel + k * 64, to_f32(lanes.column_u16(rows, (first + k) * 2)))
-
-
-@kernel(inline=True)
-def _half_to_f32(v):
-    return simd.half_to_f32(v)
-
-
-@kernel(inline=True)
-def _bfloat_to_f32(v):
-    return simd.bfloat_to_f32(v)
+    each_f32(_store, panel, rows, first, n_k, 0)
 
 
 @kernel(inline=True)
 def fill_f16(rows, job, spare, first, n_k, panel):
-    _fill_16_bits(_half_to_f32, rows, first, n_k, panel)
+    each_f16(_store, panel, rows, first, n_k, 0)
 
 
 @kernel(inline=True)
 def fill_bf16(rows, job, spare, first, n_k, panel):
-    _fill_16_bits(_bfloat_to_f32, rows, first, n_k, panel)
+    each_bf16(_store, panel, rows, first, n_k, 0)
+
+
+@kernel(inline=True)
+def _multiply(state, weights):
+    total, x = state
+    return simd.multiply_add(weights, lanes.splat_f32(x), total), x + 4
+
+
+@kernel(inline=True)
+def to_product(each, rows, first, n_k, x, distance):
+    """The product of `n_k` weights of 16 rows with the floats at `x`."""
+    return each(_multiply, (simd.splat(0.0), x), rows, first, n_k, distance)[0]
+
+
+# ---------------------------------------------------------------- block formats
 
 
 @kernel(inline=True)

@@ -230,8 +230,26 @@ def multiply_exact_bf16(job, worker, counter, max_tasks):
     return tiles.panels(_bf16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
 
 
-# By format name: many rows of x as bytes, one row of x as bytes, and float32 x (all that the float
-# formats have).
+# ---------------------------------------------------------------- float32 x, one row a matrix
+
+
+@kernel
+def multiply_column_f32(job, worker, counter, max_tasks):
+    return tiles.single_float_columns(floats.each_f32, job, worker, counter, max_tasks)
+
+
+@kernel
+def multiply_column_f16(job, worker, counter, max_tasks):
+    return tiles.single_float_columns(floats.each_f16, job, worker, counter, max_tasks)
+
+
+@kernel
+def multiply_column_bf16(job, worker, counter, max_tasks):
+    return tiles.single_float_columns(floats.each_bf16, job, worker, counter, max_tasks)
+
+
+# By format name: many rows of x, and one row of x a matrix, as bytes where the format is of blocks;
+# float32 x for blocks.
 MULTIPLY = {
     "Q8_0": multiply_q8_0,
     "Q4_0": multiply_q4_0,
@@ -240,6 +258,9 @@ MULTIPLY = {
     "Q3_K": multiply_q3_k,
     "Q4_K": multiply_q4_k,
     "Q6_K": multiply_q6_k,
+    "F32": multiply_exact_f32,
+    "F16": multiply_exact_f16,
+    "BF16": multiply_exact_bf16,
 }
 MULTIPLY_COLUMN = {
     "Q8_0": multiply_column_q8_0,
@@ -249,6 +270,9 @@ MULTIPLY_COLUMN = {
     "Q3_K": multiply_column_q3_k,
     "Q4_K": multiply_column_q4_k,
     "Q6_K": multiply_column_q6_k,
+    "F32": multiply_column_f32,
+    "F16": multiply_column_f16,
+    "BF16": multiply_column_bf16,
 }
 MULTIPLY_EXACT = {
     "Q8_0": multiply_exact_q8_0,
@@ -258,7 +282,4 @@ MULTIPLY_EXACT = {
     "Q3_K": multiply_exact_q3_k,
     "Q4_K": multiply_exact_q4_k,
     "Q6_K": multiply_exact_q6_k,
-    "F32": multiply_exact_f32,
-    "F16": multiply_exact_f16,
-    "BF16": multiply_exact_bf16,
 }

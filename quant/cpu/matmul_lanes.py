@@ -64,19 +64,6 @@ def put_bytes(typingctx, address, stride, values):
     return types.void(types.int64, types.int64, simd.i32x16), codegen
 
 
-@intrinsic
-def prefetch(typingctx, address):
-    """Ask for the cache line at `address`; never faults."""
-
-    def codegen(context, builder, sig, args):
-        pointer = _pointer(builder, args[0], 0, ir.IntType(8))
-        arguments = [pointer, _i32(0), _i32(2), _i32(1)]
-        simd._call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
 # ---------------------------------------------------------------- sixteen rows in lanes
 
 
@@ -146,6 +133,50 @@ def columns_4(typingctx, rows, position):
     return types.UniTuple(simd.i32x16, 4)(types.int64, types.int64), codegen
 
 
+def _turn_16(builder, parts):
+    """Sixteen vectors of 16 dwords, turned: dword i of every part in result i."""
+
+    def pairs(vectors, distance, low, high):
+        """Vectors i and i + distance, shuffled both ways."""
+        result = list(vectors)
+        for i in range(LANES):
+            if not i & distance:
+                a, b = vectors[i], vectors[i + distance]
+                result[i] = simd._shuffle(builder, a, b, low)
+                result[i + distance] = simd._shuffle(builder, a, b, high)
+        return result
+
+    def lanes_of(unit, first):
+        """Every other `unit` lanes of one vector, from `first` on, between those of the other."""
+        return [
+            16 * (i // unit % 2) + 2 * unit * (i // (2 * unit)) + unit * first + i % unit
+            for i in range(LANES)
+        ]
+
+    for distance in (1, 2, 4, 8):
+        parts = pairs(parts, distance, lanes_of(distance, 0), lanes_of(distance, 1))
+    return parts
+
+
+@intrinsic
+def columns_16(typingctx, rows, position, distance):
+    """Bytes position..position+63 of each row, turned: 16 i32x16, 4 bytes of each row in each.
+
+    Whole cache lines: rows a power of two apart would push each other out between smaller pieces.
+    Those `distance` bytes further on are fetched meanwhile.
+    """
+
+    def codegen(context, builder, sig, args):
+        rows, position, distance = args
+        parts = []
+        for address in _row_addresses(builder, rows, position):
+            parts.append(_load(builder, address, 0, _i32x16))
+            simd.emit_prefetch(builder, builder.add(address, distance))
+        return context.make_tuple(builder, sig.return_type, _turn_16(builder, parts))
+
+    return types.UniTuple(simd.i32x16, LANES)(types.int64, types.int64, types.int64), codegen
+
+
 @intrinsic
 def add_tiles(typingctx, a, b):
     """Sum of two float tiles."""
@@ -162,6 +193,27 @@ def low_halves(typingctx, v):
     """The low 16 bits of every lane: i32x16 -> u16x16."""
     halves = simd.u16x16
     return simd._simple(lambda b, x: b.trunc(x, halves.llvm), halves, simd.i32x16)
+
+
+@intrinsic
+def halves(typingctx, v):
+    """The low and the high 16 bits of every lane: i32x16 -> two u16x16."""
+    pair = types.UniTuple(simd.u16x16, 2)
+
+    def codegen(context, builder, sig, args):
+        words = builder.bitcast(args[0], simd.u16x32.llvm)
+        if simd.LEVEL == "avx512":  # one vpermw; the plain form below becomes two vpmovdw
+            order = [*range(0, 32, 2), *range(1, 32, 2)]
+            index = ir.Constant(simd.u16x32.llvm, order)
+            name = "llvm.x86.avx512.permvar.hi.512"
+            words = simd._call(builder, name, words.type, [words, index])
+            parts = [range(16), range(16, 32)]
+        else:
+            parts = [range(0, 32, 2), range(1, 32, 2)]
+        result = [simd._shuffle(builder, words, words, part) for part in parts]
+        return context.make_tuple(builder, pair, result)
+
+    return pair(simd.i32x16), codegen
 
 
 # ---------------------------------------------------------------- one column

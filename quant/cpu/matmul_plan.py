@@ -140,7 +140,7 @@ def group_columns(counts):
         For each slot its column; a slot that pads a group repeats the last one.
     groups : numpy.ndarray of int64, (n_groups, 2)
         First slot and width of each.
-    ends : list of int
+    ends : numpy.ndarray of int64
         Where the groups of each matrix end.
     """
     widest = WIDTHS[-1]
@@ -160,4 +160,4 @@ def group_columns(counts):
         ends.append(n_groups)
         slot += n_slots
         column += count
-    return np.concatenate(sources), np.concatenate(groups), ends
+    return np.concatenate(sources), np.concatenate(groups), np.array(ends)

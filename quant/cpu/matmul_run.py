@@ -1,5 +1,7 @@
 """Products on the CPU: tables and scratch of one call, and the kernels run over them."""
 
+import functools
+
 import numpy as np
 
 from lowlevel.cpu.threads import SLICE_SECONDS, run_workers
@@ -13,6 +15,8 @@ _RATE = 2e10
 # Floats of x worth a helper thread when they are quantised.
 _QUANTISE_WORTH = 1 << 17
 _FLOAT_LAYOUT = PanelLayout(1, 0, 0, 0)
+# The experts of a plain matrix.
+_PLAIN = np.zeros(1, np.int64)
 
 
 def run(plan, x, t, out, order, used_experts, counts, scratch):
@@ -35,24 +39,20 @@ def run(plan, x, t, out, order, used_experts, counts, scratch):
     else:
         sources, groups, ends = group_columns(counts)
         sources = order[sources]
-    tables = _Tables(plan, scratch)
-    tables.put("x_rows", _row_addresses(x, sources))
-    tables.put("out_rows", _row_addresses(out, sources))
-    tables.put("groups", groups)
-    expert_stride = t.data.strides[0] if t.ndim == 3 else 0
-    starts = [0, *ends[:-1]]
-    matrices = [
-        (t.data.ctypes.data + int(e) * expert_stride, start, end)
-        for e, start, end in zip(used_experts, starts, ends, strict=True)
-    ]
-    tables.put("matrices", np.array(matrices, np.int64))
-    job = _job(plan, tables, t, len(groups), len(matrices))
-    if plan.exact:
-        kernel = matmul_kernels.MULTIPLY_EXACT[t.format.name]
-    else:
-        single = groups[:, 1].max() == 1 and len(groups) == len(matrices)
-        kernels = matmul_kernels.MULTIPLY_COLUMN if single else matmul_kernels.MULTIPLY
-        kernel = kernels[t.format.name]
+    n_matrices = len(ends)
+    job = _job(plan, scratch.ctypes.data, t, len(groups), n_matrices)
+    is_small = x.size < _QUANTISE_WORTH or len(groups) == 1
+    activations.begin(
+        job,
+        sources,
+        groups,
+        ends,
+        _PLAIN if order is None else np.asarray(used_experts, np.int64),
+        (x.ctypes.data, x.strides[0], out.ctypes.data, out.strides[0]),
+        (t.data.ctypes.data, t.data.strides[0] if t.ndim == 3 else 0),
+        is_small and not plan.exact,
+    )
+    if not (plan.exact or is_small):
         n_workers = min(plan.n_workers, len(groups), 1 + x.size // _QUANTISE_WORTH)
         _run_kernel(
             n_workers,
@@ -60,7 +60,14 @@ def run(plan, x, t, out, order, used_experts, counts, scratch):
             len(groups),
             6 * x.shape[1] * 8,
         )
-    columns_per_matrix = max(1, sources.size // len(matrices))
+    if plan.exact and not t.format.is_float:
+        kernels = matmul_kernels.MULTIPLY_EXACT
+    elif len(sources) == n_matrices:
+        kernels = matmul_kernels.MULTIPLY_COLUMN
+    else:
+        kernels = matmul_kernels.MULTIPLY
+    kernel = kernels[t.format.name]
+    columns_per_matrix = max(1, sources.size // n_matrices)
     _run_kernel(
         plan.n_workers,
         lambda counter, i, some: kernel(job, i, counter, some),
@@ -76,57 +83,36 @@ def _run_kernel(n_workers, call, n_tasks, task_cost):
     run_workers(n_workers, lambda i: call(counter, i, min(slice_tasks, n_tasks)), counter)
 
 
-class _Tables:
-    """Sections of the scratch by name."""
-
-    def __init__(self, plan, scratch):
-        self._sections, self._scratch = plan.sections, scratch
-        self._base = scratch.ctypes.data
-
-    def put(self, name, values):
-        start = self._sections[name]
-        self._scratch[start : start + values.nbytes].view(np.int64)[:] = values.reshape(-1)
-
-    def address(self, name):
-        return self._base + self._sections[name] if name in self._sections else 0
-
-
-def _row_addresses(array, rows):
-    return array.ctypes.data + rows * array.strides[0]
-
-
-def _job(plan, tables, t, n_groups, n_matrices):
-    block, n_rows = t.format, t.shape[-2]
-    layout = LAYOUTS.get(block.name, _FLOAT_LAYOUT)
+def _job(plan, scratch, t, n_groups, n_matrices):
+    n_rows = t.shape[-2]
     n_panels = -(-n_rows // ROWS)
+    sections = plan.sections
     return Job(
-        block_weights=layout.block_weights,
-        block_bytes=layout.block_bytes,
-        n_segments=layout.n_segments,
-        segment_steps=layout.segment_steps,
-        shift=layout.shift,
-        n_min_segments=layout.n_min_segments,
-        min_segment_steps=layout.min_segment_steps,
-        min_run=layout.min_run,
-        panel_bytes=layout.panel_bytes,
-        n_scales=layout.n_scales,
+        *_layout_fields(t.format.name),
         columns=t.shape[-1],
         piece=plan.piece,
         chunk=plan.chunk,
         n_rows=n_rows,
         row_stride=t.data.strides[-2],
-        piece_bytes=plan.piece // block.block_weights * block.block_bytes,
+        piece_bytes=plan.piece // t.format.block_weights * t.format.block_bytes,
         worker_bytes=plan.worker_bytes,
         n_panels=n_panels,
         n_tasks=n_panels * n_matrices,
         n_groups=n_groups,
         vectors=VECTORS,
-        x_rows=tables.address("x_rows"),
-        out_rows=tables.address("out_rows"),
-        groups=tables.address("groups"),
-        matrices=tables.address("matrices"),
-        x_bytes=tables.address("x_bytes"),
-        x_scales=tables.address("x_scales"),
-        x_starts=tables.address("x_starts"),
-        workers=tables.address("workers"),
+        x_rows=scratch + sections["x_rows"],
+        out_rows=scratch + sections["out_rows"],
+        groups=scratch + sections["groups"],
+        matrices=scratch + sections["matrices"],
+        x_bytes=scratch + sections.get("x_bytes", 0),
+        x_scales=scratch + sections.get("x_scales", 0),
+        x_starts=scratch + sections.get("x_starts", 0),
+        workers=scratch + sections["workers"],
     )
+
+
+@functools.cache
+def _layout_fields(name):
+    """What a `Job` begins with."""
+    layout = LAYOUTS.get(name, _FLOAT_LAYOUT)
+    return tuple(getattr(layout, field) for field in Job._fields[: Job._fields.index("columns")])

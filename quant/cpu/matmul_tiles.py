@@ -13,6 +13,7 @@ import numpy as np
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
+from quant.cpu import matmul_floats as floats
 from quant.cpu import matmul_lanes as lanes
 from quant.cpu import matmul_unpack as unpackers
 from quant.cpu.matmul_layouts import LANES, ROWS, STEP, VECTORS, WIDTHS
@@ -60,12 +61,12 @@ def _begin(job, task, left, counter, rows):
     next_task
         -1 if not taken yet.
     ahead, ahead_end
-        Where the weights of the next task lie.
+        Where the weights of the next task lie; where this one's begin, twice, if there is none.
     """
     matrix, row, n_rows, weights = _task_rows(job, task)
     for i in range(ROWS):
         lanes.put(rows + 8 * i, weights + min(i, n_rows - 1) * job.row_stride)
-    next_task, ahead, ahead_end = np.int64(-1), np.int64(0), np.int64(0)
+    next_task, ahead, ahead_end = np.int64(-1), weights, weights
     if left > 0 and job.n_tasks >= _MANY_TASKS:
         next_task = simd.take_task(counter, 1)
         if next_task < job.n_tasks:
@@ -86,7 +87,7 @@ def _fetch(ahead, end, n_bytes):
     """Ask for the next `n_bytes` from `ahead` on, not beyond `end`; returns where it stopped."""
     end = min(ahead + n_bytes, end)
     while ahead < end:
-        lanes.prefetch(ahead)
+        simd.prefetch(ahead)
         ahead += 64
     return ahead
 
@@ -129,11 +130,12 @@ def single_columns(unpack, job, worker, counter, max_tasks):
     """Where each matrix meets one row of x: unpacked vectors go straight into the products."""
     rows = job.workers + worker * job.worker_bytes
     n_blocks = job.columns // job.block_weights
+    fetch_step = unpackers.fetch_step(job)
     task = simd.take_task(counter, 1)
     for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, task, ahead, ahead_end = _begin(job, task, left, counter, rows)
+        matrix, row, n_rows, task, ahead, _ = _begin(job, task, left, counter, rows)
         slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
         out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
         for v in range(job.vectors):
@@ -143,12 +145,49 @@ def single_columns(unpack, job, worker, counter, max_tasks):
             x_starts = job.x_starts + slot * n_blocks * job.n_scales * 4
             some = rows + 8 * LANES * v
             for block in range(n_blocks):
-                ahead = _fetch(ahead, ahead_end, LANES * job.block_bytes)
                 at = block * job.block_bytes
-                total = unpackers.to_product(unpack, some, at, total, x, x_scales, x_starts)
+                total = unpackers.to_product(
+                    unpack, some, at, total, x, x_scales, x_starts, ahead, fetch_step
+                )
+                ahead += LANES * job.block_bytes
                 x += job.panel_bytes
                 x_scales += job.n_scales * 4
                 x_starts += job.n_scales * 4
+            lanes.store_column(total, out + 4 * LANES * v, n_rows - LANES * v)
+        task = _next(task, left, counter)
+    return True
+
+
+@kernel(inline=True)
+def single_float_columns(each, job, worker, counter, max_tasks):
+    """`single_columns` of a float format; sums as in `pass_floats`, so that the bits are the same.
+
+    Rows of floats are long: what is fetched ahead is the next chunk of k of the same rows, and at
+    their end the first chunk of the next rows.
+    """
+    rows = job.workers + worker * job.worker_bytes
+    weight_bytes = job.piece_bytes // job.piece
+    task = simd.take_task(counter, 1)
+    for left in range(max_tasks - 1, -1, -1):
+        if task >= job.n_tasks:
+            return False
+        matrix, row, n_rows, task, next_weights, _ = _begin(job, task, left, counter, rows)
+        slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
+        x = lanes.load_int64(job.x_rows + 8 * slot)
+        out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
+        for v in range(job.vectors):
+            total = simd.splat(0.0)
+            some = rows + 8 * LANES * v
+            following = next_weights
+            if v + 1 < job.vectors:
+                following = lanes.load_int64(some + 8 * LANES)
+            for first in range(0, job.columns, job.chunk):
+                n_k = min(job.chunk, job.columns - first)
+                distance = n_k * weight_bytes
+                if first + n_k == job.columns:
+                    distance = following - (lanes.load_int64(some) + first * weight_bytes)
+                part = floats.to_product(each, some, first, n_k, x + 4 * first, distance)
+                total = part if first == 0 else total + part
             lanes.store_column(total, out + 4 * LANES * v, n_rows - LANES * v)
         task = _next(task, left, counter)
     return True

@@ -26,6 +26,7 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_lanes as lanes
+from quant.cpu.matmul_layouts import LANES
 
 _KVALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _IQ4_NL_BYTES = np.array([k + 128 for k in _KVALUES] * 4, np.uint8)
@@ -325,37 +326,55 @@ def to_panel(unpack, rows, at, panel, scales):
 
 
 # ---------------------------------------------------------------- straight into a product
+# The state: the running total, the integer sums of the segment, where its activations lie, and
+# what to fetch meanwhile: an address and how many bytes it moves on with every vector. Fetches are
+# spread out because the CPU keeps only some two dozen of them in flight and stops at the next one.
 
 
 @kernel(inline=True)
 def _dot(state, offset, v):
-    total, sums, x, x_scales, x_starts = state
+    total, sums, x, x_scales, x_starts, ahead, step = state
+    simd.prefetch(ahead)
     sums = lanes.dot_column(sums, v, x + offset // 16)
-    return total, sums, x, x_scales, x_starts
+    return total, sums, x, x_scales, x_starts, ahead + step, step
 
 
 @kernel(inline=True)
 def _dot_scaled(state, offset, a, b, c, d, factor):
-    total, sums, x, x_scales, x_starts = state
+    total, sums, x, x_scales, x_starts, ahead, step = state
     x_at = x + offset // 16
+    simd.prefetch(ahead)
     run = lanes.dot_column(simd.splat(0), a, x_at)
     run = lanes.dot_column(run, b, x_at + 4)
+    simd.prefetch(ahead + 2 * step)
     run = lanes.dot_column(run, c, x_at + 8)
     run = lanes.dot_column(run, d, x_at + 12)
-    return total, sums + run * factor, x, x_scales, x_starts
+    return total, sums + run * factor, x, x_scales, x_starts, ahead + 4 * step, step
 
 
 @kernel(inline=True)
 def _add_segment(state, segment, scales):
     """As lanes.add_scaled_tile does it, so that the bits are the same."""
-    total, sums, x, x_scales, x_starts = state
+    total, sums, x, x_scales, x_starts, ahead, step = state
+    simd.prefetch(ahead)
     scale = scales * lanes.splat_f32(x_scales + 4 * segment)
     total = simd.multiply_add(simd.to_f32(sums), scale, total)
-    return total, lanes.splat_i32(x_starts + 4 * segment + 4), x, x_scales, x_starts
+    sums = lanes.splat_i32(x_starts + 4 * segment + 4)
+    return total, sums, x, x_scales, x_starts, ahead + step, step
 
 
 @kernel(inline=True)
-def to_product(unpack, rows, at, total, x, x_scales, x_starts):
-    """`total` with the product of a block of 16 rows and of one row of x added."""
-    state = (total, lanes.splat_i32(x_starts), x, x_scales, x_starts)
+def to_product(unpack, rows, at, total, x, x_scales, x_starts, ahead, step):
+    """`total` with the product of a block of 16 rows and of one row of x added.
+
+    Meanwhile a block of 16 other rows is fetched, from address `ahead` on; see `fetch_step`.
+    """
+    state = (total, lanes.splat_i32(x_starts), x, x_scales, x_starts, ahead, step)
     return unpack(_dot, _dot_scaled, _add_segment, state, rows, at)[0]
+
+
+@kernel(inline=True)
+def fetch_step(job):
+    """Bytes to fetch with every vector, for as many bytes as the vectors come from."""
+    n_vectors = job.panel_bytes // 4 + job.n_scales
+    return (LANES * job.block_bytes + n_vectors - 1) // n_vectors

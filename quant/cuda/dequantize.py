@@ -16,10 +16,11 @@ PIECES = {"Q8_0": 1, "Q4_0": 2, "IQ4_NL": 2, "Q4_K": 2, "Q2_K": 4, "Q3_K": 4, "Q
 
 def dequantize(t, out, device):
     """Decode a QuantTensor into `out`, both checked and on `device`; returns before it is done."""
-    _dequantize(t.format, t.data, out, device)
+    decode_blocks(t.format, t.data, out, device)
 
 
-def _dequantize(block, data, out, device):
+def decode_blocks(block, data, out, device):
+    """Decode `data` (..., row bytes), blocks of a `BlockFormat`, into `out` (..., columns)."""
     n_blocks = data.size // block.block_bytes
     axes = join_axes(
         (*data.shape[:-1], data.shape[-1] // block.block_bytes),
@@ -31,7 +32,7 @@ def _dequantize(block, data, out, device):
         axes.append((1, *side_by_side))
     if len(axes) > 2 or (n_blocks > MAX_BLOCKS and not block.is_float):
         for part, out_part in _halves(block, data, out):
-            _dequantize(block, part, out_part, device)
+            decode_blocks(block, part, out_part, device)
         return
     n_rows, *strides = axes[0] if len(axes) == 2 else (1, 0, 0)
     _launch(block, data, out, device, n_rows, strides, axes[-1][0])

@@ -107,7 +107,7 @@ def choose_kernel(plan, device, block, counts):
     for n_columns in STREAM_COLUMNS:
         if most <= n_columns:
             return MATVEC[block.name, n_columns], n_columns
-    fitting = [tile for tile in TILES if tile_sizes(block, tile)[1] <= device.shared_of_a_block]
+    fitting = [tile for tile in TILES if tile_sizes(block, tile)[1] <= device.max_shared_bytes]
     tile = next((tile for tile in fitting if most <= tile.columns), fitting[-1])
     return MATMUL_TILES[block.name, tile], tile.columns
 

@@ -443,8 +443,21 @@ def good():
         (dict(scale=float("nan")), ValueError, "scale"),
         (dict(scale="big"), TypeError, "scale"),
         (dict(causal=1), TypeError, "causal"),
+        (dict(softcap=1e-60), ValueError, "softcap: .*float32"),
+        (dict(softcap=1e39), ValueError, "softcap: .*float32"),
+        (dict(scale=-1e39), ValueError, "scale: .*float32"),
+        (dict(scale=10**400), ValueError, "scale: .*float32"),
+        (dict(q=np.zeros((4, 6, 16), ">f4")), TypeError, "q: expected float32, got >f4"),
+        (dict(mask=np.zeros((6, 9), ">f4")), TypeError, "mask: expected float32, got >f4"),
+        (dict(out=np.zeros((4, 6, 16), ">f4")), TypeError, "out: expected float32, got >f4"),
+        (dict(k=np.zeros((2, 9, 16), ">f4")), TypeError, "k: expected one of float32"),
+        (dict(v=np.zeros((2, 9, 16), ">f2")), TypeError, "v: expected one of float32"),
+        (dict(pool="1MiB"), TypeError, "pool: expected a lowlevel.Pool"),
         (dict(sinks=[1.0]), ValueError, "sinks: expected 4 values"),
-        (dict(alibi_slopes=[1, 2, 3, float("nan")]), ValueError, "alibi_slopes: expected finite"),
+        (dict(sinks=["a"] * 4), TypeError, "sinks: expected 4 real numbers"),
+        (dict(sinks=[1, 2, 3, float("inf")]), ValueError, "sinks: .*finite"),
+        (dict(alibi_slopes=[1, 2, 3, 1e39]), ValueError, "alibi_slopes: .*finite"),
+        (dict(alibi_slopes=[1, 2, 3, float("nan")]), ValueError, "alibi_slopes: expected .*finite"),
         (dict(method="quick"), ValueError, "method"),
         (dict(assemble="concat"), ValueError, "assemble"),
         (dict(n_threads=0), ValueError, "n_threads"),
@@ -460,7 +473,7 @@ def test_bad_arguments_are_named_before_anything_is_written(change, error, text)
     before = arguments["out"].copy()
     with lowlevel.Pool("1MiB") as pool:
         with pytest.raises(error, match=text):
-            lowlevel.attention(**arguments, pool=pool)
+            lowlevel.attention(**{"pool": pool, **arguments})
         assert pool.used == pool.peak == 0
     assert np.array_equal(arguments["out"], before)
 

@@ -145,6 +145,42 @@ def test_a_limit_of_the_main_thread_does_not_stop_others(callers_setting):
     assert seen == [True, True]
 
 
+class InterruptedLibrary:
+    """A BLAS during whose calls Ctrl-C is pressed: it is seen once the `at`-th has done its work."""
+
+    def __init__(self, at):
+        self.n = 8
+        self.calls_left = at
+
+    def _call(self):
+        self.calls_left -= 1
+        if self.calls_left == 0:
+            raise KeyboardInterrupt
+
+    @property
+    def num_threads(self):
+        n = self.n
+        self._call()
+        return n
+
+    def set_num_threads(self, n):
+        self.n = n
+        self._call()
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_the_callers_setting_comes_back_after_ctrl_c(monkeypatch, at):
+    """While it is read, while the limit is set, while it is put back; and so for the next call."""
+    library = InterruptedLibrary(at)
+    monkeypatch.setattr(blas, "_libraries", lambda: ([library], []))
+    with pytest.raises(KeyboardInterrupt), blas_threads(3):
+        assert library.n == 3
+    assert library.n == 8
+    with blas_threads(5):
+        assert library.n == 5
+    assert library.n == 8
+
+
 class PerThreadLibrary:
     """A BLAS over OpenMP as threadpoolctl shows it: every thread has a setting of its own."""
 

@@ -260,7 +260,7 @@ def bad_calls():
     odd = np.zeros(out.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(4, 32)
     floats = np.full((4, 32), 7, np.float32)
     own = QuantTensor(floats.view(np.uint8), "F32", (4, 32))
-    several = np.lib.stride_tricks.as_strided(out, (4, 32), (0, 4))
+    several, shifted = (np.lib.stride_tricks.as_strided(out, (4, 32), (n, 4)) for n in (0, 64))
     yield TypeError, "t: expected a QuantTensor, got ndarray", (data,), {}, out
     for dtype in ("float64", "bfloat17", np.int8, "uint8"):
         yield ValueError, "dtype: expected one of float32, float16", (t, dtype), {"out": out}, out
@@ -273,6 +273,7 @@ def bad_calls():
     yield ValueError, "not aligned", (t,), {"out": odd}, odd
     yield ValueError, "must be contiguous", (t,), {"out": np.asfortranarray(out)}, out
     yield ValueError, "share an item", (t,), {"out": several}, out
+    yield ValueError, "share an item", (t,), {"out": shifted}, out
     yield ValueError, "overlaps", (own,), {"out": floats}, floats
     yield ValueError, "n_threads: expected at least 1", (t,), {"out": out, "n_threads": 0}, out
     yield TypeError, "n_threads", (t,), {"out": out, "n_threads": 2.0}, out

@@ -116,6 +116,8 @@ def test_a_few_products_of_each_form(rng):
             check_product(rng, name, False, n, n_rows, odd_columns(rng, name))
     for name in ["F16"] if portable else ["F16", "BF16", "Q4_K"]:
         check_product(rng, name, True, 5, 21, odd_columns(rng, name))
+        if name in FLOATS:
+            check_product(rng, name, True, 1, 21, odd_columns(rng, name))
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -149,6 +151,16 @@ def test_same_bits_in_any_company(rng, exact):
     for first, n in ((0, 1), (5, 2), (9, 3), (20, 4), (31, 5), (1, 8)):
         some = matmul(x[first : first + n], t, exact=exact, n_threads=2)
         np.testing.assert_array_equal(together[first : first + n], some)
+
+
+@pytest.mark.parametrize("name", [*FLOATS, *BLOCKS])
+def test_one_row_alone(rng, name):
+    """One row of x has kernels of its own: the same bits as in a batch."""
+    t = random_tensor(rng, name, 77, odd_columns(rng, name))
+    x = random_x(rng, 7, t.columns)
+    together = matmul(x, t)
+    for i in range(7):
+        np.testing.assert_array_equal(matmul(x[i : i + 1], t)[0], together[i])
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from lowlevel.kv_source import as_kv_source
+from lowlevel.plan import DENSE_DTYPES, KV_BLOCK_WEIGHTS
 from quant import QuantTensor
+from quant.formats import KV_FORMATS
 
 QUANTISED = ("Q8_0", "Q4_0", "IQ4_NL")
 FILL = ctypes.CFUNCTYPE(
@@ -44,6 +46,11 @@ def filled(source, rows, stride):
         rows.ctypes.data, rows.strides[0], len(rows), source.shape[2], out.ctypes.data, stride
     )
     return out
+
+
+def test_plans_know_the_types_that_sources_have():
+    planned = {name: n for name, n in KV_BLOCK_WEIGHTS.items() if name not in DENSE_DTYPES}
+    assert planned == {row.name: row.block_weights for row in KV_FORMATS}
 
 
 @pytest.mark.parametrize("name", QUANTISED)

@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import queue
 import signal
 import subprocess
 import sys
@@ -224,8 +225,8 @@ def test_an_error_keeps_no_array_alive():
 def test_a_helper_that_has_not_started_never_does(monkeypatch):
     """All threads busy elsewhere: worker 0 does everything, and nothing runs afterwards."""
     busy, release = threading.Barrier(3), threading.Event()
-    monkeypatch.setattr(threads, "_executor", None)
-    monkeypatch.setattr(threads, "_executor_size", 0)
+    monkeypatch.setattr(threads, "_tasks", queue.SimpleQueue())
+    monkeypatch.setattr(threads, "_n_helpers", 0)
 
     def hold(worker, task):
         busy.wait(timeout=60)
@@ -250,10 +251,10 @@ def test_a_helper_that_has_not_started_never_does(monkeypatch):
 def test_threads_that_cannot_be_started(monkeypatch, n_started):
     """At a limit of threads some helpers come and some do not: all work done, nothing left running.
 
-    A thread that fails to start leaves its work in the executor's queue, for another to find later.
+    A thread that fails to start leaves its work in the queue, for another to find later.
     """
-    monkeypatch.setattr(threads, "_executor", None)
-    monkeypatch.setattr(threads, "_executor_size", 0)
+    monkeypatch.setattr(threads, "_tasks", queue.SimpleQueue())
+    monkeypatch.setattr(threads, "_n_helpers", 0)
     start, started = threading.Thread.start, []
 
     def limited(thread):
@@ -315,6 +316,32 @@ def test_interrupts_while_waiting_for_helpers():
 
 
 # ---------------------------------------------------------------- processes
+
+
+def test_ctrl_c_while_helpers_start_does_not_keep_the_process_from_ending():
+    """The thread is there, but its `start` never came back to say so."""
+    code = """
+        import threading
+        import numpy as np
+        import lowlevel
+
+        start = threading.Thread.start
+
+        def interrupted(thread):
+            start(thread)
+            if thread.name.startswith("kqcap"):
+                raise KeyboardInterrupt
+
+        q = np.ones((8, 64, 32), "f4")
+        threading.Thread.start = interrupted
+        try:
+            lowlevel.attention(q, q, q, n_threads=2)
+        except KeyboardInterrupt:
+            print("interrupted")
+        threading.Thread.start = start
+        print(float(lowlevel.attention(q, q, q, n_threads=2).max()))
+    """
+    assert run_python(code).split() == ["interrupted", "1.0"]
 
 
 def test_ctrl_c_ends_an_attention_call():

@@ -6,6 +6,7 @@ from attention_cases import random_mask
 from comparison import assert_close
 
 import lowlevel
+from lowlevel.cuda.instances import FUSED_SHAPES
 from lowlevel.reference import attention_float64
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
@@ -14,9 +15,16 @@ HALF_BOUND = 2e-3
 
 
 def random_operands(rng, n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, dtype):
-    """(q, k, v) as NumPy arrays; scores have a standard deviation of 1."""
+    """[q, k, v] as NumPy arrays; scores have a standard deviation of 1.
+
+    V lies inside K where a fused kernel wants it there.
+    """
     shapes = (n_head, n_tokens, d_k), (n_head_kv, n_kv, d_k), (n_head_kv, n_kv, d_v)
-    return [rng.standard_normal(s, dtype=np.float32).astype(DTYPES[dtype]) for s in shapes]
+    q, k, v = (rng.standard_normal(s, dtype=np.float32).astype(DTYPES[dtype]) for s in shapes)
+    if (d_k, d_v) in FUSED_SHAPES and FUSED_SHAPES[d_k, d_v].latent:
+        column = int(rng.choice([0, 8, d_k - d_v]))
+        v = k[..., column : column + d_v]
+    return [q, k, v]
 
 
 def random_options(rng, n_head, n_tokens, n_kv):
@@ -37,8 +45,14 @@ def random_options(rng, n_head, n_tokens, n_kv):
     return options
 
 
-def on_device(operands, device):
-    return [lowlevel.asarray(x, device) for x in operands]
+def on_device(operands, device, put=lowlevel.asarray):
+    """[q, k, v] on a device by ``put(array, device)``; V stays inside K if it lies there."""
+    q, k, v = operands
+    q_there, k_there = put(q, device), put(k, device)
+    if not np.shares_memory(k, v):
+        return [q_there, k_there, put(v, device)]
+    column = (v.ctypes.data - k.ctypes.data) // k.itemsize
+    return [q_there, k_there, k_there[..., column : column + v.shape[2]]]
 
 
 def attend(device, operands, options, **more):

@@ -1,13 +1,16 @@
 """On a machine with a GPU: the gpu tests, then how near the memory's speed dequantisation comes.
 
-    python tests/cuda/run_on_gpu.py [--no-tests] [--log2-weights 29] [--rounds 15] [--json FILE]
+    python tests/cuda/run_on_gpu.py [--no-tests] [--no-bench] [--log2-weights 29] [--rounds 15]
+        [--json FILE]
 
-Needs NumPy, CuPy, ml_dtypes, pytest, hypothesis and gguf. Writes gpu_tests.txt and gpu_bench.json into
-the folder $OUT if that is set.
+Needs NumPy, CuPy, ml_dtypes, pytest, hypothesis and gguf; with pytest-xdist tests run side by side.
+Writes gpu_tests.txt and gpu_bench.json into the folder $OUT if that is set.
 """
 
 import argparse
+import importlib.util
 import json
+import multiprocessing
 import os
 import pathlib
 import statistics
@@ -22,7 +25,10 @@ sys.path.insert(0, str(ROOT))
 def main():
     options = parse_options()
     out = pathlib.Path(os.environ.get("OUT", "."))
+    compile_all()
     status = 0 if options.no_tests else run_tests(out / "gpu_tests.txt")
+    if options.no_bench:
+        return status
     rows = bench(options)
     path = pathlib.Path(options.json or out / "gpu_bench.json")
     path.write_text(json.dumps({"tests": status, **rows}, indent=1))
@@ -32,15 +38,38 @@ def main():
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-tests", action="store_true")
+    parser.add_argument("--no-bench", action="store_true")
     parser.add_argument("--log2-weights", type=int, default=29, metavar="N")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args()
 
 
+def compile_all():
+    """Every kernel into CuPy's disk cache, a process a source."""
+    from lowlevel.cuda import instances
+
+    sources = sorted({kernel.source for kernel in instances.all_kernels()})
+    start = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(min(len(sources), os.cpu_count())) as pool:
+        pool.map(compile_source, sources, chunksize=1)
+    print(f"compiled {len(sources)} sources in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def compile_source(source):
+    from lowlevel import devices
+    from lowlevel.cuda import instances
+
+    for kernel in instances.of_source(source):
+        with devices.get("cuda:0")._current():
+            devices.get("cuda:0")._library.function(kernel)
+
+
 def run_tests(log):
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider"]
     command += ["tests/cuda", "tests/cudasim", "--durations=5"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, os.cpu_count()))]
     result = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

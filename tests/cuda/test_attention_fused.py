@@ -16,10 +16,11 @@ from attention_calls import (
 from comparison import assert_close
 
 import lowlevel
-from lowlevel import cudasim
+from lowlevel import cudasim, devices
 from lowlevel.cuda import instances, layout, loader
 from lowlevel.reference import attention_float64
 
+KERNELS = (*instances.FUSED.values(), *instances.MERGE.values())
 SHAPES = sorted(instances.FUSED_SHAPES)
 HEADS = ((1, 1), (2, 2), (4, 2), (6, 1), (5, 5), (12, 4), (3, 1))
 TOKENS = (1, 2, 5, 17, 33, 64, 97, 140)
@@ -44,11 +45,14 @@ def test_tiles_are_those_of_the_sources(head_sizes):
     for name, value in re.findall(r"#define (\w+) (\d+)", text):
         defined.setdefault(name, int(value))
     names = "HEAD_K HEAD_V TILE_ROWS TILE_KEYS WARPS".split()
+    assert re.findall(r"__launch_bounds__\(kThreads, (\w+)\)", text) == [
+        "1" if shape.blocks == 1 else "BLOCKS_PER_SM"
+    ]
     assert [defined[name] for name in names] == [d_k, d_v, shape.rows, shape.keys, shape.warps]
 
 
 def test_random_calls(device, head_sizes, dtype, rng):
-    for number in range(8):
+    for number in range(4 if head_sizes == (576, 512) else 8):
         n_head, n_head_kv = HEADS[rng.integers(len(HEADS))]
         n_tokens, n_kv = int(rng.choice(TOKENS)), int(rng.choice(KEYS))
         operands = random_operands(rng, n_head, n_head_kv, n_tokens, n_kv, *head_sizes, dtype)
@@ -59,17 +63,29 @@ def test_random_calls(device, head_sizes, dtype, rng):
             check(device, operands, options, HALF_BOUND, what)
 
 
-def test_every_order(device, dtype, order, rng):
-    operands = random_operands(rng, 4, 2, 70, 150, 192, 128, dtype)
-    check(device, operands, random_options(rng, 4, 70, 150), HALF_BOUND)
+@pytest.mark.parametrize("key", instances.FUSED, ids=str)
+def test_every_instance(key, device, launched, rng):
+    d_k, d_v, dtype, general = key
+    operands = random_operands(rng, 4, 2, 33, 90, d_k, d_v, dtype)
+    check(device, operands, {"softcap": 30.0} if general else {"window": 70}, HALF_BOUND)
+    assert launched == [instances.FUSED[key]]
 
 
+@pytest.mark.parametrize("sizes", [(192, 128), (576, 512)], ids=str)
+def test_every_order(sizes, dtype, order, rng):
+    operands = random_operands(rng, 4, 2, 70, 150, *sizes, dtype)
+    check("cudasim", operands, random_options(rng, 4, 70, 150), HALF_BOUND)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64), (576, 512)], ids=str)
 @pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
 @pytest.mark.parametrize("general", [False, True])
-def test_checked(checks, general, rng):
-    operands = random_operands(rng, 2, 1, 70, 150, 64, 64, "float16")
-    options = {"softcap": 20.0} if general else {"window": 90}
-    operands[2][:, 10, 3] = np.nan
+def test_checked(checks, general, sizes, rng):
+    n_tokens, n_kv = (70, 150) if sizes == (64, 64) else (17, 100)
+    operands = random_operands(rng, 2, 1, n_tokens, n_kv, *sizes, "float16")
+    options = {"softcap": 20.0} if general else {"window": n_kv - n_tokens}
+    if not general:  # the first token sees keys 1 to n_kv - n_tokens
+        operands[2][:, 0, 3] = np.nan
     with cudasim.settings(**checks):
         check("cudasim", operands, options, HALF_BOUND)
 
@@ -85,13 +101,14 @@ def test_more_tokens_than_keys(device, head_sizes, dtype, rng):
     check(device, operands, {}, HALF_BOUND)
 
 
+@pytest.mark.parametrize("sizes", [(192, 128), (576, 512)], ids=str)
 @pytest.mark.parametrize("what", ["causal", "window", "mask"])
-def test_left_out_keys_may_hold_anything(device, what, dtype, rng):
+def test_left_out_keys_may_hold_anything(device, what, sizes, dtype, rng):
     n_tokens, n_kv = 40, 150
-    operands = q, k, v = random_operands(rng, 4, 2, n_tokens, n_kv, 192, 128, dtype)
-    options = {}
-    if what == "causal":  # unused slots, and keys that only some rows may see
-        k[:, 140:], v[:, 140:], v[0, 139, 5] = np.inf, np.nan, -np.inf
+    operands = _, k, v = random_operands(rng, 4, 2, n_tokens, n_kv, *sizes, dtype)
+    options, latent = {}, sizes == (576, 512)  # infinities of V in K make scores infinite, too
+    if what == "causal":  # keys that only some rows may see
+        k[:, 140:], v[:, 140:], v[0, 139, 5] = np.inf, np.nan, np.nan if latent else -np.inf
     elif what == "window":
         options = dict(causal=False, window=20)
         k[:, :80], v[:, :80] = np.nan, np.inf
@@ -100,7 +117,7 @@ def test_left_out_keys_may_hold_anything(device, what, dtype, rng):
         options["mask"][:, 30:60] = -np.inf
         options["mask"][5:, 100] = -np.inf
         k[:, 30:60], v[:, 30:60] = np.nan, np.nan
-        v[:, 100, 3], v[1, 100, 7] = np.inf, np.nan
+        v[:, 100, 3], v[1, 100, 7] = np.nan if latent else np.inf, np.nan
     check(device, operands, options, HALF_BOUND)
 
 
@@ -115,7 +132,7 @@ def _apart(x, device):
 def test_any_strides(device, head_sizes, dtype, rng):
     operands = random_operands(rng, 4, 2, 40, 101, *head_sizes, dtype)
     out = _apart(np.full((4, 40, head_sizes[1]), np.nan, np.float32), device)
-    q, k, v = (_apart(x, device) for x in operands)
+    q, k, v = on_device(operands, device, _apart)
     assert lowlevel.attention(q, k, v, out=out) is out
     assert_close(lowlevel.asnumpy(out), attention_float64(*operands), HALF_BOUND)
 
@@ -138,7 +155,7 @@ def test_16_bit_output(device, head_sizes, dtype, rng):
     assert_close(actual, attention_float64(*operands), HALF_BOUND + 2.0**-8)
 
 
-def test_splits_of_keys(device, dtype, rng):
+def test_splits_of_keys(device, dtype, launched, rng):
     """Few rows over many keys: the keys are split, the scratch is the plan's, smaller budgets do."""
     operands = random_operands(rng, 4, 2, 3, 2100, 64, 64, dtype)
     sizes = dict(n_head=4, n_head_kv=2, n_tokens=3, n_kv=2100, d_k=64, d_v=64, device=device)
@@ -148,15 +165,39 @@ def test_splits_of_keys(device, dtype, rng):
     for budget in (plan.scratch_bytes, plan.scratch_bytes - 1, 0):
         options = {"sinks": rng.normal(0, 1, 4).astype(np.float32), "window": 1500}
         check(device, operands, options, HALF_BOUND, budget=budget)
+    assert instances.MERGE[dtype] in launched
 
 
-def test_packed_heads_leave_few_rows_empty():
-    assert layout._packed_heads(16, 1, 128) == 16
-    assert layout._packed_heads(128, 1, 64) == 64
-    assert layout._packed_heads(8, 2048, 128) == 8
+def testpacked_heads_leave_few_rows_empty():
+    assert layout.packed_heads(16, 1, 128) == 16
+    assert layout.packed_heads(128, 1, 64) == 64
+    assert layout.packed_heads(8, 2048, 128) == 8
     # 48 heads: 2 tokens would leave a quarter of the rows empty
-    heads = layout._packed_heads(48, 2048, 128)
+    heads = layout.packed_heads(48, 2048, 128)
     assert -(-48 // heads) * -(-2048 // (128 // heads)) <= 48 * 2048 / 128 * 1.02
+
+
+@pytest.mark.parametrize("n_head", [16, 128])
+def test_latent_heads_are_packed(device, n_head, dtype, rng):
+    """One K/V head; the last token alone, and some tokens."""
+    for n_tokens in (1, 3):
+        operands = random_operands(rng, n_head, 1, n_tokens, 130, 576, 512, dtype)
+        check(device, operands, {}, HALF_BOUND, f"{n_tokens} tokens")
+
+
+def test_latent_with_one_stage(dtype, monkeypatch, rng):
+    """As on devices with less shared memory."""
+    monkeypatch.setattr(devices.get("cudasim"), "max_shared_bytes", 163 << 10)
+    for options in ({}, {"window": 90, "softcap": 5.0}):
+        operands = random_operands(rng, 16, 1, 9, 200, 576, 512, dtype)
+        check("cudasim", operands, options, HALF_BOUND)
+
+
+def test_latent_by_tiles_where_shared_memory_is_small(monkeypatch, launched, rng):
+    monkeypatch.setattr(devices.get("cudasim"), "max_shared_bytes", 99 << 10)
+    operands = random_operands(rng, 4, 1, 3, 20, 576, 512, "float16")
+    check("cudasim", operands, {}, HALF_BOUND)
+    assert not set(launched) & set(instances.FUSED.values())
 
 
 def test_same_bits_again(device, dtype, rng):

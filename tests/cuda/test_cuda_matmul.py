@@ -290,7 +290,7 @@ def test_more_rows_than_a_launch_counts(device, launched, monkeypatch, rng):
 
 def test_less_shared_memory(device, launched, monkeypatch, rng):
     """Smaller tiles where a block may have less than 100 KiB."""
-    monkeypatch.setattr(devices.get(device), "shared_of_a_block", 99 << 10)
+    monkeypatch.setattr(devices.get(device), "max_shared_bytes", 99 << 10)
     t, x = random_tensor(rng, "Q8_0", 40, 288), random_x(rng, 70, 288)
     check_product(multiply(x, t, device), x, t, False)
     assert launched[-1] is MATMUL_TILES["Q8_0", launcher.TILES[1]]

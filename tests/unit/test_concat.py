@@ -231,13 +231,20 @@ def zeros(*shape, dtype="float32"):
         ([zeros(2, 3)], 2, ValueError, "axis: expected -2 to 1.*got 2"),
         ([zeros(2, 3)], -3, ValueError, "axis"),
         ([zeros(2, 3)], 1.0, TypeError, "axis"),
+        ([zeros(2, 3)], True, TypeError, "axis"),
+        (
+            [zeros(2), np.array(["a", None])],
+            0,
+            TypeError,
+            r"arrays\[1\]: object holds Python objects",
+        ),
         ([zeros(2, 3)], None, TypeError, "axis"),
         ([zeros(2, 3), zeros(4, 3), zeros(2, 4)], 0, ValueError, r"arrays\[2\]: shape \(2, 4\)"),
         ([zeros(2, 3), zeros(3, 3)], 1, ValueError, r"arrays\[1\].*that of axis 1"),
         ([zeros(2, 3), zeros(2, 3, 1)], 0, ValueError, r"arrays\[1\]"),
         ([zeros(2), zeros(2, dtype="float64")], 0, TypeError, r"arrays\[1\]: expected float32"),
         ([zeros(2), zeros(2, dtype=">f4")], 0, TypeError, r"arrays\[1\]"),
-        ([np.array(["a", None], object)], 0, TypeError, "without Python objects"),
+        ([np.array(["a", None], object)], 0, TypeError, r"arrays\[0\]: object holds"),
     ],
 )
 def test_what_does_not_fit_is_named(arrays, axis, error, match):

@@ -45,6 +45,14 @@ def count_types(tensors):
 # ---------------------------------------------------------------- what is planned
 
 
+def test_llama_files_have_the_one_head_size_that_llama_cpp_loads(tmp_path):
+    geometry = small("llama-8b", d_v=64)
+    with pytest.raises(ValueError, match=r"d_v: .* d_k .32., not 64; only_attention=True"):
+        make_gguf(tmp_path / "whole", geometry)
+    assert not list(tmp_path.iterdir())
+    make_gguf(tmp_path / "attention", geometry, only_attention=True)
+
+
 def test_deepseek_r1_q2_k_is_the_file_of_the_pull_requests_log():
     geometry = named_geometry("deepseek-r1").resized(mla_form="both")
     tensors = plan_tensors(geometry, "Q2_K")

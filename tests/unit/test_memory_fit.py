@@ -78,6 +78,18 @@ def test_the_pull_requests_fifteen_gpus(capsys):
     assert by_type == {"Q2_K": 544, "F32": 361, "Q3_K": 180, "IQ4_NL": 61, "Q6_K": 1}
 
 
+def test_the_same_planned_for_gpus(capsys):
+    """Their tiles are larger; -t is their multiprocessors."""
+    assert main(r1_arguments("--json", "--device", "cuda")) == 0
+    document = json.loads(capsys.readouterr().out)
+    plan = plan_attention(
+        n_head=128, n_tokens=1024, n_kv=163840, d_k=192, d_v=128, kv_dtype="float16", n_threads=2,
+        device="cudasim",
+    )  # fmt: skip
+    assert {device["scratch"] for device in document["devices"]} == {plan.scratch_bytes}
+    assert [shown(device["weights"]) for device in document["devices"]] == LOGGED_WEIGHTS
+
+
 def test_the_table(capsys):
     assert main(r1_arguments()) == 0
     out = capsys.readouterr().out

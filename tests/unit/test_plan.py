@@ -68,6 +68,11 @@ shapes = st.fixed_dictionaries(
 def sizes_of(shape):
     shape = dict(shape)
     shape["n_head"] = shape["n_head_kv"] * shape.pop("group")
+    pair = shape["kv_dtype"] if isinstance(shape["kv_dtype"], tuple) else (shape["kv_dtype"],) * 2
+    for width, dtype in zip(("d_k", "d_v"), pair, strict=True):
+        if dtype == "Q8_0":
+            shape[width] = -(-shape[width] // 32) * 32
+    shape["v_in_k"] &= pair[0] == pair[1] and shape["d_v"] <= shape["d_k"]
     return shape
 
 
@@ -159,6 +164,17 @@ def test_a_plan_is_plain_data():
         ({"n_threads": 1.5}, TypeError, "n_threads"),
         ({"kv_dtype": ("float32",) * 3}, ValueError, "kv_dtype"),
         ({"kv_dtype": 7}, TypeError, "dtype"),
+        (
+            {"kv_dtype": "nope"},
+            ValueError,
+            "kv_dtype: expected one of float32, .*Q8_0.*; got 'nope'",
+        ),
+        ({"kv_dtype": ("float32", "float64")}, ValueError, "kv_dtype: .*got 'float64'"),
+        ({"kv_dtype": "Q8_0", "d_k": 33}, ValueError, "d_k: must be a multiple of 32, .*; got 33"),
+        ({"kv_dtype": "IQ4_NL", "d_v": 48}, ValueError, "d_v: must be a multiple of 32"),
+        ({"v_in_k": True, "d_v": 193}, ValueError, "v_in_k"),
+        ({"v_in_k": True, "kv_dtype": ("float32", "float16")}, ValueError, "v_in_k"),
+        ({"budget": 10**400}, ValueError, "budget: .*below 2"),
         ({"out_dtype": "float16"}, ValueError, "out_dtype"),
     ],
 )

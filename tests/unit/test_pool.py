@@ -19,9 +19,10 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "debug"])
+@pytest.fixture(params=["plain", "debug", "cudasim", "cudasim debug"])
 def pool(request):
-    with Pool("1MiB", debug=request.param) as pool:
+    device = "cudasim" if "cudasim" in request.param else "cpu"
+    with Pool("1MiB", device=device, debug="debug" in request.param) as pool:
         yield pool
 
 
@@ -59,6 +60,8 @@ def test_memory_that_the_machine_does_not_have():
         Pool(2**62)
     assert not isinstance(caught.value, BudgetError)
     with pytest.raises(MemoryError, match="machine does not give"):
+        Pool(2**64 - 1)
+    with pytest.raises(ValueError, match=r"below 2\*\*64"):
         Pool(2**80)
 
 

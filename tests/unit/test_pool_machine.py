@@ -1,7 +1,9 @@
 """Long and adversarial histories: a state machine against a model, random operations, threads."""
 
 import random
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from lowlevel.pool import BudgetError, Pool
 
 UNIT = 256
 BUDGET_UNITS = 24
+N_THREADS = 3
 
 
 class Model:
@@ -52,8 +55,11 @@ class Model:
         return sum(n for _, n, _ in self.blocks)
 
 
+THREAD = st.integers(0, N_THREADS - 1)
+
+
 class PoolMachine(RuleBasedStateMachine):
-    """One thread: take, free (in any order, twice), nest and leave scopes, reset the peak."""
+    """Threads take turns: take, free (in any order, twice, each other's), nest and leave scopes, reset the peak."""
 
     @initialize(debug=st.booleans(), slack=st.integers(0, UNIT - 1))
     def start(self, debug, slack):
@@ -61,17 +67,26 @@ class PoolMachine(RuleBasedStateMachine):
         self.model = Model(BUDGET_UNITS)
         self.arrays = {}
         self.freed = []
-        self.scopes = []  # (scope, names taken in it)
+        self.threads = [ThreadPoolExecutor(1) for _ in range(N_THREADS)]
+        self.scopes = [
+            [] for _ in self.threads
+        ]  # of each: (scope, names taken in it), outermost first
         self.count = 0
         self.peak = 0
 
-    @rule(n_bytes=st.one_of(st.integers(0, 6 * UNIT), st.integers(0, (BUDGET_UNITS + 2) * UNIT)))
-    def take(self, n_bytes):
+    def in_thread(self, thread, function, *args, **kwargs):
+        return self.threads[thread].submit(function, *args, **kwargs).result()
+
+    @rule(
+        thread=THREAD,
+        n_bytes=st.one_of(st.integers(0, 6 * UNIT), st.integers(0, (BUDGET_UNITS + 2) * UNIT)),
+    )
+    def take(self, thread, n_bytes):
         name = str(self.count)
         start = self.model.take(-(-n_bytes // UNIT), name)
         before = self.pool.live
         try:
-            array = self.pool.empty(n_bytes, "uint8", tag=name)
+            array = self.in_thread(thread, self.pool.empty, n_bytes, "uint8", tag=name)
         except BudgetError as error:
             assert start is None
             assert self.pool.live == before
@@ -81,8 +96,8 @@ class PoolMachine(RuleBasedStateMachine):
         array[...] = self.count % 251
         self.arrays[name] = (array, self.count % 251)
         self.count += 1
-        if self.scopes:
-            self.scopes[-1][1].append(name)
+        if self.scopes[thread]:
+            self.scopes[thread][-1][1].append(name)
         self.peak = max(self.peak, self.model.used)
 
     def check_remedy(self, error):
@@ -94,51 +109,58 @@ class PoolMachine(RuleBasedStateMachine):
         assert error.fragmented == (error.rounded <= (BUDGET_UNITS - self.model.used) * UNIT)
 
     @precondition(lambda self: self.arrays)
-    @rule(data=st.data())
-    def free(self, data):
+    @rule(thread=THREAD, data=st.data())
+    def free(self, thread, data):
         name = data.draw(st.sampled_from(sorted(self.arrays)))
         array, value = self.arrays.pop(name)
         assert (array == value).all()
-        self.pool.free(array)
+        self.in_thread(thread, self.pool.free, array)
         self.model.give(name)
         self.freed = [*self.freed, array][-3:]
 
     @precondition(lambda self: self.freed)
-    @rule()
-    def free_again(self):
+    @rule(thread=THREAD)
+    def free_again(self, thread):
         before = self.pool.snapshot()
         for array in self.freed:
             try:
-                self.pool.free(array)
+                self.in_thread(thread, self.pool.free, array)
             except ValueError:
                 continue
             raise AssertionError("freed twice")
         assert self.pool.snapshot() == before
 
-    @precondition(lambda self: len(self.scopes) < 4)
-    @rule()
-    def enter_scope(self):
-        self.scopes.append((self.pool.scope(f"s{len(self.scopes)}").__enter__(), []))
+    @rule(thread=THREAD)
+    def enter_scope(self, thread):
+        mine = self.scopes[thread]
+        if len(mine) < 4:
+            scope = self.pool.scope(f"s{len(mine)}")
+            mine.append((self.in_thread(thread, scope.__enter__), []))
 
-    @precondition(lambda self: self.scopes)
-    @rule()
-    def leave_scope(self):
-        scope, names = self.scopes.pop()
-        scope.__exit__(None, None, None)
+    @precondition(lambda self: any(self.scopes))
+    @rule(thread=THREAD)
+    def leave_scope(self, thread):
+        if not self.scopes[thread]:
+            return
+        scope, names = self.scopes[thread].pop()
+        self.in_thread(thread, scope.__exit__, None, None, None)
         for name in names:
             if self.arrays.pop(name, None):
                 self.model.give(name)
 
-    @precondition(lambda self: len(self.scopes) > 1)
-    @rule()
-    def leave_the_wrong_scope(self):
+    @precondition(lambda self: any(self.scopes))
+    @rule(thread=THREAD)
+    def leave_the_wrong_scope(self, thread):
+        """An outer one before an inner one, or another thread's."""
         before = self.pool.snapshot()
-        try:
-            self.scopes[0][0].__exit__(None, None, None)
-        except RuntimeError:
-            assert self.pool.snapshot() == before
-            return
-        raise AssertionError("an outer scope was left before an inner one")
+        for owner, scopes in enumerate(self.scopes):
+            for scope, _ in scopes[:-1] if owner == thread else scopes:
+                try:
+                    self.in_thread(thread, scope.__exit__, None, None, None)
+                except RuntimeError:
+                    continue
+                raise AssertionError(f"thread {thread} left scope {scope.path} of thread {owner}")
+        assert self.pool.snapshot() == before
 
     @rule()
     def reset_peak(self):
@@ -163,6 +185,8 @@ class PoolMachine(RuleBasedStateMachine):
             for array, _ in self.arrays.values():
                 self.pool.free(array)
             self.pool.close()
+            for thread in self.threads:
+                thread.shutdown()
 
 
 TestPoolMachine = PoolMachine.TestCase
@@ -173,7 +197,7 @@ def test_many_random_operations_do_not_drift():
     rng = random.Random(2024)
     with Pool("1MiB") as pool:
         live = []
-        for step in range(100_000):
+        for step in range(1_000_000):
             if live and (len(live) > 200 or rng.random() < 0.5):
                 i = rng.randrange(len(live))
                 live[i], live[-1] = live[-1], live[i]
@@ -185,7 +209,7 @@ def test_many_random_operations_do_not_drift():
                     for array in live[::2]:
                         pool.free(array)
                     del live[::2]
-            if step % 5000 == 0:
+            if step % 20_000 == 0:
                 blocks = [(block.offset, block.n_bytes) for block in pool.live]
                 rebuilt = Arena(pool._arena.size, blocks)
                 assert rebuilt.holes() == pool._arena.holes()
@@ -194,6 +218,44 @@ def test_many_random_operations_do_not_drift():
             pool.free(array)
         assert pool._arena.holes() == [(0, 2**20)]
         assert pool.used == 0
+
+
+class CountedLines:
+    """How many lines of the library run inside."""
+
+    def __enter__(self):
+        self.n = 0
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *exception):
+        sys.settrace(self._before)
+
+    def _call(self, frame, event, argument):
+        return self._line if "/lowlevel/" in frame.f_code.co_filename else None
+
+    def _line(self, frame, event, argument):
+        self.n += event == "line"
+        return self._line
+
+
+def test_work_does_not_grow_with_the_number_of_live_blocks():
+    """Lines that run per block taken and freed at random: what is left to C is a bisection, and one list's insertion."""
+    most = {}
+    for n_live in (10, 100, 1000, 10_000):
+        rng = random.Random(n_live)
+        with Pool(n_live * 8192) as pool, pool.scope("s"):
+            live = [pool.empty(rng.randrange(1, 4096), "uint8") for _ in range(n_live)]
+            counts = []
+            for _ in range(300):
+                index, n_bytes = rng.randrange(n_live), rng.randrange(1, 4096)
+                with CountedLines() as lines:
+                    pool.free(live[index])
+                    live[index] = pool.empty(n_bytes, "uint8")
+                counts.append(lines.n)
+        most[n_live] = max(counts)
+    assert 0 < max(most.values()) <= most[10] + 20, most
 
 
 def test_no_memory_is_kept_of_what_is_gone():

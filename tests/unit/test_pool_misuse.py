@@ -2,7 +2,9 @@
 
 import linecache
 import pickle
+import subprocess
 import sys
+import textwrap
 import threading
 
 import numpy as np
@@ -13,9 +15,10 @@ from lowlevel.arena import Arena
 from lowlevel.pool import BudgetError, MemoryCorruptionError, Pool
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "debug"])
+@pytest.fixture(params=["plain", "debug", "cudasim", "cudasim debug"])
 def pool(request):
-    with Pool("1MiB", debug=request.param) as pool:
+    device = "cudasim" if "cudasim" in request.param else "cpu"
+    with Pool("1MiB", device=device, debug="debug" in request.param) as pool:
         yield pool
 
 
@@ -61,7 +64,7 @@ def test_views_are_not_what_was_taken(pool):
         a.reshape(-1),
         a.view("int32"),
         a[::-1, ::-1],
-        np.asarray(a)[()],
+        a[()],
     ):
         if view is not a:
             refused(pool, view, "view of block 'mine'")
@@ -69,10 +72,10 @@ def test_views_are_not_what_was_taken(pool):
 
 
 def test_foreign_arrays(pool):
-    with Pool("1MiB") as other, other.scope("s"):
+    with Pool("1MiB", device=pool.device) as other, other.scope("s"):
         refused(pool, other.empty(10), "not from this pool")
         pool.empty(10, tag="own")
-        refused(pool, np.zeros(10), "not from this pool")
+        refused(pool, np.zeros(10), "not from this pool|got ndarray")
         refused(pool, [1, 2], "got list")
         refused(pool, None, "got NoneType")
         pool.free(next(array for array, _, _ in pool._live.values()))
@@ -83,7 +86,7 @@ def test_an_id_that_is_used_again_is_not_mistaken(pool):
     with pool.scope("s"):
         for _ in range(100):
             pool.empty(10)
-            refused(pool, np.zeros(3), "not from this pool")
+            refused(pool, np.zeros(3), "not from this pool|got ndarray")
 
 
 def test_use_after_close(pool):
@@ -150,6 +153,38 @@ def test_scope_names_and_pickles(pool):
         pool.scope(3)
     with pytest.raises(TypeError):
         pickle.dumps(pool)
+
+
+def test_a_fork_while_other_threads_use_the_pool():
+    """A program of its own: the child finds the pool whole and free."""
+    code = """
+        import os, signal, threading
+        from lowlevel.pool import Pool
+        pool, stop = Pool("1MiB"), threading.Event()
+        def work():
+            while not stop.is_set():
+                pool.free(pool.empty(1000, tag="thread"))
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        codes = []
+        for _ in range(40):
+            child = os.fork()
+            if not child:
+                signal.alarm(10)
+                with pool.scope("child"):
+                    pool.empty(10)
+                assert pool.used == sum(block.n_bytes for block in pool.live)
+                os._exit(0)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert codes == [0] * 40, codes
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_error_inside_the_pool_block_is_not_hidden():
@@ -312,8 +347,9 @@ def _bytes_at(address, n_bytes=4):
 def test_a_write_after_free_is_found_at_close():
     pool = Pool("1MiB", debug=True)
     a = pool.empty(64, tag="kq")
+    view = a[:]
     pool.free(a)
-    a[5] = 0
+    view[5] = 0
     with pytest.raises(MemoryCorruptionError, match=r"into block 'kq'.*after it was freed"):
         pool.close()
     assert pool.closed
@@ -323,8 +359,9 @@ def test_a_write_after_free_is_found_at_close():
 def test_a_write_after_free_is_found_when_the_quarantine_is_full(debug_pool, monkeypatch):
     monkeypatch.setattr(pool_memory, "QUARANTINE_BYTES", 1024)
     a = debug_pool.empty(64, tag="first")
+    view = a[:]
     debug_pool.free(a)
-    a[0] = 1
+    view[0] = 1
     second, third = debug_pool.empty(256), debug_pool.empty(256)
     with pytest.raises(MemoryCorruptionError, match="'first'"):
         debug_pool.free(second)
@@ -338,6 +375,19 @@ def test_freed_memory_is_not_handed_out_at_once(debug_pool):
     b = debug_pool.empty(64)
     assert not np.shares_memory(a, b)
     debug_pool.free(b)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cudasim"])
+def test_writing_to_a_kept_array_raises(device):
+    pool = Pool("1MiB", device=device, debug=True)
+    freed, kept = pool.empty(10), pool.empty(10)
+    pool.free(freed)
+    with pytest.raises(RuntimeError, match="not freed"):
+        pool.close()
+    for array in (freed, kept):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+        assert np.isnan(array).all()
 
 
 def test_close_names_what_was_not_freed():

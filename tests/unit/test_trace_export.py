@@ -97,12 +97,13 @@ def test_rmm(path, said):
         if row["Action"] == "allocate":
             assert pointer not in live and size > 0
             live[pointer] = size
-        elif row["Action"] == "free":
-            assert live.pop(pointer) == size
+        else:  # RMM's benchmarks/utilities/log_parser.hpp knows no third action
+            assert row["Action"] == "free" and live.pop(pointer) == size
         peak = max(peak, sum(live.values()))
     assert peak == said["peak"] and sum(live.values()) == said["snapshot"]["used"]
-    assert [row["Action"] for row in rows].count("allocate failure") == said["n_refused"]
-    assert all(row["Thread"].isdigit() and len(row["Time"]) == 15 for row in rows)
+    assert all(
+        row["Stream"] == "0" and row["Thread"].isdigit() and len(row["Time"]) == 15 for row in rows
+    )
 
 
 @pytest.mark.parametrize("started", ["soon", -1, 1e300, None, True, 10**400])

@@ -9,7 +9,7 @@ __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000);
 // heads of one K/V head by `tile_tokens` tokens; its row r is head r % tile_heads, token r / tile_heads.
 struct AttentionCall {
   long long q_head, q_token, k_head, k_key, v_head, v_key, out_head, out_token;
-  long long mask_head, mask_token, mask_key;
+  long long mask_head, mask_token, mask_key, lse_head;
   int n_head_kv, group, n_tokens, n_keys;  // group: query heads of one K/V head
   int tile_heads, tile_tokens, head_tiles, token_tiles;
   int splits, keys_per_split;  // parts of the keys worked on side by side, merged afterwards

@@ -27,6 +27,9 @@
 #ifndef WARPS
 #define WARPS 4
 #endif
+#ifndef DEPTH_UNROLL
+#define DEPTH_UNROLL 2  // steps of 16 columns of K; more may cost registers
+#endif
 #ifndef BLOCKS_PER_SM
 #define BLOCKS_PER_SM 2
 #endif
@@ -50,7 +53,7 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_t
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
   const int first_row = threadIdx.x / 32 * M_TILES * 16;
-#pragma unroll 2  // more would cost registers
+#pragma unroll DEPTH_UNROLL
   for (int depth = 0; depth < HEAD_K / 16; ++depth) {
     unsigned a[M_TILES][4];
 #pragma unroll
@@ -202,7 +205,8 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
   Sums sums;
   Statistics<M_TILES> rows;
   const int first_row = threadIdx.x / 32 * M_TILES * 16;
-  start_state(call, place, sums, rows, first_row, 0, true, state_sums, state_rows);
+  start_sums(call, place, sums, first_row, 0, state_sums);
+  start_statistics(call, place, rows, first_row, true, state_rows);
   const float scale_log2 = general ? 1.0f : call.scale * kLog2E;
 
   // Tiles start at multiples of TILE_KEYS: splits and launches do, so that they never share one.

@@ -1,5 +1,6 @@
 // What a warp of the fused kernels knows about its rows: which they are, their scores' options, their
-// state from launch to launch. Row i of m-tile m in a lane is first_row + 16 m + 8 i + lane / 4.
+// state from launch to launch. Row i of m-tile m in a lane is first_row + 16 m + 8 i + lane / 4; its
+// columns in fragment n are first_column + 8 n + 2 (lane % 4) and the next.
 #pragma once
 
 #include "attention_call.cuh"
@@ -17,9 +18,9 @@ __device__ __forceinline__ int row_of_lane(int first_row, int m, int i) {
 
 // Options and left-out keys; with `general`, scores become units of log2.
 template <bool general, int M, int N>
-__device__ __forceinline__ void adjust_scores(const AttentionCall& call, const TilePlace& place, float (&scores)[M][N][4], int first_row,
-                                              int first_key, bool masked, const float* mask,
-                                              const float* slopes, KeyRange block_keys) {
+__device__ __forceinline__ void adjust_scores(const AttentionCall& call, const TilePlace& place,
+                                              float (&scores)[M][N][4], int first_row, int first_key, bool masked,
+                                              const float* mask, const float* slopes, KeyRange block_keys) {
   if (!general && !masked) return;
 #pragma unroll
   for (int m = 0; m < M; ++m)
@@ -49,10 +50,11 @@ __device__ __forceinline__ void adjust_scores(const AttentionCall& call, const T
     }
 }
 
-template <int M, int N>
-__device__ __forceinline__ void start_state(const AttentionCall& call, const TilePlace& place, float (&sums)[M][N][4],
-                                            Statistics<M>& rows, int first_row,
-                                            int first_column, bool carries_sum, const float* state_sums, const float* state_rows) {
+// `carries_sum`: this warp's lanes begin with the sums so far, one lane of each row; else with 0.
+template <int M>
+__device__ __forceinline__ void start_statistics(const AttentionCall& call, const TilePlace& place,
+                                                 Statistics<M>& rows, int first_row, bool carries_sum,
+                                                 const float* state_rows) {
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -61,21 +63,34 @@ __device__ __forceinline__ void start_state(const AttentionCall& call, const Til
       const bool held = call.resume && row.exists;
       const long long at = state_row(call, place, row);
       rows.top[m][i] = held ? state_rows[2 * at] : -infinity();
-      // One of the lanes of a row carries the sum so far.
       rows.sum[m][i] = held && carries_sum && threadIdx.x % 4 == 0 ? state_rows[2 * at + 1] : 0.0f;
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-          sums[m][n][2 * i + j] = held ? state_sums[at * HEAD_V + first_column + n * 8 + threadIdx.x % 4 * 2 + j] : 0.0f;
     }
 }
 
-// `rows.sum`: the whole sums.
+template <int M, int N>
+__device__ __forceinline__ void start_sums(const AttentionCall& call, const TilePlace& place, float (&sums)[M][N][4],
+                                           int first_row, int first_column, const float* state_sums) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const TileRow row = row_of_tile(call, place, row_of_lane(first_row, m, i));
+      const bool held = call.resume && row.exists;
+      const long long at = state_row(call, place, row) * HEAD_V + first_column + threadIdx.x % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) sums[m][n][2 * i + j] = held ? state_sums[at + n * 8 + j] : 0.0f;
+    }
+}
+
+// Writes results, or the state where more keys follow. `rows.sum`: the whole sums.
 template <class Type, int M, int N>
-__device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePlace& place, const float (&sums)[M][N][4],
-                                         const Statistics<M>& rows, int first_row, int first_column, void* out, float* lse, const float* sinks,
+__device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePlace& place,
+                                         const float (&sums)[M][N][4], const Statistics<M>& rows, int first_row,
+                                         int first_column, void* out, float* lse, const float* sinks,
                                          float* state_sums, float* state_rows) {
+  const int column = first_column + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -83,7 +98,6 @@ __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePl
       const TileRow row = row_of_tile(call, place, row_of_lane(first_row, m, i));
       const float top = rows.top[m][i], sum = rows.sum[m][i];
       if (!row.exists) continue;
-      const int column = first_column + threadIdx.x % 4 * 2;
       if (!call.finish) {
         const long long at = state_row(call, place, row);
         if (column == 0) {
@@ -97,7 +111,7 @@ __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePl
         continue;
       }
       const RowEnd end = finish_row(top, sum, sinks, row.head);
-      if (lse != nullptr && column == 0) lse[(long long)row.head * call.n_tokens + row.token] = end.lse;
+      if (lse != nullptr && column == 0) lse[row.head * call.lse_head + row.token] = end.lse;
       const long long at = row.head * call.out_head + row.token * call.out_token;
 #pragma unroll
       for (int n = 0; n < N; ++n)
