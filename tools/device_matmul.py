@@ -49,7 +49,9 @@ def measure(
     import cupy
 
     target = devices.get(device)
-    with Pool("256MiB", device=device) as pool:
+    # One stream for everything: a capture cannot wait for what another stream did with the pool.
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with Pool("256MiB", device=device) as pool, stream:
         cases = {
             (name, n): _case(cupy, pool, name, n, n_rows, columns, exact)
             for name in types
@@ -100,13 +102,12 @@ def _case(cupy, pool, name, n, n_rows, columns, exact):
     x = cupy.random.standard_normal((n, columns), dtype=cupy.float32)
     out = cupy.empty((n, n_rows), cupy.float32)
     quant.matmul(x, tensors[0], pool=pool, out=out, exact=exact)  # compiles
-    stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.Device().synchronize()
-    with stream:
-        stream.begin_capture()
-        for t in tensors:
-            quant.matmul(x, t, pool=pool, out=out, exact=exact)
-        graph = stream.end_capture()
+    stream = cupy.cuda.get_current_stream()
+    stream.begin_capture()
+    for t in tensors:
+        quant.matmul(x, t, pool=pool, out=out, exact=exact)
+    graph = stream.end_capture()
     _ALIVE.append((tensors, x, out))
     return graph, len(tensors), tensors[0].n_bytes
 
@@ -115,12 +116,10 @@ _ALIVE = []  # what the captured launches point to
 
 
 def _seconds(cupy, graph):
-    stream = cupy.cuda.Stream(non_blocking=True)
     start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-    with stream:
-        start.record()
-        graph.launch(stream)
-        stop.record()
+    start.record()
+    graph.launch(cupy.cuda.get_current_stream())
+    stop.record()
     stop.synchronize()
     return cupy.cuda.get_elapsed_time(start, stop) / 1e3
 
@@ -142,13 +141,12 @@ def _small_copy_speed(cupy, device, n_rows, columns, rounds):
     half = block_format("IQ4_NL").row_bytes(columns) * n_rows // 2
     n_copies = max(1, ROTATED_BYTES // (2 * half))
     source, target = (cupy.ones((n_copies, half), cupy.uint8) for _ in range(2))
-    stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.Device().synchronize()
-    with stream:
-        stream.begin_capture()
-        for i in range(n_copies):
-            device.copy_flat(target[i], source[i])
-        graph = stream.end_capture()
+    stream = cupy.cuda.get_current_stream()
+    stream.begin_capture()
+    for i in range(n_copies):
+        device.copy_flat(target[i], source[i])
+    graph = stream.end_capture()
     seconds = statistics.median(_seconds(cupy, graph) for _ in range(rounds))
     return 2 * half * n_copies / seconds
 
