@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from lowlevel import devices
+from lowlevel import arrays, devices
 
 from .formats import block_format
 from .tensor import QuantTensor
@@ -15,27 +15,27 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
 
     Parameters
     ----------
-    x : numpy.ndarray of float32, (n, columns)
-        Activations; a contiguous last axis, any row stride.
+    x : array of float32, (n, columns)
+        Activations, on the CPU or a GPU; a contiguous last axis, any row stride.
     t : QuantTensor, (rows, columns), or (n_expert, rows, columns) with `experts`
-        Any supported format.
+        Any supported format; on the device of x.
     pool : lowlevel.Pool, optional
         Where the scratch comes from (and goes back to). None: private memory for the call.
-    out : numpy.ndarray of float32, (n, rows), optional
-        Where to write; a contiguous last axis, any row stride. Must not overlap `x` or `t`.
+    out : array of float32, (n, rows), optional
+        On the device of x; where to write. A contiguous last axis, any row stride. Must not overlap `x` or `t`.
     exact : bool
         False: x is rounded to signed bytes, with a scale for every 32 (Q8_0, Q4_0, IQ4_NL) or 256
         (K-quants) values, as ggml does; products and sums within a block are exact integers.
         True: x stays float32. With F32, F16 and BF16 weights x always stays float32.
-    experts : sequence of int, (n,), optional
+    experts : sequence or array of int, (n,), optional
         For a stack of matrices: which one each row of x meets. Without it t is one matrix.
     n_threads : int, optional
-        None: every CPU of this process.
+        None: every CPU of this process. Not for a GPU.
 
     Returns
     -------
-    numpy.ndarray of float32, (n, rows)
-        `out` if given.
+    array of float32, (n, rows)
+        `out` if given. A GPU may still be writing it: what is asked of it next waits for that.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     Notes
     -----
     A row of x gives the same bits whatever other rows stand beside it, for any number of threads,
-    and as one expert's row or with that expert's matrix alone.
+    and as one expert's row or with that expert's matrix alone. On a GPU that holds as long as a
+    matrix meets up to 4 rows in both calls, or more in both: float32 sums have another order then.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
     vectors: 0.0055 / sqrt(columns) (0.0064 with K-quants) for int8 activations, which is ggml's
@@ -58,29 +59,34 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     int8 activations the whole output row is NaN. Values below 2**-100 in a block whose values are
     all that small count as zero.
     """
-    _check_flags(exact, pool)
-    _check_tensor(t, experts)
+    _check_flags(exact)
+    device = _checked_device(t, experts)
+    _check_pool(pool, device)
     n_rows = t.shape[-2]
-    _check_x(x, t)
+    _check_x(x, t, device)
     n = x.shape[0]
-    out = _checked_out(out, x, t, n_rows)
+    out = _checked_out(out, x, t, n_rows, device)
     order, used, counts = _sorted_by_expert(experts, n, t)
-    plan = _plan(n, t, exact, n_threads)
+    plan = _plan(n, t, exact, n_threads, device.name)
     if n == 0 or n_rows == 0:
-        return out if out is not None else np.empty((n, n_rows), np.float32)
-    with _scratch(pool, plan.scratch_bytes) as scratch:
+        return out if out is not None else device.empty((n, n_rows), np.dtype(np.float32))
+    with _scratch(pool, plan.scratch_bytes, device) as scratch:
         if out is None:
-            out = np.empty((n, n_rows), np.float32)
+            out = device.empty((n, n_rows), np.dtype(np.float32))
         if t.columns == 0:
             out[...] = 0
-        else:
+        elif device.name == "cpu":
             from .cpu import matmul_run
 
             matmul_run.run(plan, x, t, out, order, used, counts, scratch)
+        else:
+            from .cuda import matmul as launcher
+
+            launcher.run(plan, device, x, t, out, order, used, counts, scratch)
     return out
 
 
-def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None):
+def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None, device=None):
     """Bytes that `matmul` takes from its pool for `n` rows of x, to the byte.
 
     Parameters
@@ -91,6 +97,8 @@ def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None):
         The weights, or what is known of them. Three axes are a stack of experts.
     exact, n_threads
         As for `matmul`.
+    device : str, optional
+        "cpu", "cuda:N" or "cudasim". Default: the tensor's, else "cpu".
 
     Returns
     -------
@@ -100,6 +108,9 @@ def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None):
     """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
         raise ValueError(f"n: expected a number of rows, got {n!r}")
+    if device is None:
+        device = t.device if isinstance(t, QuantTensor) else "cpu"
+    device = devices.canonical_name(device)
     if not isinstance(t, QuantTensor):
         t = _Outline(*t)
     if len(t.shape) not in (2, 3):
@@ -108,7 +119,7 @@ def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None):
         return 0
     from lowlevel.pool import align_up
 
-    return align_up(_plan(int(n), t, exact, n_threads).scratch_bytes)
+    return align_up(_plan(int(n), t, exact, n_threads, device).scratch_bytes)
 
 
 class _Outline:
@@ -120,7 +131,13 @@ class _Outline:
         self.format.row_blocks(self.shape[-1])
 
 
-def _plan(n, t, exact, n_threads):
+def _plan(n, t, exact, n_threads, device):
+    if device != "cpu":
+        if n_threads is not None:
+            raise ValueError(f"n_threads: {device} has no use for it; leave it out")
+        from .cuda.matmul_plan import plan_matmul as plan_on_device
+
+        return plan_on_device(n, t.format, t.shape[-1], len(t.shape) == 3, bool(exact))
     from lowlevel.cpu.threads import resolve_n_threads
 
     from .cpu.matmul_plan import plan_matmul
@@ -131,8 +148,11 @@ def _plan(n, t, exact, n_threads):
 
 
 @contextlib.contextmanager
-def _scratch(pool, n_bytes):
+def _scratch(pool, n_bytes, device):
     """`n_bytes` of uint8 from a multiple of 64 on: the pool's, or private."""
+    if pool is None and device.name != "cpu":
+        yield device.empty((n_bytes,), np.dtype(np.uint8))
+        return
     if pool is None:
         memory = np.empty(n_bytes + 63, np.uint8)
         start = -memory.ctypes.data % 64
@@ -151,29 +171,39 @@ def _scratch(pool, n_bytes):
 # ---------------------------------------------------------------- checks
 
 
-def _check_flags(exact, pool):
+def _check_flags(exact):
     if not isinstance(exact, (bool, np.bool_)):
         raise TypeError(f"exact: expected True or False, got {exact!r}")
-    if pool is not None and getattr(pool, "device", None) != "cpu":
-        raise ValueError(f"pool: expected a lowlevel.Pool on 'cpu' or None, got {pool!r}")
 
 
-def _check_tensor(t, experts):
+def _check_pool(pool, device):
+    if pool is not None and getattr(pool, "device", None) != device.name:
+        raise ValueError(f"pool: expected a lowlevel.Pool on {device.name!r} or None, got {pool!r}")
+
+
+def _checked_device(t, experts):
+    """The device of a tensor that fits."""
     if not isinstance(t, QuantTensor):
         raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
-    devices.check_on_cpu(t.data, "t", "matmul")
     if experts is None and t.ndim != 2:
         hint = "; a stack of matrices needs experts=" if t.ndim == 3 else ""
         raise ValueError(f"t: expected shape (rows, columns), got {t.shape}{hint}")
     if experts is not None and t.ndim != 3:
         raise ValueError(f"t: with experts= expected (n_expert, rows, columns), got {t.shape}")
+    return devices.of_array(t.data, "t")
 
 
-def _check_matrix(name, array, shape_text):
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-        given = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
-        raise TypeError(f"{name}: expected a float32 NumPy array {shape_text}, got {given}")
-    devices.check_on_cpu(array, name, "matmul")
+def _check_matrix(name, array, shape_text, device):
+    wanted = "NumPy array" if device.name == "cpu" else f"array on {device.name}"
+    if not hasattr(array, "dtype") or array.dtype != np.float32:
+        given = f"{array.dtype} array" if hasattr(array, "dtype") else type(array).__name__
+        raise TypeError(f"{name}: expected a float32 {wanted} {shape_text}, got {given}")
+    there = devices.of_array(array, name)
+    if there is not device:
+        raise ValueError(
+            f"{name}: lies on {there.name}, and t on {device.name}; lowlevel.asarray (of a "
+            f"QuantTensor: to) brings either to the other's device"
+        )
     if array.ndim != 2:
         raise ValueError(f"{name}: expected shape {shape_text}, got {array.shape}")
     if array.size and array.shape[1] > 1 and array.strides[1] != 4:
@@ -181,10 +211,13 @@ def _check_matrix(name, array, shape_text):
             f"{name}: the last axis must be contiguous; its stride is {array.strides[1]} bytes, "
             f"not 4 (numpy.ascontiguousarray makes a copy that is)"
         )
+    if device.name != "cpu" and array.size:
+        if device.address(array) % 4 or (array.shape[0] > 1 and array.strides[0] % 4):
+            raise ValueError(f"{name}: the array is not aligned to its 4-byte items")
 
 
-def _check_x(x, t):
-    _check_matrix("x", x, f"(n, {t.columns})")
+def _check_x(x, t, device):
+    _check_matrix("x", x, f"(n, {t.columns})", device)
     if x.shape[1] != t.columns:
         raise ValueError(
             f"x: expected (n, {t.columns}) for t of shape {t.shape}, got {x.shape}; "
@@ -192,19 +225,19 @@ def _check_x(x, t):
         )
 
 
-def _checked_out(out, x, t, n_rows):
+def _checked_out(out, x, t, n_rows, device):
     if out is None:
         return None
     shape = (x.shape[0], n_rows)
-    _check_matrix("out", out, str(shape))
+    _check_matrix("out", out, str(shape), device)
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
-    if not out.flags.writeable:
+    if not device.writable(out):
         raise ValueError("out: is read-only")
     if out.shape[0] > 1 and out.size and abs(out.strides[0]) < 4 * n_rows:
         raise ValueError(f"out: its rows overlap each other (strides {out.strides})")
     for name, other in (("x", x), ("t", t.data)):
-        if np.shares_memory(out, other):
+        if device.overlap(out, other):
             raise ValueError(f"out: overlaps {name}; give it memory of its own")
     return out
 
@@ -213,7 +246,7 @@ def _sorted_by_expert(experts, n, t):
     """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
     if experts is None:
         return None, [0], [n]
-    experts = np.asarray(experts)
+    experts = arrays.asnumpy(experts) if hasattr(experts, "dtype") else np.asarray(experts)
     if experts.shape != (n,):
         raise ValueError(
             f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"

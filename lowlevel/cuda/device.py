@@ -102,6 +102,10 @@ class CudaDevice(KernelDevice):
             except (TypeError, ValueError) as error:
                 raise self._no_such_dtype(array.dtype, error) from None
 
+    def upload(self, target, array):
+        with self._current():
+            target.set(array, stream=self._cupy.cuda.get_current_stream())
+
     def to_host(self, array):
         with self._current():
             return self._cupy.asnumpy(array)

@@ -5,6 +5,7 @@ lowlevel/devices.py), `from_host`, `to_host`, and
 
     start(function, grid, block, arguments, shared_mem)   one launch
     copy_flat(target, source)                          equal shapes, both without gaps, in one order
+    upload(target, array)                              a NumPy array into one without gaps, of its dtype
     gemm(workspace)                                    context that yields a matrix product; see below
     n_multiprocessors                                  how many blocks' worth of hardware there is
     max_shared_bytes                                   shared memory that one block may have

@@ -4,6 +4,8 @@ A block format NAME has a file name.cu with a struct NAME, which the kernel temp
 dequantize.cuh takes; a new row in formats.py with such a file is all a new format needs.
 """
 
+from typing import NamedTuple
+
 from lowlevel.cuda.instances import Kernel
 
 from ..formats import FORMATS
@@ -37,4 +39,95 @@ DEQUANTIZE = {
     for dtype in OUTPUTS
     for aligned in (True, False)
 }
-KERNELS = tuple(DEQUANTIZE.values())
+
+
+# ---- products: see matmul.py -------------------------------------------------------------------------
+
+CALL = "V48"  # matmul_call.cuh's MatmulCall
+_TARGET = ("f4*", "const i4*", "const i4*", CALL)  # out, order, groups
+_BYTES = ("const u1*", "const u1*", "const f4*", "const i4*", *_TARGET)  # weights, x, scales, sums
+_FLOATS = ("const u1*", "const f4*", *_TARGET)  # weights, x
+STREAM_COLUMNS = (1, 4)  # rows of x that a launch of "matvec" takes at most
+EXACT_STREAM_COLUMNS = (1, 4)
+
+
+class Tile(NamedTuple):
+    """What a block of the product by tiles makes."""
+
+    threads: int  # four times the rows of weights
+    columns: int  # rows of x
+
+
+TILES = (Tile(128, 16), Tile(128, 64), Tile(256, 128))
+
+
+def _product(block, name, parameters, n_threads):
+    file = "matmul_floats.cu" if block.is_float else f"matmul_{block.name.lower()}.cu"
+    return Kernel(PACKAGE, file, name, parameters, n_threads)
+
+
+# (format's name, columns) -> Kernel
+MATVEC = {
+    (block.name, columns): _product(block, f"matvec<{block.name}, {columns}>", _BYTES, 128)
+    for block in FORMATS.values()
+    if not block.is_float
+    for columns in STREAM_COLUMNS
+}
+MATVEC_EXACT = {
+    (block.name, columns): _product(block, f"matvec_exact<{block.name}, {columns}>", _FLOATS, 128)
+    for block in FORMATS.values()
+    for columns in EXACT_STREAM_COLUMNS
+}
+MATVEC_SINGLE = {
+    block.name: _product(block, f"matvec_single<{block.name}>", _FLOATS, 128)
+    for block in FORMATS.values()
+    if not block.is_float
+}
+MATMUL_TILES = {
+    (block.name, tile): _product(
+        block, f"matmul_tiles<{block.name}, {tile.threads}, {tile.columns}>", _BYTES, tile.threads
+    )
+    for block in FORMATS.values()
+    if not block.is_float
+    for tile in TILES
+}
+MATMUL_EXACT = {
+    block.name: _product(block, f"matmul_exact<{block.name}>", _FLOATS, 128)
+    for block in FORMATS.values()
+}
+_X = ("const f4*", "i8", "const i4*")  # x, its stride, order
+# (weights a block, interleaved?) -> Kernel
+QUANTISE_ROWS = {
+    (n_weights, interleaved): Kernel(
+        PACKAGE,
+        "matmul_x.cu",
+        f"quantise_rows<{n_weights}, {str(interleaved).lower()}>",
+        (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
+        256,
+    )
+    for n_weights, interleaved in ((32, False), (32, True), (256, False))
+}
+GATHER_ROWS = {
+    interleaved: Kernel(
+        PACKAGE,
+        "matmul_x.cu",
+        f"gather_rows<{str(interleaved).lower()}>",
+        (*_X, "f4*", "i4", "i4", "i4"),
+        256,
+    )
+    for interleaved in (False, True)
+}
+PRODUCTS = tuple(
+    kernel
+    for table in (
+        MATVEC,
+        MATVEC_SINGLE,
+        MATVEC_EXACT,
+        MATMUL_TILES,
+        MATMUL_EXACT,
+        QUANTISE_ROWS,
+        GATHER_ROWS,
+    )
+    for kernel in table.values()
+)
+KERNELS = (*DEQUANTIZE.values(), *PRODUCTS)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from attention_calls import HALF_BOUND, check, random_operands
+from matmul_cases import check_product, random_x
+from matmul_cases import random_tensor as plain_tensor
 from quant_cases import assert_same_bits, random_tensor, reference, width
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
 from lowlevel.cuda import loader
-from quant import dequantize
+from quant import dequantize, matmul
 
 # file of the change, text, its replacement
 DECODING = [
@@ -28,13 +30,15 @@ DECODING = [
 
 @pytest.fixture
 def mutate(monkeypatch):
-    """``mutate(text, replacement)``: whatever is compiled from now on has the change."""
+    """``mutate(text, replacement, but=())``: what is compiled from now on has the change, but for some files."""
     text_of = loader.source_text
     changed_sources = []
 
-    def change(old, new):
+    def change(old, new, but=()):
         def changed(package, file):
             text = text_of(package, file)
+            if file in but:
+                return text
             changed_sources.append(old in text)
             return text.replace(old, new)
 
@@ -138,3 +142,34 @@ def test_attention(sizes, dtype, what, old, new, mutate, rng):
 
     mutate(old, new)
     assert not is_right()
+
+
+# format, rows of x, text, its replacement
+PRODUCTS = [
+    ("IQ4_NL", 2, "low >> 16, which >> 16", "low >> 16, which"),
+    ("Q2_K", 9, "(high_digit & 255) << 8", "(low_digit & 255) << 8"),
+    ("Q3_K", 9, "kFoldOffset = 4", "kFoldOffset = 3"),
+    ("Q8_0", 9, "ptx::cp_async_wait_all();\n    __syncthreads();", "__syncthreads();"),
+    ("Q8_0", 2, "cp_async_wait<kStages - 1>();", "cp_async_wait<kStages>();"),
+]
+
+
+@pytest.mark.parametrize("name, n, old, new", PRODUCTS, ids=[f"{r[0]}-{r[1]}" for r in PRODUCTS])
+def test_matmul(name, n, old, new, mutate, rng):
+    t = plain_tensor(rng, name, 37, width(name, 8))
+    x = random_x(rng, n, t.columns)
+
+    def right():
+        y = matmul(asarray(x, "cudasim"), t.to("cudasim"))
+        try:
+            check_product(asnumpy(y), x, t, False)
+        except AssertionError:
+            return False
+        return True
+
+    assert right()
+    mutate(old, new, but=("matmul_x.cu",))
+    try:
+        assert not right()
+    except cudasim.KernelError:
+        pass

@@ -119,6 +119,22 @@ PTX_CP_ASYNC(cp_async_8, 8, "ca")
 PTX_CP_ASYNC(cp_async_16, 16, "cg")
 #undef PTX_CP_ASYNC
 
+// A place in shared memory for copies: found once, where an address is else found anew for every copy.
+#ifdef CUDASIM
+typedef unsigned char* SharedPlace;
+__device__ __forceinline__ SharedPlace shared_place(unsigned char* pointer) { return pointer; }
+#else
+typedef unsigned SharedPlace;
+__device__ __forceinline__ SharedPlace shared_place(unsigned char* pointer) {
+  unsigned place = shared_address(pointer);
+  asm volatile("" : "+r"(place));
+  return place;
+}
+__device__ __forceinline__ void cp_async_16(SharedPlace shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+#endif
+
 __device__ __forceinline__ void cp_async_commit() {
 #ifdef CUDASIM
   cudasim::async_commit();
@@ -159,6 +175,30 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int n_threads PTX_S
   cudasim::barrier_arrive(id, n_threads, site);
 #else
   asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
+#endif
+}
+
+// ---- bytes ----------------------------------------------------------------------------------------
+// Four of the eight bytes of b:a, as __byte_perm, by selectors whose nibbles' top bits are 0 in the
+// lower 16 bits; it saves the instruction that clears them.
+__device__ __forceinline__ unsigned permute(unsigned a, unsigned b, unsigned selectors) {
+#ifdef CUDASIM
+  return __byte_perm(a, b, selectors);
+#else
+  unsigned result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selectors));
+  return result;
+#endif
+}
+
+// A constant in a register of each thread. Else it is put there again for every use beside another one.
+__device__ __forceinline__ unsigned kept(unsigned constant) {
+#ifdef CUDASIM
+  return constant;
+#else
+  unsigned zero;
+  asm("shr.u32 %0, %1, 20;" : "=r"(zero) : "r"(threadIdx.x));
+  return constant + zero;
 #endif
 }
 

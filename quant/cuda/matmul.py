@@ -1,0 +1,235 @@
+"""Products on a device that runs CUDA kernels: prepares x, chooses kernels and launches them.
+
+A few rows of x stream against the weights (matvec), more of them meet tiles; both take all experts of
+a call in one launch, by a table of groups: rows of x, sorted by expert, that meet one matrix.
+"""
+
+import numpy as np
+
+from .instances import (
+    EXACT_STREAM_COLUMNS,
+    GATHER_ROWS,
+    MATMUL_EXACT,
+    MATMUL_TILES,
+    MATVEC,
+    MATVEC_EXACT,
+    MATVEC_SINGLE,
+    QUANTISE_ROWS,
+    STREAM_COLUMNS,
+    TILES,
+    Tile,
+)
+from .matmul_plan import GROUP_FIELDS
+
+# matmul_call.cuh's MatmulCall.
+CALL = np.dtype(
+    [(name, "<i8") for name in "expert_stride out_stride".split()]
+    + [(name, "<i4") for name in "row_stride row_bytes n_rows columns n_slots n_groups".split()]
+    + [(name, "<i4") for name in "x_columns pieces".split()]
+)
+assert CALL.itemsize == 48
+EXACT_COLUMNS = 32  # kExactColumns
+_EXACT_ROWS = 32  # kExactRows
+# Formats whose kernels want the 32 values of a block of x interleaved: the kernels' kInterleaved.
+INTERLEAVED = ("IQ4_NL",)
+UNITS = {"Q2_K": 4, "Q3_K": 4, "Q4_K": 4, "Q6_K": 4}  # of a block; others have one
+# Shared memory that the tiles of some formats take besides: a factor for each run of a super-block,
+# minima, sums of x.
+FACTORS = {"Q4_K": 8, "Q6_K": 16}
+MINIMA = ("Q2_K", "Q4_K")
+FOLDED_WITH_OFFSET = ("Q3_K",)
+_FLOAT_UNIT_BYTES = 16
+_DEPTH = 256  # kDepth
+_PIECE = 16
+_STAGES = 2  # kStages
+_STREAM_WARPS = 4
+# Thread blocks a multiprocessor gets of the streaming kernels; their warps go on to further rows.
+_STREAM_BLOCKS = 4
+# A row of x of so many values or fewer is made bytes in shared memory, by the kernel that multiplies.
+SINGLE_COLUMNS = 16384
+# Rows of weights in one launch: they are counted in 32 bits.
+MAX_ROWS = 2**30
+
+
+def run(plan, device, x, t, out, order, used_experts, counts, scratch):
+    """Fill `out`, in the order of the device's other work; everything is checked, see quant.matmul.
+
+    Parameters
+    ----------
+    plan : MatmulPlan
+    x, out : array of float32, (n, columns) and (n, rows)
+    t : QuantTensor, (rows, columns) or (experts, rows, columns)
+    order : numpy.ndarray or None
+        Rows of x sorted by expert.
+    used_experts, counts : sequence of int
+        Experts with rows, and how many; [0] and [n] for a plain matrix.
+    scratch : array of uint8
+        At least plan.scratch_bytes.
+    """
+    parts = {
+        name: scratch[at : at + n_items * np.dtype(dtype).itemsize].view(dtype)
+        for name, (at, dtype, n_items) in plan.sections.items()
+    }
+    kernel, n_columns = choose_kernel(plan, device, t.format, counts)
+    if x.shape == (1, min(x.shape[1], SINGLE_COLUMNS)) and order is None and not plan.exact:
+        kernel = MATVEC_SINGLE[t.format.name]
+    groups, n_groups = None, -(-x.shape[0] // n_columns)
+    if order is not None:
+        device.upload(parts["order"], order.astype(np.int32))
+        table = group_table(used_experts, counts, n_columns)
+        n_groups = len(table)
+        groups = parts["groups"][: table.size]
+        device.upload(groups, table.reshape(-1))
+    if kernel is MATVEC_SINGLE.get(t.format.name):
+        parts["x"] = x
+    else:
+        _prepare(plan, device, x, t.format, parts)
+    # A row's distance from the next has 32 bits too.
+    max_rows = MAX_ROWS if abs(t.data.strides[-2]) < 2**31 else 1
+    if t.shape[-2] <= max_rows:
+        _launch(plan, device, kernel, n_columns, t, out, parts, groups, n_groups)
+        return
+    for first in range(0, t.shape[-2], max_rows):
+        rows = slice(first, first + max_rows)
+        _launch(
+            plan, device, kernel, n_columns, t[..., rows, :], out[:, rows], parts, groups, n_groups
+        )
+
+
+def choose_kernel(plan, device, block, counts):
+    """(Kernel, rows of x in a group at most): by the largest number of rows that a matrix meets."""
+    most = int(max(counts))
+    if plan.exact:
+        for n_columns in EXACT_STREAM_COLUMNS:
+            if most <= n_columns:
+                return MATVEC_EXACT[block.name, n_columns], n_columns
+        return MATMUL_EXACT[block.name], EXACT_COLUMNS
+    for n_columns in STREAM_COLUMNS:
+        if most <= n_columns:
+            return MATVEC[block.name, n_columns], n_columns
+    fitting = [tile for tile in TILES if tile_sizes(block, tile)[1] <= device.max_shared_bytes]
+    tile = next((tile for tile in fitting if most <= tile.columns), fitting[-1])
+    return MATMUL_TILES[block.name, tile], tile.columns
+
+
+def group_table(used_experts, counts, n_columns):
+    """(matrix, first slot, number of slots) of every group, int32."""
+    rows, first = [], 0
+    for expert, count in zip(used_experts, counts, strict=True):
+        for start in range(0, count, n_columns):
+            rows.append((expert, first + start, min(n_columns, count - start)))
+        first += count
+    return np.array(rows, np.int32).reshape(-1, GROUP_FIELDS)
+
+
+def _prepare(plan, device, x, block, parts):
+    """x as bytes or as padded floats, its rows in the groups' order."""
+    n, columns = x.shape
+    interleaved = block.name in INTERLEAVED
+    source = (x, _row_stride(x), parts.get("order"))
+    if plan.exact:
+        kernel = GATHER_ROWS[interleaved]
+        n_threads = n * plan.x_columns // 4
+        arguments = (*source, parts["x"], columns, plan.x_columns, n)
+    else:
+        kernel = QUANTISE_ROWS[block.block_weights, interleaved]
+        n_threads = n * -(-columns // 256) * 32
+        sums = parts.get("x_sums")
+        sums = None if sums is None else sums.view(np.int16)
+        arguments = (*source, parts["x"], parts["x_scales"], sums, columns, n)
+    device.launch(kernel, -(-n_threads // kernel.block), arguments)
+
+
+def _row_stride(array):
+    """In items; 0 where there is one row."""
+    return array.strides[0] // array.itemsize if array.shape[0] > 1 else 0
+
+
+def _launch(plan, device, kernel, n_columns, t, out, parts, groups, n_groups):
+    block, n_rows = t.format, t.shape[-2]
+    call = _call(device, t, out)
+    call["n_groups"], call["x_columns"] = n_groups, plan.x_columns
+    target = (out, parts.get("order"), groups, call)
+    if plan.exact or kernel is MATVEC_SINGLE.get(block.name):
+        arguments = (t.data, parts["x"], *target)
+    else:
+        arguments = (t.data, parts["x"], parts["x_scales"], parts.get("x_sums"), *target)
+    if kernel.name.startswith("matvec"):
+        at_once, shared = _stream_sizes(block, plan.exact, n_columns)
+        if kernel is MATVEC_SINGLE.get(block.name):
+            shared += t.columns + 4 * t.columns // block.block_weights + t.columns // 8
+        n_tasks = n_groups * -(-n_rows // at_once)
+        most = device.n_multiprocessors * _STREAM_BLOCKS * _STREAM_WARPS
+        rounds = -(-n_tasks // most)  # every warp goes through as many, or one less
+        n_blocks = -(-n_tasks // (rounds * _STREAM_WARPS))
+    else:
+        tile = Tile(kernel.block, n_columns)
+        at_once, shared = exact_sizes(block) if plan.exact else tile_sizes(block, tile)
+        n_blocks = n_groups * -(-n_rows // at_once)
+    device.launch(kernel, n_blocks, arguments, shared_mem=shared)
+
+
+def _call(device, t, out):
+    call = np.zeros((), CALL)
+    strides = [
+        stride if length > 1 else 0
+        for length, stride in zip(t.data.shape[:-1], t.data.strides[:-1], strict=True)
+    ]
+    call["row_stride"] = strides[-1]
+    call["expert_stride"] = strides[0] if len(strides) == 2 else 0
+    call["row_bytes"] = t.data.shape[-1]
+    call["out_stride"] = _row_stride(out)
+    call["n_rows"], call["columns"], call["n_slots"] = t.shape[-2], t.columns, len(out)
+    call["pieces"] = _pieces(device.address(t.data), t.data.shape, strides)
+    return call
+
+
+def _pieces(address, shape, strides):
+    """Which tiles of rows may be copied in pieces of 16 bytes: see copies_pieces in matmul_call.cuh."""
+    if any(number % 2 for number in (address, *strides)):
+        return 0
+    reach = [(length - 1) * stride for length, stride in zip(shape[:-1], strides, strict=True)]
+    low = address + sum(min(r, 0) for r in reach)
+    high = address + sum(max(r, 0) for r in reach) + shape[-1]
+    if low % _PIECE == 0 and high % _PIECE == 0:
+        return 2
+    return 1 if abs(strides[-1]) >= _PIECE else 0
+
+
+def _unit(block):
+    """(weights, bytes) of a block, and its units; of floats, 16 bytes are one."""
+    if block.is_float:
+        return _FLOAT_UNIT_BYTES // block.block_bytes, _FLOAT_UNIT_BYTES, 1
+    return block.block_weights, block.block_bytes, UNITS.get(block.name, 1)
+
+
+def _stream_sizes(block, exact, n_columns):
+    """(rows of weights that a warp takes at once, shared memory of a thread block): see Stream."""
+    _, n_bytes, units = _unit(block)
+    chunk = 32 // units * n_bytes
+    at_once = 2 if chunk > 800 or (n_columns > 1 and units > 1) else 4
+    if exact:
+        at_once = 2 if n_columns == 1 else 1
+    return at_once, _STREAM_WARPS * _STAGES * at_once * (chunk + 16)
+
+
+def exact_sizes(block):
+    """(rows of weights of a thread block, its shared memory): see ExactTile."""
+    n_weights, n_bytes, _ = _unit(block)
+    depth = 256 if n_weights == 256 else 64
+    raw = 16 * ((depth // n_weights * n_bytes + 30) // 16)
+    return _EXACT_ROWS, 4 * (_EXACT_ROWS + EXACT_COLUMNS) * (depth + 4) + _EXACT_ROWS * raw
+
+
+def tile_sizes(block, tile):
+    """(rows of weights of a thread block, its shared memory): see Tile in matmul_tiles.cuh."""
+    n_weights, n_bytes, _ = _unit(block)
+    rows, columns, n_blocks = tile.threads // 4, tile.columns, _DEPTH // n_weights
+    raw = 16 * ((n_blocks * n_bytes + 29) // 16)
+    shared = 2 * rows * raw + (2 * columns + rows) * (_DEPTH + 16) + 4 * n_blocks * (rows + columns)
+    shared += 4 * rows * FACTORS.get(block.name, 0)
+    if block.name in MINIMA:
+        shared += (4 + 16) * rows + 36 * columns
+    if block.name in FOLDED_WITH_OFFSET:
+        shared += 4 * columns
+    return rows, shared

@@ -1,0 +1,22 @@
+// Products with Q8_0: 32 signed bytes and a scale.
+#include "matmul_formats.cuh"
+
+struct Q8_0 : Blocks32 {
+  static constexpr int kBlockBytes = 34;
+  static constexpr bool kInterleaved = false;
+  struct Raw {
+    unsigned q[8];
+    float d;
+  };
+  static __device__ __forceinline__ Raw load(const Place& block, int) {
+    Raw raw;
+    raw.d = floats::from_half(read_half_and_words(block, raw.q));
+    return raw;
+  }
+  static __device__ __forceinline__ void words(const Raw& raw, int, unsigned (&w)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) w[i] = raw.q[i];
+  }
+};
+
+#include "matmul_kernels.cuh"

@@ -1,0 +1,83 @@
+// A row of x as signed bytes.
+#pragma once
+
+// Eight values from any address of floats.
+__device__ __forceinline__ void load_8(const float* __restrict__ from, float (&values)[8]) {
+  if (((size_t)from & 15) == 0) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 four = __ldg(reinterpret_cast<const float4*>(from) + i);
+      values[4 * i] = four.x, values[4 * i + 1] = four.y;
+      values[4 * i + 2] = four.z, values[4 * i + 3] = four.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = __ldg(from + i);
+  }
+}
+
+// Each kBlock values become bytes round(value / scale), scale = largest / 127, as on the CPU: a scale of
+// 0 where all are below 2**-100, of NaN where one is not finite. A warp makes part `part` of 256 values
+// of a row of `columns`, a lane 8 of them; bytes, scales and sums are the row's.
+//
+// kBlock 256: also the sums of the bytes in 16s, two 16-bit numbers a word, in the order in which
+// kernels need them: sum 8h + 2p + q (q < 2, p < 4) stands at 8h + 4q + p.
+// kInterleaved: the 32 values of a block in the order 0, 16, 1, 17, ...
+template <int kBlock, bool kInterleaved>
+__device__ __forceinline__ void quantise_part(const float* __restrict__ row, int part, int columns,
+                                              unsigned char* bytes, float* scales, short* sums) {
+  constexpr int kLanes = kBlock / 8;
+  const int lane = threadIdx.x % 32, first = part * 256 + lane * 8;
+  const bool active = first < columns;
+  float values[8] = {};
+  if (active) load_8(row + first, values);
+
+  float largest = 0.0f, check = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    largest = fmaxf(largest, fabsf(values[i]));
+    check += values[i] - values[i];  // NaN from NaN and infinities
+  }
+#pragma unroll
+  for (int i = 1; i < kLanes; i *= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, i));
+    check += __shfl_xor_sync(0xffffffffu, check, i);
+  }
+  largest += check;
+  float scale = 0.0f, inverse = 0.0f;
+  if (!(largest < 7.8886090522101181e-31f)) {  // 2**-100
+    scale = __fdiv_rn(largest, 127.0f);
+    inverse = __fdiv_rn(1.0f, scale);
+  }
+  int rounded[8], sum = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    rounded[i] = check == check ? (int)rintf(__fmul_rn(values[i], inverse)) : 0;
+    sum += rounded[i];
+  }
+  unsigned words[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    words[i] = (rounded[4 * i] & 255) | (rounded[4 * i + 1] & 255) << 8 |
+               (rounded[4 * i + 2] & 255) << 16 | (unsigned)rounded[4 * i + 3] << 24;
+  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+  int at = first;
+  if constexpr (kInterleaved) {
+    // Lanes 0 and 2 of a block's four share its first 16 bytes, lanes 1 and 3 the others.
+    const bool upper = lane & 2;
+    const unsigned given = upper ? words[0] : words[1];
+    const unsigned taken = __shfl_xor_sync(0xffffffffu, given, 2);
+    const unsigned low = upper ? taken : words[0], high = upper ? words[1] : taken;
+    words[0] = __byte_perm(low, high, 0x5140), words[1] = __byte_perm(low, high, 0x7362);
+    at = part * 256 + lane / 4 * 32 + lane % 2 * 16 + (upper ? 8 : 0);
+  }
+  if (!active) return;
+  *reinterpret_cast<uint2*>(bytes + at) = make_uint2(words[0], words[1]);
+  if (lane % kLanes == 0) scales[first / kBlock] = scale;
+  if (kBlock == 256 && lane % 2 == 0) {
+    const int index = lane / 2;
+    const int place = index / 8 * 8 + index % 2 * 4 + index % 8 / 2;
+    sums[part * 16 + place] = (short)sum;
+  }
+}
+

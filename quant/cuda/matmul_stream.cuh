@@ -1,0 +1,180 @@
+// Few rows of x: every warp streams rows of weights through shared memory of its own, a few at a time,
+// with copies always a step ahead, and its lanes take the units of a row side by side.
+#pragma once
+#include "matmul_formats.cuh"
+
+constexpr int kStreamThreads = 128, kStages = 2;
+
+template <class Format, int kRowsAtOnce>
+struct Stream {
+  static constexpr int kRows = kRowsAtOnce;
+  static constexpr int kChunkBytes = 32 / Format::kUnits * Format::kBlockBytes;  // a unit a lane
+  static constexpr int kPieces = kChunkBytes / 16 + 1, kPitch = 16 * kPieces;
+  static constexpr int kCopies = (kRows * kPieces + 31) / 32;
+  static constexpr int kSlotBytes = kRows * kPitch, kWarpBytes = kStages * kSlotBytes;
+  static_assert(kChunkBytes % 16 == 0, "the skew of a row is the same in every chunk");
+};
+
+// Rows of one matrix that a warp works on.
+struct StreamTask {
+  const unsigned char* rows;  // the first one
+  int first, last;            // its number, that of the last; those beyond are the last one again
+  int group;
+  bool whole;  // comes in pieces
+
+  __device__ __forceinline__ const unsigned char* row(const MatmulCall& call, int i) const {
+    return rows + (long long)min(i, last - first) * call.row_stride;
+  }
+  __device__ __forceinline__ int skew(const MatmulCall& call, int i) const {
+    return skew_of(row(call, i), whole);
+  }
+};
+
+template <int kRows>
+__device__ __forceinline__ StreamTask read_task(const unsigned char* __restrict__ weights,
+                                                const int* __restrict__ groups, const MatmulCall& call,
+                                                unsigned task, unsigned row_tiles) {
+  StreamTask result;
+  result.group = 0;
+  unsigned tile = task;
+  if (groups) {
+    result.group = task / row_tiles, tile = task % row_tiles;
+    weights += __ldg(groups + 3 * (long long)result.group) * call.expert_stride;
+  }
+  result.first = tile * kRows, result.last = call.n_rows - 1;
+  result.rows = weights + (long long)result.first * call.row_stride;
+  result.whole = copies_pieces(call, tile, row_tiles);
+  return result;
+}
+
+// A lane's share of copying a task's rows, chunk after chunk.
+template <class S>
+struct RowCopies {
+  const unsigned char* from[S::kCopies];
+  int end[S::kCopies];  // the chunk with nothing left of the row
+  StreamTask task;
+
+  __device__ __forceinline__ void start(const StreamTask& next_task, const MatmulCall& call, int lane) {
+    task = next_task;
+#pragma unroll
+    for (int i = 0; i < S::kCopies; ++i) {
+      const int row = (lane + 32 * i) / S::kPieces, piece = (lane + 32 * i) % S::kPieces;
+      const unsigned char* const start = task.row(call, row);
+      const int skew = skew_of(start, task.whole);
+      const int pieces = (call.row_bytes + skew + 15) / 16 - piece;
+      from[i] = start + (16 * piece - skew);
+      end[i] = max(pieces + S::kChunkBytes / 16 - 1, 0) / (S::kChunkBytes / 16);
+      if (row >= S::kRows || (skew == 0 && piece == S::kPieces - 1)) end[i] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void copy(unsigned char* slots, ptx::SharedPlace place, int offset,
+                                       const MatmulCall& call, int chunk, int lane) {
+    if (task.whole) {
+#pragma unroll
+      for (int i = 0; i < S::kCopies; ++i) {
+        if (chunk < end[i]) ptx::cp_async_16(place + (offset + 16 * lane + 512 * i), from[i]);
+        from[i] += S::kChunkBytes;
+      }
+      return;
+    }
+    const int done = chunk * S::kChunkBytes;
+#pragma unroll 1
+    for (int i = lane; i < S::kSlotBytes; i += 32) {
+      const int byte = done + i % S::kPitch;
+      slots[offset + i] = byte < call.row_bytes ? __ldg(task.row(call, i / S::kPitch) + byte) : 0;
+    }
+  }
+};
+
+// Sums over the lanes of a warp, N of them at once; lane l gets that of value l / (32 / N). Each lane of a
+// pair `kStep` apart gives the half of its values that it does not keep.
+template <int N, int kStep = 16>
+__device__ __forceinline__ float sum_lanes(float (&values)[N], int lane) {
+  constexpr int kHalf = N * kStep / 32;
+  const bool upper = lane & kStep;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const float first = values[i], second = values[i + kHalf];
+    // (+x: the values themselves, no choice between their places, which would have to be in memory)
+    const float given = upper ? +first : +second, kept = upper ? +second : +first;
+    values[i] = kept + __shfl_xor_sync(0xffffffffu, given, kStep);
+  }
+  if constexpr (kHalf == 0) values[0] += __shfl_xor_sync(0xffffffffu, values[0], kStep);
+  if constexpr (kStep > 1) return sum_lanes<N, kStep / 2>(values, lane);
+  return values[0];
+}
+
+// Computes out for all groups. `Sums` collects a lane's part of Rows::kRows x kColumns products:
+//   Rows (a Stream), prepare(): once, by all warps, start(first slot, count), add(blocks, unit of the row), total[row][column]
+// blocks[i]: row i's block that has the unit, in shared memory.
+template <class Format, int kColumns, class Sums>
+__device__ __forceinline__ void stream_products(Sums sums, const unsigned char* __restrict__ weights,
+                                                float* __restrict__ out, const int* __restrict__ order,
+                                                const int* __restrict__ groups, const MatmulCall& call,
+                                                unsigned char* shared) {
+  using S = typename Sums::Rows;
+  constexpr int kUnitWeights = Format::kBlockWeights / Format::kUnits;
+  const int lane = threadIdx.x % 32;
+  unsigned char* const slots = shared + threadIdx.x / 32 * S::kWarpBytes;
+  const ptx::SharedPlace place = ptx::shared_place(slots);
+  const unsigned row_tiles = (call.n_rows + S::kRows - 1) / S::kRows;
+  const unsigned n_tasks = row_tiles * call.n_groups;
+  const unsigned step = gridDim.x * (kStreamThreads / 32);
+  const int n_units = (call.columns + kUnitWeights - 1) / kUnitWeights;
+  const int n_chunks = (n_units + 31) / 32;
+
+  // The copies run kStages - 1 chunks ahead of the sums.
+  RowCopies<S> copies;
+  StreamTask task;
+  Group group;
+  int places[S::kRows];
+  unsigned copied_task = blockIdx.x * (kStreamThreads / 32) + threadIdx.x / 32;
+  unsigned summed_task = copied_task;
+  int copied_chunk = 0, summed_chunk = 1 - kStages, slot = 0;
+#pragma unroll 1
+  while (true) {
+    __syncwarp();
+    if (copied_task < n_tasks) {
+      if (copied_chunk == 0)
+        copies.start(read_task<S::kRows>(weights, groups, call, copied_task, row_tiles), call, lane);
+      copies.copy(slots, place, slot, call, copied_chunk, lane);
+      if (++copied_chunk == n_chunks) copied_chunk = 0, copied_task += step;
+    }
+    ptx::cp_async_commit();
+    slot = slot == (kStages - 1) * S::kSlotBytes ? 0 : slot + S::kSlotBytes;  // the oldest chunk's
+    if (summed_chunk < 0) {
+      if (++summed_chunk == 0) sums.prepare();
+      continue;
+    }
+    if (summed_task >= n_tasks) break;
+    if (summed_chunk == 0) {
+      task = read_task<S::kRows>(weights, groups, call, summed_task, row_tiles);
+      group = read_group(groups, call, task.group, kColumns);
+#pragma unroll
+      for (int i = 0; i < S::kRows; ++i)
+        places[i] = i * S::kPitch + task.skew(call, i) + lane / Format::kUnits * Format::kBlockBytes;
+      sums.start(group.first, group.count);
+    }
+    ptx::cp_async_wait<kStages - 1>();
+    __syncwarp();
+    const int unit = summed_chunk * 32 + lane;
+    if (unit < n_units) {
+      Place blocks[S::kRows];
+#pragma unroll
+      for (int i = 0; i < S::kRows; ++i) blocks[i] = {slots, slot + (places[i] & ~3), places[i] & 2};
+      sums.add(blocks, unit);
+    }
+    if (++summed_chunk < n_chunks) continue;
+    summed_chunk = 0, summed_task += step;
+    constexpr int kSums = S::kRows * kColumns;
+    float values[kSums];
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) values[i] = sums.total[i % S::kRows][i / S::kRows];
+    const float sum = sum_lanes(values, lane);
+    const int index = lane / (32 / kSums);
+    const int row = task.first + index % S::kRows, column = index / S::kRows;
+    if (lane % (32 / kSums) == 0 && column < group.count && row < call.n_rows)
+      out[row_of_slot(order, group.first + column) * call.out_stride + row] = sum;
+  }
+}

@@ -1,0 +1,401 @@
+"""quant.matmul on the CPU, the simulator and a GPU: one suite, against float64 and each other."""
+
+import numpy as np
+import pytest
+from matmul_cases import (
+    EXACT_ERROR,
+    check_product,
+    random_tensor,
+    random_x,
+    weights_of,
+)
+from quant_cases import block_format
+
+import lowlevel
+import quant.cuda.matmul as launcher
+from lowlevel import Pool, asarray, asnumpy, cudasim, devices
+from quant import FORMATS, QuantTensor, matmul, matmul_scratch_bytes
+from quant.cuda.instances import (
+    GATHER_ROWS,
+    MATMUL_EXACT,
+    MATMUL_TILES,
+    MATVEC,
+    MATVEC_EXACT,
+    MATVEC_SINGLE,
+    PRODUCTS,
+    QUANTISE_ROWS,
+)
+
+KERNELS = PRODUCTS
+BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
+FLOATS = [row.name for row in FORMATS.values() if row.is_float]
+# (kernel, format, exact, rows of x that make the launcher choose it; of MATVEC's 1: each of an expert)
+LAUNCHES = [
+    *((kernel, name, False, 1) for name, kernel in MATVEC_SINGLE.items()),
+    *((kernel, name, False, n) for (name, n), kernel in MATVEC.items()),
+    *((kernel, name, True, n) for (name, n), kernel in MATVEC_EXACT.items()),
+    *((k, name, False, max(5, tile.columns - 3)) for (name, tile), k in MATMUL_TILES.items()),
+    *((kernel, name, True, 35) for name, kernel in MATMUL_EXACT.items()),
+]
+
+
+@pytest.fixture(params=["cpu", "cudasim", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def any_device(request):
+    if request.param == "cuda:0":
+        try:
+            devices.get(request.param)
+        except (ImportError, ValueError) as reason:
+            pytest.skip(str(reason))
+    return request.param
+
+
+def columns_of(name, n_blocks):
+    """Columns of so many blocks; of plain floats an odd number of them."""
+    block = block_format(name)
+    return n_blocks * block.block_weights if not block.is_float else 37 * n_blocks
+
+
+def multiply(x, t, device, **options):
+    return asnumpy(matmul(asarray(x, device), t.to(device), **options))
+
+
+def gapped(device, array, gap, offset):
+    """A copy of a 2-D array on a device, rows `gap` items apart, the first one `offset` items off."""
+    n_rows, n_columns = array.shape
+    memory = np.zeros((n_rows + 1) * (n_columns + gap) + offset, array.dtype)
+    view = memory[offset : offset + n_rows * (n_columns + gap)].reshape(n_rows, n_columns + gap)
+    view[:, :n_columns] = array
+    memory = asarray(memory, device)
+    view = memory[offset : offset + n_rows * (n_columns + gap)].reshape(n_rows, n_columns + gap)
+    return view[:, :n_columns]
+
+
+# ---------------------------------------------------------------- every kernel
+
+
+def check_launch(kernel, t, device, exact, n, rng):
+    x, options = random_x(rng, n, t.columns), {}
+    stack = t
+    if kernel is MATVEC.get((t.format.name, 1)):
+        stack, options = t.reshape(1, *t.shape), {"experts": [0]}
+    check_product(multiply(x, stack, device, exact=exact, **options), x, t, exact, kernel.name)
+
+
+@pytest.mark.parametrize(
+    "kernel, name, exact, n", LAUNCHES, ids=lambda value: getattr(value, "name", str(value))
+)
+def test_every_instance(kernel, name, exact, n, device, launched, rng):
+    """Two tiles of rows and a bit of the next; a depth of 256 weights and a bit of the next."""
+    n_blocks = {1: 8, 32: 11, 256: 3}[block_format(name).block_weights]
+    t = random_tensor(rng, name, 67, columns_of(name, n_blocks))
+    check_launch(kernel, t, device, exact, n, rng)
+    prepares = {*QUANTISE_ROWS.values(), *GATHER_ROWS.values()}
+    assert kernel in launched and len(set(launched) - prepares) == 1
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, *FLOATS])
+def test_orders(name, order, rng):
+    """As threads and blocks come in any order: a few rows and tiles, experts among them."""
+    t = random_tensor(rng, name, 3, 37, columns_of(name, 3))
+    for exact in {name in FLOATS, True}:
+        for n in (3, 9):
+            x = random_x(rng, n, t.columns)
+            experts = rng.integers(0, 3, n)
+            y = multiply(x, t, "cudasim", exact=exact, experts=experts)
+            for e in range(3):
+                check_product(y[experts == e], x[experts == e], t[e], exact, f"{n} {order}")
+
+
+@pytest.mark.parametrize("mode", ["race", "ub"])
+@pytest.mark.parametrize("name", [*BLOCKS, "F16"])
+def test_checking_modes(name, mode, rng):
+    """Every kernel; the three float formats are one file."""
+    names = FLOATS if name == "F16" else [name]
+    with cudasim.settings(**{mode: True}):
+        for each in names:
+            launches = [row for row in LAUNCHES if row[1] == each]
+            t = random_tensor(rng, each, 33, columns_of(each, 2))
+            for kernel, _, exact, n in launches:
+                check_launch(kernel, t, "cudasim", exact, n, rng)
+
+
+# ---------------------------------------------------------------- on every device
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, *FLOATS])
+@pytest.mark.parametrize("n, n_rows, n_blocks", [(1, 1, 1), (2, 37, 3), (7, 3, 9)])
+def test_products(name, n, n_rows, n_blocks, any_device, rng):
+    t = random_tensor(rng, name, n_rows, columns_of(name, n_blocks))
+    x = random_x(rng, n, t.columns)
+    for exact in {name in FLOATS, True}:
+        check_product(multiply(x, t, any_device, exact=exact), x, t, exact)
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, "F16"])
+def test_as_on_the_cpu(name, device, rng):
+    """Where sums are integers of one scale, often the same bits; else float32's error apart."""
+    t = random_tensor(rng, name, 35, columns_of(name, 8))
+    norms = np.linalg.norm(weights_of(t), axis=1)
+    for n in (1, 4, 20):
+        x = random_x(rng, n, t.columns)
+        apart = np.abs(multiply(x, t, device) - matmul(x, t, n_threads=1))
+        assert np.max(apart / (np.linalg.norm(x, axis=1)[:, None] * norms)) <= EXACT_ERROR / 4
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q2_K", "Q3_K", "Q6_K", "F16", "F32"])
+@pytest.mark.parametrize("gap, offset", [(0, 1), (1, 0), (2, 2), (6, 4), (8, 8), (16, 0)])
+def test_rows_anywhere(name, gap, offset, device, rng):
+    """Weights at any address, with gaps between rows: pieces of 16 bytes, single bytes at the edges."""
+    t = random_tensor(rng, name, 71, columns_of(name, 3))
+    on = QuantTensor(gapped(device, t.data, gap, offset), name, t.shape)
+    for n, exact in ((2, name == "F16"), (9, False), (9, True)):
+        x = random_x(rng, n, t.columns)
+        found = asnumpy(matmul(asarray(x, device), on, exact=exact))
+        check_product(found, x, t, exact, f"{n} {exact}")
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("n", [3, 11])
+def test_strides(exact, n, any_device, rng):
+    """x and out with gaps, reversed and repeated rows; rows of t reversed, with gaps, repeated."""
+    t = random_tensor(rng, "Q6_K", 70, 512)
+    wide = random_x(rng, 2 * n, 601)
+    x, on = wide[::-2, 39:551], t.to(any_device)
+    x_on = asarray(wide, any_device)[::-2, 39:551]
+    expected = multiply(np.ascontiguousarray(x), t, any_device, exact=exact)
+    out = asarray(np.full((2 * n, 91), 7, np.float32), any_device)
+    y = matmul(x_on, on, out=out[::-2, 10:80], exact=exact)
+    assert np.array_equal(asnumpy(y), expected)
+    out = asnumpy(out)
+    assert np.array_equal(out[::-2, 10:80], expected)
+    assert (out[::2] == 7).all() and (out[:, :10] == 7).all() and (out[:, 80:] == 7).all()
+    for rows in (slice(3, 60, 4), slice(None, None, -1), slice(69, 70)):
+        assert np.array_equal(asnumpy(matmul(x_on, on[rows], exact=exact)), expected[:, rows])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_company_changes_no_bits(exact, device, rng):
+    """As long as the same kind of kernel serves: up to four rows of x, or more."""
+    t = random_tensor(rng, "Q2_K", 45, 768).to(device)
+    x = random_x(rng, 150, 768)
+    on = asarray(x, device)
+    for together, others in ((4, ((0, 1), (1, 2), (2, 2))), (150, ((0, 5), (7, 30), (140, 10)))):
+        expected = asnumpy(matmul(on[:together], t, exact=exact))
+        for first, n in others:
+            some = asnumpy(matmul(on[first : first + n], t, exact=exact))
+            assert np.array_equal(some, expected[first : first + n])
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q4_K", "BF16"])
+@pytest.mark.parametrize("n", [1, 7, 50])
+def test_experts(name, n, any_device, rng):
+    """Rows in any order, experts without rows, strided stacks, indices as lists and as arrays."""
+    stack = random_tensor(rng, name, 11, 35, columns_of(name, 2))
+    t, on = stack[1::2], stack.to(any_device)[1::2]
+    x = random_x(rng, n, t.columns)
+    experts = rng.choice([0, 2, 4], n)
+    for exact in {name in FLOATS, True}:
+        y = asnumpy(matmul(asarray(x, any_device), on, experts=experts.tolist(), exact=exact))
+        for e in range(5):
+            check_product(y[experts == e], x[experts == e], t[e], exact)
+        again = matmul(
+            asarray(x, any_device), on, experts=asarray(experts, any_device), exact=exact
+        )
+        assert np.array_equal(asnumpy(again), y)
+
+
+def test_long_rows(device, launched, rng):
+    """A row of x too long for shared memory is made bytes by a kernel of its own; the bits are the same."""
+    t = random_tensor(rng, "IQ4_NL", 2, launcher.SINGLE_COLUMNS + 32)
+    x = random_x(rng, 1, t.columns)
+    check_product(multiply(x, t, device), x, t, False)
+    assert launched[-1] is MATVEC["IQ4_NL", 1]
+
+
+def test_experts_take_one_launch(device, launched, rng):
+    t = random_tensor(rng, "Q2_K", 6, 9, 256)
+    for n in (6, 60):
+        multiply(random_x(rng, n, 256), t, device, experts=np.arange(n) % 6)
+    assert len(launched) == 4
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_nothing_to_do(exact, any_device, rng):
+    t = random_tensor(rng, "Q8_0", 5, 64)
+    assert multiply(random_x(rng, 0, 64), t, any_device, exact=exact).shape == (0, 5)
+    assert multiply(random_x(rng, 3, 64), t[:0], any_device, exact=exact).shape == (3, 0)
+    empty = QuantTensor(np.empty((5, 0), np.uint8), "Q8_0", (5, 0))
+    y = multiply(random_x(rng, 3, 0), empty, any_device, exact=exact)
+    assert np.array_equal(y, np.zeros((3, 5), np.float32))
+    stack = random_tensor(rng, "Q8_0", 2, 5, 64)
+    none = multiply(random_x(rng, 0, 64), stack, any_device, experts=[], exact=exact)
+    assert none.shape == (0, 5)
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q4_K"])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [2, 9])
+def test_not_finite(name, special, n, any_device, rng):
+    t = random_tensor(rng, name, 40, 768)
+    x = random_x(rng, n, 768)
+    clean = multiply(x, t, any_device)
+    x[1, int(rng.integers(768))] = special
+    y = multiply(x, t, any_device)
+    assert np.isnan(y[1]).all()
+    others = np.arange(n) != 1
+    assert np.array_equal(y[others], clean[others])
+    exact = multiply(x, t, any_device, exact=True)
+    with np.errstate(invalid="ignore"):
+        expected = x.astype(np.float64) @ weights_of(t).T
+    assert np.array_equal(np.isnan(exact), np.isnan(expected))
+    infinite = np.isinf(expected)
+    assert np.array_equal(exact[infinite], expected[infinite])
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_ranges_of_x(n, any_device, rng):
+    """Tiny, huge and zero blocks of x, and blocks of very different size beside each other."""
+    t = random_tensor(rng, "Q8_0", 20, 256)
+    base = random_x(rng, n, 256)
+    uneven = base * np.repeat(10.0 ** rng.integers(-20, 20, 8), 32).astype(np.float32)
+    for x in (*(base * np.float32(scale) for scale in (1e-25, 1e-10, 1e10, 1e30)), uneven):
+        check_product(multiply(x, t, any_device), x, t, False)
+    for scale in (0, 1e-38):
+        assert not multiply(base * np.float32(scale), t, any_device).any()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("n", [1, 5])
+def test_extreme_bytes(name, n, any_device):
+    """The largest integers on both sides, where a byte or a sum might overflow."""
+    block = block_format(name)
+    columns = 2 * block.block_weights
+    for byte in (0x00, 0xFF, 0x80, 0x7F):
+        records = np.full(5 * 2 * block.block_bytes, byte, np.uint8).view(block.block_dtype)
+        for field in block.fields:
+            if field.dtype == "<f2":
+                records[field.name] = 1.0
+        t = QuantTensor(records.view(np.uint8).reshape(-1), name, (5, columns))
+        for sign in (1, -1):
+            x = np.full((n, columns), sign * 127.0, np.float32)
+            check_product(multiply(x, t, any_device), x, t, False, f"{byte:x}")
+
+
+def test_more_rows_than_a_launch_counts(device, launched, monkeypatch, rng):
+    monkeypatch.setattr(launcher, "MAX_ROWS", 16)
+    t, x = random_tensor(rng, "Q4_0", 37, 96), random_x(rng, 6, 96)
+    check_product(multiply(x, t, device), x, t, False)
+    assert len(launched) == 4
+
+
+def test_less_shared_memory(device, launched, monkeypatch, rng):
+    """Smaller tiles where a block may have less than 100 KiB."""
+    monkeypatch.setattr(devices.get(device), "max_shared_bytes", 99 << 10)
+    t, x = random_tensor(rng, "Q8_0", 40, 288), random_x(rng, 70, 288)
+    check_product(multiply(x, t, device), x, t, False)
+    assert launched[-1] is MATMUL_TILES["Q8_0", launcher.TILES[1]]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [1, 5])
+def test_beyond_32_bits(n, rng):
+    """More than 2**31 bytes of weights, and for tiles more than 65535 blocks: the last rows are right."""
+    try:
+        device = devices.get("cuda:0")
+    except (ImportError, ValueError) as reason:
+        pytest.skip(str(reason))
+    few = random_tensor(rng, "Q8_0", 64, 1024)
+    n_rows = 2**21 + 64
+    data = device.empty((n_rows, few.row_bytes), np.dtype(np.uint8))
+    data[...] = 1
+    data[-64:] = asarray(few.data, device.name)
+    x = random_x(rng, n, 1024)
+    y = matmul(asarray(x, device.name), QuantTensor(data, "Q8_0", (n_rows, 1024)))
+    check_product(asnumpy(y[:, -64:]), x, few, False)
+
+
+# ---------------------------------------------------------------- scratch
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", ["Q2_K", "IQ4_NL", "F16"])
+def test_scratch_is_the_plan(name, exact, device, rng):
+    for n, n_rows in ((1, 10), (3, 33), (17, 1)):
+        columns = 777 if name == "F16" else 768
+        t, x = random_tensor(rng, name, n_rows, columns), random_x(rng, n, columns)
+        planned = matmul_scratch_bytes(n, t.to(device), exact=exact)
+        outline = matmul_scratch_bytes(n, (name, (n_rows, columns)), exact=exact, device=device)
+        assert planned == outline
+        x, on = asarray(x, device), t.to(device)
+        with Pool(planned, device=device, debug=True) as pool:
+            y = asnumpy(matmul(x, on, pool=pool, exact=exact))
+            assert pool.peak == planned and pool.used == 0
+        assert np.array_equal(y, asnumpy(matmul(x, on, exact=exact)))
+        out = asarray(np.full((n, n_rows), 3, np.float32), device)
+        with Pool(planned - 256, device=device) as pool:
+            with pytest.raises(lowlevel.BudgetError):
+                matmul(x, on, pool=pool, out=out, exact=exact)
+        assert (asnumpy(out) == 3).all()
+
+
+def test_scratch_of_experts(device, rng):
+    """One plan for any distribution of rows over experts, and it is enough."""
+    t = random_tensor(rng, "IQ4_NL", 11, 9, 64)
+    for n in (1, 5, 33):
+        planned = matmul_scratch_bytes(n, t.to(device))
+        x = random_x(rng, n, 64)
+        for experts in (np.arange(n) % 11, np.arange(n) // 3 % 11, np.full(n, 7)):
+            with Pool(planned, device=device, debug=True) as pool:
+                y = multiply(x, t, device, experts=experts, pool=pool)
+                assert pool.peak == planned and pool.used == 0
+            for e in set(experts):
+                check_product(y[experts == e], x[experts == e], t[e], False)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def bad_calls(device):
+    def on(array):
+        return asarray(array, device)
+
+    t = QuantTensor(np.zeros((4, 68), np.uint8), "Q8_0", (4, 64)).to(device)
+    stack = QuantTensor(np.zeros((2, 4, 68), np.uint8), "Q8_0", (2, 4, 64)).to(device)
+    x = on(np.zeros((3, 64), np.float32))
+    bytes_of_x = on(np.zeros(3 * 256 + 2, np.uint8))
+    return {
+        "x list": (TypeError, "x:", [[1.0]], t, {}),
+        "x float64": (TypeError, "x:.*float64", on(np.zeros((3, 64))), t, {}),
+        "x vector": (ValueError, "x:", x[0], t, {}),
+        "x width": (ValueError, r"x:.*\(n, 64\)", x[:, :32], t, {}),
+        "x strides": (ValueError, "x:.*contiguous", on(np.zeros((3, 128), "f"))[:, ::2], t, {}),
+        "x elsewhere": (ValueError, "x:.*cpu.*lowlevel.asarray", asnumpy(x), t, {}),
+        "t elsewhere": (ValueError, "x:.*t on cpu", x, t.to("cpu"), {}),
+        "x odd": (
+            ValueError,
+            "x:.*aligned",
+            bytes_of_x[2:].view(np.float32).reshape(3, 64),
+            t,
+            {},
+        ),
+        "t stack": (ValueError, "t:.*experts", x, stack, {}),
+        "t not a stack": (ValueError, "t:", x, t, {"experts": [0, 0, 0]}),
+        "experts count": (ValueError, "experts:", x, stack, {"experts": [0, 0]}),
+        "experts float": (TypeError, "experts:", x, stack, {"experts": [0.0, 1.0, 0.0]}),
+        "experts high": (IndexError, "experts:.*2", x, stack, {"experts": [0, 2, 1]}),
+        "out shape": (ValueError, "out:", x, t, {"out": on(np.zeros((3, 5), "f"))}),
+        "out dtype": (TypeError, "out:", x, t, {"out": on(np.zeros((3, 4)))}),
+        "out elsewhere": (ValueError, "out:.*cpu", x, t, {"out": np.zeros((3, 4), "f")}),
+        "out is x": (ValueError, "out:.*x", x, t, {"out": x[:, :4]}),
+        "exact": (TypeError, "exact:", x, t, {"exact": "yes"}),
+        "pool": (ValueError, "pool:", x, t, {"pool": Pool("1KiB")}),
+        "n_threads": (ValueError, "n_threads:", x, t, {"n_threads": 1}),
+    }
+
+
+@pytest.mark.parametrize("case", bad_calls("cudasim"))
+def test_bad_input(case, device, launched):
+    kind, message, x, t, options = bad_calls(device)[case]
+    with pytest.raises(kind, match=message):
+        matmul(x, t, **options)
+    assert not launched

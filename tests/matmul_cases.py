@@ -1,0 +1,66 @@
+"""Products with quantised weights for tests: random operands, and what must come out."""
+
+import gguf
+import numpy as np
+from quant_cases import block_format
+
+from quant import QuantTensor
+
+# Over the product of the norms of the two vectors: float32's own error.
+EXACT_ERROR = 1e-6
+
+
+def random_tensor(rng, name, *shape):
+    """Every bit pattern of the integers, scales around 0.01."""
+    block = block_format(name)
+    n_blocks = int(np.prod(shape[:-1])) * block.row_blocks(shape[-1])
+    records = np.frombuffer(rng.bytes(n_blocks * block.block_bytes), block.block_dtype).copy()
+    for field in block.fields:
+        if block.is_float:
+            values = rng.standard_normal(n_blocks).astype(np.float32)
+            if name == "BF16":
+                values = (values.view(np.uint32) >> 16).astype(np.uint16)
+            records[field.name] = values
+        elif field.dtype == "<f2":
+            records[field.name] = 0.01 * rng.standard_normal(n_blocks)
+    return QuantTensor(records.view(np.uint8).reshape(-1), name, shape)
+
+
+def random_x(rng, n, columns):
+    return rng.standard_normal((n, columns)).astype(np.float32)
+
+
+def weights_of(t):
+    """float64 weights of a tensor on the host."""
+    flat = np.ascontiguousarray(t.data).reshape(-1, t.row_bytes)
+    return gguf.quants.dequantize(flat, t.qtype).reshape(t.shape).astype(np.float64)
+
+
+def rounded(x, block_weights):
+    """x as its signed bytes stand for it, float64: as ggml rounds activations."""
+    blocks = x.reshape(len(x), x.shape[1] // block_weights, block_weights)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    scale = largest / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)
+    steps = np.rint(blocks * inverse).astype(np.float64)
+    return (steps * scale).reshape(x.shape)
+
+
+def expected_product(x, t, exact):
+    """The product in float64, of x rounded to bytes unless `exact`."""
+    if exact or t.format.is_float:
+        x = x.astype(np.float64)
+    else:
+        x = rounded(x, t.format.block_weights)
+    return x @ weights_of(t).T
+
+
+def check_product(found, x, t, exact, what=""):
+    """Fail unless `found` is x @ t.T within float32's error."""
+    expected = expected_product(x, t, exact)
+    assert found.shape == expected.shape and found.dtype == np.float32
+    norms = np.linalg.norm(x.astype(np.float64), axis=1)[:, None]
+    norms = norms * np.linalg.norm(weights_of(t), axis=1)
+    error = np.max(np.abs(found - expected) / np.maximum(norms, 1e-30), initial=0.0)
+    assert error <= EXACT_ERROR, f"{what}: error {error} over the norms"
