@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import devices
-from .arrays import asnumpy
+from .arrays import asarray, asnumpy
 from .budget_error import BudgetError, exact_size, refusal
 from .kv_source import as_kv_source
 from .plan import AttentionPlan, dtype_name, is_genuine, plan_attention
@@ -263,13 +263,14 @@ def merge_states(outs, lses):
 
     Parameters
     ----------
-    outs : sequence of numpy.ndarray, (n_head, n_tokens, d_v)
-    lses : sequence of numpy.ndarray, (n_head, n_tokens)
+    outs : sequence of arrays, (n_head, n_tokens, d_v)
+        On any device; those of a GPU are brought to the host, and the result back to the first's.
+    lses : sequence of arrays, (n_head, n_tokens)
         -inf: that part had nothing to attend to, and its output is ignored.
 
     Returns
     -------
-    out, lse : numpy.ndarray, float32
+    out, lse : arrays, float32
         New arrays.
 
     Raises
@@ -277,7 +278,9 @@ def merge_states(outs, lses):
     ValueError
         No parts, or shapes that do not fit.
     """
-    outs, lses = [np.asarray(o) for o in outs], [np.asarray(x) for x in lses]
+    outs, lses = list(outs), list(lses)
+    home = devices.of_array(outs[0], "outs[0]").name if outs else "cpu"
+    outs, lses = [asnumpy(o) for o in outs], [asnumpy(x) for x in lses]
     if not outs or len(outs) != len(lses):
         raise ValueError(
             f"outs, lses: expected as many of one as of the other, at least 1; "
@@ -301,7 +304,7 @@ def merge_states(outs, lses):
         np.add(out, np.multiply(share, o, where=share != 0, out=np.zeros_like(out)), out=out)
     with np.errstate(divide="ignore"):
         lse = (reference + np.log(total)).astype(np.float32)
-    return out, lse
+    return asarray(out, home), asarray(lse, home)
 
 
 # ---------------------------------------------------------------- checks

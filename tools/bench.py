@@ -107,16 +107,26 @@ def add_parser(subparsers):
     versus.add_argument(
         "--only", metavar="TEXT", action="append", help="only cases with these words in their name"
     )
+    versus.add_argument(
+        "--device",
+        metavar="NAME",
+        help='instead of the above: attention on "cuda", "cuda:1", ... or "cudasim", on random '
+        "operands; -p, -ub, -amb, -r and --only apply, --vs torch compares",
+    )
     versus.add_argument("--check", action="store_true", help="exit code 1 if a bar is missed")
 
 
 def run(args):
+    if args.device:
+        from . import device_bench
+
+        return device_bench.run(args)
     if args.vs:
         from . import versus
 
         return versus.run(args)
     if args.only or args.check:
-        raise UsageError("--only and --check belong to --vs")
+        raise UsageError("--only and --check belong to --vs or --device")
     fill_list_defaults(args)
     deadline = time.monotonic() + DEFAULT_SECONDS
     import quant

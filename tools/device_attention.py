@@ -1,19 +1,9 @@
-"""Attention on a device, against the peers on the same inputs and what a GPU can do at most.
-
-``measure`` is for `kqcap bench --device`; on its own:
-
-    python -m tools.device_attention [--cases "192/128,latent"] [-p 16384,163840] [-ub 2048] [-amb 64]
-        [--peers] [--rounds 5] [--device cuda:0] [--json FILE]
-"""
+"""Attention on a device, held against float64 and timed beside peers on the same inputs."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import math
 import statistics
-import sys
 
 import numpy as np
 
@@ -184,36 +174,3 @@ HEADER = (
     f"{'attention':26}{'u':>6}{'n':>8}{'budget':>8}{'scratch':>8}{'ms':>10}{'TFLOP/s':>8}{'error':>9}"
     "  peers (ms)"
 )
-
-
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", help="only shapes with one of these texts in their name")
-    parser.add_argument("-p", default="16384,163840", help="keys")
-    parser.add_argument("-ub", default="2048", help="tokens")
-    parser.add_argument("-amb", default="64", help="budgets in MiB")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", action="store_true", help="torch's ways on the same inputs")
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args(arguments)
-    wanted = (options.cases or "").split(",")
-    print(HEADER)
-    result = measure(
-        options.device,
-        [shape for shape in SHAPES if any(text in shape.name for text in wanted)],
-        [int(n) for n in options.p.split(",")],
-        [int(n) for n in options.ub.split(",")],
-        [f"{n}MiB" for n in options.amb.split(",")],
-        options.rounds,
-        options.peers,
-        lambda text: print(text, flush=True),
-    )
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(result, file, indent=1)
-    return 0 if all(math.isfinite(row["error"]) for row in result["rows"]) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

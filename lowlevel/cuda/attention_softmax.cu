@@ -1,6 +1,6 @@
 // What the tiles path of attention does beside its products: operands to float32; online softmax over a
-// tile of scores, in place, with every option; and writing finished rows. A call describes one tile: its heads, its tokens
-// and the keys of one chunk. One block works on one row (head * n_tokens + token).
+// tile of scores, in place, with every option; and writing finished rows. A call describes one tile: its
+// heads, its tokens and the keys of one chunk. One block works on one row (head * n_tokens + token).
 #include "attention_call.cuh"
 #include "float_types.cuh"
 

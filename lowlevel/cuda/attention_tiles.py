@@ -2,7 +2,7 @@
 
 For any head sizes, any types, any strides. Each pass of heads and tokens walks the keys that its
 tokens see, a chunk at a time. Queries, keys and values become float32 in scratch, without gaps, so that
-the device's matrix product takes them. Where all three have 16 bits or are decoded for such queries,
+the device's matrix product takes them (float32 keys stay where they lie if their rows do not overlap). Where all three have 16 bits or are decoded for such queries,
 they are exact as TF32, and products may round weights to it (2**-11 of each): tensor cores do those.
 """
 
@@ -51,8 +51,7 @@ class _Tile:
         call["n_keys"], call["first_position"], call["resume"] = n_keys, position, resume
         kq = self._part("kq", self.n_head_kv, self.rows, plan.keys)[..., :n_keys]
         if n_keys:
-            k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
-            self._widen(self._dense_type(plan.k_dtype), self._read(o.k, keys), k)
+            k = self._keys(keys)
             self.gemm(self.q, k, kq, transposed=True, may_round=self.may_round)
         v, v_type = self._values(keys)
         set_strides(call, "v", v)
@@ -72,6 +71,16 @@ class _Tile:
             clean = v if in_chunk else self._part("kv chunk", self.n_head_kv, n_keys, plan.d_v)
             self._widen(v_type, v, clean, clean=True)
             self.gemm(kq, clean, self.sums, may_round=self.may_round, accumulate=True)
+
+    def _keys(self, keys):
+        """K's chunk as the product takes it: where it lies, if it can be and V is not cleaned in it."""
+        k = self._read(self.operands.k, keys)
+        dtype_name = self._dense_type(self.plan.k_dtype)
+        if dtype_name == "float32" and not self.plan.v_in_k and _has_plain_rows(k):
+            return k
+        widened = self._part("kv chunk", *k.shape)
+        self._widen(dtype_name, k, widened)
+        return widened
 
     def _is_in_chunk(self):
         """Whether `_values` lie in the block "kv chunk"."""
@@ -112,3 +121,10 @@ class _Tile:
             (self.scratch["tile"], self.scratch["row state"], o.sinks, o.out, o.lse)
             + (self.plan.d_v, self.call),
         )
+
+
+def _has_plain_rows(array):
+    """Whether cuBLAS takes an array's rows: apart by at least their length, counted in 32 bits."""
+    n_heads, n_rows, d = array.shape
+    step = array.strides[1] // array.itemsize
+    return (n_rows == 1 or d <= step < 2**31) and (n_heads == 1 or array.strides[0] >= 0)

@@ -90,6 +90,14 @@ def test_checked(checks, general, sizes, rng):
         check("cudasim", operands, options, HALF_BOUND)
 
 
+@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
+def test_merge_checked(checks, dtype, launched, rng):
+    operands = random_operands(rng, 2, 1, 1, 1030, 64, 64, dtype)
+    with cudasim.settings(**checks):
+        check("cudasim", operands, {"sinks": np.ones(2, np.float32)}, HALF_BOUND)
+    assert instances.MERGE[dtype] in launched
+
+
 def test_no_keys(device, head_sizes, dtype, rng):
     operands = random_operands(rng, 4, 2, 3, 0, *head_sizes, dtype)
     check(device, operands, {}, HALF_BOUND)
@@ -175,6 +183,19 @@ def testpacked_heads_leave_few_rows_empty():
     # 48 heads: 2 tokens would leave a quarter of the rows empty
     heads = layout.packed_heads(48, 2048, 128)
     assert -(-48 // heads) * -(-2048 // (128 // heads)) <= 48 * 2048 / 128 * 1.02
+
+
+def test_states_of_parts_of_the_keys_merge(device, rng):
+    operands = random_operands(rng, 4, 2, 9, 200, 64, 64, "float16")
+    expected = attention_float64(*operands, causal=False)
+    q, k, v = on_device(operands, device)
+    parts = [
+        lowlevel.attention(q, k[:, keys], v[:, keys], causal=False, return_lse=True)
+        for keys in (slice(0, 70), slice(70, 200))
+    ]
+    out, lse = lowlevel.merge_states(*zip(*parts, strict=True))
+    assert devices.of_array(out, "out").name == devices.of_array(lse, "lse").name == device
+    assert_close(lowlevel.asnumpy(out).astype("f8"), expected, HALF_BOUND)
 
 
 @pytest.mark.parametrize("n_head", [16, 128])

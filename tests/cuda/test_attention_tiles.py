@@ -87,6 +87,21 @@ def test_any_strides(device, rng):
     lowlevel.attention(q[:, ::-1], k, v, out=out[:, ::-1], causal=False)
     expected = attention_float64(*operands, causal=False)
     assert_close(lowlevel.asnumpy(out).astype(np.float64), expected, 2.0**-11 + BOUND)
+    # keys and values backwards; one key's row for all of them
+    again = lowlevel.attention(q, k[:, ::-1], v[:, ::-1], causal=False)
+    assert_close(lowlevel.asnumpy(again), expected, BOUND)
+    q_host, k_host, v_host = operands
+    expected = attention_float64(q_host, np.repeat(k_host[:, :1], 70, 1), v_host, causal=False)
+    stay = (
+        np.lib.stride_tricks
+        if device == "cudasim"
+        else pytest.importorskip("cupy").lib.stride_tricks
+    )
+    alike = stay.as_strided(k, k.shape, (k.strides[0], 0, k.strides[2]))
+    if device == "cudasim":
+        alike = alike.view(cudasim.CudaSimArray)
+    again = lowlevel.attention(q, alike, v, causal=False)
+    assert_close(lowlevel.asnumpy(again), expected, BOUND)
 
 
 def test_no_keys(device, rng):

@@ -77,8 +77,7 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_t
   }
 }
 
-// Scores to weights; sums so far are scaled down where a row's maximum has grown. A row's denominator
-// adds the weights as they are multiplied, rounded: where many keys weigh the same, so does the rounding.
+// Scores to weights; sums so far are scaled down where a row's maximum has grown.
 template <class Type>
 __device__ __forceinline__ void weigh(Weights& weights, Scores& scores, Sums& sums, Statistics<M_TILES>& rows,
                                       float scale_log2) {
@@ -105,7 +104,7 @@ __device__ __forceinline__ void weigh(Weights& weights, Scores& scores, Sums& su
         // Two neighbouring score fragments of a row tile are one fragment A of weights.
         const unsigned pair = Arithmetic<Type>::pack(low, high);
         weights[m][n / 2][n % 2 * 2 + i] = pair;
-        sum += sum_of_pair<Type>(pair);
+        sum += sum_of_pair<Type>(low, high, pair);
       }
       rows.sum[m][i] = rows.sum[m][i] * shrink[m][i] + sum;
       rows.top[m][i] = top;

@@ -95,7 +95,7 @@ __device__ __forceinline__ bool weigh(Exchange& exchange, Element* weight_tile, 
       const float low = ptx::exp2_approx(fmaf(scores[0][n][2 * i], scale_log2, -reference));
       const float high = ptx::exp2_approx(fmaf(scores[0][n][2 * i + 1], scale_log2, -reference));
       const unsigned pair = Arithmetic<Type>::pack(low, high);
-      sum += sum_of_pair<Type>(pair);  // as rounded, see attention_fused.cuh
+      sum += sum_of_pair<Type>(low, high, pair);
       const int at = tile_offset(row, half * KEY_COLUMNS + n, WEIGHT_CHUNKS) + threadIdx.x % 4 * 2;
       *reinterpret_cast<unsigned*>(weight_tile + at) = pair;
     }
