@@ -1,0 +1,126 @@
+"""Every kernel instance, on its own small call, in every order of threads and blocks, in race mode and
+under the checks of undefined behaviour. A kernel without a call here fails."""
+
+import numpy as np
+import pytest
+from attention_calls import DTYPES, HALF_BOUND, check, random_operands
+from matmul_cases import check_product, random_x
+from matmul_cases import random_tensor as plain_tensor
+from quant_cases import assert_same_bits, random_tensor, reference, width
+
+from lowlevel import asarray, asnumpy, concat, cudasim, devices
+from lowlevel.cuda import instances
+from lowlevel.cuda.resources import key_of
+from lowlevel.shapes import resolve_dtype
+from quant import QuantTensor, dequantize, matmul
+from quant.cuda import instances as products
+
+WAYS = {
+    **{order: {"order": order} for order in ("fifo", "reverse", "random", "lifo")},
+    "race": {"race": True},
+    "ub": {"ub": True},
+}
+
+
+def copies(rng, n_bytes):
+    source = rng.integers(0, 256, (3, 2 * 150, n_bytes), np.uint8)
+    found = asnumpy(concat([asarray(source, "cudasim")[::-1, ::2]]))
+    assert np.array_equal(found, source[::-1, ::2])
+
+
+def decodes(rng, name, dtype, aligned):
+    t = random_tensor(rng, name, (2, width(name, 3) + (5 if name in ("F32", "F16", "BF16") else 0)))
+    offset, gap = (0, 16 - t.row_bytes % 16 + 16 * t.row_bytes) if aligned else (1, 1)
+    memory = np.zeros((2, t.row_bytes + gap), np.uint8)
+    memory[:, : t.row_bytes] = t.data
+    flat = asarray(np.concatenate([np.zeros(offset, np.uint8), memory.reshape(-1)]), "cudasim")
+    data = flat[offset:].reshape(memory.shape)[:, : t.row_bytes]
+    dtype = resolve_dtype(dtype)
+    columns = -(-t.columns // 8) * 8 + (0 if aligned else 1)
+    out = devices.get("cudasim").empty((2, columns), dtype)[:, : t.columns]
+    dequantize(QuantTensor(data, name, t.shape), out=out)
+    assert_same_bits(asnumpy(out), reference(t, dtype))
+
+
+def multiplies(rng, name, exact, n, one_expert=False):
+    """Two tiles of rows and part of a third, as numbers that do not depend on the run: see `test`."""
+    t = plain_tensor(rng, name, 67, width(name, 3))
+    x = random_x(rng, n, t.columns)
+    if one_expert:
+        y = matmul(asarray(x, "cudasim"), t.reshape(1, *t.shape).to("cudasim"), experts=[0] * n)
+    else:
+        y = matmul(asarray(x, "cudasim"), t.to("cudasim"), exact=exact)
+    check_product(asnumpy(y), x, t, exact)
+
+
+def attends(rng, d_k, d_v, dtype, general):
+    """Packed heads, a tile of rows and part of the next, three tiles of keys, NaN that few rows see."""
+    wide = d_k == 576
+    n_head, n_tokens, n_kv = (4, 17, 100) if wide else (2, 70, 150)
+    operands = random_operands(rng, n_head, 1, n_tokens, n_kv, d_k, d_v, dtype)
+    if general:
+        options = {"softcap": 20.0, "alibi_slopes": np.full(n_head, 0.1, np.float32)}
+        options["mask"] = rng.normal(0, 1, (n_tokens, n_kv)).astype(np.float32)
+        options["mask"][:, 20:30] = -np.inf
+        operands[2][:, 25, 3] = np.nan
+    else:
+        options = {"window": n_kv - n_tokens}  # the first token sees keys 1 to n_kv - n_tokens
+        operands[2][:, 0, 3] = np.nan
+    check("cudasim", operands, options, HALF_BOUND)
+
+
+def merges(rng, dtype):
+    operands = random_operands(rng, 2, 1, 1, 1030, 64, 64, dtype)
+    check("cudasim", operands, {"sinks": np.ones(2, np.float32)}, HALF_BOUND)
+
+
+def attends_by_tiles(rng, dtype):
+    """Several tiles of heads, tokens and keys; NaN in V that few rows see."""
+    operands = random_operands(rng, 4, 2, 9, 40, 17, 12, dtype)
+    operands[2][:, 35, 3] = np.nan
+    out = asarray(np.full((4, 9, 12), np.nan, DTYPES[dtype]), "cudasim")
+    options = {"softcap": 20.0, "sinks": np.ones(4, np.float32)}
+    check("cudasim", operands, options, HALF_BOUND + 2.0**-8, out=out, budget="25KiB")
+
+
+CALLS = {
+    **{kernel: (copies, n_bytes) for n_bytes, kernel in instances.COPY.items()},
+    **{kernel: (attends, *key) for key, kernel in instances.FUSED.items()},
+    **{kernel: (merges, dtype) for dtype, kernel in instances.MERGE.items()},
+    **{
+        kernel: (attends_by_tiles, dtype)
+        for table in (instances.WIDEN, instances.SCAN, instances.SOFTMAX, instances.FINISH)
+        for dtype, kernel in table.items()
+    },
+    **{kernel: (decodes, *key) for key, kernel in products.DEQUANTIZE.items()},
+    **{k: (multiplies, name, False, n, n == 1) for (name, n), k in products.MATVEC.items()},
+    **{kernel: (multiplies, name, False, 1) for name, kernel in products.MATVEC_SINGLE.items()},
+    **{kernel: (multiplies, name, True, n) for (name, n), kernel in products.MATVEC_EXACT.items()},
+    **{
+        kernel: (multiplies, name, False, max(5, tile.columns - 3))
+        for (name, tile), kernel in products.MATMUL_TILES.items()
+    },
+    **{kernel: (multiplies, name, True, 35) for name, kernel in products.MATMUL_EXACT.items()},
+    **{
+        products.QUANTISE_ROWS[key]: (multiplies, name, False, 3)
+        for key, name in (((32, False), "Q8_0"), ((32, True), "IQ4_NL"), ((256, False), "Q3_K"))
+    },
+    **{
+        products.GATHER_ROWS[interleaved]: (multiplies, name, True, 3)
+        for interleaved, name in ((False, "Q8_0"), (True, "IQ4_NL"))
+    },
+}
+KERNELS = tuple(CALLS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kernel", instances.all_kernels(), ids=key_of)
+def test_every_kernel(kernel, way, launched):
+    assert kernel in CALLS, "a kernel without a call of its own: give it one in CALLS"
+    call, *arguments = CALLS[kernel]
+    # Always the same numbers: two 16-bit sums of x beside each other may be, by chance, the
+    # simulator's mark for unwritten memory.
+    rng = np.random.default_rng(1)
+    with cudasim.settings(**WAYS[way]):
+        call(rng, *arguments)
+    assert kernel in launched
