@@ -323,6 +323,8 @@ def _check_place(device, sources, pool, plan):
     """Raise unless K, V, the pool and the plan belong to q's device."""
     for name, array in sources.items():
         _check_array(array, name, "or QuantTensor", device)
+        if device.name != "cpu":  # whose decoders read any bytes
+            _check_alignment(array, name, device)
     for name, given in (("pool", pool), ("plan", plan)):
         if given is not None and getattr(given, "device", device.name) != device.name:
             raise ValueError(f"{name}: made for {given.device}, but q is on {device.name}")
@@ -334,10 +336,15 @@ def _check_dtype(x, name, device, known=("float32",)):
             f"{name}: expected {' or '.join(known)}, got {x.dtype}; "
             f"try {name}.astype(numpy.float32)"
         )
+    _check_alignment(x, name, device)
+
+
+def _check_alignment(x, name, device):
     unit = x.dtype.itemsize
-    if any(s % unit for s in x.strides) or device.address(x) % unit:
+    if x.size and (any(s % unit for s in x.strides) or device.address(x) % unit):
         raise ValueError(
-            f"{name}: strides and start must be multiples of {unit} bytes, got {x.strides}"
+            f"{name}: strides and start must be multiples of {unit} bytes, got strides {x.strides} "
+            f"and a start {device.address(x) % unit} bytes off"
         )
 
 

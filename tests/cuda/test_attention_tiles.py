@@ -104,6 +104,23 @@ def test_any_strides(device, rng):
     assert_close(lowlevel.asnumpy(again), expected, BOUND)
 
 
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("gap, start", [(2, 1), (1, 0)])
+def test_rows_between_elements_are_refused(device, name, dtype, gap, start, launched, rng):
+    """Memory that no kernel can read as numbers of that size; the CPU's decoders read it."""
+    q, k, v = random_operands(rng, 4, 2, 5, 20, 64, 64, dtype)
+    row_bytes = 64 * k.itemsize
+    memory = np.zeros((2, 20, row_bytes + gap), np.uint8)
+    at = slice(start, start + row_bytes)
+    odd = lowlevel.asarray(memory, device)[..., at].view(k.dtype)
+    operands = dict(zip("qkv", on_device([q, k, v], device), strict=True))
+    out = lowlevel.asarray(np.full((4, 5, 64), 7, np.float32), device)
+    with pytest.raises(ValueError, match=f"{name}: strides and start must be multiples of"):
+        lowlevel.attention(**{**operands, name: odd}, out=out)
+    assert not launched and (lowlevel.asnumpy(out) == 7).all()
+
+
 def test_no_keys(device, rng):
     operands = random_operands(rng, 4, 2, 3, 0, 40, 24, "float32")
     check(device, operands, {}, BOUND)
