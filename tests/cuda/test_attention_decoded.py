@@ -133,6 +133,29 @@ def test_orders(order, rng):
         check("cudasim", q, k.to("cudasim"), v.to("cudasim"), expected, {}, HALF_BOUND, "70KiB")
 
 
+@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
+@pytest.mark.parametrize("sizes", [(64, 64), (576, 512)], ids=str)
+def test_checked(checks, sizes, rng):
+    """The kernels going on from a chunk of keys to the next, and split among blocks."""
+    latent = sizes == (576, 512)
+    q, k, v = random_operands(rng, 4, 1, 3, 200, *sizes, "float16")
+    k = quant.quantize(k.astype("f4"), "Q8_0")
+    values = decoded(k, q)
+    options = {"sinks": np.ones(4, np.float32)}
+    expected = attention_float64(q, values, values[..., : sizes[1]], return_lse=True, **options)
+    k = k.to("cudasim")
+    v_bytes = sizes[1] // k.format.block_weights * k.format.block_bytes
+    v = quant.QuantTensor(k.data[..., :v_bytes], "Q8_0", (1, 200, sizes[1]))
+    with lowlevel.Pool("120KiB" if latent else "20KiB", device="cudasim") as pool:
+        with cudasim.settings(**checks):
+            out, _ = lowlevel.attention(
+                lowlevel.asarray(q, "cudasim"), k, v, pool=pool, return_lse=True, **options
+            )
+        plan = plan_of(q, k, v, "cudasim", budget=pool.budget, v_in_k=True, out_dtype=q.dtype)
+    assert plan.keys < 200
+    assert_close(lowlevel.asnumpy(out).astype("f8"), expected[0], HALF_BOUND + 2.0**-11)
+
+
 def test_no_keys(device, rng):
     q, k, v = random_operands(rng, 4, 2, 3, 0, 64, 64, "float16")
     k, v = (quant.QuantTensor(np.zeros((2, 0, 68), "u1"), "Q8_0", (2, 0, 64)) for _ in "kv")

@@ -145,6 +145,18 @@ def test_any_strides(device, head_sizes, dtype, rng):
     assert_close(lowlevel.asnumpy(out), attention_float64(*operands), HALF_BOUND)
 
 
+@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
+@pytest.mark.parametrize("sizes", [(64, 64), (576, 512)], ids=str)
+def test_any_strides_checked(checks, sizes, monkeypatch, rng):
+    """Rows at odd addresses, which are not copied asynchronously; one tile of K in shared memory."""
+    monkeypatch.setattr(devices.get("cudasim"), "max_shared_bytes", 163 << 10)
+    operands = random_operands(rng, 2, 1, 9, 130, *sizes, "bfloat16")
+    out = _apart(np.full((2, 9, sizes[1]), np.nan, np.float32), "cudasim")
+    with cudasim.settings(**checks):
+        lowlevel.attention(*on_device(operands, "cudasim", _apart), out=out)
+    assert_close(lowlevel.asnumpy(out), attention_float64(*operands), 2 * HALF_BOUND)
+
+
 def test_broadcast_heads(device, dtype, rng):
     """Zero strides: one K/V head seen as four."""
     q, k, v = random_operands(rng, 4, 1, 20, 70, 64, 64, dtype)
@@ -176,7 +188,19 @@ def test_splits_of_keys(device, dtype, launched, rng):
     assert instances.MERGE[dtype] in launched
 
 
-def testpacked_heads_leave_few_rows_empty():
+def test_splits_of_rows_that_see_nothing(device, dtype, launched, rng):
+    """No split has a key for some rows, and some splits have none for others."""
+    operands = random_operands(rng, 4, 2, 3, 2100, 64, 64, dtype)
+    mask = np.zeros((3, 2100), np.float32)
+    mask[1], mask[2, :1900] = -np.inf, -np.inf
+    operands[2][:, :700] = np.nan
+    mask[0, :700] = -np.inf
+    check(device, operands, {"mask": mask}, HALF_BOUND)
+    check(device, operands, {"mask": mask, "sinks": np.full(4, 0.5, np.float32)}, HALF_BOUND)
+    assert instances.MERGE[dtype] in launched
+
+
+def test_packed_heads_leave_few_rows_empty():
     assert layout.packed_heads(16, 1, 128) == 16
     assert layout.packed_heads(128, 1, 64) == 64
     assert layout.packed_heads(8, 2048, 128) == 8
