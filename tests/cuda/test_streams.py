@@ -64,6 +64,21 @@ def test_a_block_that_changes_streams_is_waited_for(device, new_stream):
         assert (hand_over(device, new_stream, pool, n_copies) == 2).all()
 
 
+@pytest.mark.parametrize("which", ["a", "c", "workspace"])
+def test_products_belong_to_their_stream(which):
+    """A product's operands, its result and its workspace."""
+    target, first, second = devices.get("cudasim"), cudasim.Stream(), cudasim.Stream()
+    a, b, c = (asarray(np.zeros((1, 4, 4), np.float32), "cudasim") for _ in range(3))
+    workspace = asarray(np.zeros(64, np.float32), "cudasim")
+    other = {"a": a, "c": c, "workspace": workspace}[which]
+    values = asarray(np.zeros(other.shape, np.float32), "cudasim")
+    target.finish()
+    with first, target.gemm(workspace) as gemm:
+        gemm(a, b, c)
+    with second, pytest.raises(StreamError, match=r"copy on stream .* gemm on stream"):
+        copy("cudasim", other, values)
+
+
 def test_without_the_rule_the_simulator_complains(unordered):
     with (
         Pool(64 * KIB, device="cudasim") as pool,
