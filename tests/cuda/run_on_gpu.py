@@ -51,7 +51,7 @@ def compile_source(source):
 
 def run_tests(log):
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rfs", "-p", "no:cacheprovider"]
-    command += ["tests", "--durations=5"]
+    command += ["tests/cuda", "tests/cudasim", "--durations=5"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count()))]
     result = subprocess.run(
