@@ -41,6 +41,7 @@ def run(args):
     for section, cases in chosen.items():
         if section != "ceilings":
             document[section] = getattr(bench, section)(cases)
+    document.update(bench.facts)
     document["bars"] = device_bars.judge(document)
     note("")
     for bar in document["bars"]:
@@ -85,6 +86,7 @@ class _Bench:
 
     def __init__(self, args, device, copy_speed, note):
         self._args, self._device, self._copy, self._note = args, device, copy_speed, note
+        self.facts = {}  # what sections find besides their rows
         self._gpu = timing.is_gpu(device)
         self._n_weights = 1 << (args.log2_weights or _LOG2_WEIGHTS[self._gpu])
         self._rounds = args.repetitions or (15 if self._gpu else 1)
@@ -115,7 +117,15 @@ class _Bench:
             self._device, types, copy_speed=self._copy, rounds=self._rounds,
             **(big if self._gpu else small),
         )  # fmt: skip
-        return self._noted(device_matmul, rows)
+        self._noted(device_matmul, rows)
+        if self._gpu:
+            n_bytes = rows[0]["bytes"]
+            small = device_matmul.small_copy_speed(self._device, n_bytes, self._rounds)
+            host = device_matmul.host_seconds(self._device, types[0])
+            self.facts.update(small_copy=small, small_copy_bytes=n_bytes, matmul_host_seconds=host)
+            self._note(f"copies of {n_bytes} bytes {small / 1e9:.0f} GB/s, read and written")
+            self._note(f"one call takes the host {host * 1e6:.0f} us")
+        return rows
 
     def experts(self, types):
         small = dict(n_expert=3, n_rows=40, columns=256)

@@ -135,6 +135,25 @@ class _Case:
         return worst
 
 
+def small_copy_speed(device, n_bytes, rounds):
+    """Bytes a second, read and written, of a GPU's copies that each move `n_bytes`, as many as a product
+    reads, in a graph as the products are: what launches leave of a large copy's speed."""
+    half = n_bytes // 2
+    n_copies = max(1, ROTATED_BYTES // n_bytes)
+    there = devices.get(device)
+    with _stream(device) as stream:
+        source, target = (there.empty((n_copies, half), np.dtype(np.uint8)) for _ in range(2))
+        noise = np.random.default_rng(1).integers(0, 256, 1 << 22, dtype=np.uint8)
+        timing.fill(device, source, noise)
+        there.synchronise()
+        stream.begin_capture()
+        for i in range(n_copies):
+            there.copy_flat(target[i], source[i])
+        graph = stream.end_capture()
+        times = [timing.seconds_of(device, graph.launch) for _ in range(rounds)]
+    return 2 * half * n_copies / statistics.median(times)
+
+
 def host_seconds(device, name, n_rows=16384, columns=4096, repeat=200):
     """Seconds that one call on a GPU takes the host."""
     with Pool("16MiB", device=device) as pool:
