@@ -110,8 +110,15 @@ def add_parser(subparsers):
     versus.add_argument(
         "--device",
         metavar="NAME",
-        help='instead of the above: attention on "cuda", "cuda:1", ... or "cudasim", on random '
-        "operands; -p, -ub, -amb, -r and --only apply, --vs torch compares",
+        help='instead of the above: ceilings and every kernel on "cuda", "cuda:1", ... or "cudasim", on '
+        "random operands; -p, -ub, -amb (attention's), -r and --only apply, --vs torch compares",
+    )
+    versus.add_argument(
+        "--log2-weights",
+        metavar="N",
+        type=positive,
+        default=None,
+        help="with --device: dequantize 2**N weights, concat half as many (default: 30, simulator 13)",
     )
     versus.add_argument("--check", action="store_true", help="exit code 1 if a bar is missed")
 
@@ -127,6 +134,8 @@ def run(args):
         return versus.run(args)
     if args.only or args.check:
         raise UsageError("--only and --check belong to --vs or --device")
+    if args.log2_weights:
+        raise UsageError("--log2-weights belongs to --device")
     fill_list_defaults(args)
     deadline = time.monotonic() + DEFAULT_SECONDS
     import quant

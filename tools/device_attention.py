@@ -56,14 +56,17 @@ def measure(
     dict
         gpu, rows: dicts of shape, n_tokens, n_kv, budget, scratch (bytes), seconds (of each round),
         tflops (multiply-adds counted as two, keys left out by causality not counted), error (over the
-        largest output), and with `peers` their seconds by name.
+        largest output), first_grown and grown (bytes of the GPU's memory that the first call of all
+        budgets, which loads kernels, and later ones took beside the pools; None on the simulator), and
+        with `peers` their seconds by name.
     """
     rows = []
     for shape in shapes:
         for n_kv in n_kvs:
             for n in n_tokens:
-                rows += _measure(device, shape, n, n_kv, budgets, rounds, peers)
-                note(format_row(rows[-1]))
+                for row in _measure(device, shape, n, n_kv, budgets, rounds, peers):
+                    note(format_row(row))
+                    rows.append(row)
     return dict(gpu=timing.gpu_name(device), rows=rows)
 
 
@@ -81,7 +84,12 @@ def _measure(device, shape, n_tokens, n_kv, budgets, rounds, peers):
 
         others = device_peers.attention(q, k, v)
     try:
+        free = [timing.free_bytes(device)]
+        for call in calls.values():
+            call()
+        free.append(timing.free_bytes(device))
         times = timing.interleaved(device, calls, rounds)
+        free.append(timing.free_bytes(device))
         for budget, pool in zip(budgets, pools, strict=True):
             plans[budget] = pool.peak
         calls[budgets[-1]]()
@@ -95,12 +103,14 @@ def _measure(device, shape, n_tokens, n_kv, budgets, rounds, peers):
             compared[name] = timing.interleaved(device, {name: call}, min(rounds, 3))[name]
         except RuntimeError as reason:
             compared[name] = str(reason).splitlines()[0]
+        device_peers.give_back_memory()
+    first_grown, grown = (None, None) if free[0] is None else (free[0] - free[1], free[1] - free[2])
     flop = 2 * shape.n_head * (shape.d_k + shape.d_v) * _kept(n_tokens, n_kv)
     return [
         dict(
             shape=shape.name, n_tokens=n_tokens, n_kv=n_kv, budget=budget, scratch=plans[budget],
             seconds=times[budget], tflops=flop / statistics.median(times[budget]) / 1e12,
-            error=error, flop=flop, peers=compared,
+            error=error, flop=flop, first_grown=first_grown, grown=grown, peers=compared,
         )
         for budget in budgets
     ]  # fmt: skip
@@ -119,17 +129,10 @@ def _operands(device, shape, n_tokens, n_kv):
         if s.v_in_k:
             return q, k, k[..., : s.d_v]
         return q, k, timing.normal(device, (s.n_head_kv, n_kv, s.d_v), s.kv_type, 3)
-    return q, *(_blocks(device, s, n_kv, d, seed) for d, seed in ((s.d_k, 4), (s.d_v, 5)))
-
-
-def _blocks(device, shape, n_kv, d, seed):
-    """A quantised tensor of normal values, some rows of them repeated."""
-    rng = np.random.default_rng(seed)
-    block = quant.quantize(rng.standard_normal((1021, d), dtype=np.float32), shape.kv_type)
-    row_bytes = block.data.shape[-1]
-    data = devices.get(device).empty((shape.n_head_kv, n_kv, row_bytes), np.uint8)
-    timing.fill(device, data, block.data.reshape(-1))
-    return quant.QuantTensor(data, shape.kv_type, (shape.n_head_kv, n_kv, d))
+    return q, *(
+        timing.blocks(device, s.kv_type, (s.n_head_kv, n_kv, d), seed)
+        for d, seed in ((s.d_k, 4), (s.d_v, 5))
+    )
 
 
 def _error(q, k, v, out):
@@ -149,10 +152,7 @@ def _error(q, k, v, out):
 
 def _values(x, head):
     if isinstance(x, quant.QuantTensor):
-        one = quant.QuantTensor(
-            lowlevel.asnumpy(x.data[head : head + 1]), x.format, (1, *x.shape[1:])
-        )
-        return quant.dequantize(one)
+        return timing.host_values(x[head : head + 1])
     return lowlevel.asnumpy(x[head : head + 1]).astype(np.float32)
 
 

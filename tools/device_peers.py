@@ -9,7 +9,7 @@ def attention(q, k, v):
     """{name: call} on CuPy arrays; each call takes memory as it likes.
 
     "head split" is the algorithm of ik_llama.cpp's -amb on float32 scores, one head at a time, with a
-    whole mask. "flash" and "cudnn" are causal by torch's lower-right bias.
+    whole mask. The others are scaled_dot_product_attention's, causal by torch's lower-right bias.
     """
     import torch
     import torch.nn.functional as F
@@ -49,6 +49,7 @@ def attention(q, k, v):
         "head split": head_split,
         "flash": by("FLASH_ATTENTION"),
         "cudnn": by("CUDNN_ATTENTION"),
+        "math": by("MATH"),
     }
 
 
@@ -63,3 +64,36 @@ def product_flops(n=8192, rounds=10):
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     times = interleaved("cuda:0", {"product": lambda: torch.mm(a, b)}, rounds)
     return 2 * n**3 / statistics.median(times["product"])
+
+
+def dequantize(t, out):
+    """A call that does the gguf package's formula in torch on a CuPy tensor, or None for other types."""
+    import torch
+
+    formula = {"Q8_0": _q8_0, "Q4_0": _q4_0}.get(t.format.name)
+    if formula is None:
+        return None
+    data, out = (torch.from_dlpack(x) for x in (t.data, out))
+    blocks = data.reshape(-1, t.format.block_bytes)
+
+    def run():
+        out.view(-1, 32).copy_(formula(torch, blocks))
+
+    return run
+
+
+def _q8_0(torch, blocks):
+    return blocks[:, 2:].view(torch.int8).float() * blocks[:, :2].view(torch.float16).float()
+
+
+def _q4_0(torch, blocks):
+    low, high = blocks[:, 2:] & 15, blocks[:, 2:] >> 4
+    signed = torch.cat([low, high], 1).to(torch.int8) - 8
+    return signed.float() * blocks[:, :2].view(torch.float16).float()
+
+
+def give_back_memory():
+    """What torch keeps of it."""
+    import torch
+
+    torch.cuda.empty_cache()

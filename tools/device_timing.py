@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+import math
+import os
+import pathlib
 import statistics
+import subprocess
 import time
 
+import gguf
 import numpy as np
 
+import quant
 from lowlevel import devices
+from lowlevel.shapes import resolve_dtype
+from quant.formats import block_format
 
 # Values of one random block, repeated to fill an array: odd, so that no two rows are alike.
 _BLOCK = (1 << 22) - 3
@@ -79,3 +88,68 @@ def normal(device_name, shape, dtype, seed):
     rng = np.random.default_rng(seed)
     values = rng.standard_normal(min(_BLOCK, array.size), dtype=np.float32)
     return fill(device_name, array, values.astype(dtype))
+
+
+def blocks(device_name, type_name, shape, seed):
+    """A tensor of a device, its blocks random with scales as weights have them, some rows repeated."""
+    rng = np.random.default_rng(seed)
+    block = block_format(type_name)
+    row_bytes = block.row_bytes(shape[-1])
+    n_rows = max(1, min(math.prod(shape[:-1]), _BLOCK // row_bytes))
+    if block.is_float:
+        values = rng.standard_normal((n_rows, shape[-1]), dtype=np.float32)
+        name = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[block.name]
+        host = values.astype(resolve_dtype(name)).view(np.uint8)
+    else:
+        host = rng.integers(0, 256, (n_rows, row_bytes), dtype=np.uint8)
+        records = host.view(block.block_dtype)
+        for field in block.fields:
+            if field.dtype == "<f2" and field.count == 1:
+                records[field.name] = rng.uniform(0.001, 0.01, records.shape)
+    data = devices.get(device_name).empty((*shape[:-1], row_bytes), np.uint8)
+    fill(device_name, data, host.reshape(-1))
+    return quant.QuantTensor(data, block.qtype, tuple(shape))
+
+
+def host_values(tensor):
+    """What the gguf package makes of a tensor of any device: float32, on the host."""
+    data = np.ascontiguousarray(tensor.to("cpu").data)
+    return gguf.quants.dequantize(data, tensor.qtype).reshape(tensor.shape)
+
+
+def free_bytes(device_name):
+    """Memory that the GPU has left for all programs, as cudaMemGetInfo says; None on the simulator."""
+    if not is_gpu(device_name):
+        return None
+    import cupy
+
+    devices.get(device_name).synchronise()
+    return cupy.cuda.runtime.memGetInfo()[0]
+
+
+def provenance(device_name):
+    """Where and when: gpu, driver, runtime, date, commit (of the environment's KQCAP_COMMIT, else git's)."""
+    facts = dict(
+        gpu=gpu_name(device_name),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        commit=os.environ.get("KQCAP_COMMIT") or _output_of(["git", "rev-parse", "HEAD"]),
+    )
+    if is_gpu(device_name):
+        import cupy
+
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        facts.update(
+            driver=_output_of(query),
+            cuda=cupy.cuda.runtime.runtimeGetVersion(),
+            cupy=cupy.__version__,
+        )
+    return facts
+
+
+def _output_of(command):
+    here = pathlib.Path(__file__).parent
+    try:
+        result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

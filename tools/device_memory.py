@@ -1,0 +1,129 @@
+"""Dequantisation and concat on a device: what share they reach of a copy's bandwidth."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+
+import quant
+from lowlevel import asnumpy, concat, devices
+from lowlevel.shapes import resolve_dtype
+from quant.formats import FORMATS
+
+from . import device_timing as timing
+
+TYPES = tuple(block.name for block in FORMATS.values())
+DTYPES = ("float32", "float16", "bfloat16")
+_N_HEAD, _D = 16, 128
+_CHECKED_ROWS = 8
+
+
+def measure_dequantize(device, types, n_weights, rounds, copy_speed, columns=4096, peers=False):
+    """Decode `n_weights` of each type.
+
+    Returns
+    -------
+    list of dict
+        what, to, bytes (read and written), seconds (of each round), of_copy, wrong (values of sampled
+        rows that differ from the gguf package's), peers ({"torch": seconds}, where there is a formula).
+    """
+    rows = []
+    largest = devices.get(device).empty((4 * n_weights,), np.uint8)
+    for name in types:
+        tensor = timing.blocks(device, name, (n_weights // columns, columns), 1)
+        calls, outputs, others = {}, {}, {}
+        for to in DTYPES:
+            dtype = resolve_dtype(to)
+            out = largest[: dtype.itemsize * n_weights].view(dtype).reshape(tensor.shape)
+            outputs[to] = out
+            calls[to] = lambda out=out, tensor=tensor: quant.dequantize(tensor, out=out)
+            if peers and to == "float16":
+                from . import device_peers
+
+                others[to] = device_peers.dequantize(tensor, out)
+        times = timing.interleaved(device, calls, rounds)
+        for to, call in calls.items():
+            call()
+            n_bytes = tensor.n_bytes + outputs[to].nbytes
+            row = _row(f"dequantize {name}", to, n_bytes, times[to], copy_speed)
+            row["wrong"] = _wrong_values(tensor, outputs[to])
+            row["peers"] = {}
+            if others.get(to):
+                row["peers"]["torch"] = timing.interleaved(device, {"torch": others[to]}, 3)[
+                    "torch"
+                ]
+            rows.append(row)
+    return rows
+
+
+def _row(what, to, n_bytes, seconds, copy_speed):
+    speed = n_bytes / statistics.median(seconds)
+    return dict(what=what, to=to, bytes=n_bytes, seconds=seconds, of_copy=speed / copy_speed)
+
+
+def _wrong_values(tensor, out):
+    wrong = 0
+    for part in (slice(0, _CHECKED_ROWS), slice(tensor.n_rows - _CHECKED_ROWS, tensor.n_rows)):
+        expected = timing.host_values(tensor[part]).astype(out.dtype).astype(np.float32)
+        actual = asnumpy(out[part]).astype(np.float32)
+        wrong += int((~((actual == expected) | np.isnan(actual) & np.isnan(expected))).sum())
+    return wrong
+
+
+def measure_concat(device, n_values, rounds, copy_speed):
+    """concat along the slow, a middle and the fast axis, and of two transposed arrays.
+
+    Returns
+    -------
+    list of dict
+        As `measure_dequantize`.
+    """
+    n_keys = n_values // (_N_HEAD * _D)
+    shape = _N_HEAD, n_keys, _D
+    whole = timing.normal(device, shape, np.float16, 2)
+    out = devices.get(device).empty(shape, np.dtype(np.float16))
+    cut = n_keys // 3
+    tokens = whole.reshape(n_keys, _N_HEAD, _D).transpose(1, 0, 2)
+    flipped = whole.reshape(_N_HEAD, _D, n_keys).transpose(0, 2, 1)
+    cases = {
+        "axis 0": ([whole[:5], whole[5:]], 0, whole),
+        "axis 1": ([whole[:, :cut], whole[:, cut:]], 1, whole),
+        "axis 2": ([whole[..., :40], whole[..., 40:]], 2, whole),
+        "odd": ([whole[..., :39], whole[..., 39:]], 2, whole),
+        "heads": ([tokens], 0, tokens),
+        "transposed": ([flipped], 0, flipped),
+    }
+    calls = {
+        name: lambda arrays=arrays, axis=axis: concat(arrays, axis, out=out)
+        for name, (arrays, axis, _) in cases.items()
+    }
+    times = timing.interleaved(device, calls, rounds)
+    rows = []
+    for name, (_, _, expected) in cases.items():
+        calls[name]()
+        row = _row(f"concat {name}", "float16", 2 * whole.nbytes, times[name], copy_speed)
+        row["wrong"] = sum(
+            int(
+                (
+                    asnumpy(out[:, start : start + 64]) != asnumpy(expected[:, start : start + 64])
+                ).sum()
+            )
+            for start in (0, max(0, cut - 32), max(0, n_keys - 64))
+        )
+        rows.append(row)
+    return rows
+
+
+def format_row(row):
+    middle = statistics.median(row["seconds"])
+    text = (
+        f"{row['what']:22}{row['to']:>10}{middle * 1e3:10.3f}{row['bytes'] / middle / 1e9:8.0f}"
+        f"{row['of_copy']:9.2f}{row['wrong']:7}"
+    )
+    for name, seconds in row.get("peers", {}).items():
+        text += f"  {name} {statistics.median(seconds) * 1e3:.3f}"
+    return text
+
+
+HEADER = f"{'memory':22}{'to':>10}{'ms':>10}{'GB/s':>8}{'of copy':>9}{'wrong':>7}  peers (ms)"
