@@ -71,5 +71,12 @@ def _extension_dtype(name):
         import ml_dtypes
 
         return np.dtype(getattr(ml_dtypes, name))
-    except (ImportError, AttributeError, TypeError):
+    except ImportError:
+        if name == "bfloat16":
+            raise ImportError(
+                "dtype: bfloat16 needs the package ml_dtypes, which is not installed "
+                "(pip install ml_dtypes)"
+            ) from None
+        raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None
+    except (AttributeError, TypeError):
         raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None

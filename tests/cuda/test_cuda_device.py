@@ -236,6 +236,24 @@ def test_without_cupy_the_extra_is_named():
     )
 
 
+def test_without_ml_dtypes_bfloat16_says_what_to_install():
+    run_python(
+        "import sys\n"
+        "sys.modules['ml_dtypes'] = None\n"
+        "import numpy as np, lowlevel, quant\n"
+        "t = quant.QuantTensor(np.zeros((2, 34), np.uint8), 'Q8_0', (2, 32)).to('cudasim')\n"
+        "assert quant.dequantize(t, 'float16').shape == (2, 32)\n"
+        "pool = lowlevel.Pool('1MiB', 'cudasim')\n"
+        "for call in (lambda: quant.dequantize(t, 'bfloat16'), lambda: pool.empty(3, 'bfloat16')):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except ImportError as error:\n"
+        "        assert 'pip install ml_dtypes' in str(error), error\n"
+        "    else:\n"
+        "        raise SystemExit('no error')\n"
+    )
+
+
 @pytest.mark.gpu
 def test_a_gpu_that_is_not_there():
     pytest.importorskip("cupy")
