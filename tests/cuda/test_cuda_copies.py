@@ -165,6 +165,24 @@ def test_offsets_beyond_32_bits(rng):
     assert axes["length"].tolist() == [5, 2, 3]
 
 
+def rows_far_apart(device, n_bytes):
+    """Two rows of bytes, on a GPU more than 2**32 of them apart and at odd addresses."""
+    distance = (2**32 if device != "cudasim" else 2**16) + 3
+    try:
+        memory = devices.get(device).empty((2, distance), np.dtype(np.uint8))
+    except MemoryError as reason:  # CuPy's OutOfMemoryError is one
+        pytest.skip(str(reason))
+    return memory[:, :n_bytes]
+
+
+def test_rows_far_apart(device, rng):
+    """Kernels count bytes in 64 bits: only a GPU shows it, the simulator copies all that lies between."""
+    source = random_array(rng, (2, 99), "uint8")
+    rows = rows_far_apart(device, 99)
+    assert concat([asarray(source, device)], out=rows) is rows
+    assert same_bits(asnumpy(concat([rows])), source)
+
+
 def test_arrays_of_two_devices_are_refused(device, rng):
     a = random_array(rng, (2, 3), "float32")
     with pytest.raises(ValueError, match=r"arrays\[1\]: on .*bring them to one device"):

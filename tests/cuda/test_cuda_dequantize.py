@@ -4,9 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from quant_cases import assert_same_bits, block_format, random_tensor, reference, width
+from test_cuda_copies import rows_far_apart
 
 import quant.cuda.dequantize as launcher
-from lowlevel import Pool, asarray, asnumpy, cudasim, devices
+from lowlevel import Pool, asarray, asnumpy, concat, cudasim, devices
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, dequantize
 from quant.cuda.instances import DEQUANTIZE
@@ -136,6 +137,14 @@ def test_more_blocks_than_a_launch_counts(device, launched, monkeypatch, rng):
         t = random_tensor(rng, "Q8_0", shape)
         check(dequantize(t.to(device)), t, "float32")
     assert len(launched) > 10
+
+
+@pytest.mark.parametrize("name", ["Q6_K", "BF16"])
+def test_rows_far_apart(name, device, rng):
+    t = random_tensor(rng, name, (2, width(name, 3)))
+    rows = rows_far_apart(device, t.row_bytes)
+    concat([asarray(t.data, device)], out=rows)
+    check(dequantize(QuantTensor(rows, name, t.shape)), t, "float32")
 
 
 def test_into_a_pool(device, rng):
