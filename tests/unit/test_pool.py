@@ -1,5 +1,6 @@
 """What a pool counts, hands out and says."""
 
+import copy
 import gc
 import json
 import pickle
@@ -403,6 +404,16 @@ def test_budget_error_travels():
     assert again.to_dict() == error.to_dict() == json.loads(json.dumps(error.to_dict()))
     assert error.holders[0]["sites"][0].startswith("test_pool.py:")
     assert "test_pool.py:" in str(error)
+
+
+def test_budget_error_travels_with_what_others_put_on_it():
+    """Notes (as Hypothesis adds them) are kept, and are no part of the plain data."""
+    error = BudgetError("too small", requested=10, budget=4)
+    fields = error.to_dict()
+    error.__notes__ = ["while loading"]  # add_note, of Python 3.11
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert again.__notes__ == ["while loading"]
+        assert again.to_dict() == error.to_dict() == fields
 
 
 def test_budget_error_shows_few_holders_and_sums_the_rest():
