@@ -17,8 +17,9 @@ def align_up(n_bytes):
 class Arena:
     """Offsets for blocks in `size` bytes.
 
-    A block goes into the smallest hole that holds it (the lowest one among equals), so equal
-    sequences of calls give equal offsets. Freed neighbours melt into one hole at once: two holes
+    A block goes into the smallest hole that holds it (the lowest one among equals); into the one at the arena's
+    end only if no other does. So equal sequences of calls give equal offsets, in every arena that is large enough:
+    what a refusal says of a larger budget is true of the same history run again. Freed neighbours melt into one hole at once: two holes
     never touch. Each call costs O(log holes) comparisons and one list insertion.
 
     Parameters
@@ -75,9 +76,13 @@ class Arena:
         index = bisect_left(holes, (n_bytes,))
         if index == len(holes):
             return None
-        hole_bytes, offset = holes.pop(index)
-        del self._size_from[offset]
+        hole_bytes, offset = holes[index]
         end = offset + hole_bytes
+        if end == self.size and index + 1 < len(holes):
+            index += 1
+            hole_bytes, offset = holes[index]
+            end = offset + hole_bytes
+        del holes[index], self._size_from[offset]
         rest = hole_bytes - n_bytes
         if rest:
             self._size_from[end - rest] = rest

@@ -64,11 +64,28 @@ class BudgetError(MemoryError):
 
     def to_dict(self):
         """The message and every attribute as plain data."""
-        fields = {**vars(self), "holders": [dict(holder) for holder in self.holders]}
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        fields["holders"] = [dict(holder) for holder in self.holders]
         return {"message": str(self), "fragmented": self.fragmented, **fields}
 
     def __reduce__(self):
-        return _restore, (type(self), str(self), vars(self).copy())
+        # The last is whatever else was put on the error: notes (`add_note`), say.
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        rest = {name: value for name, value in vars(self).items() if name not in fields}
+        return _restore, (type(self), str(self), fields), rest or None
+
+
+_FIELDS = (
+    "requested",
+    "rounded",
+    "budget",
+    "used",
+    "largest_free",
+    "fragmentation",
+    "holders",
+    "smallest_budget",
+    "remedy",
+)
 
 
 def _restore(kind, message, fields):

@@ -288,6 +288,11 @@ class Pool:
         else:
             self._close()  # a complaint about leaked blocks would hide the error
 
+    def __reduce__(self):
+        raise TypeError(
+            "a Pool cannot be copied or pickled: its memory has one owner; make another"
+        )
+
     def __repr__(self):
         state = (
             "closed"

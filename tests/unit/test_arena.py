@@ -10,7 +10,7 @@ UNIT = ALIGNMENT
 
 
 class ByteRow:
-    """The same policy (smallest hole, lowest among equals), found by looking at every unit."""
+    """The same policy (smallest hole, lowest among equals, the arena's end last), found by looking at every unit."""
 
     def __init__(self, n_units):
         self.taken = [False] * n_units
@@ -26,10 +26,15 @@ class ByteRow:
         return holes
 
     def take(self, n):
-        fitting = [(length, start) for start, length in self.holes() if length >= n]
+        n_units = len(self.taken)
+        fitting = [
+            (start + length == n_units, length, start)
+            for start, length in self.holes()
+            if length >= n
+        ]
         if not fitting:
             return None
-        start = min(fitting)[1]
+        start = min(fitting)[2]
         self.taken[start : start + n] = [True] * n
         return start
 
@@ -79,6 +84,23 @@ def test_smallest_size_is_the_smallest(seed):
     end = max((offset + n for offset, n in kept), default=0)
     for smaller in range(end, size, UNIT):
         assert Arena(smaller, kept).take(wanted) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_larger_arena_places_everything_alike(seed):
+    rng = random.Random(seed)
+    small, large = Arena(60 * UNIT), Arena(rng.randint(61, 90) * UNIT)
+    live = []
+    for _ in range(300):
+        n_bytes = rng.randint(1, 12) * UNIT
+        if live and rng.random() < 0.45:
+            offset, n_bytes = live.pop(rng.randrange(len(live)))
+            small.give(offset, n_bytes)
+            large.give(offset, n_bytes)
+        elif small.largest_free >= n_bytes:
+            offset = small.take(n_bytes)
+            assert large.take(n_bytes) == offset
+            live.append((offset, n_bytes))
 
 
 def test_an_arena_of_nothing_holds_nothing():

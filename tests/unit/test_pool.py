@@ -1,8 +1,10 @@
 """What a pool counts, hands out and says."""
 
+import copy
 import gc
 import json
 import pickle
+import random
 import resource
 import tracemalloc
 
@@ -404,6 +406,16 @@ def test_budget_error_travels():
     assert "test_pool.py:" in str(error)
 
 
+def test_budget_error_travels_with_what_others_put_on_it():
+    """Notes (as Hypothesis adds them) are kept, and are no part of the plain data."""
+    error = BudgetError("too small", requested=10, budget=4)
+    fields = error.to_dict()
+    error.__notes__ = ["while loading"]  # add_note, of Python 3.11
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert again.__notes__ == ["while loading"]
+        assert again.to_dict() == error.to_dict() == fields
+
+
 def test_budget_error_shows_few_holders_and_sums_the_rest():
     with Pool(4096) as pool, pool.scope("s"):
         for i in range(9):
@@ -471,3 +483,33 @@ def test_at_peak_is_right_after_every_step():
             with_bytes = [block.to_dict() for block in at_peak if block.n_bytes]
             assert [b for b in snapshot["at_peak"]["live"] if b["n_bytes"]] == with_bytes
             assert sum(b["n_bytes"] for b in with_bytes) == pool.peak
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_remedy_holds_for_the_same_history_run_again(seed):
+    """The budget that a refusal names is enough, placing all from the start; one unit less is not."""
+    rng = random.Random(seed)
+    steps = [
+        (rng.random() < 0.45, rng.randrange(1, 3000), rng.randrange(2**30)) for _ in range(100)
+    ]
+    refused, n_steps = _run_history(rng.randrange(4, 60) * 256, steps)
+    if refused is None:
+        return
+    steps = steps[:n_steps]
+    assert _run_history(refused.smallest_budget, steps)[0] is None
+    assert _run_history(refused.smallest_budget - 1, steps)[0] is not None
+
+
+def _run_history(budget, steps):
+    """The first refusal, or None; how many steps that took."""
+    live = []
+    with Pool(budget) as pool, pool.scope("history"):
+        for n_steps, (frees, n_bytes, which) in enumerate(steps, 1):
+            if frees and live:
+                pool.free(live.pop(which % len(live)))
+                continue
+            try:
+                live.append(pool.empty(n_bytes, "uint8"))
+            except BudgetError as error:
+                return error, n_steps
+    return None, len(steps)

@@ -40,10 +40,14 @@ class Model:
         if n == 0:
             start = 0
         else:
-            fitting = sorted((length, start) for start, length in self.free_runs() if length >= n)
+            fitting = sorted(  # what reaches the end comes last
+                (start + length == self.n_units, length, start)
+                for start, length in self.free_runs()
+                if length >= n
+            )
             if not fitting:
                 return None
-            start = fitting[0][1]
+            start = fitting[0][2]
         self.blocks.append((start, n, name))
         return start
 

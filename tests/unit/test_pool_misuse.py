@@ -1,5 +1,6 @@
 """Misuse is an error that says what happened, and changes nothing; debug mode finds the rest."""
 
+import copy
 import linecache
 import pickle
 import subprocess
@@ -151,8 +152,9 @@ def test_another_thread_may_free_what_a_scope_holds(pool):
 def test_scope_names_and_pickles(pool):
     with pytest.raises(TypeError, match="name"):
         pool.scope(3)
-    with pytest.raises(TypeError):
-        pickle.dumps(pool)
+    for duplicate in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            duplicate(pool)
 
 
 def test_a_fork_while_other_threads_use_the_pool():
