@@ -1,6 +1,10 @@
-"""Locks that a forked child finds free: whoever forks takes them all first, and both processes give them back.
+"""Locks that a forked child finds free.
 
-So what they guard is whole in the child, whatever other threads were doing.
+`fork_lock`: whoever forks takes them all first, and both processes give them back. So what they guard is whole in
+the child, whatever other threads were doing. Nothing may wait for a second one while it holds one.
+
+`child_lock`: the child gets a new one. For locks that are held for long, or around others; what they guard must be
+right at any moment, or thrown away by the child.
 """
 
 import os
@@ -10,6 +14,7 @@ import weakref
 _locks = weakref.WeakSet()
 _making = threading.Lock()
 _held = []
+_owners = weakref.WeakKeyDictionary()  # object -> name of its attribute that is a lock
 
 
 def fork_lock():
@@ -18,6 +23,18 @@ def fork_lock():
     with _making:
         _locks.add(lock)
     return lock
+
+
+def child_lock(owner, name="_lock"):
+    """Set an attribute to a new threading.Lock that a forked child replaces by a new one."""
+    setattr(owner, name, threading.Lock())
+    with _making:
+        _owners[owner] = name
+
+
+def _renew_all():
+    for owner, name in list(_owners.items()):
+        setattr(owner, name, threading.Lock())
 
 
 def _take_all():
@@ -35,3 +52,4 @@ def _give_all():
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_take_all, after_in_parent=_give_all, after_in_child=_give_all)
+    os.register_at_fork(after_in_child=_renew_all)

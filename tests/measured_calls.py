@@ -5,6 +5,7 @@ import functools
 import sys
 import threading
 
+import lowlevel
 from lowlevel.pool import Pool
 from lowlevel.pool_memory import ArenaMemory, GuardedMemory
 
@@ -12,7 +13,9 @@ from lowlevel.pool_memory import ArenaMemory, GuardedMemory
 class MeasuredCalls:
     """Watches all pools, while installed, for the calls that the library marks with its plan (`Pool.call`).
 
-    A call's bytes are those of the blocks that its thread takes and gives back while it runs.
+    A call's bytes are those of the blocks that its thread takes and gives back while it runs. Nothing gets past:
+    an attention that ends without one such call is wrong, and so is a block that the library takes outside of
+    them, in another thread or from another pool.
 
     Attributes
     ----------
@@ -25,19 +28,33 @@ class MeasuredCalls:
     def __init__(self):
         self.n_calls = 0
         self.wrong = []
+        self._n_attentions = {}  # thread -> how many it has ended
         self._open = {}  # thread -> its running calls
         self._calls_of = {}  # (memory, offset of a block) -> the calls that it counts for
 
     def install(self, monkeypatch):
+        monkeypatch.setattr(lowlevel, "attention", self._marked(lowlevel.attention))
         monkeypatch.setattr(Pool, "call", _method(Pool.call, self.call))
         for kind in (ArenaMemory, GuardedMemory):
             monkeypatch.setattr(kind, "take", _method(kind.take, self.take))
             monkeypatch.setattr(kind, "give", _method(kind.give, self.give))
 
+    def _marked(self, attention):
+        @functools.wraps(attention)
+        def marked(*args, **kwargs):
+            thread = threading.get_ident()
+            before = self._n_attentions.get(thread, 0)
+            result = attention(*args, **kwargs)
+            n = self._n_attentions.get(thread, 0) - before
+            if n != 1:
+                self.wrong.append(f"attention ran, and {n} calls of it were marked with a plan")
+            return result
+
+        return marked
+
     def call(self, original, pool, name, **details):
         inner = original(pool, name, **details)
-        caller = sys._getframe(2).f_globals["__name__"]
-        if "scratch_bytes" in details and caller.startswith(("lowlevel.", "quant.")):
+        if "scratch_bytes" in details and _is_library(sys._getframe(2)):
             return self._measured(pool, name, details, inner)
         return inner
 
@@ -53,6 +70,10 @@ class MeasuredCalls:
         finally:
             calls.remove(call)
         self.n_calls += 1
+        if name == "attention":
+            self._n_attentions[threading.get_ident()] = (
+                self._n_attentions.get(threading.get_ident(), 0) + 1
+            )
         planned = details["scratch_bytes"]
         if call.peak != planned or call.used or pool.peak < min(before, pool.used) + planned:
             self.wrong.append(
@@ -63,6 +84,8 @@ class MeasuredCalls:
         array = original(memory, offset, n_bytes, shape, dtype)
         calls = self._open.get(threading.get_ident(), ())
         calls = [call for call in calls if call.pool._memory is memory]
+        if not calls and _is_library(sys._getframe(3)):  # who called Pool.empty
+            self.wrong.append(f"{n_bytes} bytes were taken outside of the call that planned them")
         if n_bytes and calls:
             self._calls_of[id(memory), offset] = calls
             for call in calls:
@@ -80,6 +103,10 @@ class _Call:
     def __init__(self, pool):
         self.pool = pool
         self.used = self.peak = 0
+
+
+def _is_library(frame):
+    return frame.f_globals["__name__"].startswith(("lowlevel.", "quant."))
 
 
 def _method(original, watched):

@@ -7,7 +7,8 @@ by text and options, and so notices a changed header too.
 
 import importlib.resources
 import re
-import threading
+
+from lowlevel.fork_lock import child_lock
 
 from .instances import of_source
 
@@ -84,7 +85,7 @@ class Library:
     def __init__(self, compile_module):
         self._compile = compile_module
         self._functions = {}  # Kernel -> function
-        self._lock = threading.Lock()
+        child_lock(self)  # what is there is whole: functions come when their file is compiled
 
     def function(self, kernel):
         """The compiled function of a `Kernel`; its whole file is compiled when first asked for one."""

@@ -103,16 +103,17 @@ def breaches(measured, table, version):
         NVRTC's, of what was measured.
     """
     blocks = {key_of(kernel): kernel.block for kernel in instances.all_kernels()}
+    columns = set().union(*table["kernels"].values())
     found = [f"{key}: in the table, but no kernel" for key in table["kernels"] if key not in blocks]
     for architecture, kernels in measured.items():
         for key, numbers in sorted(kernels.items()):
             where = f"{key}, sm_{architecture}"
             found += _forbidden(where, numbers, blocks[key], table["reasons"].get(key))
-            known = table["kernels"].get(key)
-            if known is None:
+            known, column = table["kernels"].get(key), f"sm_{architecture}"
+            if known is None or (column in columns and column not in known):
                 found.append(f"{where}: not in the table (--update writes it)")
-            elif f"sm_{architecture}" in known:
-                limits = dict(zip(FIELDS, known[f"sm_{architecture}"], strict=True))
+            elif column in known:
+                limits = dict(zip(FIELDS, known[column], strict=True))
                 if version != table["nvrtc"]:
                     limits["registers"] += TOLERANCE
                 found += [

@@ -14,9 +14,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 
 import numpy as np
+
+from lowlevel.fork_lock import child_lock
 
 from . import protocol
 from .compiler import build_runner
@@ -63,7 +64,7 @@ class RunnerPool:
     """All runners of this Python process, and the memory they share with it."""
 
     def __init__(self):
-        self._lock = threading.Lock()
+        child_lock(self)  # a child starts anew, see _exclusive
         self._process_id = None
 
     def _start(self):

@@ -14,6 +14,8 @@ import itertools
 import threading
 import weakref
 
+from lowlevel.fork_lock import child_lock
+
 from .errors import CudaSimError
 
 
@@ -116,7 +118,7 @@ class _Log:
     """What the streams have touched and not been overtaken in."""
 
     def __init__(self):
-        self.lock = threading.Lock()
+        child_lock(self, "lock")
         self.done = {}  # clock of what the program has waited for
         self.entries = []  # (start, end, writes, ptr, tick, what)
 

@@ -133,7 +133,13 @@ CHILD = textwrap.dedent(
         traced = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         grown = resident_peak() - before
-        print(json.dumps({"traced": traced, "grown": grown, "scratch": pool.peak}))
+        plan = lowlevel.plan_attention(
+            n_head=4, n_tokens=n_tokens, n_kv=n_kv, d_k=192, d_v=128, budget=budget, method=method,
+            kv_dtype={"one key": "float32", "q8_0": "Q8_0"}.get(kind, kind),
+            kv_strided=kind == "one key", n_threads=2,
+        )
+        sizes = {"scratch": pool.peak, "planned": plan.scratch_bytes}
+        print(json.dumps({"traced": traced, "grown": grown, **sizes}))
     """
 )
 
@@ -154,6 +160,7 @@ def test_nothing_is_allocated_beside_the_pool(kind, method, n_tokens, n_kv):
     )
     assert run.returncode == 0, run.stderr
     measured = json.loads(run.stdout)
+    assert measured["scratch"] == measured["planned"]
     # BLAS's own packing buffers are the stated exception: 32 MiB a thread at most, "steps" only.
     extra = 16 * MIB + (2 * 32 * MIB if method == "steps" else 0)
     assert measured["traced"] <= 1 * MIB, measured

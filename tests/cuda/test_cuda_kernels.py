@@ -128,6 +128,10 @@ def test_breaches_of_the_table_itself():
     key = resources.key_of(ALL[0])
     empty = {"nvrtc": "13.5", "reasons": {}, "kernels": {}}
     assert "not in the table" in resources.breaches({"80": {key: numbers()}}, empty, "13.5")[0]
+    other = resources.key_of(ALL[1])
+    partly = {**empty, "kernels": {key: {"sm_80": [32, 0, 0, 0]}, other: {"sm_100": [32, 0, 0, 0]}}}
+    found = resources.breaches({"100": {key: numbers(registers=99)}}, partly, "13.5")
+    assert [text for text in found if "sm_100: not in the table" in text]
     gone = {**empty, "kernels": {"gone.cu kernel": {}}}
     assert resources.breaches({}, gone, "13.5") == ["gone.cu kernel: in the table, but no kernel"]
 

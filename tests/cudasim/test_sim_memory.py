@@ -157,3 +157,33 @@ def test_a_forked_child_has_runners_of_its_own(kernel):
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     _run(function)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_child_forked_while_other_threads_launch(kernel):
+    """Their locks would stay taken for ever in the child."""
+    function = kernel("memory.cu", "scale")
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            _run(function)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    codes = []
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            try:
+                _run(function)
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert codes == [0] * 5

@@ -8,12 +8,19 @@ import textwrap
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 BAD = """
+    import threading
+    import lowlevel
     from lowlevel.pool import Pool
 
-    def call(pool, planned, taken):
+    def call(pool, planned, taken, other=None):
         with pool.call("attention", scratch_bytes=planned), pool.scope("attention"):
             for n_bytes in taken:
                 pool.empty(n_bytes, "uint8")
+            if other:
+                take(other)
+
+    def take(pool):
+        pool.free(pool.empty(256, "uint8"))
 
     library = {"__name__": "lowlevel.attention"}
     exec(compile(SOURCE, "attention.py", "exec"), library)
@@ -30,6 +37,23 @@ BAD = """
     def test_too_little():
         with Pool("64KiB") as pool:
             library["call"](pool, 512, [256])
+
+    def test_in_another_thread():
+        with Pool("64KiB") as pool:
+            worker = threading.Thread(target=library["take"], args=(pool,))
+            worker.start()
+            worker.join()
+
+    def test_from_another_pool():
+        with Pool("64KiB") as pool, Pool("64KiB") as other:
+            library["call"](pool, 256, [256], other)
+
+    def test_without_a_mark(monkeypatch):
+        import numpy as np
+
+        monkeypatch.setattr(lowlevel.Pool, "call", lambda pool, name, **details: pool.scope(name))
+        x = np.ones((1, 1, 16), "f4")
+        lowlevel.attention(x, x, x)
 
     def test_a_leak():
         Pool("64KiB").empty(10)
@@ -55,8 +79,9 @@ def test_leaks_and_broken_plans_fail_a_test(tmp_path):
         timeout=120,
     )
     summary = done.stdout[done.stdout.index("short test summary") :]
-    assert "5 passed, 3 errors" in summary, done.stdout
-    for name in ("too_much", "too_little", "a_leak"):
+    assert "8 passed, 6 errors" in summary, done.stdout
+    names = ("too_much", "too_little", "in_another_thread", "from_another_pool", "without_a_mark")
+    for name in (*names, "a_leak"):
         assert f"ERROR test_bad.py::test_{name}" in summary
     assert "took 768, kept 0 bytes" in done.stdout and "left in a pool" in done.stdout
-    assert "4 calls were measured" in done.stdout
+    assert "5 calls were measured" in done.stdout
