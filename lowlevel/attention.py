@@ -82,8 +82,9 @@ def attention(
         Any strides with a contiguous last axis. NumPy arrays are worked on by the CPU, CuPy arrays
         and those of the simulator (`lowlevel.asarray`) by their device; all arrays of a call lie on
         one. On a device also float16 and bfloat16: with head sizes 64/64, 128/128, 192/128 or (V in
-        K) 576/512, and K and V of q's type or quantised, these take the fused kernels; anything
-        else goes by tiles of float32 scores, which is several times slower.
+        K) 576/512, K and V of q's type or quantised, and `out` of q's type or float32, these take
+        the fused kernels; anything else goes by tiles of float32 scores, which is several times
+        slower.
     k, v : numpy.ndarray or QuantTensor, (n_head_kv, n_kv, d_k) and (n_head_kv, n_kv, d_v)
         float32, float16 or bfloat16 in any strides (zero strides too) with a contiguous last axis,
         or quantised in 32-weight blocks (Q8_0, Q4_0, IQ4_NL). They are decoded a chunk of keys at a

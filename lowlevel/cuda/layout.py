@@ -48,6 +48,8 @@ def is_fused(sizes):
     q_dtype, others = sizes["q_dtype"], (sizes["k_dtype"], sizes["v_dtype"])
     if q_dtype not in ("float16", "bfloat16") or fused_shape(sizes) is None:
         return False
+    if sizes["out_dtype"] not in (q_dtype, "float32"):  # what store_out can write
+        return False
     return all(dtype == q_dtype or is_quantised(dtype) for dtype in others)
 
 
@@ -114,8 +116,8 @@ def candidate_tiles(sizes):
     Parameters
     ----------
     sizes : dict
-        n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, n_threads, q_dtype, k_dtype, v_dtype, v_in_k as
-        in `plan_attention`; n_threads: multiprocessors.
+        n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, n_threads, q_dtype, k_dtype, v_dtype, out_dtype,
+        v_in_k as in `plan_attention`; n_threads: multiprocessors.
     """
     return _fused_candidates(sizes) if is_fused(sizes) else _tiles_candidates(sizes)
 
