@@ -45,6 +45,16 @@ def test_every_source_is_in_the_table():
     assert there == set(SOURCES)
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source[1])
+def test_every_kernel_of_a_source_is_in_the_table(source):
+    """Also those of the headers it includes."""
+    text = loader.source_text(*source)
+    form = r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\("
+    found = re.findall(form, text)
+    assert len(found) == text.count("__global__") > 0
+    assert set(found) <= {kernel.name.split("<")[0] for kernel in ALL}
+
+
 def test_names_are_unique():
     assert len(set(ALL)) == len(ALL) == len({(kernel.source, kernel.name) for kernel in ALL})
 
