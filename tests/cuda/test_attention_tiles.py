@@ -7,7 +7,7 @@ from attention_cases import FLOAT32_BOUND, random_case
 from comparison import assert_close
 
 import lowlevel
-from lowlevel import cudasim
+from lowlevel import cudasim, devices
 from lowlevel.cuda import instances, layout
 from lowlevel.reference import attention_float64
 
@@ -160,6 +160,34 @@ def test_a_tile_is_whole_groups_or_part_of_one():
     )
     for tile in layout.candidate_tiles({**sizes, **types}):
         assert tile.heads <= 3 or tile.heads % 3 == 0
+
+
+def heads_far_apart(x, device):
+    """A copy of `x`, two heads, on a GPU more than 2**32 bytes from one to the next; the simulator, which would copy
+    all that lies between, gets less."""
+    distance = (2**32 if device != "cudasim" else 2**16) + 256
+    try:
+        memory = devices.get(device).empty((2, distance), np.dtype(np.uint8))
+    except MemoryError as reason:  # CuPy's OutOfMemoryError is one
+        pytest.skip(str(reason))
+    there = memory[:, : x[0].nbytes].view(x.dtype).reshape(x.shape)
+    lowlevel.concat([lowlevel.asarray(x, device)], out=there)
+    return there
+
+
+@pytest.mark.parametrize("which", ["q", "k", "v", "out"])
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 64), ("float32", 40)])
+def test_heads_far_apart(device, dtype, size, which, rng):
+    """Fused and by tiles: strides are of 64 bits."""
+    operands = random_operands(rng, 2, 2, 3, 70, size, size, dtype)
+    expected = lowlevel.asnumpy(lowlevel.attention(*on_device(operands, device)))
+    there, out = on_device(operands, device), None
+    if which == "out":
+        out = heads_far_apart(np.full_like(expected, np.nan), device)
+    else:
+        number = "qkv".index(which)
+        there[number] = heads_far_apart(operands[number], device)
+    np.testing.assert_array_equal(lowlevel.asnumpy(lowlevel.attention(*there, out=out)), expected)
 
 
 def test_same_bits_again(device, rng):
