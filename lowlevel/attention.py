@@ -17,6 +17,7 @@ from .pool import Pool
 
 # A call plans for what is free; so often it plans anew if other threads were faster to take it.
 PLANS_UNDER_CONTENTION = 100
+_LEAST_POSITIVE = np.finfo(np.float32).tiny
 
 
 class Operands(NamedTuple):
@@ -135,8 +136,10 @@ def attention(
     Notes
     -----
     Softmax is computed online in float32 (Milakov and Gimelshein, arXiv:1805.02867), and outputs
-    are rescaled only when a row's maximum moves. Any number of threads may call this at once, also
-    on one pool.
+    are rescaled only when a row's maximum moves. A row with a score past float32's range is NaN.
+
+    Any number of threads may call this at once, also on one pool: each call plans for what the
+    others have left, and is refused where that holds no tile. Give each its own pool for its own share.
     """
     device = devices.of_array(q, "q")
     n_head, n_tokens, d_k = _check_q(q, device)
@@ -460,7 +463,9 @@ def _check_window(window):
 
 
 def _check_float(value, name, positive=False):
-    kind = f"a {'positive ' if positive else ''}number that is finite in float32"
+    kind = "a number that is finite in float32"
+    if positive:  # below that, its reciprocal is none
+        kind = f"a positive number that float32 holds, {_LEAST_POSITIVE:.2g} to 3.4e+38"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {kind}, got {value!r}")
     try:
@@ -468,7 +473,7 @@ def _check_float(value, name, positive=False):
             single = np.float32(float(value))  # what the kernels compute with
     except OverflowError:  # an int beyond any float
         single = np.float32(np.inf)
-    if not np.isfinite(single) or (positive and single <= 0):
+    if not np.isfinite(single) or (positive and single < _LEAST_POSITIVE):
         raise ValueError(f"{name}: expected {kind}, got {value!r}")
     return float(value)
 

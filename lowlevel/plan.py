@@ -216,7 +216,7 @@ def plan_attention(
         ("q_dtype", q_dtype, planner.Q_DTYPES),
         ("out_dtype", out_dtype, planner.OUT_DTYPES),
     ):
-        if dtype_name(dtype) not in known:
+        if dtype_name(dtype, name) not in known:
             raise ValueError(f"{name}: expected one of {known} on {device}, got {dtype!r}")
     _check_kv_types(k_dtype, v_dtype, d_k, d_v, v_in_k)
     sizes = dict(
@@ -362,9 +362,16 @@ def _too_small(sizes, needed, what):
     )
 
 
-@functools.lru_cache(maxsize=256)
 def is_genuine(plan):
     """Whether `plan` is what `plan_attention` makes of its sizes and budget, unchanged since."""
+    try:
+        return _is_made_anew(plan)
+    except TypeError:  # a list or the like in a field: no plan of ours can fail to hash
+        return False
+
+
+@functools.lru_cache(maxsize=256)
+def _is_made_anew(plan):
     sizes = dict(plan.sizes)
     kv_dtype = (sizes.pop("k_dtype"), sizes.pop("v_dtype"))
     choices = {name: getattr(plan, name) for name in ("method", "assemble", "budget", "n_threads")}
@@ -386,13 +393,13 @@ def _largest_divisor(n, at_most):
     return max(d for d in range(1, min(n, at_most) + 1) if n % d == 0)
 
 
-def dtype_name(dtype):
+def dtype_name(dtype, argument="dtype"):
     """The name of a dense dtype or quantised type: "float32", "bfloat16", "Q8_0"."""
     if isinstance(dtype, str):
         return {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}.get(dtype, dtype)
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
     if name is None:
-        raise TypeError(f'dtype: expected a dtype or a name such as "float32", got {dtype!r}')
+        raise TypeError(f'{argument}: expected a dtype or a name such as "float32", got {dtype!r}')
     return name
 
 
@@ -400,7 +407,7 @@ def _kv_dtypes(kv_dtype):
     pair = kv_dtype if isinstance(kv_dtype, (tuple, list)) else (kv_dtype, kv_dtype)
     if len(pair) != 2:
         raise ValueError(f"kv_dtype: expected one type or (type of K, type of V), got {kv_dtype!r}")
-    names = tuple(dtype_name(d) for d in pair)
+    names = tuple(dtype_name(d, "kv_dtype") for d in pair)
     for name in names:
         if name not in KV_BLOCK_WEIGHTS:
             raise ValueError(

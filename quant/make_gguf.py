@@ -18,7 +18,7 @@ from lowlevel.sizes import format_size
 from .formats import BlockFormat, block_format
 from .geometry import named_geometry
 from .gguf_header import DEFAULT_ALIGNMENT
-from .model_metadata import model_metadata
+from .model_metadata import check_vocab, model_metadata
 from .quantize import quantize
 from .random_weights import slabs
 from .tensor_list import TensorSpec, tensor_list
@@ -51,6 +51,7 @@ def plan_tensors(geometry, qtype="Q8_0", *, types=None, pure=False, only_attenti
     Takes no time whatever the size.
     """
     geometry = _checked_geometry(geometry)
+    check_vocab(geometry)
     if geometry.architecture == "llama" and geometry.d_v != geometry.d_k and not only_attention:
         raise ValueError(
             f"d_v: llama.cpp loads llama models whose d_v is d_k ({geometry.d_k}), not "

@@ -89,9 +89,12 @@ class ModelFile(Mapping):
     """
 
     def __init__(self, path):
-        path = os.fspath(path)
-        if isinstance(path, bytes):
+        try:
             path = os.fsdecode(path)
+        except TypeError:
+            raise TypeError(
+                f"path: expected a str or os.PathLike, got {type(path).__name__}"
+            ) from None
         self._parts = {}  # path -> mmap
         self._tensors = {}  # name -> TensorInfo
         named = _Part(path)

@@ -117,15 +117,20 @@ def _experts(geometry):
     yield "expert_gating_func", U32, EXPERT_GATING[geometry.expert_gating]
 
 
-def tokenizer(geometry):
-    """A byte-level BPE tokenizer of exactly n_vocab tokens: three special ones, the 256 bytes, and
-    words of small letters, each with the merge that makes it. (Same list as `model_metadata`.)"""
-    n_words = geometry.n_vocab - N_FIXED
-    if n_words < 1:
+def check_vocab(geometry):
+    """Raise ValueError unless the vocabulary holds what every tokenizer of these files does."""
+    if geometry.n_vocab < MIN_VOCAB:
         raise ValueError(
             f"n_vocab: at least {MIN_VOCAB} (256 bytes, 3 special tokens, 1 word); "
             f"got {geometry.n_vocab}"
         )
+
+
+def tokenizer(geometry):
+    """A byte-level BPE tokenizer of exactly n_vocab tokens: three special ones, the 256 bytes, and
+    words of small letters, each with the merge that makes it. (Same list as `model_metadata`.)"""
+    check_vocab(geometry)
+    n_words = geometry.n_vocab - N_FIXED
     words = list(itertools.islice(_words(), n_words))
     if len(words) < n_words:
         raise ValueError(f"n_vocab: at most {N_FIXED + len(words)}; got {geometry.n_vocab}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 from . import fit
 from .options import MIB, UsageError, add_sweep, fill_list_defaults, new_parser, positive
@@ -61,10 +62,11 @@ def add_parser(subparsers):
         description=DESCRIPTION,
         epilog=EPILOG,
     )
+    parser.add_argument("target", nargs="?", metavar="MODEL", help="as -m")
     parser.add_argument(
-        "target", nargs="?", metavar="MODEL", help="as -m; with --vram also the name of a geometry"
-    )
-    parser.add_argument("-m", "--model", metavar="FILE", help="take the sizes from this GGUF file")
+        "-m", "--model", metavar="FILE",
+        help="take the sizes from this GGUF file, or a geometry by name, such as deepseek-r1",
+    )  # fmt: skip
     parser.add_argument("--heads", type=positive, metavar="N", help="query heads (default: 128)")
     parser.add_argument(
         "--heads-kv", type=positive, metavar="N", help="K/V heads (default: as --heads)"
@@ -130,10 +132,7 @@ def _geometry(args):
 
 
 def _model_geometry(path):
-    import quant
-
-    with quant.open(path) as model:
-        attention = model.attention
+    attention = _attention(path)
     n_head, n_head_kv = _widest_layer(attention)
     return dict(
         n_head=n_head,
@@ -143,6 +142,17 @@ def _model_geometry(path):
         ik_path="mla" if attention.is_mla else "standard",
         model=str(path),
     )
+
+
+def _attention(model):
+    """The `AttentionGeometry` of a file, or of a named geometry where no file has that name."""
+    import quant
+    from quant.geometry import GEOMETRIES, named_geometry
+
+    if model in GEOMETRIES and not os.path.exists(model):
+        return named_geometry(model).attention
+    with quant.open(model) as file:
+        return file.attention
 
 
 def _widest_layer(attention):

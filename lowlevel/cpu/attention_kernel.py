@@ -33,7 +33,7 @@ _gemm_narrow = _gemm if TILE_VECTORS == 1 else make_gemm_tile(TILE_ROWS, 1)
 _gemm_one_row = make_gemm_tile(1, TILE_VECTORS)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_MINUS_INF = np.float32(-np.inf)
+_INF, _MINUS_INF, _NAN = np.float32(np.inf), np.float32(-np.inf), np.float32(np.nan)
 
 
 # Everything a worker reads, as one record: it travels as a pointer, which compiles far faster than
@@ -286,6 +286,8 @@ def _all_finite(call, chunk, n_keys):
 @kernel(inline=True)
 def _write_row(call, source, source_row, head, token, top, total):
     """Divide an output row by its sum, bring in the sink, and write it (and its lse) out."""
+    if top == _INF:  # scores past float32: whatever was summed up means nothing
+        total = _NAN
     factor = _ZERO
     if call.sinks:
         sink = simd.read_f32(call.sinks, head)

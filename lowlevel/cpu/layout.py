@@ -70,6 +70,11 @@ def round_up(n, multiple):
     return -(-n // multiple) * multiple
 
 
+def round_down(n, multiple):
+    """`n` rounded down to a multiple."""
+    return n // multiple * multiple
+
+
 def _chunk_stride(width):
     """Row length for a chunk of K or V: whole panels, off the powers of two that share cache sets."""
     stride = round_up(width, PANEL)
@@ -168,7 +173,7 @@ def candidate_tiles(sizes):
         if (sizes["k_dtype"], sizes["v_dtype"]) != ("float32", "float32"):
             w = widths(group, n_tokens, sizes["d_k"], sizes["d_v"])
             in_l1 = L1_CHUNK_FLOATS // (w.k_stride + (0 if sizes["v_in_k"] else w.v_stride))
-            best_keys = min(best_keys, max(2 * KEY_STEP, in_l1 // KEY_STEP * KEY_STEP))
+            best_keys = min(best_keys, max(2 * KEY_STEP, round_down(in_l1, KEY_STEP)))
     best = Tile(*_heads_and_rows(group, n_tokens, best_rows), min(best_keys, most_keys), 1)
     n_splits = _splits(count_tiles(sizes, best), sizes["n_threads"], sizes["n_kv"])
     while n_splits > 1:
@@ -177,7 +182,12 @@ def candidate_tiles(sizes):
     yield best
 
     smaller = {
-        Tile(*_heads_and_rows(group, n_tokens, best_rows >> i), min(best_keys >> j, most_keys), 1)
+        # Halves of 24 or 40 keys are no whole register tiles, which would write past the scores.
+        Tile(
+            *_heads_and_rows(group, n_tokens, best_rows >> i),
+            min(round_down(best_keys >> j, KEY_STEP), most_keys),
+            1,
+        )
         for i in range(best_rows.bit_length())
         for j in range((best_keys // KEY_STEP).bit_length())
     }

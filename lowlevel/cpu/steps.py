@@ -67,6 +67,8 @@ class _Converter:
 
     def scores(self, head, kq):
         """kq (n_tokens, n_kv) = q . k, unscaled."""
+        if self.n_kv == 0:
+            return
         q, kv_head = self.operands.q[head], head // self.group
         if self.chunk is None:
             np.matmul(q, self.operands.k.data[kv_head].T, out=kq)
@@ -76,6 +78,9 @@ class _Converter:
 
     def products(self, head, weights, out):
         """out (n_tokens, d_v) = weights . v."""
+        if self.n_kv == 0:
+            out[...] = 0
+            return
         kv_head = head // self.group
         if self.chunk is None:
             self._product(weights, self.operands.v.data[kv_head], out, kv_head)

@@ -157,3 +157,69 @@ def test_interrupted_as_the_scope_is_left(monkeypatch):
             lowlevel.attention(q, q, q, pool=pool)
         assert struck and pool.used == 0
         lowlevel.attention(q, q, q, pool=pool)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_every_tile_holds_whole_register_tiles_of_keys(n_threads):
+    """Scores are written 8 keys at a time: a tile of 12 keys would overrun its block, or the scores
+    of the next worker. A debug pool finds that; any budget may choose the tile."""
+    rng = np.random.default_rng(27)
+    for n_head, d_k, d_v in ((5, 80, 16), (8, 192, 128), (12, 160, 33), (3, 32, 96)):
+        q = rng.standard_normal((n_head, 1 + n_head % 2, d_k), dtype=np.float32)
+        k = rng.standard_normal((1, 101, d_k)).astype(np.float16)
+        v = rng.standard_normal((1, 101, d_v)).astype(np.float16)
+        exact = attention_float64(q, k, v)
+        sizes = dict(n_head=n_head, n_head_kv=1, n_tokens=q.shape[1], n_kv=101, d_k=d_k, d_v=d_v)
+        sizes |= dict(kv_dtype="float16", n_threads=n_threads)
+        budget = lowlevel.plan_attention(**sizes).scratch_bytes
+        while True:  # one byte less than the last tile took, down to the smallest
+            try:
+                plan = lowlevel.plan_attention(**sizes, budget=budget)
+            except lowlevel.BudgetError:
+                break
+            with lowlevel.Pool(budget, debug=True) as pool:
+                out = lowlevel.attention(q, k, v, pool=pool, plan=plan)
+            assert_close(out, exact, FLOAT32_BOUND, f"{plan.keys} keys, {n_head} heads")
+            budget = plan.scratch_bytes - 1
+
+
+@pytest.mark.parametrize("assemble", ["write", "concat"])
+def test_steps_without_keys_in_any_type(assemble):
+    q = np.ones((4, 5, 64), np.float32)
+    for qtype in ("Q8_0", "IQ4_NL", "F16"):
+        empty = quant.quantize(np.zeros((2, 0, 64), np.float32), qtype)
+        out, lse = lowlevel.attention(
+            q, empty, empty, method="steps", assemble=assemble, sinks=[1, 2, 3, 4], return_lse=True
+        )
+        assert (out == 0).all()
+        assert np.array_equal(lse, np.repeat(np.float32([[1], [2], [3], [4]]), 5, axis=1))
+
+
+@pytest.mark.parametrize("method", ["auto", "steps"])
+@pytest.mark.parametrize("n_tokens", [1, 40])
+def test_scores_past_float32_are_nan_not_a_guess(method, n_tokens):
+    rng = np.random.default_rng(28)
+    q, k, v = (rng.standard_normal((4, n, 64), dtype=np.float32) for n in (n_tokens, 200, 200))
+    for scale in (1e38, -1e38):
+        assert np.isnan(lowlevel.attention(q, k, v, scale=scale, method=method)).all()
+
+
+def test_a_softcap_without_a_reciprocal_is_refused():
+    q = np.zeros((4, 5, 64), np.float32)
+    with pytest.raises(ValueError, match="softcap: expected a positive number that float32 holds"):
+        lowlevel.attention(q, q, q, softcap=1e-40)
+    assert (lowlevel.attention(q, q, q, softcap=1.2e-38) == 0).all()
+
+
+def test_a_plan_with_a_list_in_it_is_refused_by_name():
+    q, kv = np.zeros((4, 50, 64), np.float32), np.zeros((4, 200, 64), np.float32)
+    plan = lowlevel.plan_attention(**SIZES)
+    lists = dataclasses.replace(plan, scratch=[list(block) for block in plan.scratch])
+    with pytest.raises(ValueError, match="plan: changed since"):
+        lowlevel.attention(q, kv, kv.copy(), plan=lists)
+
+
+@pytest.mark.parametrize("argument", ["kv_dtype", "q_dtype", "out_dtype"])
+def test_what_is_no_type_is_named(argument):
+    with pytest.raises(TypeError, match=f"{argument}: expected a dtype or a name"):
+        lowlevel.plan_attention(**SIZES, **{argument: 3})

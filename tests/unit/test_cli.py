@@ -129,6 +129,24 @@ def test_sizes_and_model_exclude_each_other(capsys):
     assert "--heads-kv" in fails(capsys, "plan", "-m", "x.gguf", "--heads-kv", "4")
 
 
+@pytest.mark.parametrize(
+    "name, sizes, path",
+    [
+        ("deepseek-r1", (128, 128, 192, 128), "mla"),
+        ("deepseek-v2-lite", (16, 16, 192, 128), "mla"),
+        ("llama-8b", (32, 8, 128, 128), "standard"),
+    ],
+)
+def test_plan_of_a_named_geometry(capsys, monkeypatch, tmp_path, name, sizes, path):
+    monkeypatch.chdir(tmp_path)
+    for argv in (["plan", name], ["plan", "-m", name]):
+        geometry = run_json(capsys, *argv, "-p", "16384")["geometry"]
+        assert tuple(geometry[key] for key in ("n_head", "n_head_kv", "d_k", "d_v")) == sizes
+        assert geometry["ik_path"] == path
+    (tmp_path / name).write_text("a file of that name goes first, and this one is no model")
+    assert "not a GGUF file" in fails(capsys, "plan", name)
+
+
 def test_sizes_that_make_no_sense_are_named(capsys):
     assert "n_head_kv" in fails(capsys, "plan", "--heads", "20", "--heads-kv", "3")
     assert "--heads: 0 is below 1" in refused(capsys, "plan", "--heads", "0")

@@ -18,6 +18,7 @@ from quant.geometry import GEOMETRIES, MLA_FORMS, Llama3Scaling, named_geometry
 from quant.make_gguf import make_gguf, plan_tensors
 from quant.model_metadata import MIN_VOCAB, tokenizer
 from quant.tensor_list import tensor_list
+from tools import cli
 from tools import make_gguf as command
 
 # Small enough for a test, odd enough to meet the fallbacks: rows of 32, 48, 64, 96 and 320 columns.
@@ -408,6 +409,13 @@ def test_command(tmp_path, capsys):
     assert "IQ4_NL" not in capsys.readouterr().out
     with quant.open(path) as model:
         assert "blk.0.attn_kv_b.weight" in model and "output.weight" not in model
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    argv = ["make-gguf", "llama-8b", "--vocab", "10", str(tmp_path / "x.gguf")]
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*argv, *more]) == 2
+        assert "n_vocab: at least 260" in capsys.readouterr().err
 
 
 def test_command_dry_run(tmp_path, capsys):

@@ -480,3 +480,9 @@ def test_missing_keys_of_the_geometry(tmp_path, key):
         _ = quant.open(path).attention
     with pytest.raises(ValueError, match=key):
         AttentionGeometry.from_metadata({**LLAMA, key: -1})
+
+
+@pytest.mark.parametrize("path", [None, 5, ["model.gguf"]])
+def test_a_path_that_is_none_is_named(path):
+    with pytest.raises(TypeError, match=f"path: expected .* got {type(path).__name__}"):
+        quant.open(path)
