@@ -10,6 +10,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import simd
+from .simd import emit
 
 AVAILABLE = simd.LEVEL == "avx512" and "avx512bf16" in simd.FEATURES
 
@@ -35,19 +36,19 @@ def emit_dot_pairs(builder, total, a, b):
     """LLVM code of ``total + a[0] * b[0] + a[1] * b[1]`` lane by lane; a, b: any 64-byte vectors."""
     pairs = [builder.bitcast(v, _bfloats) for v in (a, b)]
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
-    return simd._call(builder, name, simd.f32x16.llvm, [total, *pairs])
+    return emit.call(builder, name, simd.f32x16.llvm, [total, *pairs])
 
 
 def _rounded(builder, first, second):
     """The lanes of `first`, then of `second`, as 32 bfloat16."""
     name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
-    return builder.bitcast(simd._call(builder, name, _bfloats, [second, first]), _words)
+    return builder.bitcast(emit.call(builder, name, _bfloats, [second, first]), _words)
 
 
 @intrinsic
 def round_row(typingctx, first, second):
     """32 floats in order, rounded: u16x32."""
-    return simd._simple(_rounded, simd.u16x32, simd.f32x16, simd.f32x16)
+    return emit.simple(_rounded, simd.u16x32, simd.f32x16, simd.f32x16)
 
 
 @intrinsic
@@ -57,9 +58,9 @@ def round_pairs(typingctx, first, second):
     def build(builder, first, second):
         words = _rounded(builder, first, second)
         lanes = [i // 2 + 16 * (i % 2) for i in range(32)]
-        return builder.bitcast(simd._shuffle(builder, words, words, lanes), simd.i32x16.llvm)
+        return builder.bitcast(emit.shuffle(builder, words, words, lanes), simd.i32x16.llvm)
 
-    return simd._simple(build, simd.i32x16, simd.f32x16, simd.f32x16)
+    return emit.simple(build, simd.i32x16, simd.f32x16, simd.f32x16)
 
 
 @intrinsic
@@ -69,4 +70,4 @@ def bits_of(typingctx, x):
     def build(builder, x):
         return builder.zext(builder.bitcast(x, ir.IntType(32)), ir.IntType(64))
 
-    return simd._simple(build, types.int64, types.float32)
+    return emit.simple(build, types.int64, types.float32)

@@ -23,6 +23,7 @@ from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
 from . import bfloat, simd
+from .simd import emit
 
 TILE_ROWS, TILE_VECTORS = (8, 2) if simd.LEVEL == "avx512" else (4, 1)
 TILE_COLUMNS = 16 * TILE_VECTORS
@@ -44,7 +45,7 @@ def _broadcast(builder, scalar):
 
 
 def _fma(builder, a, b, c):
-    return simd._call(builder, "llvm.fma.v16f32", _vector, [a, b, c])
+    return emit.call(builder, "llvm.fma.v16f32", _vector, [a, b, c])
 
 
 def _dot_pairs(builder, a, b, c):
