@@ -42,6 +42,7 @@ class Operands(NamedTuple):
     window: int | None
     scale: float
     softcap: float | None
+    precision: str = "float32"
 
 
 def attention(
@@ -63,6 +64,7 @@ def attention(
     plan=None,
     n_threads=None,
     return_lse=False,
+    precision="float32",
 ):
     """Attention of `q` over `k` and `v`, its scratch taken from `pool` and never more.
 
@@ -121,6 +123,14 @@ def attention(
     return_lse : bool
         Also return log(sum(exp(s))) of each row, sink included: (n_head, n_tokens) float32, -inf
         for a row with nothing to attend to. See `merge_states`.
+    precision : {"float32", "bf16"}
+        "bf16": on CPUs with AVX512_BF16 queries, K, V and softmax weights are rounded to bfloat16 for
+        the two products (scores, sums and the output stay float32), which takes about 0.6 of the
+        time. Where K, V or q reach beyond bfloat16's 3.39e38 they become infinite. For normally
+        distributed operands the error is 0.3 % of the output's root mean square, at most 1 % of its
+        largest value; with operands that are bfloat16 already, at most 2**-8 of the weighted sum
+        over abs(v). Up to 16 query rows a K/V head, where memory is the limit, and on other CPUs it
+        is float32. For method "auto"; V inside K's columns is decoded apart (plan without v_in_k).
 
     Returns
     -------
@@ -164,6 +174,7 @@ def attention(
         window=_check_window(window),
         scale=1 / math.sqrt(d_k) if scale is None else _check_float(scale, "scale"),
         softcap=None if softcap is None else _check_float(softcap, "softcap", positive=True),
+        precision=_check_precision(precision, method, plan, device),
     )
     if out is not None:
         _check_overlap(operands)
@@ -178,7 +189,7 @@ def attention(
         kv_dtype=(k_source.dtype_name, v_source.dtype_name),
         q_dtype=dtype_name(q.dtype),
         out_dtype=dtype_name(out_dtype),
-        v_in_k=operands.v_column >= 0,
+        v_in_k=operands.v_column >= 0 and precision == "float32",
         kv_strided=not (_blas_reads(k_source) and _blas_reads(v_source)),
         device=device.name,
     )
@@ -450,6 +461,19 @@ def _check_bool(value, name):
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
+
+
+def _check_precision(precision, method, plan, device):
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f'precision: expected "float32" or "bf16", got {precision!r}')
+    if precision == "bf16":
+        if device.name != "cpu":
+            raise ValueError(
+                f'precision: "bf16" is for the CPU; on {device.name} give q, k and v as bfloat16'
+            )
+        if (method if plan is None else plan.method) != "auto":
+            raise ValueError('precision: "bf16" needs method "auto"')
+    return precision
 
 
 def _check_window(window):

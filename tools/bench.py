@@ -44,6 +44,7 @@ measured in the same rounds. -t is 1,2 by default. About 8 minutes on two idle c
   torch, ...    their time over ours in the same round, median (least-most): above 1, ours is faster;
                 of several forms of a peer the fastest, with its name
   ours f16      the same with f16 K and V
+  ours bf16     the same with precision="bf16", where the CPU has it
   scratch       MiB that one call takes
   bar           what this project set itself to reach (--check: exit code 1 where it is missed)"""
 

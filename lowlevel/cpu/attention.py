@@ -93,6 +93,18 @@ def _call(plan, operands):
     return call[0]
 
 
+def _attend_kernel(plan, operands):
+    """The kernel for the products' precision. Few query rows wait for memory, not for products."""
+    if operands.precision == "bf16" and plan.heads * plan.rows > layout.FEW_ROWS:
+        from . import bfloat
+
+        if bfloat.AVAILABLE:
+            from . import attention_pairs  # kernels of its own
+
+            return attention_pairs.attend_pairs
+    return attention_kernel.attend
+
+
 def run(plan, operands, scratch):
     """Compute ``operands.out`` (and lse) by `plan`.
 
@@ -116,8 +128,10 @@ def run(plan, operands, scratch):
     blocks = (scratch["kq"], scratch["kv chunk"], scratch["tile"], state, state.view(np.int32))
     counter = np.zeros(1, np.int64)
 
+    attend = _attend_kernel(plan, operands)
+
     def work(worker):
-        return attention_kernel.attend(call, *blocks, partial, counter, worker)
+        return attend(call, *blocks, partial, counter, worker)
 
     threads.run_workers(plan.n_workers, work, counter)
     if plan.n_splits > 1:

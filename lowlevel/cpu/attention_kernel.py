@@ -12,7 +12,7 @@ Only one panel's scores exist at a time: they stay in L1/L2. Chunks, and within 
 causality or a window leave out are never touched.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,6 +72,17 @@ class Chunk(NamedTuple):
     next_v: int
 
 
+class Steps(NamedTuple):
+    """What differs with the precision of the products, as inlined kernels; see those of `attend`."""
+
+    pack_queries: Any
+    open_chunk: Any
+    scores: Any
+    all_finite: Any
+    add_products: Any
+    add_products_carefully: Any
+
+
 class Rows(NamedTuple):
     """Where a worker's row state starts, in 4-byte items of the state block; see layout.py."""
 
@@ -98,7 +109,7 @@ def _state_rows(base, padded_rows):
 
 
 @kernel(inline=True)
-def _clear(array, start, n):
+def clear(array, start, n):
     """Zero whole vectors (loops over vectors compile far faster than what LLVM makes of scalars)."""
     for i in range(start, start + n, 16):
         simd.store(array, i, simd.splat(_ZERO))
@@ -110,7 +121,7 @@ def _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token,
     for r in range(0, padded_rows, 16):
         simd.store(state, rows.top + r, simd.splat(_MINUS_INF))
     # The rest starts at 0, also for rows that only fill up a panel: they see no key.
-    _clear(state, rows.total, 6 * padded_rows)
+    clear(state, rows.total, 6 * padded_rows)
     for r in range(n_heads * n_tokens):
         h = head + r // n_tokens
         position = call.n_kv - call.n_tokens + token + r % n_tokens
@@ -128,7 +139,7 @@ def _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token,
 def _pack_queries(call, q_rows, tile, base, head, n_tokens, token, padded_rows):
     """Queries into scratch: panels of (d_k, panel), or plain rows where there are few."""
     depth = call.q_depth
-    _clear(tile, base, padded_rows * depth)
+    clear(tile, base, padded_rows * depth)
     for r in range(q_rows):
         source = (head + r // n_tokens) * call.q_head + (token + r % n_tokens) * call.q_token
         if q_rows <= FEW_ROWS:
@@ -141,7 +152,7 @@ def _pack_queries(call, q_rows, tile, base, head, n_tokens, token, padded_rows):
 
 
 @kernel(inline=True)
-def _open_chunk(call, scratch, kv_head, key, n_keys, q_rows):
+def open_chunk(call, scratch, kv_head, key, n_keys, q_rows):
     """Keys key .. key + n_keys as float32 rows: decoded into scratch, or where they lie.
 
     Many query rows pay for the copy by reading it often, close together; where there are few, K
@@ -182,8 +193,17 @@ def _prefetch_key(call, chunk, j):
 
 
 @kernel(inline=True)
-def _scores(call, queries, chunk, out, n_keys):
-    """K chunk . queries of one panel: `n_keys` lines (rounded up to the register tile)."""
+def _scores(call, tile, queries, q_rows, chunk, kq, out, n_keys):
+    """K chunk . queries of one panel: `n_keys` lines (rounded up to the register tile) of `kq`."""
+    if q_rows <= FEW_ROWS:
+        _scores_few_rows(call, tile, queries, q_rows, chunk, kq, out, n_keys)
+    else:
+        queries, out = simd.address(tile) + 4 * queries, simd.address(kq) + 4 * out
+        _scores_many_rows(call, queries, chunk, out, n_keys)
+
+
+@kernel(inline=True)
+def _scores_many_rows(call, queries, chunk, out, n_keys):
     panel, depth, k_step = call.panel, call.d_k, chunk.k_step
     for j in range(0, n_keys, TILE_ROWS):
         k, line = chunk.k + 4 * j * k_step, out + 4 * j * panel
@@ -200,10 +220,10 @@ def _scores(call, queries, chunk, out, n_keys):
 
 @kernel(inline=True)
 def _scores_few_rows(call, tile, queries, q_rows, chunk, kq, out, n_keys):
-    """As `_scores` for up to `FEW_ROWS` query rows: dot products along d_k, four keys at a time."""
+    """For up to `FEW_ROWS` query rows: dot products along d_k, four keys at a time."""
     step = 4 * chunk.k_step
     # Lanes without a query hold old scratch, maybe NaN.
-    _clear(kq, out, n_keys * call.panel)
+    clear(kq, out, n_keys * call.panel)
     for r in range(q_rows):
         query = queries + r * call.q_depth
         whole = n_keys - n_keys % 4
@@ -345,15 +365,12 @@ def _padded_rows(call):
 
 @kernel(inline=True)
 def _panel_step(
-    call, kq, kq_base, chunk, tile, queries, output, q_rows, n_rows,
+    steps, call, kq, kq_base, chunk, tile, queries, output, q_rows, n_rows,
     state, state_int, rows, r0, key, n_keys, masked, head, token, n_tokens, careful,
 ):  # fmt: skip
     """Scores, softmax and products of one panel against `n_keys` keys of the chunk."""
     kq_address, tile_address = simd.address(kq) + 4 * kq_base, simd.address(tile)
-    if q_rows <= FEW_ROWS:
-        _scores_few_rows(call, tile, queries, q_rows, chunk, kq, kq_base, n_keys)
-    else:
-        _scores(call, tile_address + 4 * queries, chunk, kq_address, n_keys)
+    steps.scores(call, tile, queries, q_rows, chunk, kq, kq_base, n_keys)
     scale = call.scale
     if call.softcap > _ZERO or call.slopes or call.mask or scale <= _ZERO:
         softmax.transform(
@@ -380,9 +397,9 @@ def _panel_step(
     ):  # fmt: skip
         _rescale(tile, output, call.v_stride, n_rows, state, rows.factor + r0)
     if careful:
-        _add_products_carefully(call, kq, kq_base, chunk, tile, output, n_rows, n_keys)
+        steps.add_products_carefully(call, kq, kq_base, chunk, tile, output, n_rows, n_keys)
     else:
-        _add_products(call, kq_address, chunk, tile_address + 4 * output, n_rows, n_keys)
+        steps.add_products(call, kq_address, chunk, tile_address + 4 * output, n_rows, n_keys)
 
 
 @kernel(inline=True)
@@ -400,12 +417,13 @@ def _panel_range(state_int, rows, r0, n_rows, key, n_keys):
     return first, last, highest_low <= first and lowest_high >= last
 
 
-@kernel
-def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
+@kernel(inline=True)
+def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, counter, worker):
     """Work on tasks from `counter` until about `SLICE_WORK`; True if more may be left.
 
     Parameters
     ----------
+    steps : Steps
     call : record of dtype CALL
     kq, chunk, tile, state, partial : float32 arrays, 1-D
         The scratch blocks of all workers, one after another.
@@ -425,7 +443,7 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
     # Columns past d_k are never written: they must be 0 for dot products over whole vectors.
     if call.d_k < call.q_depth:
         for j in range(call.keys):
-            _clear(chunk, chunk_base + j * call.k_stride + call.q_depth - 16, 16)
+            clear(chunk, chunk_base + j * call.k_stride + call.q_depth - 16, 16)
 
     n_tasks = call.n_head_kv * call.head_tiles * call.row_tiles * call.splits
     work = 0
@@ -436,8 +454,8 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
         kv_head, head, n_heads, token, n_tokens = _tile_place(call, task // call.splits)
         q_rows = n_heads * n_tokens
         _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens)
-        _pack_queries(call, q_rows, tile, tile_base, head, n_tokens, token, padded_rows)
-        _clear(tile, out_base, padded_rows * call.v_stride)
+        steps.pack_queries(call, q_rows, tile, tile_base, head, n_tokens, token, padded_rows)
+        clear(tile, out_base, padded_rows * call.v_stride)
 
         first, last, _ = _panel_range(state_int, rows, 0, q_rows, 0, call.n_kv)
         n_chunks = max(0, -(-(last - first) // call.keys))
@@ -447,7 +465,7 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
         first += split * per_split * call.keys
         for key in range(first, last, call.keys):
             n_keys = min(call.keys, last - key)
-            here = _open_chunk(call, chunk_address, kv_head, key, n_keys, q_rows)
+            here = steps.open_chunk(call, chunk_address, kv_head, key, n_keys, q_rows)
             checked, careful = False, False
             for r0 in range(0, q_rows, call.panel):
                 n_rows = min(call.panel, q_rows - r0)
@@ -456,10 +474,10 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
                     continue
                 masked = not all_seen
                 if (masked or call.mask) and not checked:
-                    careful = not _all_finite(call, here, n_keys)
+                    careful = not steps.all_finite(call, here, n_keys)
                     checked = True
                 _panel_step(
-                    call, kq, kq_base, _skip_keys(here, low - key), tile,
+                    steps, call, kq, kq_base, _skip_keys(here, low - key), tile,
                     tile_base + r0 * call.q_depth, out_base + r0 * call.v_stride, q_rows, n_rows,
                     state, state_int, rows, r0, low, high - low, masked, head, token, n_tokens,
                     careful and (masked or call.mask != 0),
@@ -476,6 +494,15 @@ def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
                     token + r % n_tokens, state[rows.top + r], state[rows.total + r],
                 )  # fmt: skip
     return True
+
+
+@kernel
+def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
+    """One worker on float32; see `work_on_tasks`."""
+    steps = Steps(
+        _pack_queries, open_chunk, _scores, _all_finite, _add_products, _add_products_carefully
+    )
+    return work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, counter, worker)
 
 
 @kernel

@@ -9,6 +9,9 @@ B one vector at a time, so neither has to be packed::
 All strides count float32 elements; addresses are bytes. The caller owns the bounds: `B` and `C`
 are touched for all ``16 * n_vectors`` columns.
 
+With ``pairs=True`` every 32-bit item of A and B is a pair of bfloat16, neighbours along k, and `depth`
+counts pairs; C stays float32 (see bfloat.py).
+
 `TILE_ROWS` x `TILE_VECTORS` is what fits the registers: 8 x 2 of 32 on AVX-512, 4 x 1 (pairs of
 ymm) of 16 on AVX2. More rows did not help: 16 accumulators cover the fma latency, and the loads
 (10 for 16 fma) stay below one per fma.
@@ -19,7 +22,8 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from . import simd
+from . import bfloat, simd
+from .simd import emit
 
 TILE_ROWS, TILE_VECTORS = (8, 2) if simd.LEVEL == "avx512" else (4, 1)
 TILE_COLUMNS = 16 * TILE_VECTORS
@@ -41,11 +45,17 @@ def _broadcast(builder, scalar):
 
 
 def _fma(builder, a, b, c):
-    return simd._call(builder, "llvm.fma.v16f32", _vector, [a, b, c])
+    return emit.call(builder, "llvm.fma.v16f32", _vector, [a, b, c])
 
 
-def make_gemm_tile(m, n_vectors):
+def _dot_pairs(builder, a, b, c):
+    return bfloat.emit_dot_pairs(builder, c, a, b)
+
+
+def make_gemm_tile(m, n_vectors, pairs=False):
     """The intrinsic for `m` rows by `n_vectors` vectors of C."""
+
+    multiply_add = _dot_pairs if pairs else _fma
 
     tile = [(i, v) for i in range(m) for v in range(n_vectors)]
 
@@ -66,7 +76,7 @@ def make_gemm_tile(m, n_vectors):
                 offset = builder.add(a_offset, builder.mul(a_row, _i64(i)))
                 x = _broadcast(builder, builder.load(_pointer(builder, a, offset, _f32), align=4))
                 for v in range(n_vectors):
-                    result.append(_fma(builder, x, b_k[v], sums[i * n_vectors + v]))
+                    result.append(multiply_add(builder, x, b_k[v], sums[i * n_vectors + v]))
             return result
 
         def loop(first, last, step, sums):
@@ -129,7 +139,7 @@ def make_gemm_tile(m, n_vectors):
     def gemm_tile(typingctx, a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
         def codegen(context, builder, sig, args):
             function_type = ir.FunctionType(ir.VoidType(), [_i64] * 8 + [ir.IntType(1)])
-            name = f"kqcap_gemm_tile_{m}x{n_vectors}"
+            name = f"kqcap_gemm_tile_{m}x{n_vectors}{'_pairs' if pairs else ''}"
             function = cgutils.get_or_insert_function(builder.module, function_type, name)
             if function.is_declaration:
                 define(function)

@@ -1,8 +1,8 @@
 """How every CPU kernel of this project is compiled: the `kernel` decorator.
 
 Numba's own ``cache=True`` checks only the file a function stands in, not the files whose
-functions it inlined. A kernel that uses `simd.py` would keep running yesterday's machine code
-after `simd.py` changed. `kernel` therefore stamps its cache entries with a digest of all kernel
+functions it inlined. A kernel that uses `simd` would keep running yesterday's machine code
+after `simd` changed. `kernel` therefore stamps its cache entries with a digest of all kernel
 sources of its package, and goes on without a cache where no folder can be written.
 """
 
@@ -21,9 +21,9 @@ _HERE = pathlib.Path(__file__).resolve().parent
 
 @functools.cache
 def _sources_digest(folder):
-    """Digest of every .py file in `folder` and in lowlevel/cpu."""
+    """Digest of every .py file in `folder`, and in lowlevel/cpu and below."""
     digest = hashlib.sha1(numba.__version__.encode())
-    for path in sorted({*_HERE.glob("*.py"), *folder.glob("*.py")}):
+    for path in sorted({*_HERE.rglob("*.py"), *folder.glob("*.py")}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -18,6 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from lowlevel.cpu import simd
+from lowlevel.cpu.simd import emit
 from quant.cpu.matmul_layouts import LANES, STEP, VECTORS
 
 _i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -33,13 +34,13 @@ def _load(builder, address, offset, llvm_type):
 
 
 def _splat_at(builder, address, offset, element, vec):
-    return simd._broadcast(builder, _load(builder, address, offset, element), vec)
+    return emit.broadcast(builder, _load(builder, address, offset, element), vec)
 
 
-load_at_f32, load_at_i32 = (simd._make_read_at(v, v.llvm) for v in (simd.f32x16, simd.i32x16))
-load_int64 = simd._make_read_at(types.int64, _i64)
+load_at_f32, load_at_i32 = (simd.make_read_at(v, v.llvm) for v in (simd.f32x16, simd.i32x16))
+load_int64 = simd.make_read_at(types.int64, _i64)
 load_uint16 = simd.read_u16
-load_uint32 = simd._make_read_at(types.uint32, _i32)
+load_uint32 = simd.make_read_at(types.uint32, _i32)
 put = simd.write_at  # put(address, value): a vector or scalar; any alignment
 
 
@@ -83,7 +84,7 @@ def _column(builder, rows, position, element):
 @intrinsic
 def column_u16(typingctx, rows, position):
     """16 bits at byte `position` of each row: u16x16. `rows`: address of 16 int64 row addresses."""
-    return simd._simple(
+    return emit.simple(
         lambda b, r, p: _column(b, r, p, _i16), simd.u16x16, types.int64, types.int64
     )
 
@@ -91,7 +92,7 @@ def column_u16(typingctx, rows, position):
 @intrinsic
 def column_i32(typingctx, rows, position):
     """32 bits at byte `position` of each row: i32x16."""
-    return simd._simple(
+    return emit.simple(
         lambda b, r, p: _column(b, r, p, _i32), simd.i32x16, types.int64, types.int64
     )
 
@@ -106,9 +107,9 @@ def columns_4(typingctx, rows, position):
 
         def joined(rows):  # parts of four rows in one vector
             pairs = [
-                simd._shuffle(builder, parts[rows[i]], parts[rows[i + 1]], range(8)) for i in (0, 2)
+                emit.shuffle(builder, parts[rows[i]], parts[rows[i + 1]], range(8)) for i in (0, 2)
             ]
-            return simd._shuffle(builder, pairs[0], pairs[1], range(16))
+            return emit.shuffle(builder, pairs[0], pairs[1], range(16))
 
         # Vector i: rows i, i+4, i+8, i+12, so that a 4 x 4 turn within each group of four lanes
         # (cheap on every CPU) leaves the rows in order.
@@ -116,17 +117,15 @@ def columns_4(typingctx, rows, position):
         low, high = [], []
         for a, b in ((first[0], first[1]), (first[2], first[3])):
             lanes = range(0, 16, 4)
-            low.append(simd._shuffle(builder, a, b, [g + k for g in lanes for k in (0, 16, 1, 17)]))
-            high.append(
-                simd._shuffle(builder, a, b, [g + k for g in lanes for k in (2, 18, 3, 19)])
-            )
+            low.append(emit.shuffle(builder, a, b, [g + k for g in lanes for k in (0, 16, 1, 17)]))
+            high.append(emit.shuffle(builder, a, b, [g + k for g in lanes for k in (2, 18, 3, 19)]))
         result = []
         for a, b in (low, high):
             result.append(
-                simd._shuffle(builder, a, b, [g + k for g in lanes for k in (0, 1, 16, 17)])
+                emit.shuffle(builder, a, b, [g + k for g in lanes for k in (0, 1, 16, 17)])
             )
             result.append(
-                simd._shuffle(builder, a, b, [g + k for g in lanes for k in (2, 3, 18, 19)])
+                emit.shuffle(builder, a, b, [g + k for g in lanes for k in (2, 3, 18, 19)])
             )
         return context.make_tuple(builder, sig.return_type, result)
 
@@ -142,8 +141,8 @@ def _turn_16(builder, parts):
         for i in range(LANES):
             if not i & distance:
                 a, b = vectors[i], vectors[i + distance]
-                result[i] = simd._shuffle(builder, a, b, low)
-                result[i + distance] = simd._shuffle(builder, a, b, high)
+                result[i] = emit.shuffle(builder, a, b, low)
+                result[i + distance] = emit.shuffle(builder, a, b, high)
         return result
 
     def lanes_of(unit, first):
@@ -192,7 +191,7 @@ def add_tiles(typingctx, a, b):
 def low_halves(typingctx, v):
     """The low 16 bits of every lane: i32x16 -> u16x16."""
     halves = simd.u16x16
-    return simd._simple(lambda b, x: b.trunc(x, halves.llvm), halves, simd.i32x16)
+    return emit.simple(lambda b, x: b.trunc(x, halves.llvm), halves, simd.i32x16)
 
 
 @intrinsic
@@ -206,11 +205,11 @@ def halves(typingctx, v):
             order = [*range(0, 32, 2), *range(1, 32, 2)]
             index = ir.Constant(simd.u16x32.llvm, order)
             name = "llvm.x86.avx512.permvar.hi.512"
-            words = simd._call(builder, name, words.type, [words, index])
+            words = emit.call(builder, name, words.type, [words, index])
             parts = [range(16), range(16, 32)]
         else:
             parts = [range(0, 32, 2), range(1, 32, 2)]
-        result = [simd._shuffle(builder, words, words, part) for part in parts]
+        result = [emit.shuffle(builder, words, words, part) for part in parts]
         return context.make_tuple(builder, pair, result)
 
     return pair(simd.i32x16), codegen
@@ -225,7 +224,7 @@ def _make_splat_at(vec):
     @intrinsic
     def splat_at(typingctx, address):
         """The 32 bits at `address` in every lane."""
-        return simd._simple(lambda b, a: _splat_at(b, a, 0, element, vec), vec, types.int64)
+        return emit.simple(lambda b, a: _splat_at(b, a, 0, element, vec), vec, types.int64)
 
     return splat_at
 
@@ -240,10 +239,10 @@ def dot_column(typingctx, sums, weights, x):
     def build(builder, sums, weights, x):
         four = _splat_at(builder, x, 0, _i32, simd.i32x16)
         bytes_ = [builder.bitcast(v, simd.u8x64.llvm) for v in (weights, four)]
-        return simd._DOT[simd.LEVEL](builder, sums, *bytes_)
+        return simd.emit_dot(builder, sums, *bytes_)
 
     i32x16 = simd.i32x16
-    return simd._simple(build, i32x16, i32x16, i32x16, types.int64)
+    return emit.simple(build, i32x16, i32x16, i32x16, types.int64)
 
 
 # ---------------------------------------------------------------- tiles
@@ -301,7 +300,7 @@ def dot_tile(typingctx, tile, panel, panel_stride, x):
     def codegen(context, builder, sig, args):
         sums, (panel, stride, x) = _unpack_tile(builder, args[0]), args[1:]
         panels = [builder.add(panel, builder.mul(stride, _i64(v))) for v in range(VECTORS)]
-        dot = simd._DOT[simd.LEVEL]
+        dot = simd.emit_dot
         for k in range(_STEP_VECTORS):
             weights = [_load(builder, p, 64 * k, simd.u8x64.llvm) for p in panels]
             for c in range(columns):
@@ -337,7 +336,7 @@ def add_scaled_tile(typingctx, total, tile, scales, scales_stride, x_scales):
                     builder.fmul(row_scales, column),
                     totals[i],
                 ]
-                totals[i] = simd._call(builder, "llvm.fmuladd.v16f32", _f32x16, factors)
+                totals[i] = emit.call(builder, "llvm.fmuladd.v16f32", _f32x16, factors)
         return context.make_tuple(builder, total, totals)
 
     return total(total, tile, types.int64, types.int64, types.int64), codegen
@@ -366,7 +365,7 @@ def _make_fma_tile(n_k):
                     for v in range(VECTORS):
                         i = v * columns + c
                         factors = [weights[v], column, totals[i]]
-                        totals[i] = simd._call(builder, "llvm.fmuladd.v16f32", _f32x16, factors)
+                        totals[i] = emit.call(builder, "llvm.fmuladd.v16f32", _f32x16, factors)
             return context.make_tuple(builder, total, totals)
 
         return total(total, types.int64, types.int64, types.int64, types.int64), codegen
@@ -382,7 +381,7 @@ def _lane_masks(builder, n_rows):
     iota = ir.Constant(_i32x16, list(range(LANES)))
     masks = []
     for v in range(VECTORS):
-        left = simd._broadcast(builder, builder.sub(n_rows, _i64(v * LANES)), simd.i32x16)
+        left = emit.broadcast(builder, builder.sub(n_rows, _i64(v * LANES)), simd.i32x16)
         masks.append(builder.icmp_signed("<", iota, left))
     return masks
 
@@ -408,7 +407,7 @@ def load_tile(typingctx, like, outs, offset, n_rows):
         zero, values = ir.Constant(_f32x16, [0.0] * LANES), [None] * like.count
         for i, v, pointer in _out_pointers(builder, args[1], args[2], columns):
             arguments = [pointer, _i32(4), masks[v], zero]
-            values[i] = simd._call(builder, "llvm.masked.load.v16f32.p0", _f32x16, arguments)
+            values[i] = emit.call(builder, "llvm.masked.load.v16f32.p0", _f32x16, arguments)
         return context.make_tuple(builder, like, values)
 
     return like(like, types.int64, types.int64, types.int64), codegen
@@ -421,7 +420,7 @@ def store_column(typingctx, value, address, n_rows):
     def codegen(context, builder, sig, args):
         mask = _lane_masks(builder, args[2])[0]
         arguments = [args[0], _pointer(builder, args[1], 0, _f32x16), _i32(4), mask]
-        simd._call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), arguments)
+        emit.call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), arguments)
         return context.get_dummy_value()
 
     return types.void(simd.f32x16, types.int64, types.int64), codegen
@@ -437,7 +436,7 @@ def store_tile(typingctx, total, outs, offset, n_rows):
         for i, v, pointer in _out_pointers(builder, args[1], args[2], columns):
             arguments = [values[i], pointer, _i32(4), masks[v]]
             name = "llvm.masked.store.v16f32.p0"
-            simd._call(builder, name, ir.VoidType(), arguments)
+            emit.call(builder, name, ir.VoidType(), arguments)
         return context.get_dummy_value()
 
     return types.void(total, types.int64, types.int64, types.int64), codegen

@@ -151,17 +151,17 @@ def test_a_change_of_an_inlined_helper_is_noticed(package):
 
 def test_a_change_of_the_simd_layer_is_noticed(tmp_path):
     root = tmp_path / "copy"
-    for folder in ("lowlevel", "lowlevel/cpu"):
+    for folder in ("lowlevel", "lowlevel/cpu", "lowlevel/cpu/simd"):
         (root / folder).mkdir(parents=True, exist_ok=True)
         for file in (ROOT / folder).glob("*.py"):
             shutil.copy2(file, root / folder)
     package = Package(tmp_path, root)
     assert package.run()[0] == VALUES
-    simd = root / "lowlevel/cpu/simd.py"
+    simd = root / "lowlevel/cpu/simd/addresses.py"
     text = simd.read_text()
-    read = "_make_read_at(types.uint16, _i16)"
+    read = "make_read_at(types.uint16, i16)"
     assert text.count(read) == 1
-    simd.write_text(text.replace(read, "_make_read_at(types.int16, _i16)"))
+    simd.write_text(text.replace(read, "make_read_at(types.int16, i16)"))
     values, hits, _ = package.run()
     assert (values[-1], hits) == (0xFF01 - 2**16, 0)
 

@@ -510,7 +510,7 @@ def test_dot_u8s8(rng):
 
 
 def test_every_operation_is_tested():
-    """Every intrinsic of simd.py occurs in these files."""
+    """Every intrinsic of simd occurs in these files."""
     public = {
         name
         for name, value in vars(simd).items()

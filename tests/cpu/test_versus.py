@@ -149,10 +149,11 @@ def test_attention_in_numpy_and_ours_are_attention(sizes, heads_at_once):
     expected = attention_float64(data["q"], data["k"], v)
     variants = ours.prepare(dict(kind="attention", sizes=sizes), data)
     variants["numpy"] = numpy_peer._variant(sizes, data, heads_at_once)
-    assert set(variants) == {"ours", "ours f16", "numpy"}
-    for variant in variants.values():
+    assert set(variants) - {"ours bf16"} == {"ours", "ours f16", "numpy"}
+    for name, variant in variants.items():
         variant.call(1)
-        np.testing.assert_allclose(variant.output(), expected, atol=2e-6)
+        error = 0.03 if name == "ours bf16" else 2e-6
+        np.testing.assert_allclose(variant.output(), expected, atol=error)
 
 
 def test_numpy_does_not_try_what_memory_cannot_hold(monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 
 import lowlevel
 import quant
+from lowlevel.cpu import bfloat
 
 from . import Variant, inputs
 
@@ -57,20 +58,24 @@ def _product(sizes, data):
 
 def _attention(sizes, data):
     half = {name: array.astype(np.float16) for name, array in data.items() if name != "q"}
-    return {
+    variants = {
         "ours": _attention_variant(sizes, data["q"], data),
         "ours f16": _attention_variant(sizes, data["q"], half),
     }
+    if bfloat.AVAILABLE and sizes["n_tokens"] > 1:  # else it is "ours" again
+        bf16 = _attention_variant(sizes, data["q"], data, precision="bf16")
+        variants["ours bf16"] = bf16
+    return variants
 
 
-def _attention_variant(sizes, q, kv):
+def _attention_variant(sizes, q, kv, **options):
     k, v = kv["k"], inputs.value_of(kv, sizes)
     out = inputs.aligned((*q.shape[:2], sizes["d_v"]))
     pool = lowlevel.Pool("256MiB")
     peaks = {}
 
     def call(n_threads):
-        lowlevel.attention(q, k, v, pool=pool, out=out, n_threads=n_threads)
+        lowlevel.attention(q, k, v, pool=pool, out=out, n_threads=n_threads, **options)
         peaks[n_threads] = pool.peak
 
     return Variant(call, lambda: out, lambda: dict(scratch_bytes=max(peaks.values())))

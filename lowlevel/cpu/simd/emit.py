@@ -1,0 +1,51 @@
+"""Building blocks for LLVM IR, from which the operations are made."""
+
+from llvmlite import ir
+from numba.core import cgutils
+from numba.core.typing.templates import signature
+
+i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+f32 = ir.FloatType()
+
+
+def constant(vec, value):
+    return ir.Constant(vec.llvm, [value] * vec.lanes)
+
+
+def broadcast(builder, scalar, vec):
+    """An LLVM scalar, converted to the element type of `vec` if it is an integer, in every lane."""
+    if isinstance(scalar.type, ir.IntType) and scalar.type != vec.llvm.element:
+        cast = builder.trunc if scalar.type.width > vec.llvm.element.width else builder.sext
+        scalar = cast(scalar, vec.llvm.element)
+    one = builder.insert_element(ir.Constant(vec.llvm, ir.Undefined), scalar, i32(0))
+    zeros = ir.Constant(ir.VectorType(i32, vec.lanes), [0] * vec.lanes)
+    return builder.shuffle_vector(one, ir.Constant(vec.llvm, ir.Undefined), zeros)
+
+
+def shuffle(builder, first, second, lanes):
+    index = ir.Constant(ir.VectorType(i32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(first, second, index)
+
+
+def call(builder, name, result, arguments):
+    function_type = ir.FunctionType(result, [a.type for a in arguments])
+    function = cgutils.get_or_insert_function(builder.module, function_type, name)
+    return builder.call(function, arguments)
+
+
+def element_pointer(context, builder, array_type, array, index, llvm_type):
+    """Pointer to element `index` of a Numba array, counted in the array's items, C order, 64 bit."""
+    data = context.make_array(array_type)(context, builder, array).data
+    size = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+    base = builder.bitcast(data, i8.as_pointer())
+    offset = builder.mul(index, i64(size))
+    return builder.bitcast(builder.gep(base, [offset]), llvm_type.as_pointer())
+
+
+def simple(build, result, *arguments):
+    """An intrinsic of fixed argument types whose code is ``build(builder, *llvm values)``."""
+
+    def codegen_(context, builder, sig, args):
+        return build(builder, *args)
+
+    return signature(result, *arguments), codegen_

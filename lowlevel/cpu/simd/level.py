@@ -1,0 +1,24 @@
+"""What the CPU has that kernels are compiled for: see the package."""
+
+from numba.core import codegen, config
+
+
+def _cpu_features():
+    """The feature flags Numba compiles for, as a set of names."""
+    text = config.CPU_FEATURES
+    if text is None:
+        text = codegen.get_host_cpu_features()
+    return {flag[1:] for flag in text.split(",") if flag.startswith("+")}
+
+
+def _level(features):
+    if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= features:
+        return "avx512"
+    if {"avx2", "fma", "f16c"} <= features:
+        return "avx2"
+    return "portable"
+
+
+FEATURES = frozenset(_cpu_features())
+LEVEL = _level(FEATURES)
+HAS_VNNI = LEVEL == "avx512" and "avx512vnni" in FEATURES

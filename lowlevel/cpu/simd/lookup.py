@@ -1,0 +1,121 @@
+"""Table lookups."""
+
+from llvmlite import ir
+from numba.extending import intrinsic
+
+from .emit import call, f32, i8, i32, shuffle, simple
+from .level import LEVEL
+from .vectors import i32x16, u8x32, u8x64, u16x16, u16x32
+
+
+def _by_lane(builder, table, index, bits):
+    """Portable table lookup: result[i] = table[base + (index[i] & mask)] one lane at a time."""
+    result = ir.Constant(table.type if bits == 32 else index.type, ir.Undefined)
+    for lane in range(index.type.count):
+        entry = builder.extract_element(index, i32(lane))
+        entry = builder.and_(entry, ir.Constant(entry.type, 15))
+        if bits == 8:  # vpshufb looks up within each group of 16 bytes
+            entry = builder.add(builder.zext(entry, i32), i32(lane // 16 * 16))
+        result = builder.insert_element(result, builder.extract_element(table, entry), i32(lane))
+    return result
+
+
+def _lookup16_avx512(builder, table, index):
+    kind = "sf" if table.type.element == f32 else "si"
+    return call(builder, f"llvm.x86.avx512.permvar.{kind}.512", table.type, [table, index])
+
+
+def _lookup16_avx2(builder, table, index):
+    name, eight = "llvm.x86.avx2.permd", ir.VectorType(i32, 8)
+    if table.type.element == f32:
+        name, eight = "llvm.x86.avx2.permps", ir.VectorType(f32, 8)
+    low_table = shuffle(builder, table, table, range(8))
+    high_table = shuffle(builder, table, table, range(8, 16))
+    halves = []
+    for start in (0, 8):
+        part = shuffle(builder, index, index, range(start, start + 8))
+        low = call(builder, name, eight, [low_table, part])
+        high = call(builder, name, eight, [high_table, part])
+        bit3 = builder.and_(part, ir.Constant(part.type, [8] * 8))
+        use_high = builder.icmp_unsigned("!=", bit3, ir.Constant(part.type, [0] * 8))
+        halves.append(builder.select(use_high, high, low))
+    return shuffle(builder, halves[0], halves[1], range(16))
+
+
+_LOOKUP16 = {
+    "avx512": _lookup16_avx512,
+    "avx2": _lookup16_avx2,
+    "portable": lambda builder, table, index: _by_lane(builder, table, index, 32),
+}
+
+
+@intrinsic
+def lookup16(typingctx, table, index):
+    """``table[index & 15]`` lane by lane; table f32x16 or i32x16, index i32x16."""
+    return simple(lambda builder, t, i: _LOOKUP16[LEVEL](builder, t, i), table, table, i32x16)
+
+
+def _lookup16_words_avx512(builder, table, index):
+    table = shuffle(builder, table, table, [*range(16), *range(16)])
+    index = builder.zext(index, u16x32.llvm)
+    return call(builder, "llvm.x86.avx512.permvar.hi.512", u16x32.llvm, [table, index])
+
+
+def _lookup16_words_avx2(builder, table, index):
+    """The low and the high bytes each by vpshufb, then put together."""
+    table = builder.bitcast(table, u8x32.llvm)
+    parts = []
+    for byte in range(2):
+        lanes = [2 * (i % 16) + byte for i in range(32)]
+        args = [shuffle(builder, table, table, lanes), index]
+        parts.append(call(builder, "llvm.x86.avx2.pshuf.b", u8x32.llvm, args))
+    lanes = [i // 2 + 32 * (i % 2) for i in range(64)]
+    return builder.bitcast(shuffle(builder, parts[0], parts[1], lanes), u16x32.llvm)
+
+
+def _lookup16_words_by_lane(builder, table, index):
+    result = ir.Constant(u16x32.llvm, ir.Undefined)
+    for lane in range(32):
+        entry = builder.and_(builder.extract_element(index, i32(lane)), i8(15))
+        result = builder.insert_element(result, builder.extract_element(table, entry), i32(lane))
+    return result
+
+
+_LOOKUP16_WORDS = {
+    "avx512": _lookup16_words_avx512,
+    "avx2": _lookup16_words_avx2,
+    "portable": _lookup16_words_by_lane,
+}
+
+
+@intrinsic
+def lookup16_words(typingctx, table, index):
+    """u16x32 of ``table[index]``; table u16x16, index u8x32 of 0 to 15."""
+    return simple(
+        lambda builder, t, i: _LOOKUP16_WORDS[LEVEL](builder, t, i), u16x32, u16x16, u8x32
+    )
+
+
+def _bytes16_avx2(builder, table, index):
+    half = ir.VectorType(i8, 32)
+    parts = []
+    for start in (0, 32):
+        lanes = range(start, start + 32)
+        args = [shuffle(builder, x, x, lanes) for x in (table, index)]
+        parts.append(call(builder, "llvm.x86.avx2.pshuf.b", half, args))
+    return shuffle(builder, parts[0], parts[1], range(64))
+
+
+_BYTES16 = {
+    "avx512": lambda builder, table, index: call(
+        builder, "llvm.x86.avx512.pshuf.b.512", table.type, [table, index]
+    ),
+    "avx2": _bytes16_avx2,
+    "portable": lambda builder, table, index: _by_lane(builder, table, index, 8),
+}
+
+
+@intrinsic
+def bytes16(typingctx, table, index):
+    """Byte lookup within each group of 16: ``table[16 * (i // 16) + index[i]]``, 0 <= index < 16."""
+    return simple(lambda builder, t, i: _BYTES16[LEVEL](builder, t, i), u8x64, u8x64, u8x64)
