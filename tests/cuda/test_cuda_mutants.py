@@ -9,21 +9,19 @@ from quant_cases import assert_same_bits, random_tensor, reference, width
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
 from lowlevel.cuda import loader
-from quant import dequantize, matmul
+from quant import QuantTensor, dequantize, matmul
 
 # file of the change, text, its replacement
 DECODING = [
-    (
-        "Q2_K",
-        "q2_k.cu",
-        "(16 * (pair % 2) + 8 * (byte / 16))",
-        "(8 * (pair % 2) + 8 * (byte / 16))",
-    ),
-    ("Q3_K", "q3_k.cu", "block + kHmask + byte", "block + kHmask"),
-    ("Q4_K", "q4_k.cu", "third >> 4 & 0x0f0fu", "third & 0x0f0fu"),
+    ("Q2_K", "q2_k.cu", "kScales + index / 16", "kScales + index / 32"),
+    ("Q3_K", "q3_k.cu", "kHmask + index % 32", "kHmask"),
+    ("Q4_K", "q4_k.cu", "third >> 4 & 15", "third & 15"),
     ("Q6_K", "q6_k.cu", "codes, -32.0f", "codes, -31.0f"),
-    ("IQ4_NL", "iq4_nl.cu", "0x26190d01u", "0x26190e01u"),
-    ("Q8_0", "dequantize.cuh", "block >= n_blocks", "block > n_blocks"),
+    ("IQ4_NL", "iq4_nl.cu", "0xa6998d81u", "0xa6998e81u"),
+    ("Q8_0", "dequantize.cuh", "row >= rows", "row > rows"),
+    ("Q3_K", "dequantize.cuh", "max(at, 0)", "max(at, 2)"),
+    ("Q4_0", "dequantize.cuh", "skew(row),", "skew(0),"),
+    ("Q6_K", "dequantize.cuh", "__syncthreads();", ""),
     ("F16", "floats.cu", "first + kVector <= row_weights", "first < row_weights"),
 ]
 
