@@ -57,32 +57,55 @@ def is_right(run, expected):
     return True
 
 
-@pytest.mark.parametrize("name, file, old, new", DECODING, ids=[row[0] for row in DECODING])
+@pytest.mark.parametrize(
+    "name, file, old, new", DECODING, ids=[f"{row[0]} {row[2]}" for row in DECODING]
+)
 def test_dequantize(name, file, old, new, mutate, rng):
-    t = random_tensor(rng, name, (3, width(name, 5)))
-    on, expected = t.to("cudasim"), reference(t)
-    assert is_right(lambda: dequantize(on), expected)
+    """Rows apart from each other, in the middle of a tensor and at both its ends."""
+    t = random_tensor(rng, name, (3, width(name, 7)))
+    whole = t.to("cudasim")
+    step = t.row_bytes // 7
+    parts = (whole.data[:, :-step], whole.data[:, step:])
+    columns = t.columns // 7 * 6
+    tensors = [whole, *(QuantTensor(part, name, (3, columns)) for part in parts)]
+
+    def right():
+        return all(
+            is_right(lambda on=on: dequantize(on), reference(on.to("cpu"))) for on in tensors
+        )
+
+    assert right()
     mutate(old, new)
-    assert not is_right(lambda: dequantize(on), expected)
+    assert not right()
+
+
+COPIES = {
+    "strided": lambda x: [x.transpose(1, 2, 0)],
+    "transposed": lambda x: [x.reshape(21, 25).T],
+    "joined": lambda x: [x[:, :, :4], x],
+}
 
 
 @pytest.mark.parametrize(
-    "old, new",
+    "way, old, new",
     [
-        ("index * axis.source_stride", "index * axis.target_stride"),
-        ("i == layout.n_axes", "i + 1 == layout.n_axes"),
-        (">> shift;", ">> (shift - 1);"),
+        ("strided", "index * axis.source_stride", "index * axis.target_stride"),
+        ("strided", "i == layout.n_axes", "i + 1 == layout.n_axes"),
+        ("strided", ">> shift;", ">> (shift - 1);"),
+        ("transposed", "__syncthreads();", ""),
+        ("transposed", "x < targets && y", "y"),
+        ("transposed", "units[i] = from[(y", "units[i] = from[(x"),
+        ("joined", "start = rows.ends[i - 1];", "start = 0;"),
+        ("joined", "column = 0, ++row", "column = 0"),
     ],
 )
-def test_concat(old, new, mutate, rng):
-    x = rng.random((5, 7, 3), np.float32)
-    on, expected = (
-        asarray(x, "cudasim").transpose(1, 2, 0),
-        np.ascontiguousarray(x.transpose(1, 2, 0)),
-    )
-    assert is_right(lambda: concat([on]), expected)
+def test_concat(way, old, new, mutate, rng):
+    x = rng.random((5, 7, 15), np.float32)
+    arrays = COPIES[way](asarray(x, "cudasim"))
+    expected = np.concatenate(COPIES[way](x), -1)
+    assert is_right(lambda: concat(arrays, -1), expected)
     mutate(old, new)
-    assert not is_right(lambda: concat([on]), expected)
+    assert not is_right(lambda: concat(arrays, -1), expected)
 
 
 FUSED_CHANGES = {
