@@ -65,31 +65,42 @@ struct Transposed {
   unsigned target_length, source_length;
 };
 
+// kWhole: all of the tile is there, and no unit needs a look whether it is.
+template <bool kWhole, class Unit, class Tile>
+__device__ __forceinline__ void transpose(const Unit* from, Unit* to, Tile& tile,
+                                          const Transposed& layout, unsigned targets,
+                                          unsigned sources) {
+  constexpr unsigned kRows = 256 / kTile;
+  const unsigned x = threadIdx.x % kTile, y = threadIdx.x / kTile;
+  Unit units[kTile / kRows];
+#pragma unroll
+  for (unsigned i = 0; i < kTile / kRows; ++i)
+    if (kWhole || (x < sources && y + kRows * i < targets))
+      units[i] = from[(y + kRows * i) * layout.source_stride + x];
+#pragma unroll
+  for (unsigned i = 0; i < kTile / kRows; ++i)
+    if (kWhole || (x < sources && y + kRows * i < targets)) tile[x][y + kRows * i] = units[i];
+  __syncthreads();
+#pragma unroll
+  for (unsigned i = 0; i < kTile / kRows; ++i)
+    if (kWhole || (x < targets && y + kRows * i < sources))
+      to[(y + kRows * i) * layout.target_stride + x] = tile[y + kRows * i][x];
+}
+
 template <class Unit>
 __global__ void __launch_bounds__(256)
     copy_transposed(const void* source, void* target, const Transposed layout) {
   // Its rows are one 4-byte bank further each, or as far as a unit is wide.
   __shared__ Unit tile[kTile][kTile + (sizeof(Unit) < 4 ? 4 / sizeof(Unit) : 1)];
-  constexpr unsigned kRows = 256 / kTile;
   const Place place = place_of(blockIdx.x, layout.tiles);
   const Unit* const from = static_cast<const Unit*>(source) + place.from;
   Unit* const to = static_cast<Unit*>(target) + place.to;
   const unsigned targets = layout.target_length - place.indices[0] * kTile;
   const unsigned sources = layout.source_length - place.indices[1] * kTile;
-  const unsigned x = threadIdx.x % kTile, y = threadIdx.x / kTile;
-  Unit units[kTile / kRows];
-#pragma unroll
-  for (unsigned i = 0; i < kTile / kRows; ++i)
-    if (x < sources && y + kRows * i < targets)
-      units[i] = from[(y + kRows * i) * layout.source_stride + x];
-#pragma unroll
-  for (unsigned i = 0; i < kTile / kRows; ++i)
-    if (x < sources && y + kRows * i < targets) tile[x][y + kRows * i] = units[i];
-  __syncthreads();
-#pragma unroll
-  for (unsigned i = 0; i < kTile / kRows; ++i)
-    if (x < targets && y + kRows * i < sources)
-      to[(y + kRows * i) * layout.target_stride + x] = tile[y + kRows * i][x];
+  if (targets >= kTile && sources >= kTile)
+    transpose<true>(from, to, tile, layout, targets, sources);
+  else
+    transpose<false>(from, to, tile, layout, targets, sources);
 }
 
 // ---- rows joined side by side ------------------------------------------------------------------------
@@ -102,24 +113,29 @@ struct Rows {
   unsigned multiplier, shift;   // to divide by a row's length, which is the last end
 };
 
-// The units of the target in their order, from any on.
+// A part of a row of the target: unit i of what a thread writes, for i below `stop`, is from[i].
 template <class Unit>
-struct RowUnits {
-  const void* const sources[kSources];
-  const Rows& rows;
-  unsigned row, column;
+struct Part {
+  const Unit* from;
+  unsigned stop;
+  unsigned row, end;  // where it ends in the row
 
-  __device__ __forceinline__ Unit next() {
+  // The part of which unit i is, at a column of a row.
+  __device__ __forceinline__ void enter(const void* const (&sources)[kSources], const Rows& rows,
+                                        unsigned i, unsigned column) {
+    if (column == rows.ends[kSources - 1]) column = 0, ++row;
     const void* source = sources[0];
     long long stride = rows.strides[0];
     unsigned start = 0;
+    end = rows.ends[0];
 #pragma unroll
-    for (int i = 1; i < kSources; ++i)
-      if (column >= rows.ends[i - 1])
-        source = sources[i], stride = rows.strides[i], start = rows.ends[i - 1];
-    const Unit unit = static_cast<const Unit*>(source)[row * stride + (column - start)];
-    if (++column == rows.ends[kSources - 1]) column = 0, ++row;
-    return unit;
+    for (int s = 1; s < kSources; ++s)
+      if (column >= rows.ends[s - 1]) {
+        source = sources[s], stride = rows.strides[s];
+        start = rows.ends[s - 1], end = rows.ends[s];
+      }
+    from = static_cast<const Unit*>(source) + (row * stride + column - start - i);
+    stop = i + end - column;
   }
 };
 
@@ -132,9 +148,10 @@ __global__ void __launch_bounds__(256)
   constexpr unsigned kUnits = 16 / sizeof(Unit);
   const unsigned start = (blockIdx.x * 256u + threadIdx.x) * kUnits;
   if (start >= n_units) return;
-  const unsigned row = divide(start, rows.multiplier, rows.shift);
-  RowUnits<Unit> source = {
-      {first, second, third, fourth}, rows, row, start - row * rows.ends[kSources - 1]};
+  const void* const sources[kSources] = {first, second, third, fourth};
+  Part<Unit> part;
+  part.row = divide(start, rows.multiplier, rows.shift);
+  part.enter(sources, rows, 0, start - part.row * rows.ends[kSources - 1]);
   Unit* const to = static_cast<Unit*>(target) + start;
   if (start + kUnits <= n_units) {
     union {
@@ -142,9 +159,16 @@ __global__ void __launch_bounds__(256)
       uint4 all;
     } vector;
 #pragma unroll
-    for (unsigned i = 0; i < kUnits; ++i) vector.units[i] = source.next();
+    for (unsigned i = 0; i < kUnits; ++i) {
+      if (i == part.stop) part.enter(sources, rows, i, part.end);
+      vector.units[i] = part.from[i];
+    }
     ptx::store_16(to, vector.all);
   } else {
-    for (unsigned i = 0; start + i < n_units; ++i) to[i] = source.next();
+#pragma unroll 1
+    for (unsigned i = 0; start + i < n_units; ++i) {
+      if (i == part.stop) part.enter(sources, rows, i, part.end);
+      to[i] = part.from[i];
+    }
   }
 }

@@ -95,7 +95,7 @@ COPIES = {
         ("transposed", "__syncthreads();", ""),
         ("transposed", "x < targets && y", "y"),
         ("transposed", "units[i] = from[(y", "units[i] = from[(x"),
-        ("joined", "start = rows.ends[i - 1];", "start = 0;"),
+        ("joined", "start = rows.ends[s - 1], end", "start = 0, end"),
         ("joined", "column = 0, ++row", "column = 0"),
     ],
 )
