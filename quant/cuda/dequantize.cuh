@@ -97,7 +97,7 @@ __device__ __forceinline__ void store_vector(typename Out::Bits* out,
   }
 }
 
-constexpr int kTileThreads = 256;
+constexpr int kTileThreads = 256;  // of a thread block
 // Vectors that a thread makes: more of them share the work of finding the tile.
 constexpr int kTileVectors = 4;
 
@@ -186,7 +186,7 @@ struct Tile {
 // is tile_columns blocks of tile_rows rows, Tile::kBlocks at most. kAligned: every block has the
 // format's alignment, and every block's weights that of a 16-byte vector.
 template <class Format, class Out, bool kAligned>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(256)
     dequantize(const unsigned char* __restrict__ source, long long source_stride,
                typename Out::Bits* __restrict__ out, long long out_stride, unsigned row_blocks,
                unsigned n_rows, unsigned row_tiles, unsigned tile_columns, unsigned tile_rows) {

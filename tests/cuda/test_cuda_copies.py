@@ -7,7 +7,7 @@ from lowlevel import asarray, asnumpy, concat, cudasim, devices
 from lowlevel.cuda import copies
 from lowlevel.cuda.instances import COPY, JOIN, TRANSPOSED
 
-KERNELS = tuple(COPY.values())
+KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values())
 
 
 def random_array(rng, shape, dtype):
