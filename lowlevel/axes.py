@@ -1,4 +1,4 @@
-"""Axes of strided arrays that are walked together, with as few of them as will do."""
+"""Axes of strided arrays: those walked together, with as few of them as will do, and parts along one."""
 
 
 def join_axes(shape, *strides):
@@ -27,3 +27,13 @@ def join_axes(shape, *strides):
         else:
             joined.append((length, *steps))
     return joined
+
+
+def parts(target, sources, axis):
+    """(part of `target`, source) for sources that lie one after the other along `axis`."""
+    before = (slice(None),) * axis
+    start = 0
+    for source in sources:
+        stop = start + source.shape[axis]
+        yield target[(*before, slice(start, stop))], source
+        start = stop

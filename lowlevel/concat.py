@@ -44,13 +44,7 @@ def concat(arrays, axis=0, out=None):
         out = device.empty(tuple(shape), arrays[0].dtype)
     else:
         _check_out(out, tuple(shape), arrays, device)
-    before = (slice(None),) * axis
-    target = device.plain(out)
-    start = 0
-    for array in arrays:
-        stop = start + array.shape[axis]
-        device.copy(target[(*before, slice(start, stop))], array)
-        start = stop
+    device.join(device.plain(out), arrays, axis)
     return out
 
 

@@ -12,6 +12,7 @@ A device is an object that its own package provides as `open_device(index)` in a
     empty(shape, dtype)                   a C-contiguous array outside any pool
     plain(array)                          the array without the ways of a subclass
     copy(target, source)                  shape and dtype equal, any strides, no element in common; takes no memory
+    join(target, sources, axis)           copy sources one after the other along an axis of target, which they fill
     overlap(array, array)                 whether they share an element (True also if that is too hard to say)
     overlaps_itself(array)                whether two of its indices may mean one place
     writable(array)

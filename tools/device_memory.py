@@ -1,4 +1,7 @@
-"""Dequantisation and concat on a device: what share they reach of a copy's bandwidth."""
+"""Dequantisation and concat on a device: what share they reach of a copy's bandwidth.
+
+Times are the device's own, without the host's share of a call.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def measure_dequantize(device, types, n_weights, rounds, copy_speed, columns=409
                 from . import device_peers
 
                 others[to] = device_peers.dequantize(tensor, out)
-        times = timing.interleaved(device, calls, rounds)
+        times = timing.queued(device, calls, rounds)
         for to, call in calls.items():
             call()
             n_bytes = tensor.n_bytes + outputs[to].nbytes
@@ -98,7 +101,7 @@ def measure_concat(device, n_values, rounds, copy_speed):
         name: lambda arrays=arrays, axis=axis: concat(arrays, axis, out=out)
         for name, (arrays, axis, _) in cases.items()
     }
-    times = timing.interleaved(device, calls, rounds)
+    times = timing.queued(device, calls, rounds)
     rows = []
     for name, (_, _, expected) in cases.items():
         calls[name]()

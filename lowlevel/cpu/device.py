@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lowlevel import axes
 from lowlevel.arena import ALIGNMENT
 from lowlevel.cpu import copy as copies
 from lowlevel.cpu import layout, threads
@@ -60,6 +61,11 @@ class CpuDevice:
         return array
 
     copy = staticmethod(copies.copy_disjoint)
+
+    def join(self, target, sources, axis):
+        for part, source in axes.parts(target, sources, axis):
+            self.copy(part, source)
+
     overlap = staticmethod(copies.overlap)
     overlaps_itself = staticmethod(copies.overlaps_itself)
     resolve_n_threads = staticmethod(threads.resolve_n_threads)

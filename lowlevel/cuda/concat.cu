@@ -1,7 +1,8 @@
 // Copying between arrays of any strides: what concat, and every copy on the device, comes down to.
 //
-// One thread copies one unit. Units are counted in 32 bits, offsets in 64: the host cuts a larger
-// copy into launches (copies.py). The grid has one axis only.
+// Units are counted in 32 bits, offsets in 64: the host cuts a larger copy into launches (copies.py).
+// The grid has one axis only.
+#include "ptx.cuh"
 
 constexpr int kMaxAxes = 8;
 
@@ -21,23 +22,153 @@ __device__ __forceinline__ unsigned divide(unsigned n, unsigned multiplier, unsi
   return (__umulhi(n, multiplier) + n) >> shift;
 }
 
-template <class Unit>
-__global__ void __launch_bounds__(256)
-    copy_strided(const void* source, void* target, const Axes layout, unsigned n_units) {
-  const unsigned unit = blockIdx.x * 256u + threadIdx.x;
-  if (unit >= n_units) return;
-  unsigned rest = unit;
-  long long from = 0, to = 0;
+// Where the n-th item of an array of these axes is read and written, and its first two indices.
+struct Place {
+  long long from, to;
+  unsigned indices[2];
+};
+__device__ __forceinline__ Place place_of(unsigned n, const Axes& layout) {
+  Place place = {0, 0, {0, 0}};
 #pragma unroll
   for (int i = 0; i < kMaxAxes; ++i) {
     if (i == layout.n_axes) break;
     const Axis& axis = layout.axes[i];
     const unsigned next =
-        divide(rest, axis.multiplier, layout.shifts[i / 4] >> (8 * (i % 4)) & 0xff);
-    const long long index = rest - next * axis.length;
-    from += index * axis.source_stride;
-    to += index * axis.target_stride;
-    rest = next;
+        divide(n, axis.multiplier, layout.shifts[i / 4] >> (8 * (i % 4)) & 0xff);
+    const long long index = n - next * axis.length;
+    place.from += index * axis.source_stride;
+    place.to += index * axis.target_stride;
+    if (i < 2) place.indices[i] = (unsigned)index;
+    n = next;
   }
-  static_cast<Unit*>(target)[to] = static_cast<const Unit*>(source)[from];
+  return place;
+}
+
+// One thread copies one unit.
+template <class Unit>
+__global__ void __launch_bounds__(256)
+    copy_strided(const void* source, void* target, const Axes layout, unsigned n_units) {
+  const unsigned unit = blockIdx.x * 256u + threadIdx.x;
+  if (unit >= n_units) return;
+  const Place place = place_of(unit, layout);
+  static_cast<Unit*>(target)[place.to] = static_cast<const Unit*>(source)[place.from];
+}
+
+// ---- side by side in the source along one axis, in the target along another --------------------------
+
+constexpr unsigned kTile = 64;  // units along either axis that one thread block copies
+
+struct Transposed {
+  Axes tiles;               // the first axis is the target's, the second the source's
+  long long source_stride;  // of a unit along the target's axis, in units
+  long long target_stride;  // along the source's
+  unsigned target_length, source_length;
+};
+
+// kWhole: all of the tile is there, and no unit needs a look whether it is.
+template <bool kWhole, class Unit, class Tile>
+__device__ __forceinline__ void transpose(const Unit* from, Unit* to, Tile& tile,
+                                          const Transposed& layout, unsigned targets,
+                                          unsigned sources) {
+  constexpr unsigned kRows = 256 / kTile;
+  const unsigned x = threadIdx.x % kTile, y = threadIdx.x / kTile;
+  Unit units[kTile / kRows];
+#pragma unroll
+  for (unsigned i = 0; i < kTile / kRows; ++i)
+    if (kWhole || (x < sources && y + kRows * i < targets))
+      units[i] = from[(y + kRows * i) * layout.source_stride + x];
+#pragma unroll
+  for (unsigned i = 0; i < kTile / kRows; ++i)
+    if (kWhole || (x < sources && y + kRows * i < targets)) tile[x][y + kRows * i] = units[i];
+  __syncthreads();
+#pragma unroll
+  for (unsigned i = 0; i < kTile / kRows; ++i)
+    if (kWhole || (x < targets && y + kRows * i < sources))
+      to[(y + kRows * i) * layout.target_stride + x] = tile[y + kRows * i][x];
+}
+
+template <class Unit>
+__global__ void __launch_bounds__(256)
+    copy_transposed(const void* source, void* target, const Transposed layout) {
+  // Its rows are one 4-byte bank further each, or as far as a unit is wide.
+  __shared__ Unit tile[kTile][kTile + (sizeof(Unit) < 4 ? 4 / sizeof(Unit) : 1)];
+  const Place place = place_of(blockIdx.x, layout.tiles);
+  const Unit* const from = static_cast<const Unit*>(source) + place.from;
+  Unit* const to = static_cast<Unit*>(target) + place.to;
+  const unsigned targets = layout.target_length - place.indices[0] * kTile;
+  const unsigned sources = layout.source_length - place.indices[1] * kTile;
+  if (targets >= kTile && sources >= kTile)
+    transpose<true>(from, to, tile, layout, targets, sources);
+  else
+    transpose<false>(from, to, tile, layout, targets, sources);
+}
+
+// ---- rows joined side by side ------------------------------------------------------------------------
+
+constexpr int kSources = 4;
+
+struct Rows {
+  long long strides[kSources];  // of each source's rows, in units
+  unsigned ends[kSources];      // where its part of a row of the target ends, in units
+  unsigned multiplier, shift;   // to divide by a row's length, which is the last end
+};
+
+// A part of a row of the target: unit i of what a thread writes, for i below `stop`, is from[i].
+template <class Unit>
+struct Part {
+  const Unit* from;
+  unsigned stop;
+  unsigned row, end;  // where it ends in the row
+
+  // The part of which unit i is, at a column of a row.
+  __device__ __forceinline__ void enter(const void* const (&sources)[kSources], const Rows& rows,
+                                        unsigned i, unsigned column) {
+    if (column == rows.ends[kSources - 1]) column = 0, ++row;
+    const void* source = sources[0];
+    long long stride = rows.strides[0];
+    unsigned start = 0;
+    end = rows.ends[0];
+#pragma unroll
+    for (int s = 1; s < kSources; ++s)
+      if (column >= rows.ends[s - 1]) {
+        source = sources[s], stride = rows.strides[s];
+        start = rows.ends[s - 1], end = rows.ends[s];
+      }
+    from = static_cast<const Unit*>(source) + (row * stride + column - start - i);
+    stop = i + end - column;
+  }
+};
+
+// The target lies side by side from a multiple of 16 bytes on: one thread writes 16 of its bytes, of
+// whatever rows and sources they are.
+template <class Unit>
+__global__ void __launch_bounds__(256)
+    join_rows(const void* first, const void* second, const void* third, const void* fourth,
+              void* target, const Rows rows, unsigned n_units) {
+  constexpr unsigned kUnits = 16 / sizeof(Unit);
+  const unsigned start = (blockIdx.x * 256u + threadIdx.x) * kUnits;
+  if (start >= n_units) return;
+  const void* const sources[kSources] = {first, second, third, fourth};
+  Part<Unit> part;
+  part.row = divide(start, rows.multiplier, rows.shift);
+  part.enter(sources, rows, 0, start - part.row * rows.ends[kSources - 1]);
+  Unit* const to = static_cast<Unit*>(target) + start;
+  if (start + kUnits <= n_units) {
+    union {
+      Unit units[kUnits];
+      uint4 all;
+    } vector;
+#pragma unroll
+    for (unsigned i = 0; i < kUnits; ++i) {
+      if (i == part.stop) part.enter(sources, rows, i, part.end);
+      vector.units[i] = part.from[i];
+    }
+    ptx::store_16(to, vector.all);
+  } else {
+#pragma unroll 1
+    for (unsigned i = 0; start + i < n_units; ++i) {
+      if (i == part.stop) part.enter(sources, rows, i, part.end);
+      to[i] = part.from[i];
+    }
+  }
 }

@@ -1,14 +1,16 @@
-"""Copies between arrays of any strides, cut into launches of one kernel (concat.cu).
+"""Copies between arrays of any strides, cut into launches of the kernels of concat.cu.
 
 An array's item is bytes: an axis of its own, which joins its neighbours where they lie without a
-gap. The widest unit that divides everything is what a thread copies.
+gap. The widest unit that divides everything is what a thread copies at once.
 """
+
+import math
 
 import numpy as np
 
-from lowlevel.axes import join_axes
+from lowlevel.axes import join_axes, parts
 
-from .instances import COPY
+from .instances import COPY, JOIN, JOIN_SOURCES, TRANSPOSED
 
 MAX_AXES = 8
 # Units that one launch copies: their number is counted in 32 bits, with a bit to spare.
@@ -25,6 +27,73 @@ AXES = np.dtype(
         ("shifts", "u1", (3, 4)),
     ]
 )
+TRANSPOSED_LAYOUT = np.dtype(
+    [("tiles", AXES), ("source_stride", "<i8"), ("target_stride", "<i8")]
+    + [("target_length", "<u4"), ("source_length", "<u4")]
+)
+TILE = 64  # units along either axis: the kernel's kTile
+# Both axes of a transposed copy must be this long: else most of its tiles would be empty.
+LEAST_TRANSPOSED = 16
+ROWS = np.dtype(
+    [("strides", "<i8", (JOIN_SOURCES,)), ("ends", "<u4", (JOIN_SOURCES,))]
+    + [("multiplier", "<u4"), ("shift", "<u4")]
+)
+VECTOR = 16  # bytes that a thread writes of joined rows
+# Parts of rows longer than this are as fast copied one source after the other.
+LONG_ROW = 4096
+
+
+def join(device, target, sources, axis):
+    """Copy `sources` into `target` one after the other along `axis`, all on `device`.
+
+    Rows whose parts are short are written whole, by one launch: the parts of several sources then share
+    what memory moves at once.
+    """
+    if not _join_whole(device, target, sources, axis):
+        for part, source in parts(target, sources, axis):
+            copy(device, part, source)
+
+
+def _join_whole(device, target, sources, axis):
+    """Whether one launch could do it, and has."""
+    sources = [source for source in sources if source.size]
+    if not 2 <= len(sources) <= JOIN_SOURCES or not target.flags.c_contiguous:
+        return False
+    rows, lengths = [], []
+    item = target.dtype.itemsize
+    for source in sources:
+        run = join_axes((*source.shape[axis:], item), (*source.strides[axis:], 1))
+        lead = join_axes(source.shape[:axis], source.strides[:axis])
+        if len(lead) != 1 or len(run) > 1 or any(stride != 1 for _, stride in run):
+            return False
+        rows.append(lead[0])
+        lengths.append(run[0][0] if run else 1)
+    (n_rows,) = {length for length, _ in rows}
+    strides = [stride for _, stride in rows]
+    return _join_rows(device, target, sources, n_rows, strides, lengths, min(lengths) <= LONG_ROW)
+
+
+def _join_rows(device, target, sources, n_rows, strides, lengths, wide=False):
+    """Launch join_rows if it is the faster way, `wide`: for units of 16 bytes too.
+
+    Each source has `n_rows` rows, its `strides` apart, and gives its `lengths` of bytes to each row of
+    `target`, which has no gaps.
+    """
+    addresses = [device.address(source) for source in sources]
+    unit = _common_unit(*addresses, *strides, *lengths)
+    n_units = n_rows * sum(lengths) // unit
+    if device.address(target) % VECTOR or n_units > MAX_UNITS or (unit == VECTOR and not wide):
+        return False
+    rows = np.zeros((), ROWS)
+    missing = JOIN_SOURCES - len(sources)
+    rows["strides"] = [*(stride // unit for stride in strides), *[0] * missing]
+    ends = np.cumsum(lengths) // unit
+    rows["ends"] = [*ends, *[ends[-1]] * missing]
+    rows["multiplier"], rows["shift"] = divisor(int(ends[-1]))
+    kernel = JOIN[unit]
+    n_blocks = -(-n_units * unit // (VECTOR * kernel.block))
+    device.launch(kernel, n_blocks, (*sources, *[None] * missing, target, rows, n_units))
+    return True
 
 
 def copy(device, target, source):
@@ -47,9 +116,16 @@ def copy(device, target, source):
         return
     if axes[-1][1:] != (1, 1):  # items of one byte, apart from each other
         axes.append((1, 1, 1))
-    unit = _widest_unit(axes, device.address(source), device.address(target))
+    strides = (stride for axis in axes[:-1] for stride in axis[1:])
+    unit = _common_unit(axes[-1][0], device.address(source), device.address(target), *strides)
+    if len(axes) == 2 and axes[0][2] == axes[1][0] > unit:  # rows that are joined in the target
+        (n_rows, stride, _), (length, *_) = axes
+        if _join_rows(device, target, [source], n_rows, [stride], [length]):
+            return
     axes[-1] = (axes[-1][0] // unit, unit, unit)
     axes = [axis for axis in axes if axis[0] > 1]
+    if _copy_transposed(device, target, source, axes, unit):
+        return
     n_units = target.size * item // unit
     if n_units > MAX_UNITS:
         _copy_by_parts(device, target, source)
@@ -68,9 +144,34 @@ def _copy_by_parts(device, target, source):
         copy(device, target[part], source[part])
 
 
-def _widest_unit(axes, *addresses):
-    """The largest of COPY's units that divides addresses, strides and the innermost length."""
-    numbers = [axes[-1][0], *addresses, *(stride for axis in axes[:-1] for stride in axis[1:])]
+def _copy_transposed(device, target, source, axes, unit):
+    """Launch copy_transposed if the fastest axis of either array is another one's in the other."""
+    *others, (target_length, source_stride, step) = axes
+    if step != unit or unit not in TRANSPOSED:
+        return False
+    along = [axis for axis in others if axis[1] == unit]
+    if not along or min(target_length, along[0][0]) < LEAST_TRANSPOSED:
+        return False
+    source_length, _, target_stride = along[0]
+    others.remove(along[0])
+    tiles = [
+        *others,
+        (-(-source_length // TILE), TILE * unit, TILE * target_stride),
+        (-(-target_length // TILE), TILE * source_stride, TILE * unit),
+    ]
+    n_tiles = math.prod(length for length, *_ in tiles)
+    if n_tiles > MAX_UNITS:
+        return False
+    layout = np.zeros((), TRANSPOSED_LAYOUT)
+    layout["tiles"] = _layout(tiles, unit)
+    layout["source_stride"], layout["target_stride"] = source_stride // unit, target_stride // unit
+    layout["source_length"], layout["target_length"] = source_length, target_length
+    device.launch(TRANSPOSED[unit], n_tiles, (source, target, layout))
+    return True
+
+
+def _common_unit(*numbers):
+    """The largest of COPY's units that divides them all."""
     return max(unit for unit in COPY if all(number % unit == 0 for number in numbers))
 
 

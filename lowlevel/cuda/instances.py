@@ -50,6 +50,28 @@ COPY = {
     )
     for n_bytes, unit in COPY_UNITS.items()
 }
+TRANSPOSED = {
+    n_bytes: Kernel(
+        package="lowlevel.cuda",
+        file="concat.cu",
+        name=f"copy_transposed<{unit}>",
+        parameters=("const V*", "V*", "V232"),
+        block=256,
+    )
+    for n_bytes, unit in COPY_UNITS.items()
+    if n_bytes < 16
+}
+JOIN_SOURCES = 4
+JOIN = {
+    n_bytes: Kernel(
+        package="lowlevel.cuda",
+        file="concat.cu",
+        name=f"join_rows<{unit}>",
+        parameters=(*["const V*"] * JOIN_SOURCES, "V*", "V56", "u4"),
+        block=256,
+    )
+    for n_bytes, unit in COPY_UNITS.items()
+}
 # The types that attention's kernels are made for, and their names there.
 FLOAT_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "Bfloat16"}
 ATTENTION_CALL = "V176"  # attention_call.cuh's AttentionCall, attention.py's CALL
@@ -135,7 +157,7 @@ FINISH = _row_kernels(
 ATTENTION = tuple(
     kernel for table in (FUSED, MERGE, WIDEN, SCAN, SOFTMAX, FINISH) for kernel in table.values()
 )
-KERNELS = (*COPY.values(), *ATTENTION)
+KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values(), *ATTENTION)
 
 
 def all_kernels():

@@ -93,6 +93,9 @@ class KernelDevice:
     def copy(self, target, source):
         copies.copy(self, target, source)
 
+    def join(self, target, sources, axis):
+        copies.join(self, target, sources, axis)
+
     def overlap(self, first, second):
         return host_copies.overlap(self._shadow(first), self._shadow(second))
 

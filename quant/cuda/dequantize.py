@@ -10,8 +10,8 @@ DEFAULT_ALIGNMENT = 2
 STORE_BYTES = 16
 # Blocks in one launch: they are counted in 32 bits.
 MAX_BLOCKS = 2**31
-# Pieces of 16 bytes that one thread writes: the kernels' kPieces.
-PIECES = {"Q8_0": 1, "Q4_0": 2, "IQ4_NL": 2, "Q4_K": 2, "Q2_K": 4, "Q3_K": 4, "Q6_K": 4}
+# Vectors of 16 bytes that a thread block writes: the kernels' kTileThreads * kTileVectors.
+TILE_VECTORS = 256 * 4
 
 
 def dequantize(t, out, device):
@@ -64,12 +64,23 @@ def _launch(block, data, out, device, n_rows, strides, row_blocks):
         )
         for number in numbers
     )
-    if block.is_float:
-        row_count, n_items = row_blocks, n_rows * -(-row_blocks // vector)
-        n_threads = n_items
-    else:
-        row_count, n_items = row_blocks, n_rows * row_blocks
-        n_threads = n_items * (block.block_weights // (PIECES[block.name] * vector))
     kernel = DEQUANTIZE[block.name, out.dtype.name, aligned]
-    arguments = (data, strides[0], out, strides[1] // out.itemsize, row_count, n_items)
-    device.launch(kernel, -(-n_threads // kernel.block), arguments)
+    arguments = (data, strides[0], out, strides[1] // out.itemsize)
+    if block.is_float:
+        n_vectors = n_rows * -(-row_blocks // vector)
+        device.launch(kernel, -(-n_vectors // kernel.block), (*arguments, row_blocks, n_vectors))
+        return
+    row_tiles, columns, rows = _tile(
+        n_rows, row_blocks, TILE_VECTORS * vector // block.block_weights
+    )
+    n_tiles = -(-n_rows // rows) * row_tiles
+    device.launch(kernel, n_tiles, (*arguments, row_blocks, n_rows, row_tiles, columns, rows))
+
+
+def _tile(n_rows, row_blocks, most):
+    """(tiles in a row, blocks of a row in a tile, its rows) for tiles of at most `most` blocks."""
+    row_tiles = -(-row_blocks // most)
+    if n_rows == 1:
+        return row_tiles, most, 1
+    columns = -(-row_blocks // row_tiles)
+    return row_tiles, columns, most // columns

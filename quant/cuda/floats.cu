@@ -7,6 +7,22 @@ __device__ __forceinline__ float widen(unsigned bits) {
   else return In::widen((unsigned short)bits);
 }
 
+template <int kWords>
+__device__ __forceinline__ void load_words(const unsigned char* address,
+                                           unsigned (&words)[kWords]) {
+  if constexpr (kWords % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < kWords / 4; ++i) {
+      const uint4 four = __ldg(reinterpret_cast<const uint4*>(address) + i);
+      words[4 * i] = four.x, words[4 * i + 1] = four.y;
+      words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+    }
+  } else {
+    const uint2 two = __ldg(reinterpret_cast<const uint2*>(address));
+    words[0] = two.x, words[1] = two.y;
+  }
+}
+
 // Converts rows of row_weights values; rows lie source_stride bytes and out_stride weights apart.
 // kAligned: every row starts at a multiple of 16 bytes on both sides. One thread takes one vector of
 // the output; at a row's end, value by value.
@@ -24,14 +40,13 @@ __global__ void __launch_bounds__(256)
   source += row * source_stride + first * kBytes;
   out += row * out_stride + first;
   if (kAligned && first + kVector <= row_weights) {
-    constexpr int kLoad = kVector * kBytes < 16 ? kVector * kBytes : 16;
     unsigned words[kVector * kBytes / 4];
-    load_words<kLoad>(source, words);
+    load_words(source, words);
     float values[kVector];
 #pragma unroll
     for (int i = 0; i < kVector; ++i)
       values[i] = widen<In>(kBytes == 4 ? words[i % (kVector * kBytes / 4)] : words[i / 2] >> (16 * (i % 2)) & 0xffff);
-    store_piece<Out, true>(out, values);
+    store_vector<Out, true>(out, values);
   } else {
     const long long left = row_weights - first;
 #pragma unroll

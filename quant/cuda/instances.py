@@ -28,7 +28,7 @@ def _dequantize(block, dtype, aligned):
         counts = ("i8", "i8")
     else:
         file, name = f"{block.name.lower()}.cu", f"dequantize<{block.name}, {struct}, {flag}>"
-        counts = ("u4", "u4")
+        counts = ("u4",) * 5  # row_blocks, n_rows, row_tiles, tile_columns, tile_rows
     return Kernel(PACKAGE, file, name, ("const u1*", "i8", f"{bits}*", "i8", *counts), 256)
 
 

@@ -2,18 +2,16 @@
 #include "dequantize.cuh"
 
 struct Q8_0 {
-  static constexpr int kBlockWeights = 32, kBlockBytes = 34, kAlignment = 2, kPieces = 1;
+  static constexpr int kBlockWeights = 32, kBlockBytes = 34, kAlignment = 2;
   static constexpr int kD = 0, kQs = 2;  // byte offsets
 
-  template <int kVector, bool kAligned, class Write>
-  static __device__ __forceinline__ void decode(const unsigned char* block, int thread,
-                                                Write write) {
-    unsigned q[kVector / 4];
-    load_words<kAligned ? kAlignment : 1>(block + kQs + kVector * thread, q);
-    const float d = load_half<kAligned>(block + kD);
-    float weights[kVector];
+  template <int kVector, class Block>
+  static __device__ __forceinline__ void decode(const Block& block, int index,
+                                                float (&weights)[kVector]) {
+    unsigned codes[kVector / 4];
+    block.template words<2>(kQs + index, codes);
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) weights[i] = __fmul_rn((float)signed_byte_of(q, i), d);
-    write(kVector * thread, weights);
+    for (int i = 0; i < kVector / 4; ++i) codes[i] ^= 0x80808080u;  // plus 128
+    scale_bytes<kVector>(codes, -128.0f, block.half(kD), weights);
   }
 };

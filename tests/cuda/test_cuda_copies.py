@@ -5,9 +5,9 @@ import pytest
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
 from lowlevel.cuda import copies
-from lowlevel.cuda.instances import COPY
+from lowlevel.cuda.instances import COPY, JOIN, TRANSPOSED
 
-KERNELS = tuple(COPY.values())
+KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values())
 
 
 def random_array(rng, shape, dtype):
@@ -78,6 +78,63 @@ def test_every_instance(n_bytes, device, launched, rng):
     assert set(launched) == {COPY[n_bytes]}
 
 
+@pytest.mark.parametrize("n_bytes", TRANSPOSED)
+def test_every_transposed_instance(n_bytes, device, launched, rng):
+    """Whole tiles and parts of them, alone and among other axes, also backwards."""
+    for shape in ((64, 64), (16, 130), (65, 63), (2, 129, 17)):
+        source = random_array(rng, (*shape, n_bytes), "uint8").view(f"V{n_bytes}")[..., 0]
+        on = asarray(source, device)
+        assert same_bits(asnumpy(concat([on.T])), np.ascontiguousarray(source.T))
+        assert same_bits(asnumpy(concat([on[:, ::-1].T])), np.ascontiguousarray(source[:, ::-1].T))
+    moved = source.transpose(0, 2, 1)
+    assert same_bits(asnumpy(concat([on.transpose(0, 2, 1)])), np.ascontiguousarray(moved))
+    assert TRANSPOSED[n_bytes] in launched
+
+
+def test_narrow_ones_are_not_transposed_by_tiles(device, launched, rng):
+    source = random_array(rng, (copies.LEAST_TRANSPOSED - 1, 100), "float16")
+    assert same_bits(asnumpy(concat([asarray(source, device).T])), np.ascontiguousarray(source.T))
+    assert launched == [COPY[2]]
+
+
+@pytest.mark.parametrize("n_bytes", JOIN)
+def test_every_join_instance(n_bytes, device, launched, rng):
+    """Rows of two to four parts, which end anywhere in the 16 bytes that a thread writes."""
+    for n_rows, lengths in (
+        (1, (3, 2)),
+        (5, (1, 1)),
+        (300, (3, 2)),
+        (7, (1, 30, 2)),
+        (33, (5, 0, 9, 1, 4)),
+    ):
+        sources = [random_array(rng, (n_rows, n, n_bytes), "uint8") for n in lengths]
+        expected = np.concatenate(sources, 1)
+        on = [asarray(source, device) for source in sources]
+        on[0] = asarray(np.concatenate([sources[0], sources[1]], 1), device)[:, : lengths[0]]
+        assert same_bits(asnumpy(concat(on, 1)), expected)
+    assert JOIN[n_bytes] in launched
+    before = len(launched)
+    concat([*on, on[0]], 1)  # five parts with something in them
+    assert len(launched) == before + 5
+
+
+@pytest.mark.parametrize("n_bytes", [n for n in JOIN if n < 16])
+def test_rows_of_one_array_are_joined(n_bytes, device, launched, rng):
+    """Those that no wide unit divides, as long as anybody likes."""
+    source = random_array(rng, (9, 3 * copies.LONG_ROW + n_bytes), "uint8")
+    part = slice(n_bytes, 2 * copies.LONG_ROW + 2 * n_bytes)
+    joined = concat([asarray(source, device)[:, part]])
+    assert same_bits(asnumpy(joined), np.ascontiguousarray(source[:, part]))
+    assert launched == [JOIN[n_bytes]]
+
+
+def test_long_rows_are_copied_one_source_after_the_other(device, launched, rng):
+    sources = [random_array(rng, (3, copies.LONG_ROW + 16), "uint8") for _ in range(2)]
+    joined = concat([asarray(source, device) for source in sources], 1)
+    assert same_bits(asnumpy(joined), np.concatenate(sources, 1))
+    assert launched == [COPY[16]] * 2
+
+
 @pytest.mark.parametrize("offset", range(17))
 def test_misaligned(offset, device, rng):
     """Rows of 64 bytes that start anywhere, into rows that start elsewhere."""
@@ -91,15 +148,23 @@ def test_misaligned(offset, device, rng):
 
 def test_orders(order, rng):
     source = random_array(rng, (7, 50, 33), "float32")
-    joined = concat([asarray(source, "cudasim").transpose(2, 0, 1)])
+    on = asarray(source, "cudasim")
+    joined = concat([on.transpose(2, 0, 1)])
     assert same_bits(asnumpy(joined), np.ascontiguousarray(source.transpose(2, 0, 1)))
+    joined = concat([on[..., :5], on], -1)
+    assert same_bits(asnumpy(joined), numpy_concatenate([source[..., :5], source], -1))
 
 
 @pytest.mark.parametrize("mode", ["race", "ub"])
 @pytest.mark.parametrize("n_bytes", COPY)
 def test_checking_modes(n_bytes, mode, rng):
     source = random_array(rng, (3, 200, n_bytes), "uint8")
+    flat = random_array(rng, (30, 70 * n_bytes), "uint8").view(f"V{n_bytes}")
     with cudasim.settings(**{mode: True}):
+        transposed = concat([asarray(flat, "cudasim").T])
+        assert same_bits(asnumpy(transposed), np.ascontiguousarray(flat.T))
+        rows = concat([asarray(source, "cudasim"), asarray(source, "cudasim")[:, :7]], 1)
+        assert same_bits(asnumpy(rows), numpy_concatenate([source, source[:, :7]], 1))
         joined = concat(
             [asarray(source, "cudasim")[::-1, ::2], asarray(source, "cudasim")[:, :7]], 1
         )
@@ -119,6 +184,12 @@ def test_more_units_than_a_launch_counts(device, launched, monkeypatch, rng):
     source = random_array(rng, (5, 7, 3), "float32")
     joined = concat([asarray(source, device)[:, ::-1]])
     assert same_bits(asnumpy(joined), np.ascontiguousarray(source[:, ::-1])) and len(launched) > 10
+    source = random_array(rng, (40, 50), "float16")
+    on = asarray(source, device)
+    assert same_bits(asnumpy(concat([on.T])), np.ascontiguousarray(source.T))
+    assert same_bits(asnumpy(concat([on[:, :7]])), np.ascontiguousarray(source[:, :7]))
+    joined = concat([on[:, :7], on], 1)
+    assert same_bits(asnumpy(joined), np.concatenate([source[:, :7], source], 1))
 
 
 def test_side_by_side_is_one_flat_copy(device, launched, rng):

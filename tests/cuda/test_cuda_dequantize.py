@@ -10,7 +10,7 @@ import quant.cuda.dequantize as launcher
 from lowlevel import Pool, asarray, asnumpy, concat, cudasim, devices
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, dequantize
-from quant.cuda.instances import DEQUANTIZE
+from quant.cuda.instances import DEQUANTIZE, OUTPUTS
 
 NAMES = tuple(row.name for row in FORMATS.values())
 DTYPES = ("float32", "float16", "bfloat16")
@@ -83,6 +83,20 @@ def test_sizes(name, dtype, device, rng):
         for columns in (1, 3, 4, 7, 8, 9, 1023):
             t = random_tensor(rng, name, (3, columns))
             check(dequantize(t.to(device), dtype), t, dtype)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q2_K", "Q6_K"])
+def test_tiles_of_rows(name, dtype, offset, device, rng):
+    """Rows apart from each other: many in a tile, more than one tile, one and a bit; none alike modulo 16."""
+    _, _, vector = OUTPUTS[dtype]
+    most = launcher.TILE_VECTORS * vector // block_format(name).block_weights
+    for n_rows, row_blocks in ((2 * most + 1, 1), (most // 3, 3), (3, most + 1), (2, 2 * most)):
+        t = random_tensor(rng, name, (n_rows, width(name, row_blocks)))
+        gap = launcher.ALIGNMENT.get(name, launcher.DEFAULT_ALIGNMENT)
+        out = empty_rows(device, t.shape, dtype, 8 + offset)
+        check(dequantize(on_device(device, t, gap, offset), out=out), t, dtype)
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "IQ4_NL", "Q4_0"])

@@ -154,7 +154,7 @@ def test_dtypes_of_pointers_are_checked(device):
     kernel = DEQUANTIZE["Q8_0", "float16", True]
     data, out = asarray(np.zeros(34, np.uint8), device), asarray(np.zeros(32, np.float32), device)
     with pytest.raises(TypeError, match="argument 2: expected uint16, got float32"):
-        devices.get(device).launch(kernel, 1, (data, 0, out, 0, 1, 1))
+        devices.get(device).launch(kernel, 1, (data, 0, out, 0, 1, 1, 1, 1, 1))
 
 
 def test_the_tables_parameters_are_the_kernels():

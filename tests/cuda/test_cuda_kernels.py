@@ -100,10 +100,10 @@ def test_compiles_and_takes_what_the_table_says(source, architecture, nvrtc_vers
 
 
 def test_compile_errors_name_the_line(nvrtc_version):
-    text = loader.source_text("quant.cuda", "q8_0.cu").replace("kQs + kVector", "kQz + kVector")
+    text = loader.source_text("quant.cuda", "q8_0.cu").replace("kQs + index", "kQz + index")
     (kernel, *_) = instances.of_source(("quant.cuda", "q8_0.cu"))
     lines = (HERE.parents[1] / "quant/cuda/q8_0.cu").read_text().split("\n")
-    (number,) = (i for i, line in enumerate(lines, start=1) if "kQs + kVector" in line)
+    (number,) = (i for i, line in enumerate(lines, start=1) if "kQs + index" in line)
     with pytest.raises(nvrtc.NvrtcCompileError, match=rf"q8_0\.cu\({number}\): error.*kQz"):
         nvrtc.compile_program(text, "quant/cuda/q8_0.cu", loader.OPTIONS, (kernel.name,), "80")
 

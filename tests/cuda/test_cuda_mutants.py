@@ -9,21 +9,19 @@ from quant_cases import assert_same_bits, random_tensor, reference, width
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
 from lowlevel.cuda import loader
-from quant import dequantize, matmul
+from quant import QuantTensor, dequantize, matmul
 
 # file of the change, text, its replacement
 DECODING = [
-    (
-        "Q2_K",
-        "q2_k.cu",
-        "(16 * (pair % 2) + 8 * (byte / 16))",
-        "(8 * (pair % 2) + 8 * (byte / 16))",
-    ),
-    ("Q3_K", "q3_k.cu", "block + kHmask + byte", "block + kHmask"),
-    ("Q4_K", "q4_k.cu", "third >> 4 & 0x0f0fu", "third & 0x0f0fu"),
+    ("Q2_K", "q2_k.cu", "kScales + index / 16", "kScales + index / 32"),
+    ("Q3_K", "q3_k.cu", "kHmask + index % 32", "kHmask"),
+    ("Q4_K", "q4_k.cu", "third >> 4 & 15", "third & 15"),
     ("Q6_K", "q6_k.cu", "codes, -32.0f", "codes, -31.0f"),
-    ("IQ4_NL", "iq4_nl.cu", "0x26190d01u", "0x26190e01u"),
-    ("Q8_0", "dequantize.cuh", "block >= n_blocks", "block > n_blocks"),
+    ("IQ4_NL", "iq4_nl.cu", "0xa6998d81u", "0xa6998e81u"),
+    ("Q8_0", "dequantize.cuh", "row >= rows", "row > rows"),
+    ("Q3_K", "dequantize.cuh", "max(at, 0)", "max(at, 2)"),
+    ("Q4_0", "dequantize.cuh", "skew(row),", "skew(0),"),
+    ("Q6_K", "dequantize.cuh", "__syncthreads();", ""),
     ("F16", "floats.cu", "first + kVector <= row_weights", "first < row_weights"),
 ]
 
@@ -59,32 +57,55 @@ def is_right(run, expected):
     return True
 
 
-@pytest.mark.parametrize("name, file, old, new", DECODING, ids=[row[0] for row in DECODING])
+@pytest.mark.parametrize(
+    "name, file, old, new", DECODING, ids=[f"{row[0]} {row[2]}" for row in DECODING]
+)
 def test_dequantize(name, file, old, new, mutate, rng):
-    t = random_tensor(rng, name, (3, width(name, 5)))
-    on, expected = t.to("cudasim"), reference(t)
-    assert is_right(lambda: dequantize(on), expected)
+    """Rows apart from each other, in the middle of a tensor and at both its ends."""
+    t = random_tensor(rng, name, (3, width(name, 7)))
+    whole = t.to("cudasim")
+    step = t.row_bytes // 7
+    parts = (whole.data[:, :-step], whole.data[:, step:])
+    columns = t.columns // 7 * 6
+    tensors = [whole, *(QuantTensor(part, name, (3, columns)) for part in parts)]
+
+    def right():
+        return all(
+            is_right(lambda on=on: dequantize(on), reference(on.to("cpu"))) for on in tensors
+        )
+
+    assert right()
     mutate(old, new)
-    assert not is_right(lambda: dequantize(on), expected)
+    assert not right()
+
+
+COPIES = {
+    "strided": lambda x: [x.transpose(1, 2, 0)],
+    "transposed": lambda x: [x.reshape(21, 25).T],
+    "joined": lambda x: [x[:, :, :4], x],
+}
 
 
 @pytest.mark.parametrize(
-    "old, new",
+    "way, old, new",
     [
-        ("index * axis.source_stride", "index * axis.target_stride"),
-        ("i == layout.n_axes", "i + 1 == layout.n_axes"),
-        (">> shift;", ">> (shift - 1);"),
+        ("strided", "index * axis.source_stride", "index * axis.target_stride"),
+        ("strided", "i == layout.n_axes", "i + 1 == layout.n_axes"),
+        ("strided", ">> shift;", ">> (shift - 1);"),
+        ("transposed", "__syncthreads();", ""),
+        ("transposed", "x < targets && y", "y"),
+        ("transposed", "units[i] = from[(y", "units[i] = from[(x"),
+        ("joined", "start = rows.ends[s - 1], end", "start = 0, end"),
+        ("joined", "column = 0, ++row", "column = 0"),
     ],
 )
-def test_concat(old, new, mutate, rng):
-    x = rng.random((5, 7, 3), np.float32)
-    on, expected = (
-        asarray(x, "cudasim").transpose(1, 2, 0),
-        np.ascontiguousarray(x.transpose(1, 2, 0)),
-    )
-    assert is_right(lambda: concat([on]), expected)
+def test_concat(way, old, new, mutate, rng):
+    x = rng.random((5, 7, 15), np.float32)
+    arrays = COPIES[way](asarray(x, "cudasim"))
+    expected = np.concatenate(COPIES[way](x), -1)
+    assert is_right(lambda: concat(arrays, -1), expected)
     mutate(old, new)
-    assert not is_right(lambda: concat([on]), expected)
+    assert not is_right(lambda: concat(arrays, -1), expected)
 
 
 FUSED_CHANGES = {

@@ -101,6 +101,13 @@ def test_cp_async(seam, rng, missing):
     np.testing.assert_array_equal(result, expected)
 
 
+def test_store_16(seam, rng):
+    source = rng.integers(0, 1 << 32, (32, 4), dtype=np.uint32)
+    result = np.zeros_like(source)
+    seam("store_16_kernel")((1,), (32,), (source, result))
+    np.testing.assert_array_equal(result, source[::-1])
+
+
 def test_named_barriers(seam):
     result = np.zeros(32, np.int32)
     seam("named_barrier_kernel")((1,), (96,), (result,))

@@ -178,6 +178,19 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int n_threads PTX_S
 #endif
 }
 
+// ---- stores ---------------------------------------------------------------------------------------
+// 16 bytes to global memory, to a multiple of 16. Assigned through a pointer they may become four
+// stores, which the compiler joins again only where it sees the alignment itself.
+__device__ __forceinline__ void store_16(void* address, uint4 value) {
+#ifdef CUDASIM
+  *static_cast<uint4*>(address) = value;
+#else
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+#endif
+}
+
 // ---- bytes ----------------------------------------------------------------------------------------
 // Four of the eight bytes of b:a, as __byte_perm, by selectors whose nibbles' top bits are 0 in the
 // lower 16 bits; it saves the instruction that clears them.

@@ -55,6 +55,11 @@ extern "C" __global__ void cp_async_kernel(const unsigned* source, unsigned* res
   for (int i = 0; i < 8; ++i) result[8 * threadIdx.x + i] = tile[31 - threadIdx.x][i];
 }
 
+// Each thread's 16 bytes, last thread first.
+extern "C" __global__ void store_16_kernel(const uint4* source, uint4* result) {
+  ptx::store_16(result + (31 - threadIdx.x), source[threadIdx.x]);
+}
+
 // Warp 0 produces, warp 1 consumes, warp 2 only synchronises with itself.
 extern "C" __global__ void named_barrier_kernel(int* result) {
   __shared__ int box[32];
