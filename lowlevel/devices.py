@@ -40,6 +40,7 @@ _MODULES = {
 }
 _NAME = re.compile(r"cpu|cudasim|cuda(?::([0-9]+))?", re.ASCII)
 _open = {}
+_by_name = {}  # as somebody spelt it -> device
 
 
 def canonical_name(name):
@@ -62,6 +63,9 @@ def get(name):
     TypeError, ValueError
         Not a device's name, or one that this installation does not have.
     """
+    device = _by_name.get(name) if isinstance(name, str) else None
+    if device is not None:
+        return device
     key = kind, index = _parse(name)
     if key not in _open:
         try:
@@ -73,7 +77,7 @@ def get(name):
                 raise
             raise ValueError(f'device: {name!r} is not part of this version; use "cpu"') from None
         _open[key] = module.open_device(index)
-    return _open[key]
+    return _by_name.setdefault(name, _open[key])
 
 
 def of_array(array, name):
@@ -87,7 +91,7 @@ def of_array(array, name):
     if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
         return get("cudasim" if _is_made_by(array, "lowlevel.cudasim", "CudaSimArray") else "cpu")
     if _is_made_by(array, "cupy", "ndarray"):
-        return get(f"cuda:{array.device.id}")
+        return get(f"cuda:{array.data.device_id}")
     raise TypeError(
         f"{name}: expected a NumPy array, got {type(array).__name__} (CuPy arrays will do too)"
     )

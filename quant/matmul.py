@@ -48,7 +48,8 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     -----
     A row of x gives the same bits whatever other rows stand beside it, for any number of threads,
     and as one expert's row or with that expert's matrix alone. On a GPU that holds as long as a
-    matrix meets up to 4 rows in both calls, or more in both: float32 sums have another order then.
+    matrix meets up to 8 rows (with float32 activations 4) in both calls, or more in both: float32
+    sums have another order then.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
     vectors: 0.0055 / sqrt(columns) (0.0064 with K-quants) for int8 activations, which is ggml's
@@ -147,9 +148,19 @@ def _plan(n, t, exact, n_threads, device):
     return plan_matmul(n, t.format, *t.shape[-2:], n_experts, bool(exact), n_threads)
 
 
-@contextlib.contextmanager
 def _scratch(pool, n_bytes, device):
-    """`n_bytes` of uint8 from a multiple of 64 on: the pool's, or private."""
+    """Context with `n_bytes` of uint8 from a multiple of 64 on: the pool's, or private."""
+    if n_bytes or device.name == "cpu":
+        return _taken(pool, n_bytes, device)
+    if pool is None:
+        return contextlib.nullcontext()
+    if pool.closed:
+        raise ValueError("pool: it is closed")
+    return pool.call("matmul", scratch_bytes=0)
+
+
+@contextlib.contextmanager
+def _taken(pool, n_bytes, device):
     if pool is None and device.name != "cpu":
         yield device.empty((n_bytes,), np.dtype(np.uint8))
         return

@@ -30,6 +30,8 @@ class CudaDevice(KernelDevice):
         cupy_api.check_device(index)
         self._cupy = cupy_api.load()
         self._index = index
+        self._null = np.uintp(0)
+        self._shared_bytes = {}  # id of a function -> (function, shared memory that it may have)
         self.name = f"cuda:{index}"
         self.n_multiprocessors = cupy_api.n_multiprocessors(index)
         self.max_shared_bytes = cupy_api.max_shared_bytes(index)
@@ -72,8 +74,10 @@ class CudaDevice(KernelDevice):
         )
 
     def address(self, array):
-        if isinstance(array, self._cupy.ndarray) and array.device.id == self._index:
-            return array.data.ptr
+        if isinstance(array, self._cupy.ndarray):
+            data = array.data
+            if data.device_id == self._index:
+                return data.ptr
         return None
 
     def fill(self, memory, start, stop, pattern):
@@ -144,11 +148,19 @@ class CudaDevice(KernelDevice):
             super().launch(kernel, n_blocks, arguments, shared_mem)
 
     def start(self, function, grid, block, arguments, shared_mem):
-        if shared_mem > _DEFAULT_SHARED and shared_mem > function.max_dynamic_shared_size_bytes:
-            function.max_dynamic_shared_size_bytes = shared_mem
-        null = np.uintp(0)
-        arguments = tuple(null if argument is None else argument for argument in arguments)
+        if shared_mem > _DEFAULT_SHARED:
+            self._allow_shared(function, shared_mem)
+        null = self._null
+        arguments = tuple([null if argument is None else argument for argument in arguments])
         function(grid, block, arguments, shared_mem=shared_mem)
+
+    def _allow_shared(self, function, n_bytes):
+        """Let launches of a function have so much; the driver is asked only when that grows."""
+        _, allowed = self._shared_bytes.get(id(function), (None, 0))
+        if n_bytes > allowed:
+            if n_bytes > function.max_dynamic_shared_size_bytes:
+                function.max_dynamic_shared_size_bytes = n_bytes
+            self._shared_bytes[id(function)] = function, n_bytes
 
     @contextlib.contextmanager
     def gemm(self, workspace):

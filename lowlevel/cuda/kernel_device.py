@@ -16,6 +16,7 @@ without gaps inside; c = a b, or c += a b; `may_round`: operands may be rounded 
 but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
 """
 
+import functools
 import numbers
 
 import numpy as np
@@ -59,36 +60,33 @@ class KernelDevice:
             raise TypeError(
                 f"{kernel.name}: {len(arguments)} arguments for {len(kernel.parameters)} parameters"
             )
-        arguments = tuple(
-            self._argument(f"{kernel.name}: argument {i}", parameter, argument)
-            for i, (parameter, argument) in enumerate(
-                zip(kernel.parameters, arguments, strict=True)
-            )
-        )
+        checked = []
+        for parameter, argument in zip(kernel.parameters, arguments, strict=True):
+            try:
+                checked.append(self._argument(parameter, argument))
+            except (TypeError, ValueError, OverflowError) as error:
+                where = f"{kernel.name}: argument {len(checked)}"
+                raise type(error)(f"{where}: {error}") from None
+        arguments = tuple(checked)
         function = self._library.function(kernel)
         self.start(function, (n_blocks,), (kernel.block,), arguments, shared_mem)
 
-    def _argument(self, where, parameter, argument):
-        code = parameter.removeprefix("const ")
-        if not code.endswith("*"):
-            return _scalar(where, code, argument)
+    def _argument(self, parameter, argument):
+        is_array, is_const, dtype = _parsed(parameter)
+        if not is_array:
+            return _scalar(dtype, argument)
         if argument is None:
             return None
         if self.address(argument) is None:
-            raise TypeError(
-                f"{where}: expected an array on {self.name}, got {type(argument).__name__}"
-            )
-        if not parameter.startswith("const ") and not self.writable(argument):
-            raise ValueError(f"{where}: the array is read-only")
-        return argument if code == "V*" else self._as_type(where, argument, np.dtype(code[:-1]))
-
-    def _as_type(self, where, array, dtype):
-        """`array` as one of `dtype`: 16-bit floats go as their bits, nothing else is reinterpreted."""
-        if array.dtype == dtype:
-            return array
-        if dtype == np.uint16 and array.dtype.name in ("float16", "bfloat16"):
-            return array.view(np.uint16)
-        raise TypeError(f"{where}: expected {dtype}, got {array.dtype}")
+            raise TypeError(f"expected an array on {self.name}, got {type(argument).__name__}")
+        if not is_const and not self.writable(argument):
+            raise ValueError("the array is read-only")
+        if dtype is None or argument.dtype == dtype:
+            return argument
+        # 16-bit floats go as their bits, nothing else is reinterpreted.
+        if dtype == np.uint16 and argument.dtype.name in ("float16", "bfloat16"):
+            return argument.view(np.uint16)
+        raise TypeError(f"expected {dtype}, got {argument.dtype}")
 
     def copy(self, target, source):
         copies.copy(self, target, source)
@@ -97,6 +95,8 @@ class KernelDevice:
         copies.join(self, target, sources, axis)
 
     def overlap(self, first, second):
+        if _apart(self._span(first), self._span(second)):
+            return False
         return host_copies.overlap(self._shadow(first), self._shadow(second))
 
     def overlaps_itself(self, array):
@@ -121,6 +121,16 @@ class KernelDevice:
 
         return attention
 
+    def _span(self, array):
+        """(address of the lowest byte of an array, of the one behind the highest)."""
+        low = high = self.address(array)
+        for length, stride in zip(array.shape, array.strides, strict=True):
+            if stride < 0:
+                low += (length - 1) * stride
+            else:
+                high += (length - 1) * stride
+        return low, high + array.itemsize
+
     def _shadow(self, array):
         """A NumPy array with the same addresses, for questions about them: never to be read."""
         return np.asarray(_Shadow(self.address(array), array))
@@ -137,16 +147,31 @@ class _Shadow:
         }
 
 
-def _scalar(where, code, value):
-    dtype = np.dtype(code)
+def _apart(first, second):
+    return first[1] <= second[0] or second[1] <= first[0]
+
+
+@functools.cache
+def _parsed(parameter):
+    """(whether a parameter is an array, whether it is only read, its dtype or None for any) of its code."""
+    code = parameter.removeprefix("const ")
+    if not code.endswith("*"):
+        return False, True, np.dtype(code)
+    return True, code != parameter, None if code == "V*" else np.dtype(code[:-1])
+
+
+_limits = functools.cache(np.iinfo)
+
+
+def _scalar(dtype, value):
     if dtype.kind == "V":
         if not isinstance(value, np.ndarray) or value.ndim or value.nbytes != dtype.itemsize:
-            raise TypeError(f"{where}: expected a 0-d structure of {dtype.itemsize} bytes")
+            raise TypeError(f"expected a 0-d structure of {dtype.itemsize} bytes")
         return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, np.integer) if dtype.kind in "iu" else (int, float, np.integer, np.floating)
     ):
-        raise TypeError(f"{where}: expected a number for {dtype}, got {value!r}")
-    if dtype.kind in "iu" and not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
-        raise OverflowError(f"{where}: {value} does not fit {dtype}")
+        raise TypeError(f"expected a number for {dtype}, got {value!r}")
+    if dtype.kind in "iu" and not _limits(dtype).min <= value <= _limits(dtype).max:
+        raise OverflowError(f"{value} does not fit {dtype}")
     return dtype.type(value)

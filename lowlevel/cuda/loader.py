@@ -89,10 +89,13 @@ class Library:
 
     def function(self, kernel):
         """The compiled function of a `Kernel`; its whole file is compiled when first asked for one."""
-        if kernel not in self._functions:
-            with self._lock:
-                if kernel not in self._functions:
-                    self._load(kernel.source)
+        try:
+            return self._functions[kernel]
+        except KeyError:
+            pass
+        with self._lock:
+            if kernel not in self._functions:
+                self._load(kernel.source)
         return self._functions[kernel]
 
     def _load(self, source):

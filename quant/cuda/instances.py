@@ -47,7 +47,8 @@ CALL = "V48"  # matmul_call.cuh's MatmulCall
 _TARGET = ("f4*", "const i4*", "const i4*", CALL)  # out, order, groups
 _BYTES = ("const u1*", "const u1*", "const f4*", "const i4*", *_TARGET)  # weights, x, scales, sums
 _FLOATS = ("const u1*", "const f4*", *_TARGET)  # weights, x
-STREAM_COLUMNS = (1, 4)  # rows of x that a launch of "matvec" takes at most
+STREAM_COLUMNS = (1, 2, 4, 8)  # rows of x that a launch of "matvec" takes at most
+STREAM_THREADS, SINGLE_THREADS = 256, 512  # kStreamThreads, kSingleThreads
 EXACT_STREAM_COLUMNS = (1, 4)
 
 
@@ -68,18 +69,22 @@ def _product(block, name, parameters, n_threads):
 
 # (format's name, columns) -> Kernel
 MATVEC = {
-    (block.name, columns): _product(block, f"matvec<{block.name}, {columns}>", _BYTES, 128)
+    (block.name, columns): _product(
+        block, f"matvec<{block.name}, {columns}>", _BYTES, STREAM_THREADS
+    )
     for block in FORMATS.values()
     if not block.is_float
     for columns in STREAM_COLUMNS
 }
 MATVEC_EXACT = {
-    (block.name, columns): _product(block, f"matvec_exact<{block.name}, {columns}>", _FLOATS, 128)
+    (block.name, columns): _product(
+        block, f"matvec_exact<{block.name}, {columns}>", _FLOATS, STREAM_THREADS
+    )
     for block in FORMATS.values()
     for columns in EXACT_STREAM_COLUMNS
 }
 MATVEC_SINGLE = {
-    block.name: _product(block, f"matvec_single<{block.name}>", _FLOATS, 128)
+    block.name: _product(block, f"matvec_single<{block.name}>", _FLOATS, SINGLE_THREADS)
     for block in FORMATS.values()
     if not block.is_float
 }
@@ -96,16 +101,17 @@ MATMUL_EXACT = {
     for block in FORMATS.values()
 }
 _X = ("const f4*", "i8", "const i4*")  # x, its stride, order
-# (weights a block, interleaved?) -> Kernel
+# (weights a block, interleaved?, in the order of kernels that stream?) -> Kernel
 QUANTISE_ROWS = {
-    (n_weights, interleaved): Kernel(
+    (n_weights, interleaved, streamed): Kernel(
         PACKAGE,
         "matmul_x.cu",
-        f"quantise_rows<{n_weights}, {str(interleaved).lower()}>",
+        f"quantise_rows<{n_weights}, {str(interleaved).lower()}, {str(streamed).lower()}>",
         (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
         256,
     )
     for n_weights, interleaved in ((32, False), (32, True), (256, False))
+    for streamed in (False, True)
 }
 GATHER_ROWS = {
     interleaved: Kernel(

@@ -4,8 +4,11 @@ A few rows of x stream against the weights (matvec), more of them meet tiles; bo
 a call in one launch, by a table of groups: rows of x, sorted by expert, that meet one matrix.
 """
 
+import functools
+
 import numpy as np
 
+from ..formats import FORMATS
 from .instances import (
     EXACT_STREAM_COLUMNS,
     GATHER_ROWS,
@@ -19,7 +22,7 @@ from .instances import (
     TILES,
     Tile,
 )
-from .matmul_plan import GROUP_FIELDS
+from .matmul_plan import CHUNK_WEIGHTS, GROUP_FIELDS
 
 # matmul_call.cuh's MatmulCall.
 CALL = np.dtype(
@@ -42,11 +45,6 @@ _FLOAT_UNIT_BYTES = 16
 _DEPTH = 256  # kDepth
 _PIECE = 16
 _STAGES = 2  # kStages
-_STREAM_WARPS = 4
-# Thread blocks a multiprocessor gets of the streaming kernels; their warps go on to further rows.
-_STREAM_BLOCKS = 4
-# A row of x of so many values or fewer is made bytes in shared memory, by the kernel that multiplies.
-SINGLE_COLUMNS = 16384
 # Rows of weights in one launch: they are counted in 32 bits.
 MAX_ROWS = 2**30
 
@@ -71,8 +69,6 @@ def run(plan, device, x, t, out, order, used_experts, counts, scratch):
         for name, (at, dtype, n_items) in plan.sections.items()
     }
     kernel, n_columns = choose_kernel(plan, device, t.format, counts)
-    if x.shape == (1, min(x.shape[1], SINGLE_COLUMNS)) and order is None and not plan.exact:
-        kernel = MATVEC_SINGLE[t.format.name]
     groups, n_groups = None, -(-x.shape[0] // n_columns)
     if order is not None:
         device.upload(parts["order"], order.astype(np.int32))
@@ -80,10 +76,10 @@ def run(plan, device, x, t, out, order, used_experts, counts, scratch):
         n_groups = len(table)
         groups = parts["groups"][: table.size]
         device.upload(groups, table.reshape(-1))
-    if kernel is MATVEC_SINGLE.get(t.format.name):
+    if plan.single:
         parts["x"] = x
     else:
-        _prepare(plan, device, x, t.format, parts)
+        _prepare(plan, device, x, t.format, parts, kernel.name.startswith("matvec"))
     # A row's distance from the next has 32 bits too.
     max_rows = MAX_ROWS if abs(t.data.strides[-2]) < 2**31 else 1
     if t.shape[-2] <= max_rows:
@@ -98,6 +94,8 @@ def run(plan, device, x, t, out, order, used_experts, counts, scratch):
 
 def choose_kernel(plan, device, block, counts):
     """(Kernel, rows of x in a group at most): by the largest number of rows that a matrix meets."""
+    if plan.single:
+        return MATVEC_SINGLE[block.name], 1
     most = int(max(counts))
     if plan.exact:
         for n_columns in EXACT_STREAM_COLUMNS:
@@ -122,7 +120,7 @@ def group_table(used_experts, counts, n_columns):
     return np.array(rows, np.int32).reshape(-1, GROUP_FIELDS)
 
 
-def _prepare(plan, device, x, block, parts):
+def _prepare(plan, device, x, block, parts, streamed):
     """x as bytes or as padded floats, its rows in the groups' order."""
     n, columns = x.shape
     interleaved = block.name in INTERLEAVED
@@ -132,7 +130,7 @@ def _prepare(plan, device, x, block, parts):
         n_threads = n * plan.x_columns // 4
         arguments = (*source, parts["x"], columns, plan.x_columns, n)
     else:
-        kernel = QUANTISE_ROWS[block.block_weights, interleaved]
+        kernel = QUANTISE_ROWS[block.block_weights, interleaved, streamed]
         n_threads = n * -(-columns // 256) * 32
         sums = parts.get("x_sums")
         sums = None if sums is None else sums.view(np.int16)
@@ -146,41 +144,66 @@ def _row_stride(array):
 
 
 def _launch(plan, device, kernel, n_columns, t, out, parts, groups, n_groups):
-    block, n_rows = t.format, t.shape[-2]
-    call = _call(device, t, out)
-    call["n_groups"], call["x_columns"] = n_groups, plan.x_columns
+    block, data = t.format, t.data
+    call = _call(
+        device.address(data) % _PIECE, data.shape, data.strides, _row_stride(out),
+        (t.columns, len(out), n_groups, plan.x_columns),
+    )  # fmt: skip
     target = (out, parts.get("order"), groups, call)
-    if plan.exact or kernel is MATVEC_SINGLE.get(block.name):
-        arguments = (t.data, parts["x"], *target)
+    if plan.exact or plan.single:
+        arguments = (data, parts["x"], *target)
     else:
-        arguments = (t.data, parts["x"], parts["x_scales"], parts.get("x_sums"), *target)
-    if kernel.name.startswith("matvec"):
-        at_once, shared = _stream_sizes(block, plan.exact, n_columns)
-        if kernel is MATVEC_SINGLE.get(block.name):
-            shared += t.columns + 4 * t.columns // block.block_weights + t.columns // 8
-        n_tasks = n_groups * -(-n_rows // at_once)
-        most = device.n_multiprocessors * _STREAM_BLOCKS * _STREAM_WARPS
-        rounds = -(-n_tasks // most)  # every warp goes through as many, or one less
-        n_blocks = -(-n_tasks // (rounds * _STREAM_WARPS))
-    else:
-        tile = Tile(kernel.block, n_columns)
-        at_once, shared = exact_sizes(block) if plan.exact else tile_sizes(block, tile)
-        n_blocks = n_groups * -(-n_rows // at_once)
+        arguments = (data, parts["x"], parts["x_scales"], parts.get("x_sums"), *target)
+    n_blocks, shared = _launch_sizes(
+        block.qtype, plan.exact, plan.single, kernel.name.startswith("matvec"), kernel.block,
+        n_columns, t.shape[-2], t.columns, n_groups, device.n_multiprocessors,
+    )  # fmt: skip
     device.launch(kernel, n_blocks, arguments, shared_mem=shared)
 
 
-def _call(device, t, out):
+@functools.lru_cache(maxsize=1024)
+def _launch_sizes(
+    qtype,
+    exact,
+    single,
+    streams,
+    n_threads,
+    n_columns,
+    n_rows,
+    columns,
+    n_groups,
+    n_multiprocessors,
+):
+    """(thread blocks, shared memory of each)."""
+    block = FORMATS[qtype]
+    if not streams:
+        tile = Tile(n_threads, n_columns)
+        at_once, shared = exact_sizes(block) if exact else tile_sizes(block, tile)
+        return n_groups * -(-n_rows // at_once), shared
+    at_once, shared = _stream_sizes(block, exact, n_columns, n_threads // 32)
+    if single:
+        shared += -(-columns // CHUNK_WEIGHTS) * CHUNK_WEIGHTS
+        shared += 4 * columns // block.block_weights + columns // 8
+    # As many as are at work together: their warps go on to further rows.
+    a_multiprocessor = 1 if single or n_columns > 2 else 2
+    return min(n_groups * -(-n_rows // at_once), n_multiprocessors * a_multiprocessor), shared
+
+
+@functools.lru_cache(maxsize=1024)
+def _call(misaligned, data_shape, data_strides, out_stride, sizes):
+    """A `CALL`, not to be written to. `misaligned`: the address of the weights, modulo `_PIECE`."""
     call = np.zeros((), CALL)
     strides = [
         stride if length > 1 else 0
-        for length, stride in zip(t.data.shape[:-1], t.data.strides[:-1], strict=True)
+        for length, stride in zip(data_shape[:-1], data_strides[:-1], strict=True)
     ]
     call["row_stride"] = strides[-1]
     call["expert_stride"] = strides[0] if len(strides) == 2 else 0
-    call["row_bytes"] = t.data.shape[-1]
-    call["out_stride"] = _row_stride(out)
-    call["n_rows"], call["columns"], call["n_slots"] = t.shape[-2], t.columns, len(out)
-    call["pieces"] = _pieces(device.address(t.data), t.data.shape, strides)
+    call["n_rows"], call["row_bytes"] = data_shape[-2:]
+    call["out_stride"] = out_stride
+    call["columns"], call["n_slots"], call["n_groups"], call["x_columns"] = sizes
+    call["pieces"] = _pieces(misaligned, data_shape, strides)
+    call.flags.writeable = False
     return call
 
 
@@ -203,14 +226,17 @@ def _unit(block):
     return block.block_weights, block.block_bytes, UNITS.get(block.name, 1)
 
 
-def _stream_sizes(block, exact, n_columns):
-    """(rows of weights that a warp takes at once, shared memory of a thread block): see Stream."""
+def _stream_sizes(block, exact, n_columns, n_warps):
+    """(rows of weights that a warp takes at once, shared memory of a thread block): see Stream, ByteSums."""
     _, n_bytes, units = _unit(block)
     chunk = 32 // units * n_bytes
-    at_once = 2 if chunk > 800 or (n_columns > 1 and units > 1) else 4
     if exact:
         at_once = 2 if n_columns == 1 else 1
-    return at_once, _STREAM_WARPS * _STAGES * at_once * (chunk + 16)
+    else:
+        chunk *= 2 if units == 1 else 1  # a lane takes two blocks
+        few = chunk > 1500 or (n_columns == 8 and block.name in FOLDED_WITH_OFFSET)
+        at_once = (2 if n_columns > 2 else 1) * (1 if few and n_columns != 2 else 2)
+    return at_once, n_warps * _STAGES * at_once * (chunk + 16)
 
 
 def exact_sizes(block):

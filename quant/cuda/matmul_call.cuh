@@ -71,29 +71,49 @@ __device__ __forceinline__ void copy_piece(unsigned char* to, const unsigned cha
 // A block in shared memory: `shift`, 0 or 2, bytes behind a multiple of 4, which is `offset` behind
 // base. Only what is read at which of the two is known when kernels are compiled.
 struct Place {
+  static constexpr bool kKnown = false;
   const unsigned char* base;
   int offset, shift;
+};
+
+// The same where the shift is known too.
+template <int kShift>
+struct KnownPlace {
+  static constexpr bool kKnown = true;
+  static constexpr int shift = kShift;
+  const unsigned char* base;
+  int offset;
 };
 
 __device__ __forceinline__ Place place_at(const unsigned char* base, int offset) {
   return {base, offset & ~3, offset & 2};
 }
 
-__device__ __forceinline__ unsigned word_at(const Place& place, int offset) {
+template <class P>
+__device__ __forceinline__ unsigned word_at(const P& place, int offset) {
   return *reinterpret_cast<const unsigned*>(place.base + place.offset + offset);
 }
 
 // The 16 bits at an even byte of a block.
-__device__ __forceinline__ unsigned read_half_word(const Place& place, int byte) {
+template <class P>
+__device__ __forceinline__ unsigned read_half_word(const P& place, int byte) {
   return *reinterpret_cast<const unsigned short*>(place.base + place.offset + place.shift + byte);
 }
-__device__ __forceinline__ float read_half(const Place& place, int byte) {
+template <class P>
+__device__ __forceinline__ float read_half(const P& place, int byte) {
   return floats::from_half((unsigned short)read_half_word(place, byte));
 }
 
 // N words from byte `byte` on, a multiple of 4. At least two bytes of the block must follow.
-template <int N>
-__device__ __forceinline__ void read_words(const Place& place, int byte, unsigned (&words)[N]) {
+template <int N, class P>
+__device__ __forceinline__ void read_words(const P& place, int byte, unsigned (&words)[N]) {
+  if constexpr (P::kKnown) {
+    if (place.shift == 0) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) words[i] = word_at(place, byte + 4 * i);
+      return;
+    }
+  }
   const unsigned selector = place.shift ? 0x5432 : 0x3210;
   unsigned part[N + 1];
 #pragma unroll
@@ -103,8 +123,11 @@ __device__ __forceinline__ void read_words(const Place& place, int byte, unsigne
 }
 
 // The same where nothing may follow.
-template <int N>
-__device__ __forceinline__ void read_last_words(const Place& place, int byte, unsigned (&words)[N]) {
+template <int N, class P>
+__device__ __forceinline__ void read_last_words(const P& place, int byte, unsigned (&words)[N]) {
+  if constexpr (P::kKnown) {
+    if (place.shift == 0) return read_words(place, byte, words);
+  }
   const unsigned selector = place.shift ? 0x5432 : 0x3210;
   unsigned part[N + 1];
 #pragma unroll
@@ -116,14 +139,15 @@ __device__ __forceinline__ void read_last_words(const Place& place, int byte, un
 }
 
 // A whole block: 16 bits, which are returned, and N words.
-template <int N>
-__device__ __forceinline__ unsigned short read_half_and_words(const Place& place, unsigned (&words)[N]) {
+template <int N, class P>
+__device__ __forceinline__ unsigned short read_half_and_words(const P& place, unsigned (&words)[N]) {
   const unsigned selector = place.shift ? 0x7654 : 0x5432;
   unsigned part[N + 1];
 #pragma unroll
   for (int i = 0; i <= N; ++i) part[i] = word_at(place, 4 * i);
 #pragma unroll
-  for (int i = 0; i < N; ++i) words[i] = ptx::permute(part[i], part[i + 1], selector);
+  for (int i = 0; i < N; ++i)
+    words[i] = P::kKnown && place.shift ? part[i + 1] : ptx::permute(part[i], part[i + 1], selector);
   return (unsigned short)(place.shift ? part[0] >> 16 : part[0]);
 }
 

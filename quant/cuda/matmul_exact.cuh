@@ -35,7 +35,7 @@ __device__ __forceinline__ typename Format::Raw load_unit(const Place& block, in
 template <class Format, int kColumns>
 struct FloatSums {
   static constexpr int kRows = kColumns > 1 ? 1 : 2, kRun = Format::kRun;
-  using Rows = Stream<Format, kRows>;
+  using Rows = Stream<Format, kRows, 1>;
   const float* const x;
   const int columns;
   const long long x_columns;
@@ -45,6 +45,7 @@ struct FloatSums {
   __device__ __forceinline__ FloatSums(const float* x, const MatmulCall& call)
       : x(x), columns(call.columns), x_columns(call.x_columns) {}
 
+  __device__ __forceinline__ void begin() {}
   __device__ __forceinline__ void prepare() {}
 
   __device__ __forceinline__ void start(int first, int count) {
@@ -56,7 +57,8 @@ struct FloatSums {
     }
   }
 
-  __device__ __forceinline__ void add(const Place (&blocks)[kRows], int unit_of_row) {
+  __device__ __forceinline__ void add(const Place (&blocks)[kRows], int chunk) {
+    const int unit_of_row = 32 * chunk + threadIdx.x % 32;
     const int block = unit_of_row / Format::kUnits, unit = unit_of_row % Format::kUnits;
     typename Format::Raw raw[kRows];
 #pragma unroll
@@ -86,7 +88,7 @@ struct FloatSums {
 };
 
 template <class Format, int kColumns>
-__global__ void __launch_bounds__(128, kColumns > 1 ? 2 : 3)
+__global__ void __launch_bounds__(kStreamThreads, kColumns > 1 ? 1 : 2)
     matvec_exact(const unsigned char* __restrict__ weights, const float* __restrict__ x,
                  float* __restrict__ out, const int* __restrict__ order,
                  const int* __restrict__ groups, const MatmulCall call) {

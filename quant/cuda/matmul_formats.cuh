@@ -8,6 +8,8 @@
 //   Raw load(block, unit)   what a unit needs; the block: a Place in shared memory
 //   start(unit, run)        the first weight of a run in its block
 //   words(raw, run, w)      its weights q as signed bytes
+//   kTerms, terms(raw, run, w)   the same as sums of kTerms signed bytes, where that is less work than one
+//   x_piece, x_neighbour    see below
 //   factor(raw, run)        only where kRuns > 1 (else it is 1)
 //   kFoldOffset             not negative: bytes hold q * factor - kFoldOffset, as folded_words gives them
 //   raw.d, raw.dmin
@@ -16,17 +18,43 @@
 //   dot_minima(raw, sums)   their product with the unit's minima
 //   minima_word(raw, i)     the two minima that meet pair i
 //   run_minimum(raw, run)
+//
+// The kernels that stream take rows in chunks of 32 times 64 weights, a lane 64 of them: a unit of a
+// super-block, or two blocks of 32 weights. So that 32 lanes read 512 bytes of x in one piece, its bytes stand
+// there chunk by chunk, in a chunk piece by piece (there are four), in a piece lane by lane 16 bytes: those
+// that piece x_piece(unit, block, run, j) of lane `lane + x_neighbour(unit, j)` has are what bytes 16 j of a
+// run are multiplied with; `block`, 0 or 1: which of the lane's two. In the last chunk some places are empty.
 #pragma once
 #include "matmul_call.cuh"
 
+constexpr int kLaneWeights = 64, kChunkWeights = 32 * kLaneWeights;
+
+// Where 16 bytes of x, at weight `first` of a row, stand in that order.
+template <int kBlockWeights>
+__device__ __forceinline__ int streamed_place(int first) {
+  int lane = first % kChunkWeights / kLaneWeights, piece = first % kLaneWeights / 16;
+  if (kBlockWeights == 256) {  // as Blocks256x16 has them
+    const int in_half = first % 128;
+    lane = first % kChunkWeights / 128 * 2 + in_half % 32 / 16, piece = in_half / 32;
+  }
+  return first / kChunkWeights * kChunkWeights + (piece * 32 + lane) * 16;
+}
+
+// Bytes from one row of x in that order to the next.
+__device__ __forceinline__ int streamed_pitch(int columns) {
+  return (columns + kChunkWeights - 1) / kChunkWeights * kChunkWeights;
+}
+
 struct Blocks32 {
-  static constexpr int kBlockWeights = 32, kUnits = 1, kRuns = 1, kRun = 32, kFoldOffset = -1;
+  static constexpr int kBlockWeights = 32, kUnits = 1, kRuns = 1, kRun = 32, kFoldOffset = -1, kTerms = 1;
   static constexpr bool kMinima = false;
   static __device__ __forceinline__ int start(int, int) { return 0; }
+  static __device__ __forceinline__ int x_piece(int, int block, int, int j) { return 2 * block + j; }
+  static __device__ __forceinline__ int x_neighbour(int, int) { return 0; }
 };
 
 struct Blocks256 {
-  static constexpr int kBlockWeights = 256, kUnits = 4, kFoldOffset = -1;
+  static constexpr int kBlockWeights = 256, kUnits = 4, kFoldOffset = -1, kTerms = 1;
   static constexpr bool kInterleaved = false, kMinima = false;
 };
 
@@ -36,6 +64,8 @@ struct Blocks256x16 : Blocks256 {
   static __device__ __forceinline__ int start(int unit, int run) {
     return 128 * (unit / 2) + 32 * run + 16 * (unit % 2);
   }
+  static __device__ __forceinline__ int x_piece(int, int, int run, int) { return run; }
+  static __device__ __forceinline__ int x_neighbour(int, int) { return 0; }
   // Of eight bytes the scales of a unit's runs: a selector for __byte_perm.
   static __device__ __forceinline__ unsigned every_second(int unit) {
     return unit % 2 ? 0x7531 : 0x6420;

@@ -11,14 +11,15 @@ __device__ __forceinline__ unsigned look_up(unsigned low, unsigned which) {
 }
 
 struct IQ4_NL : Blocks32 {
-  static constexpr int kBlockBytes = 18;
+  static constexpr int kBlockBytes = 18, kTerms = 2;
   // A byte's nibbles are weights i and 16 + i. x comes in that order: 0, 16, 1, 17, ...
   static constexpr bool kInterleaved = true;
   struct Raw {
     unsigned q[4];
     float d;
   };
-  static __device__ __forceinline__ Raw load(const Place& block, int) {
+  template <class P>
+  static __device__ __forceinline__ Raw load(const P& block, int) {
     Raw raw;
     raw.d = floats::from_half(read_half_and_words(block, raw.q));
     return raw;
@@ -30,6 +31,21 @@ struct IQ4_NL : Blocks32 {
       const unsigned low = raw.q[i] & 0x77777777u;
       w[2 * i] = look_up(low, which);
       w[2 * i + 1] = look_up(low >> 16, which >> 16);
+    }
+  }
+  // Byte numbers whose top bit is set give a sign instead: -1 from the table's lower half, which is
+  // negative, 0 from the upper half. So an entry of the lower half is itself and 0, one of the upper half -1
+  // and itself plus 1, and nothing has to choose between the halves.
+  static __device__ __forceinline__ void terms(const Raw& raw, int, unsigned (&w)[16]) {
+    const unsigned lower[2] = {ptx::kept(0xbfad9881u), 0xf6eaddcfu};
+    const unsigned upper[2] = {ptx::kept(0x271a0e02u), 0x725a4636u};  // plus 1
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned q = raw.q[i], other = q ^ 0x88888888u;
+      w[4 * i] = ptx::permute_or_sign(lower[0], lower[1], q);
+      w[4 * i + 1] = ptx::permute_or_sign(upper[0], upper[1], other);
+      w[4 * i + 2] = ptx::permute_or_sign(lower[0], lower[1], q >> 16);
+      w[4 * i + 3] = ptx::permute_or_sign(upper[0], upper[1], other >> 16);
     }
   }
 };

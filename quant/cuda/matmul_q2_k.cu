@@ -8,7 +8,8 @@ struct Q2_K : Blocks256x16 {
     unsigned q[4], scales;
     float d, dmin;
   };
-  static __device__ __forceinline__ Raw load(const Place& block, int unit) {
+  template <class P>
+  static __device__ __forceinline__ Raw load(const P& block, int unit) {
     Raw raw;
     unsigned scales[2];
     read_words(block, 8 * (unit / 2), scales);

@@ -7,7 +7,8 @@ struct Q3_K : Blocks256x16 {
     unsigned q[4], hmask[4], scales;  // four signed bytes
     float d;
   };
-  static __device__ __forceinline__ Raw load(const Place& block, int unit) {
+  template <class P>
+  static __device__ __forceinline__ Raw load(const P& block, int unit) {
     Raw raw;
     const int half = unit / 2, part = unit % 2;
     unsigned scales[3];

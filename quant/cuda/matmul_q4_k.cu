@@ -8,7 +8,8 @@ struct Q4_K : Blocks256 {
     unsigned q[8], scales, minima;  // in the lower two bytes
     float d, dmin;
   };
-  static __device__ __forceinline__ Raw load(const Place& block, int unit) {
+  template <class P>
+  static __device__ __forceinline__ Raw load(const P& block, int unit) {
     Raw raw;
     unsigned head[4];
     read_words(block, 0, head);
@@ -22,6 +23,8 @@ struct Q4_K : Blocks256 {
     return raw;
   }
   static __device__ __forceinline__ int start(int unit, int run) { return 64 * unit + 32 * run; }
+  static __device__ __forceinline__ int x_piece(int unit, int, int run, int) { return 2 * (unit % 2) + run; }
+  static __device__ __forceinline__ int x_neighbour(int unit, int j) { return j - unit % 2; }
   static __device__ __forceinline__ void words(const Raw& raw, int run, unsigned (&w)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) w[i] = raw.q[i] >> (4 * run) & 0x0f0f0f0fu;

@@ -8,7 +8,8 @@ struct Q8_0 : Blocks32 {
     unsigned q[8];
     float d;
   };
-  static __device__ __forceinline__ Raw load(const Place& block, int) {
+  template <class P>
+  static __device__ __forceinline__ Raw load(const P& block, int) {
     Raw raw;
     raw.d = floats::from_half(read_half_and_words(block, raw.q));
     return raw;

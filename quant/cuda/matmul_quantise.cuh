@@ -1,5 +1,6 @@
 // A row of x as signed bytes.
 #pragma once
+#include "matmul_formats.cuh"
 
 // Eight values from any address of floats.
 __device__ __forceinline__ void load_8(const float* __restrict__ from, float (&values)[8]) {
@@ -16,22 +17,32 @@ __device__ __forceinline__ void load_8(const float* __restrict__ from, float (&v
   }
 }
 
+// A lane's values of a part; zeros behind the row.
+__device__ __forceinline__ void load_part(const float* __restrict__ row, int part, int columns,
+                                          float (&values)[8]) {
+  const int first = part * 256 + threadIdx.x % 32 * 8;
+  if (first < columns) {
+    load_8(row + first, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = 0.0f;
+  }
+}
+
 // Each kBlock values become bytes round(value / scale), scale = largest / 127, as on the CPU: a scale of
 // 0 where all are below 2**-100, of NaN where one is not finite. A warp makes part `part` of 256 values
-// of a row of `columns`, a lane 8 of them; bytes, scales and sums are the row's.
+// of a row of `columns`, a lane 8 of them, `values`; bytes, scales and sums are the row's.
 //
 // kBlock 256: also the sums of the bytes in 16s, two 16-bit numbers a word, in the order in which
 // kernels need them: sum 8h + 2p + q (q < 2, p < 4) stands at 8h + 4q + p.
 // kInterleaved: the 32 values of a block in the order 0, 16, 1, 17, ...
-template <int kBlock, bool kInterleaved>
-__device__ __forceinline__ void quantise_part(const float* __restrict__ row, int part, int columns,
+// kStreamed: bytes in the order of matmul_formats.cuh.
+template <int kBlock, bool kInterleaved, bool kStreamed>
+__device__ __forceinline__ void quantise_part(const float (&values)[8], int part, int columns,
                                               unsigned char* bytes, float* scales, short* sums) {
   constexpr int kLanes = kBlock / 8;
   const int lane = threadIdx.x % 32, first = part * 256 + lane * 8;
   const bool active = first < columns;
-  float values[8] = {};
-  if (active) load_8(row + first, values);
-
   float largest = 0.0f, check = 0.0f;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -72,6 +83,7 @@ __device__ __forceinline__ void quantise_part(const float* __restrict__ row, int
     at = part * 256 + lane / 4 * 32 + lane % 2 * 16 + (upper ? 8 : 0);
   }
   if (!active) return;
+  if constexpr (kStreamed) at = streamed_place<kBlock>(at / 16 * 16) + at % 16;
   *reinterpret_cast<uint2*>(bytes + at) = make_uint2(words[0], words[1]);
   if (lane % kLanes == 0) scales[first / kBlock] = scale;
   if (kBlock == 256 && lane % 2 == 0) {

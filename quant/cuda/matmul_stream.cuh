@@ -3,14 +3,14 @@
 #pragma once
 #include "matmul_formats.cuh"
 
-constexpr int kStreamThreads = 128, kStages = 2;
+constexpr int kStreamThreads = 256, kStages = 2;
 
-template <class Format, int kRowsAtOnce>
+// Of a chunk a lane takes kBlocks blocks, or, of super-blocks, a unit.
+template <class Format, int kRowsAtOnce, int kBlocks>
 struct Stream {
-  static constexpr int kRows = kRowsAtOnce;
-  static constexpr int kChunkBytes = 32 / Format::kUnits * Format::kBlockBytes;  // a unit a lane
+  static constexpr int kRows = kRowsAtOnce, kLaneBlocks = kBlocks;
+  static constexpr int kChunkBytes = 32 * kBlocks / Format::kUnits * Format::kBlockBytes;
   static constexpr int kPieces = kChunkBytes / 16 + 1, kPitch = 16 * kPieces;
-  static constexpr int kCopies = (kRows * kPieces + 31) / 32;
   static constexpr int kSlotBytes = kRows * kPitch, kWarpBytes = kStages * kSlotBytes;
   static_assert(kChunkBytes % 16 == 0, "the skew of a row is the same in every chunk");
 };
@@ -47,34 +47,42 @@ __device__ __forceinline__ StreamTask read_task(const unsigned char* __restrict_
   return result;
 }
 
-// A lane's share of copying a task's rows, chunk after chunk.
+// A lane's share of copying a task's rows, chunk after chunk: of each row pieces lane, lane + 32, ...
 template <class S>
 struct RowCopies {
-  const unsigned char* from[S::kCopies];
-  int end[S::kCopies];  // the chunk with nothing left of the row
+  const unsigned char* from[S::kRows];  // the first of them, of the next chunk
+  int left[S::kRows];                   // bytes from there to the row's end
+  int most[S::kRows];                   // and to the end of what one chunk takes
   StreamTask task;
 
   __device__ __forceinline__ void start(const StreamTask& next_task, const MatmulCall& call, int lane) {
     task = next_task;
 #pragma unroll
-    for (int i = 0; i < S::kCopies; ++i) {
-      const int row = (lane + 32 * i) / S::kPieces, piece = (lane + 32 * i) % S::kPieces;
-      const unsigned char* const start = task.row(call, row);
-      const int skew = skew_of(start, task.whole);
-      const int pieces = (call.row_bytes + skew + 15) / 16 - piece;
-      from[i] = start + (16 * piece - skew);
-      end[i] = max(pieces + S::kChunkBytes / 16 - 1, 0) / (S::kChunkBytes / 16);
-      if (row >= S::kRows || (skew == 0 && piece == S::kPieces - 1)) end[i] = 0;
+    for (int i = 0; i < S::kRows; ++i) {
+      const int skew = task.skew(call, i);
+      from[i] = task.row(call, i) + (16 * lane - skew);
+      left[i] = call.row_bytes + skew - 16 * lane;
+      most[i] = S::kChunkBytes + (skew ? 16 : 0) - 16 * lane;
     }
+  }
+
+  // From the end of the rows on to others, `jump` bytes from these.
+  __device__ __forceinline__ void move(long long jump, int n_chunks) {
+#pragma unroll
+    for (int i = 0; i < S::kRows; ++i)
+      from[i] += jump - (long long)n_chunks * S::kChunkBytes, left[i] += n_chunks * S::kChunkBytes;
   }
 
   __device__ __forceinline__ void copy(unsigned char* slots, ptx::SharedPlace place, int offset,
                                        const MatmulCall& call, int chunk, int lane) {
     if (task.whole) {
 #pragma unroll
-      for (int i = 0; i < S::kCopies; ++i) {
-        if (chunk < end[i]) ptx::cp_async_16(place + (offset + 16 * lane + 512 * i), from[i]);
-        from[i] += S::kChunkBytes;
+      for (int i = 0; i < S::kRows; ++i) {
+        const int n_bytes = min(left[i], most[i]);
+#pragma unroll
+        for (int at = 0; at < S::kPitch; at += 512)
+          if (at < n_bytes) ptx::cp_async_16(place + (offset + 16 * lane + i * S::kPitch + at), from[i] + at);
+        from[i] += S::kChunkBytes, left[i] -= S::kChunkBytes;
       }
       return;
     }
@@ -106,38 +114,51 @@ __device__ __forceinline__ float sum_lanes(float (&values)[N], int lane) {
 }
 
 // Computes out for all groups. `Sums` collects a lane's part of Rows::kRows x kColumns products:
-//   Rows (a Stream), prepare(): once, by all warps, start(first slot, count), add(blocks, unit of the row), total[row][column]
-// blocks[i]: row i's block that has the unit, in shared memory.
+//   Rows (a Stream)
+//   begin(), prepare(): once, by all warps, before the first copies and after them
+//   start(first slot, count), total[row][column]
+//   add(places, chunk): what a lane has of a chunk; places[i]: of row i the first of the lane's blocks
 template <class Format, int kColumns, class Sums>
 __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* __restrict__ weights,
                                                 float* __restrict__ out, const int* __restrict__ order,
                                                 const int* __restrict__ groups, const MatmulCall& call,
                                                 unsigned char* shared) {
   using S = typename Sums::Rows;
-  constexpr int kUnitWeights = Format::kBlockWeights / Format::kUnits;
+  constexpr int kWeights = S::kLaneBlocks * Format::kBlockWeights / Format::kUnits;  // a lane's of a chunk
   const int lane = threadIdx.x % 32;
   unsigned char* const slots = shared + threadIdx.x / 32 * S::kWarpBytes;
   const ptx::SharedPlace place = ptx::shared_place(slots);
   const unsigned row_tiles = (call.n_rows + S::kRows - 1) / S::kRows;
   const unsigned n_tasks = row_tiles * call.n_groups;
-  const unsigned step = gridDim.x * (kStreamThreads / 32);
-  const int n_units = (call.columns + kUnitWeights - 1) / kUnitWeights;
-  const int n_chunks = (n_units + 31) / 32;
+  const unsigned step = gridDim.x * (blockDim.x / 32);
+  const int n_lanes = (call.columns + kWeights - 1) / kWeights;
+  const int n_chunks = (n_lanes + 31) / 32;
 
+  // From one task of a warp to its next all rows are as far apart, but for those beyond the last one. Where
+  // skews are then the same too, nothing but the place in memory changes.
+  const long long jump = (long long)step * S::kRows * call.row_stride;
+  const bool alike = !groups && call.pieces == 2 && jump % 16 == 0;
+  const unsigned first_task = blockIdx.x + gridDim.x * (threadIdx.x / 32);  // few tasks: of all blocks
+  auto is_new = [&](unsigned task) { return !alike || task == first_task || task == row_tiles - 1; };
+
+  sums.begin();
   // The copies run kStages - 1 chunks ahead of the sums.
   RowCopies<S> copies;
   StreamTask task;
   Group group;
   int places[S::kRows];
-  unsigned copied_task = blockIdx.x * (kStreamThreads / 32) + threadIdx.x / 32;
-  unsigned summed_task = copied_task;
+  unsigned copied_task = first_task, summed_task = first_task;
   int copied_chunk = 0, summed_chunk = 1 - kStages, slot = 0;
 #pragma unroll 1
   while (true) {
     __syncwarp();
     if (copied_task < n_tasks) {
-      if (copied_chunk == 0)
-        copies.start(read_task<S::kRows>(weights, groups, call, copied_task, row_tiles), call, lane);
+      if (copied_chunk == 0) {
+        if (is_new(copied_task))
+          copies.start(read_task<S::kRows>(weights, groups, call, copied_task, row_tiles), call, lane);
+        else
+          copies.move(jump, n_chunks);
+      }
       copies.copy(slots, place, slot, call, copied_chunk, lane);
       if (++copied_chunk == n_chunks) copied_chunk = 0, copied_task += step;
     }
@@ -149,21 +170,25 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
     }
     if (summed_task >= n_tasks) break;
     if (summed_chunk == 0) {
-      task = read_task<S::kRows>(weights, groups, call, summed_task, row_tiles);
-      group = read_group(groups, call, task.group, kColumns);
+      if (is_new(summed_task)) {
+        task = read_task<S::kRows>(weights, groups, call, summed_task, row_tiles);
+        group = read_group(groups, call, task.group, kColumns);
 #pragma unroll
-      for (int i = 0; i < S::kRows; ++i)
-        places[i] = i * S::kPitch + task.skew(call, i) + lane / Format::kUnits * Format::kBlockBytes;
+        for (int i = 0; i < S::kRows; ++i)
+          places[i] = i * S::kPitch + task.skew(call, i) +
+                      lane / Format::kUnits * (S::kLaneBlocks * Format::kBlockBytes);
+      } else {
+        task.first += step * S::kRows;
+      }
       sums.start(group.first, group.count);
     }
     ptx::cp_async_wait<kStages - 1>();
     __syncwarp();
-    const int unit = summed_chunk * 32 + lane;
-    if (unit < n_units) {
-      Place blocks[S::kRows];
+    if (32 * summed_chunk + lane < n_lanes) {
+      Place of_lane[S::kRows];
 #pragma unroll
-      for (int i = 0; i < S::kRows; ++i) blocks[i] = {slots, slot + (places[i] & ~3), places[i] & 2};
-      sums.add(blocks, unit);
+      for (int i = 0; i < S::kRows; ++i) of_lane[i] = {slots, slot + (places[i] & ~3), places[i] & 2};
+      sums.add(of_lane, summed_chunk);
     }
     if (++summed_chunk < n_chunks) continue;
     summed_chunk = 0, summed_task += step;

@@ -2,12 +2,8 @@
 // behind them.
 #include "matmul_quantise.cuh"
 
-__device__ __forceinline__ long long row_of_slot(const int* __restrict__ order, long long slot) {
-  return order ? __ldg(order + slot) : slot;
-}
-
 // Gathered rows of x as bytes, one after the other; see quantise_part.
-template <int kBlock, bool kInterleaved>
+template <int kBlock, bool kInterleaved, bool kStreamed>
 __global__ void __launch_bounds__(256)
     quantise_rows(const float* __restrict__ x, long long x_stride, const int* __restrict__ order,
                   unsigned char* __restrict__ bytes, float* __restrict__ scales,
@@ -16,9 +12,13 @@ __global__ void __launch_bounds__(256)
   const long long warp = blockIdx.x * 8ll + threadIdx.x / 32;
   const long long slot = warp / parts;
   if (slot >= n_slots) return;
-  quantise_part<kBlock, kInterleaved>(x + row_of_slot(order, slot) * x_stride, (int)(warp % parts),
-                                      columns, bytes + slot * columns,
-                                      scales + slot * (columns / kBlock), sums + slot * (columns / 16));
+  const int part = (int)(warp % parts);
+  float values[8];
+  load_part(x + row_of_slot(order, (int)slot) * x_stride, part, columns, values);
+  quantise_part<kBlock, kInterleaved, kStreamed>(
+      values, part, columns,
+      bytes + slot * (kStreamed ? streamed_pitch(columns) : columns), scales + slot * (columns / kBlock),
+      sums + slot * (columns / 16));
 }
 
 // Rows of `columns` values as rows of `out_columns`, zeros behind. A thread writes four.
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(256)
   const long long slot = index / fours;
   if (slot >= n_slots) return;
   const int first = (int)(index % fours) * 4;
-  const float* const row = x + row_of_slot(order, slot) * x_stride;
+  const float* const row = x + row_of_slot(order, (int)slot) * x_stride;
   float values[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

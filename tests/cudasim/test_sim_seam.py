@@ -122,3 +122,17 @@ def test_approximations(seam, rng):
     np.testing.assert_allclose(exp2, np.where(exact < 2.0**-126, 0, exact), rtol=3e-7)
     np.testing.assert_allclose(tanh, np.tanh(x), rtol=2.0**-10.9)
     np.testing.assert_array_equal(tf32, (x.view(np.uint32) + 0x1000) & 0xFFFFE000)
+
+
+def test_permute(seam, rng):
+    """Selectors of any bits: the upper 16 say nothing, a nibble's top bit asks for a sign."""
+    a, b, selectors = (rng.integers(0, 2**32, 32, dtype=np.uint32) for _ in range(3))
+    found, found_or_signs = (np.zeros(32, np.uint32) for _ in range(2))
+    seam("permute_kernel")((1,), (32,), (a, b, selectors, found, found_or_signs))
+    eight = np.stack([a, b], axis=1).view(np.uint8)
+    nibbles = selectors[:, None] >> (4 * np.arange(4, dtype=np.uint32)) & 15
+    chosen = np.take_along_axis(eight, (nibbles & 7).astype(np.intp), axis=1)
+    signs = np.where(chosen >= 128, 255, 0).astype(np.uint8)
+    assert np.array_equal(found, chosen.view(np.uint32)[:, 0])
+    or_signs = np.where(nibbles >= 8, signs, chosen)
+    assert np.array_equal(found_or_signs, or_signs.view(np.uint32)[:, 0])

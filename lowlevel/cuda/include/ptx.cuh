@@ -204,6 +204,21 @@ __device__ __forceinline__ unsigned permute(unsigned a, unsigned b, unsigned sel
 #endif
 }
 
+// The same for any selectors: where a nibble's top bit is 1, all eight bits of the result's byte are the
+// top bit of the byte that the nibble's other bits name.
+__device__ __forceinline__ unsigned permute_or_sign(unsigned a, unsigned b, unsigned selectors) {
+#ifdef CUDASIM
+  const unsigned signs = (__byte_perm(a, b, selectors & 0x7777) & 0x80808080u) >> 7;
+  const unsigned which = (selectors >> 3 & 1) | (selectors >> 7 & 1) << 8 | (selectors >> 11 & 1) << 16 |
+                         (selectors >> 15 & 1) << 24;
+  return (__byte_perm(a, b, selectors & 0x7777) & ~(which * 255)) | ((signs & which) * 255);
+#else
+  unsigned result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selectors));
+  return result;
+#endif
+}
+
 // A constant in a register of each thread. Else it is put there again for every use beside another one.
 __device__ __forceinline__ unsigned kept(unsigned constant) {
 #ifdef CUDASIM

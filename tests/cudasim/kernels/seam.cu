@@ -82,3 +82,10 @@ extern "C" __global__ void approx_kernel(const float* x, float* exp2_x, float* t
   tanh_x[i] = ptx::tanh_approx(x[i]);
   tf32_x[i] = ptx::to_tf32(x[i]);
 }
+
+extern "C" __global__ void permute_kernel(const unsigned* a, const unsigned* b, const unsigned* selectors,
+                                          unsigned* bytes, unsigned* bytes_or_signs) {
+  const int i = threadIdx.x;
+  bytes[i] = ptx::permute(a[i], b[i], selectors[i] & 0xffff7777u);
+  bytes_or_signs[i] = ptx::permute_or_sign(a[i], b[i], selectors[i]);
+}
