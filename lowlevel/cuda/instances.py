@@ -25,6 +25,8 @@ class Kernel(NamedTuple):
         "const V*" arrays of any; "V80" a structure of 80 bytes.
     block : int
         Threads of a block, as ``__launch_bounds__`` says.
+    architecture : str, optional
+        The only one that its instructions are of: "90a".
     """
 
     package: str
@@ -32,6 +34,7 @@ class Kernel(NamedTuple):
     name: str
     parameters: tuple
     block: int
+    architecture: str | None = None
 
     @property
     def source(self):
