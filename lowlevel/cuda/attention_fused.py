@@ -6,7 +6,7 @@ the kernel goes on from chunk to chunk with its rows' sums, maxima and denominat
 
 from . import layout
 from .attention import describe, set_strides
-from .instances import FUSED, MERGE
+from .instances import FUSED, MERGE, WGMMA
 from .passes import Pass, passes, read_chunk
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
@@ -70,6 +70,15 @@ def _launch(device, plan, operands, keys_and_values, keys, state, call):
     mask = None if o.mask is None else o.mask[..., keys]
     kernel = FUSED[plan.d_k, plan.d_v, plan.q_dtype, _is_general(o)]
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
+    by_warpgroups = _kernel_of_warpgroups(device, plan, o, call)
+    if by_warpgroups is not None:
+        device.launch(
+            by_warpgroups,
+            plan.n_splits * n_tiles,
+            (o.q, *keys_and_values, o.out, o.lse, o.sinks, *state, call),
+            shared_mem=layout.wgmma_shared_bytes(plan.sizes),
+        )
+        return
     device.launch(
         kernel,
         plan.n_splits * n_tiles,
@@ -78,6 +87,15 @@ def _launch(device, plan, operands, keys_and_values, keys, state, call):
         + ((stages, call) if shape.latent else (call,)),
         shared_mem=layout.fused_shared_bytes(plan.sizes, shape, stages),
     )
+
+
+def _kernel_of_warpgroups(device, plan, operands, call):
+    """The kernel on a warpgroup's products, where the device has these and it takes the call; or None."""
+    kernel = WGMMA.get((plan.d_k, plan.d_v, plan.q_dtype))
+    if kernel is None or not device.runs(kernel) or not call["aligned"] or _is_general(operands):
+        return None
+    fits = layout.wgmma_shared_bytes(plan.sizes) <= device.max_shared_bytes
+    return kernel if fits else None
 
 
 def _is_aligned(device, array):

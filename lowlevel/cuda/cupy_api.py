@@ -17,6 +17,12 @@ tests/cuda with ``-m gpu`` runs all of it.
 """
 
 import functools
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import tempfile
 
 _EXTRAS = "pip install 'kqcap[cuda12]' (driver for CUDA 12) or 'kqcap[cuda13]' (CUDA 13)"
 MIN_CAPABILITY = 8, 0  # bfloat16 conversions, asynchronous copies
@@ -82,8 +88,62 @@ def max_shared_bytes(index):
     return int(load().cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"])
 
 
-def compile_module(text, name, options, expressions):
+def architecture(index):
+    """What a GPU's own instructions go by: "90a", "120a"."""
+    return "{}{}a".format(*compute_capability(index))
+
+
+def compile_module(text, name, options, expressions, architecture):
     """Kernels of a source by NVRTC, from CuPy's disk cache where they are there (see loader.Library)."""
+    if architecture is not None:
+        return _SpecificModule(text, name, options, expressions, architecture)
     # CuPy passes -ftz=true itself.
     options = tuple(option for option in options if option != "-ftz=true")
     return load().RawModule(code=text, options=options, name_expressions=expressions)
+
+
+class _SpecificModule:
+    """Kernels compiled for an architecture such as "90a", which RawModule does not take."""
+
+    def __init__(self, text, name, options, expressions, architecture):
+        options = (*options, f"-arch=sm_{architecture}", "--device-as-default-execution-space")
+        nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
+        key = repr((text, options, expressions, nvrtc.getVersion())).encode()
+        default = pathlib.Path.home() / ".cupy" / "kernel_cache"  # CuPy's own
+        folder = pathlib.Path(os.environ.get("CUPY_CACHE_DIR", default))
+        path = folder / f"kqcap-{hashlib.sha256(key).hexdigest()}.cubin"
+        names = path.with_suffix(".json")
+        if not names.exists():  # written last
+            lowered, cubin = _compile_cubin(nvrtc, text, name, options, expressions)
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(path, cubin)
+            _write_whole(names, json.dumps(lowered).encode())
+        self._lowered = json.loads(names.read_text())
+        self._module = load().RawModule(path=str(path))
+
+    def get_function(self, expression):
+        return self._module.get_function(self._lowered[expression])
+
+
+def _compile_cubin(nvrtc, text, name, options, expressions):
+    """({expression: name in the binary}, the binary)."""
+    program = nvrtc.createProgram(text, name, (), ())
+    try:
+        for expression in expressions:
+            nvrtc.addNameExpression(program, expression)
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            raise RuntimeError(f"{name} does not compile ({error}):\n{log}") from None
+        lowered = {each: nvrtc.getLoweredName(program, each) for each in expressions}
+        return lowered, nvrtc.getCUBIN(program)
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def _write_whole(path, content):
+    """A file that other processes see whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)

@@ -35,6 +35,7 @@ class CudaDevice(KernelDevice):
         self.name = f"cuda:{index}"
         self.n_multiprocessors = cupy_api.n_multiprocessors(index)
         self.max_shared_bytes = cupy_api.max_shared_bytes(index)
+        self.architecture = cupy_api.architecture(index)
 
     def _current(self):
         """Context in which this GPU is CuPy's current one."""

@@ -25,6 +25,8 @@ class Kernel(NamedTuple):
         "const V*" arrays of any; "V80" a structure of 80 bytes.
     block : int
         Threads of a block, as ``__launch_bounds__`` says.
+    architecture : str, optional
+        The only one that its instructions are of: "90a".
     """
 
     package: str
@@ -32,6 +34,7 @@ class Kernel(NamedTuple):
     name: str
     parameters: tuple
     block: int
+    architecture: str | None = None
 
     @property
     def source(self):
@@ -115,6 +118,26 @@ FUSED = {
     for dtype in ("float16", "bfloat16")
     for general in (False, True)
 }
+# Fused attention where products are a warpgroup's (attention_wgmma.cuh): aligned rows, scores without options.
+# (d_k, d_v) -> tile; rows as in FUSED_SHAPES, for plans are made for both.
+WGMMA_SHAPES = {
+    sizes: FusedShape(rows=128, keys=128, warps=12, blocks=1)
+    for sizes in ((64, 64), (128, 128), (192, 128))
+}
+WGMMA_STAGES = 2  # STAGES: tiles of K and of V in shared memory
+# (d_k, d_v, type) -> kernel
+WGMMA = {
+    (d_k, d_v, dtype): Kernel(
+        package="lowlevel.cuda",
+        file=f"attention_wgmma_{d_k}_{d_v}.cu",
+        name=f"attention_wgmma<{FLOAT_TYPES[dtype]}>",
+        parameters=(*["const u2*"] * 3, "V*", "f4*", "const f4*", *_STATE, ATTENTION_CALL),
+        block=32 * shape.warps,
+        architecture="90a",
+    )
+    for (d_k, d_v), shape in WGMMA_SHAPES.items()
+    for dtype in ("float16", "bfloat16")
+}
 MERGE = {
     dtype: Kernel(
         package="lowlevel.cuda",
@@ -155,7 +178,9 @@ FINISH = _row_kernels(
     ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i4", ATTENTION_CALL),
 )
 ATTENTION = tuple(
-    kernel for table in (FUSED, MERGE, WIDEN, SCAN, SOFTMAX, FINISH) for kernel in table.values()
+    kernel
+    for table in (FUSED, WGMMA, MERGE, WIDEN, SCAN, SOFTMAX, FINISH)
+    for kernel in table.values()
 )
 KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values(), *ATTENTION)
 

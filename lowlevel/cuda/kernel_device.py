@@ -9,6 +9,7 @@ lowlevel/devices.py), `from_host`, `to_host`, and
     gemm(workspace)                                    context that yields a matrix product; see below
     n_multiprocessors                                  how many blocks' worth of hardware there is
     max_shared_bytes                                   shared memory that one block may have
+    architecture                                       such as "90a": with its own instructions
 
 ``gemm(workspace)`` yields ``product(a, b, c, transposed=False, accumulate=False, may_round=False)`` for
 float32 arrays: a (batch, m, k), b (batch, k, n) or with `transposed` (batch, n, k), c (batch, m, n), rows
@@ -70,6 +71,10 @@ class KernelDevice:
         arguments = tuple(checked)
         function = self._library.function(kernel)
         self.start(function, (n_blocks,), (kernel.block,), arguments, shared_mem)
+
+    def runs(self, kernel):
+        """Whether the device has the instructions that a kernel wants."""
+        return kernel.architecture in (None, self.architecture)
 
     def _argument(self, parameter, argument):
         is_array, is_const, dtype = _parsed(parameter)

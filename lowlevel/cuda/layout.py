@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lowlevel import devices
 from lowlevel.plan import DENSE_DTYPES
 
-from .instances import FUSED_SHAPES
+from .instances import FUSED_SHAPES, WGMMA_SHAPES, WGMMA_STAGES
 
 Q_DTYPES = OUT_DTYPES = ("float32", "float16", "bfloat16")
 METHODS = ("auto",)
@@ -91,6 +91,13 @@ def fused_shared_bytes(sizes, shape, stages):
         exchange = 4 * 5 * shape.rows
         return 2 * (shape.rows * (d_k + shape.keys) + stages * shape.keys * d_k) + exchange
     return 2 * (shape.rows * d_k + shape.keys * (d_k + d_v))
+
+
+def wgmma_shared_bytes(sizes):
+    """As `fused_shared_bytes`, of a kernel of warpgroups; four words of each stage besides."""
+    d_k, d_v = sizes["d_k"], sizes["d_v"]
+    shape = WGMMA_SHAPES[d_k, d_v]
+    return 2 * shape.rows * d_k + WGMMA_STAGES * (2 * shape.keys * (d_k + d_v) + 16)
 
 
 def count_tiles(sizes, tile):

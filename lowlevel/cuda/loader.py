@@ -78,8 +78,9 @@ class Library:
     Parameters
     ----------
     compile_module : callable
-        ``compile_module(text, name, options, expressions)`` returns an object with
-        ``get_function(expression)``.
+        ``compile_module(text, name, options, expressions, architecture)`` returns an object with
+        ``get_function(expression)``; `architecture` None: that of the current device, without what
+        only this one has.
     """
 
     def __init__(self, compile_module):
@@ -100,10 +101,12 @@ class Library:
 
     def _load(self, source):
         kernels = of_source(source)
+        (architecture,) = {kernel.architecture for kernel in kernels}
         module = self._compile(
             source_text(*source),
             display_name(*source),
             OPTIONS,
             tuple(kernel.name for kernel in kernels),
+            architecture,
         )
         self._functions.update({k: module.get_function(k.name) for k in kernels})

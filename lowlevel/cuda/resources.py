@@ -30,6 +30,7 @@ _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_\w+'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
+_SERIALISED = re.compile(r"wgmma.*are serialized.*in (?:the )?function '(\w+)'")
 
 
 def key_of(kernel):
@@ -38,7 +39,10 @@ def key_of(kernel):
 
 
 def read_log(log):
-    """{lowered name: {field: number}} of what ``--ptxas-options=-v`` says."""
+    """{lowered name: {field: number}} of what ``--ptxas-options=-v`` says.
+
+    Besides, "serialised" where ptxas lets products of warpgroups run one after another.
+    """
     found = {}
     pieces = _ENTRY.split(log)
     for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
@@ -51,7 +55,14 @@ def read_log(log):
             spills=int(stack.group(2)) + int(stack.group(3)),
             shared=int(shared.group(1)) if shared else 0,
         )
+    for name in _SERIALISED.findall(log):
+        found[name]["serialised"] = True
     return found
+
+
+def is_for(kernel, architecture):
+    """Whether an architecture has the instructions that a kernel wants."""
+    return kernel.architecture in (None, architecture)
 
 
 def measure(source, architecture):
@@ -77,6 +88,7 @@ def measure_all(architectures, progress=lambda text: None):
             threads.submit(measure, source, architecture): (source, architecture)
             for architecture in architectures
             for source in sources
+            if is_for(instances.of_source(source)[0], architecture)
         }
         for task in concurrent.futures.as_completed(tasks):
             source, architecture = tasks[task]
@@ -127,6 +139,8 @@ def breaches(measured, table, version):
 def _forbidden(where, numbers, block, reason):
     if numbers["registers"] * block > REGISTERS_OF_A_BLOCK:
         yield f"{where}: {numbers['registers']} registers, too many for {block} threads a block"
+    if numbers.get("serialised"):
+        yield f"{where}: ptxas serialises its wgmma; see ptx::copied_now in wgmma.cuh"
     for field in ("stack", "spills"):
         if numbers[field] and not reason:
             yield f"{where}: {numbers[field]} bytes of {field} without a stated reason"
@@ -135,9 +149,11 @@ def _forbidden(where, numbers, block, reason):
 def new_table(measured, old, version):
     """The table for what was measured; reasons, and architectures not measured now, stay."""
     kernels = {}
-    for key in sorted(next(iter(measured.values()))):
+    for key in sorted({key for of_kernels in measured.values() for key in of_kernels}):
         kernels[key] = dict(old["kernels"].get(key, {})) if version == old["nvrtc"] else {}
         for architecture, of_kernels in measured.items():
+            if key not in of_kernels:
+                continue
             kernels[key][f"sm_{architecture}"] = [of_kernels[key][field] for field in FIELDS]
     reasons = {key: why for key, why in old["reasons"].items() if key in kernels}
     return {"nvrtc": version, "fields": FIELDS, "reasons": reasons, "kernels": kernels}
@@ -154,13 +170,16 @@ def write_table(table):
 def print_table(measured):
     """Kernels down, architectures across: registers, then stack, spills and shared where not 0."""
     names = list(measured)
-    keys = sorted(next(iter(measured.values())))
+    keys = sorted({key for of_kernels in measured.values() for key in of_kernels})
     wide = max(map(len, keys))
     print(f"{'registers':{wide}}" + "".join(f"{'sm_' + name:>9}" for name in names))
     for key in keys:
         cells, notes = "", []
         for name in names:
-            numbers = measured[name][key]
+            numbers = measured[name].get(key)
+            if numbers is None:
+                cells += f"{'-':>9}"
+                continue
             cells += f"{numbers['registers']:9}"
             rest = [f"{field} {numbers[field]}" for field in FIELDS[1:] if numbers[field]]
             notes += [f"sm_{name}: {', '.join(rest)}"] if rest else []

@@ -17,10 +17,11 @@ What it runs
 and dynamic shared memory; ``__syncthreads`` and its variants; shuffles, votes, matches and
 reductions of a warp with any mask; atomics; ``cuda_fp16.h`` and ``cuda_bf16.h``; vector types;
 ``__dp4a``, ``__byte_perm``, ``__ldg``, SIMD-in-a-word and fast-math intrinsics; ``printf`` and
-``assert``. Instructions that CUDA C++ has no name for come through ``ptx.cuh``
-(lowlevel/cuda/include), which is inline PTX on a device and an exact emulation here: ``ldmatrix``,
-``mma.sync`` (f16, bf16, tf32, s8), ``cp.async``, named barriers. Not there: textures, clusters,
-TMA, wgmma, cooperative groups, dynamic parallelism, ``__device__`` variables that blocks share.
+``assert``. Instructions that CUDA C++ has no name for come through ``ptx.cuh`` and ``wgmma.cuh``
+(lowlevel/cuda/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
+``mma.sync`` (f16, bf16, tf32, s8), ``cp.async``, named barriers; ``wgmma`` (f16, bf16) with its
+descriptors and swizzles. Not there: textures, clusters, TMA, cooperative groups, dynamic
+parallelism, ``__device__`` variables that blocks share.
 
 What it finds
 -------------
@@ -34,7 +35,9 @@ always
     orders "reverse" and "lifo": starts at one), the other side is checked for stray writes. Writes
     through const pointers. Null pointers. Barriers and warp collectives that not all threads reach,
     early returns before them too (``strict=False`` allows those). Results that depend on unwritten
-    memory: it holds NaN. Copies by ``cp.async`` that nobody waited for: likewise. Endless loops
+    memory: it holds NaN. Copies by ``cp.async`` and results of ``wgmma`` that nobody waited for:
+    likewise. A missing ``wgmma.fence``; a missing ``fence.proxy.async`` between ``cp.async`` and
+    ``wgmma``; operands of ``wgmma`` that change before the wait for it. Endless loops
     (`HangError` after ``hang_seconds`` of computing). Too many threads for ``__launch_bounds__``,
     too much shared memory, arguments of another type than declared.
 order="fifo" | "reverse" | "random" | "lifo"
@@ -43,7 +46,7 @@ order="fifo" | "reverse" | "random" | "lifo"
 race=True
     Every load and store is logged: races in shared and global memory, with both lines and threads;
     reads of unwritten shared memory, or of arguments still holding poison; copies read before the
-    wait; accesses outside by any amount. About ten times slower, on one core.
+    wait; any write to shared memory without ``fence.proxy.async`` before ``wgmma``; accesses outside by any amount. About ten times slower, on one core.
 ub=True
     Misaligned vector accesses, inner array indices, shifts, overflow and what else C++ leaves
     undefined.

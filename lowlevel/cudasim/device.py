@@ -19,6 +19,7 @@ class CudaSimDevice(KernelDevice):
     name = "cudasim"
     n_multiprocessors = 132  # an H100's: plans made here are a GPU's
     max_shared_bytes = 227 << 10
+    architecture = "90a"
     has_streams = True
     current_stream = staticmethod(streams.current)
     finish = staticmethod(streams.finish)
@@ -120,7 +121,7 @@ def _product(a, b, c, transposed=False, accumulate=False, may_round=False):
             np.add(target if accumulate else 0, x @ (y.T if transposed else y), out=target)
 
 
-def _compile_module(text, name, options, expressions):
+def _compile_module(text, name, options, expressions, architecture):
     return Module(name, options, expressions, code=text)
 
 

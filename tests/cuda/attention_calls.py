@@ -1,5 +1,8 @@
 """Random attention calls on a device, held against float64."""
 
+import contextlib
+from unittest import mock
+
 import ml_dtypes
 import numpy as np
 from attention_cases import random_mask
@@ -7,11 +10,23 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel.cuda.instances import FUSED_SHAPES
+from lowlevel.cuda.kernel_device import KernelDevice
 from lowlevel.reference import attention_float64
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 # 16-bit inputs and weights: error over the largest output.
 HALF_BOUND = 2e-3
+
+
+@contextlib.contextmanager
+def products_by(way):
+    """Within this context: "wgmma", the kernels that a device takes; "mma", none of one architecture."""
+    if way == "wgmma":
+        yield
+        return
+    of_any = lambda device, kernel: kernel.architecture is None  # noqa: E731
+    with mock.patch.object(KernelDevice, "runs", of_any):
+        yield
 
 
 def bound_for(q, bound):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from attention_calls import products_by
 
 from lowlevel import cudasim, devices
 from lowlevel.cuda.kernel_device import KernelDevice
@@ -16,6 +17,13 @@ def device(request):
         except (ImportError, ValueError) as reason:
             pytest.skip(str(reason))
     return request.param
+
+
+@pytest.fixture(params=["wgmma", "mma"])
+def way(request):
+    """The test runs with fused attention by warpgroups' products, where the device has them, and without."""
+    with products_by(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The fused attention kernels, on the simulator and (marker gpu) on a GPU."""
 
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from attention_calls import (
     attend,
     check,
     on_device,
+    products_by,
     random_operands,
     random_options,
 )
@@ -21,16 +23,32 @@ from lowlevel.cuda import instances, layout, loader
 from lowlevel.reference import attention_float64
 from quant import dequantize, quantize
 
-KERNELS = (*instances.FUSED.values(), *instances.MERGE.values())
+KERNELS = tuple(k for t in (instances.FUSED, instances.WGMMA, instances.MERGE) for k in t.values())
 SHAPES = sorted(instances.FUSED_SHAPES)
 HEADS = ((1, 1), (2, 2), (4, 2), (6, 1), (5, 5), (12, 4), (3, 1))
 TOKENS = (1, 2, 5, 17, 33, 64, 97, 140)
 KEYS = (1, 2, 15, 63, 64, 65, 101, 257, 300)
 
 
-@pytest.fixture(params=SHAPES, ids=str)
+# (d_k, d_v), and whose products the kernel takes for scores without options; see `products_by`
+WAYS = [
+    (sizes, way)
+    for sizes in SHAPES
+    for way in (("wgmma", "mma") if sizes in instances.WGMMA_SHAPES else ("mma",))
+]
+
+
+def ways(*sizes):
+    """Parametrises a test by `head_sizes`, of these only."""
+    some = [way for way in WAYS if way[0] in sizes]
+    return pytest.mark.parametrize("head_sizes", some, ids=str, indirect=True)
+
+
+@pytest.fixture(params=WAYS, ids=str)
 def head_sizes(request):
-    return request.param
+    sizes, way = request.param
+    with products_by(way):
+        yield sizes
 
 
 @pytest.fixture(params=["float16", "bfloat16"])
@@ -38,10 +56,16 @@ def dtype(request):
     return request.param
 
 
-def test_tiles_are_those_of_the_sources(head_sizes):
-    d_k, d_v = head_sizes
-    shape = instances.FUSED_SHAPES[head_sizes]
-    text = loader.source_text("lowlevel.cuda", f"attention_{d_k}_{d_v}.cu")
+@pytest.mark.parametrize(
+    "sizes, shapes, stem",
+    [(sizes, instances.FUSED_SHAPES, "attention") for sizes in SHAPES]
+    + [(sizes, instances.WGMMA_SHAPES, "attention_wgmma") for sizes in instances.WGMMA_SHAPES],
+    ids=str,
+)
+def test_tiles_are_those_of_the_sources(sizes, shapes, stem):
+    d_k, d_v = sizes
+    shape = shapes[sizes]
+    text = loader.source_text("lowlevel.cuda", f"{stem}_{d_k}_{d_v}.cu")
     defined = {}
     for name, value in re.findall(r"#define (\w+) (\d+)", text):
         defined.setdefault(name, int(value))
@@ -50,6 +74,8 @@ def test_tiles_are_those_of_the_sources(head_sizes):
         "1" if shape.blocks == 1 else "BLOCKS_PER_SM"
     ]
     assert [defined[name] for name in names] == [d_k, d_v, shape.rows, shape.keys, shape.warps]
+    assert defined.get("STAGES", instances.WGMMA_STAGES) == instances.WGMMA_STAGES
+    assert shape.rows == instances.FUSED_SHAPES[sizes].rows  # plans are made for both
 
 
 def test_random_calls(device, head_sizes, dtype, rng):
@@ -68,22 +94,57 @@ def test_random_calls(device, head_sizes, dtype, rng):
 def test_every_instance(key, device, launched, rng):
     d_k, d_v, dtype, general = key
     operands = random_operands(rng, 4, 2, 33, 90, d_k, d_v, dtype)
-    check(device, operands, {"softcap": 30.0} if general else {"window": 70}, HALF_BOUND)
+    with products_by("mma"):
+        check(device, operands, {"softcap": 30.0} if general else {"window": 70}, HALF_BOUND)
     assert launched == [instances.FUSED[key]]
 
 
-@pytest.mark.parametrize("sizes", [(192, 128), (576, 512)], ids=str)
-def test_every_order(sizes, dtype, order, rng):
-    operands = random_operands(rng, 4, 2, 70, 150, *sizes, dtype)
+@pytest.mark.parametrize("key", instances.WGMMA, ids=str)
+def test_every_instance_of_warpgroups(key, device, launched, rng):
+    """Tiles that all rows see one after another, between ones that the window and causality cut."""
+    *sizes, dtype = key
+    if not devices.get(device).runs(instances.WGMMA[key]):
+        pytest.skip("the device has no products of warpgroups")
+    q, k, v = random_operands(rng, 4, 2, 70, 1000, *sizes, dtype)
+    check(device, [q, k, v], {}, HALF_BOUND)
+    check(device, [q, k, v], {"causal": False}, HALF_BOUND)
+    k[:, :200], v[:, :200] = np.nan, np.inf  # out of every window
+    check(device, [q, k, v], {"window": 700, "sinks": np.ones(4, np.float32)}, HALF_BOUND)
+    assert launched == 3 * [instances.WGMMA[key]]
+
+
+def test_which_kernel(launched, rng):
+    """Options, rows at odd addresses and other devices: the kernels of warp products."""
+    operands = random_operands(rng, 2, 1, 5, 9, 64, 64, "float16")
+    by_warpgroups, plain = (
+        instances.WGMMA[64, 64, "float16"],
+        instances.FUSED[64, 64, "float16", False],
+    )
+    check("cudasim", operands, {"scale": 0.1}, HALF_BOUND)
+    check("cudasim", operands, {"scale": -0.1}, HALF_BOUND)
+    lowlevel.attention(*on_device(operands, "cudasim", _apart))
+    with mock.patch.object(devices.get("cudasim"), "architecture", "100a"):
+        check("cudasim", operands, {}, HALF_BOUND)
+    with mock.patch.object(devices.get("cudasim"), "max_shared_bytes", 99 << 10):
+        check("cudasim", operands, {}, HALF_BOUND)
+        check("cudasim", random_operands(rng, 1, 1, 2, 9, 128, 128, "float16"), {}, HALF_BOUND)
+    general = instances.FUSED[64, 64, "float16", True]
+    small = instances.FUSED[128, 128, "float16", False]
+    assert launched == [by_warpgroups, general, plain, plain, by_warpgroups, small]
+
+
+@ways((192, 128), (576, 512))
+def test_every_order(head_sizes, dtype, order, rng):
+    operands = random_operands(rng, 4, 2, 70, 150, *head_sizes, dtype)
     check("cudasim", operands, random_options(rng, 4, 70, 150), HALF_BOUND)
 
 
-@pytest.mark.parametrize("sizes", [(64, 64), (576, 512)], ids=str)
+@ways((64, 64), (576, 512))
 @pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
 @pytest.mark.parametrize("general", [False, True])
-def test_checked(checks, general, sizes, rng):
-    n_tokens, n_kv = (70, 150) if sizes == (64, 64) else (17, 100)
-    operands = random_operands(rng, 2, 1, n_tokens, n_kv, *sizes, "float16")
+def test_checked(checks, general, head_sizes, rng):
+    n_tokens, n_kv = (70, 150) if head_sizes == (64, 64) else (17, 100)
+    operands = random_operands(rng, 2, 1, n_tokens, n_kv, *head_sizes, "float16")
     options = {"softcap": 20.0} if general else {"window": n_kv - n_tokens}
     if not general:  # the first token sees keys 1 to n_kv - n_tokens
         operands[2][:, 0, 3] = np.nan
@@ -110,12 +171,12 @@ def test_more_tokens_than_keys(device, head_sizes, dtype, rng):
     check(device, operands, {}, HALF_BOUND)
 
 
-@pytest.mark.parametrize("sizes", [(192, 128), (576, 512)], ids=str)
+@ways((192, 128), (576, 512))
 @pytest.mark.parametrize("what", ["causal", "window", "mask"])
-def test_left_out_keys_may_hold_anything(device, what, sizes, dtype, rng):
+def test_left_out_keys_may_hold_anything(device, what, head_sizes, dtype, rng):
     n_tokens, n_kv = 40, 150
-    operands = _, k, v = random_operands(rng, 4, 2, n_tokens, n_kv, *sizes, dtype)
-    options, latent = {}, sizes == (576, 512)  # infinities of V in K make scores infinite, too
+    operands = _, k, v = random_operands(rng, 4, 2, n_tokens, n_kv, *head_sizes, dtype)
+    options, latent = {}, head_sizes == (576, 512)  # infinities of V in K make scores infinite, too
     if what == "causal":  # keys that only some rows may see
         k[:, 140:], v[:, 140:], v[0, 139, 5] = np.inf, np.nan, np.nan if latent else -np.inf
     elif what == "window":
@@ -158,7 +219,7 @@ def test_any_strides_checked(checks, sizes, monkeypatch, rng):
     assert_close(lowlevel.asnumpy(out), attention_float64(*operands), 2 * HALF_BOUND)
 
 
-def test_broadcast_heads(device, dtype, rng):
+def test_broadcast_heads(device, way, dtype, rng):
     """Zero strides: one K/V head seen as four."""
     q, k, v = random_operands(rng, 4, 1, 20, 70, 64, 64, dtype)
     q, k, v = on_device((q, k, v), device)
@@ -199,7 +260,7 @@ def test_output_of_any_type(device, head_sizes, dtype, kind, rng):
         )
 
 
-def test_splits_of_keys(device, dtype, launched, rng):
+def test_splits_of_keys(device, way, dtype, launched, rng):
     """Few rows over many keys: the keys are split, the scratch is the plan's, smaller budgets do."""
     operands = random_operands(rng, 4, 2, 3, 2100, 64, 64, dtype)
     sizes = dict(n_head=4, n_head_kv=2, n_tokens=3, n_kv=2100, d_k=64, d_v=64, device=device)
@@ -212,7 +273,7 @@ def test_splits_of_keys(device, dtype, launched, rng):
     assert instances.MERGE[dtype] in launched
 
 
-def test_splits_of_rows_that_see_nothing(device, dtype, launched, rng):
+def test_splits_of_rows_that_see_nothing(device, way, dtype, launched, rng):
     """No split has a key for some rows, and some splits have none for others."""
     operands = random_operands(rng, 4, 2, 3, 2100, 64, 64, dtype)
     mask = np.zeros((3, 2100), np.float32)
@@ -233,7 +294,7 @@ def test_packed_heads_leave_few_rows_empty():
     assert -(-48 // heads) * -(-2048 // (128 // heads)) <= 48 * 2048 / 128 * 1.02
 
 
-def test_states_of_parts_of_the_keys_merge(device, rng):
+def test_states_of_parts_of_the_keys_merge(device, way, rng):
     operands = random_operands(rng, 4, 2, 9, 200, 64, 64, "float16")
     expected = attention_float64(*operands, causal=False)
     q, k, v = on_device(operands, device)
@@ -269,7 +330,7 @@ def test_latent_by_tiles_where_shared_memory_is_small(monkeypatch, launched, rng
     assert not set(launched) & set(instances.FUSED.values())
 
 
-def test_same_bits_again(device, dtype, rng):
+def test_same_bits_again(device, way, dtype, rng):
     operands = random_operands(rng, 4, 2, 70, 150, 192, 128, dtype)
     first, second = (attend(device, operands, {})[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -177,8 +177,8 @@ def test_a_file_is_compiled_once(monkeypatch):
     compiled = []
 
     class Module:
-        def __init__(self, text, name, options, expressions):
-            compiled.append((name, options, expressions))
+        def __init__(self, text, name, options, expressions, architecture):
+            compiled.append((name, options, expressions, architecture))
 
         def get_function(self, name):
             return name

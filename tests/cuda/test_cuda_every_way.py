@@ -3,7 +3,7 @@ under the checks of undefined behaviour. A kernel without a call here fails."""
 
 import numpy as np
 import pytest
-from attention_calls import DTYPES, HALF_BOUND, check, random_operands
+from attention_calls import DTYPES, HALF_BOUND, check, products_by, random_operands
 from matmul_cases import check_product, random_x
 from matmul_cases import random_tensor as plain_tensor
 from quant_cases import assert_same_bits, random_tensor, reference, width
@@ -66,7 +66,15 @@ def attends(rng, d_k, d_v, dtype, general):
     else:
         options = {"window": n_kv - n_tokens}  # the first token sees keys 1 to n_kv - n_tokens
         operands[2][:, 0, 3] = np.nan
-    check("cudasim", operands, options, HALF_BOUND)
+    with products_by("mma"):
+        check("cudasim", operands, options, HALF_BOUND)
+
+
+def attends_by_warpgroups(rng, d_k, d_v, dtype):
+    """As `attends`; each place in shared memory is used twice, by tiles that all rows see too."""
+    operands = random_operands(rng, 2, 1, 70, 700, d_k, d_v, dtype)
+    operands[2][:, 0, 3] = np.nan
+    check("cudasim", operands, {"window": 630}, HALF_BOUND)
 
 
 def merges(rng, dtype):
@@ -86,6 +94,7 @@ def attends_by_tiles(rng, dtype):
 CALLS = {
     **{kernel: (copies, n_bytes) for n_bytes, kernel in instances.COPY.items()},
     **{kernel: (attends, *key) for key, kernel in instances.FUSED.items()},
+    **{kernel: (attends_by_warpgroups, *key) for key, kernel in instances.WGMMA.items()},
     **{kernel: (merges, dtype) for dtype, kernel in instances.MERGE.items()},
     **{
         kernel: (attends_by_tiles, dtype)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attention_calls import HALF_BOUND, check, random_operands
+from attention_calls import HALF_BOUND, check, products_by, random_operands
 from matmul_cases import check_product, random_x
 from matmul_cases import random_tensor as plain_tensor
 from quant_cases import assert_same_bits, random_tensor, reference, width
@@ -116,6 +116,25 @@ FUSED_CHANGES = {
     "the window": ("position - call.window + 1", "position - call.window"),
     "a sink is left out": ("sum = sum * shrink + exp2f(sink - new_top)", "sum = sum * shrink"),
 }  # fmt: skip
+WGMMA_CHANGES = {
+    "copies are not there yet": ("ptx::cp_async_wait<1>();\n      tell(", "tell("),
+    "copies are not seen by products": ("      ptx::fence_proxy_async();\n#pragma", "#pragma"),
+    "scores before they are there": ("ptx::wgmma_wait<1>();", "ptx::wgmma_wait<2>();"),
+    "a place is given away before products are done": (
+        "      ptx::wgmma_wait<0>();\n      ptx::wgmma_received(sums[0]);\n      release(kValuesFree, tile - 1);",
+        "      release(kValuesFree, tile - 1);\n      ptx::wgmma_wait<0>();",
+    ),
+    "the weights of the tile after": ("ptx::copied_now(next[0][i][j])", "weights[0][i][j]"),
+    "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
+    "a warpgroup's rows": ("q_tile + consumer * 64 * kPanel", "q_tile"),
+    "a tile too many is taken as seen by all": (
+        "- keys.low) / TILE_KEYS;", "- keys.low + TILE_KEYS - 1) / TILE_KEYS;",
+    ),
+    "a tile too few is cut by the window": (
+        "seen_by_all.low - keys.low + TILE_KEYS - 1)", "seen_by_all.low - keys.low)",
+    ),
+    "NaN in V": ("careful[stage][threadIdx.x / 32] = any;", "careful[stage][threadIdx.x / 32] = 0;"),
+}  # fmt: skip
 LATENT_CHANGES = {
     "weights before they are there": ("__syncthreads_or(grown)", "__any_sync(0xffffffffu, grown)"),
     "half of the keys' maximum": (
@@ -132,18 +151,41 @@ TILE_CHANGES = {
     "NaN in V": ("clean && !is_finite(value)", "clean && value > 1e38f"),
 }
 ATTENTION = [
-    (sizes, dtype, what, *change)
-    for sizes, dtype, changes in (
-        ((192, 128), "bfloat16", FUSED_CHANGES),
-        ((576, 512), "float16", LATENT_CHANGES),
-        ((40, 24), "float32", TILE_CHANGES),
+    (sizes, dtype, way, what, *change)
+    for sizes, dtype, way, changes in (
+        ((192, 128), "bfloat16", "mma", FUSED_CHANGES),
+        ((64, 64), "bfloat16", "wgmma", WGMMA_CHANGES),
+        ((576, 512), "float16", "mma", LATENT_CHANGES),
+        ((40, 24), "float32", "mma", TILE_CHANGES),
     )
     for what, change in changes.items()
 ]
 
 
-def attends_rightly(sizes, dtype, rng):
+def attends_rightly(sizes, dtype, way, rng):
     """Whether a call of these head sizes agrees with float64 in two orders of threads."""
+    with products_by(way):
+        return (
+            attends_by_warpgroups(rng, sizes, dtype)
+            if way == "wgmma"
+            else attends(rng, sizes, dtype)
+        )
+
+
+def attends_by_warpgroups(rng, sizes, dtype):
+    operands = random_operands(rng, 4, 1, 40, 900, *sizes, dtype)
+    operands[2][:, 890, 3] = np.nan  # the last tokens alone see it
+    operands[1] *= np.linspace(0.2, 2, 900)[:, None].astype(operands[1].dtype)  # maxima grow
+    try:
+        for order in ("lifo", "random"):
+            with cudasim.settings(order=order):
+                check("cudasim", operands, {"window": 830}, HALF_BOUND)
+    except (AssertionError, cudasim.KernelError):
+        return False
+    return True
+
+
+def attends(rng, sizes, dtype):
     operands = random_operands(rng, 4, 1, 40, 200, *sizes, dtype)
     if sizes == (576, 512):
         operands[2] = operands[1][..., 64:]  # not the first columns
@@ -160,17 +202,17 @@ def attends_rightly(sizes, dtype, rng):
     return True
 
 
-@pytest.mark.parametrize("sizes, dtype", sorted({row[:2] for row in ATTENTION}), ids=str)
-def test_attention_unchanged(sizes, dtype, rng):
-    assert attends_rightly(sizes, dtype, rng)
+@pytest.mark.parametrize("sizes, dtype, way", sorted({row[:3] for row in ATTENTION}), ids=str)
+def test_attention_unchanged(sizes, dtype, way, rng):
+    assert attends_rightly(sizes, dtype, way, rng)
 
 
 @pytest.mark.parametrize(
-    "sizes, dtype, what, old, new", ATTENTION, ids=[f"{row[0]} {row[2]}" for row in ATTENTION]
+    "sizes, dtype, way, what, old, new", ATTENTION, ids=[f"{row[0]} {row[3]}" for row in ATTENTION]
 )
-def test_attention(sizes, dtype, what, old, new, mutate, rng):
+def test_attention(sizes, dtype, way, what, old, new, mutate, rng):
     mutate(old, new)
-    assert not attends_rightly(sizes, dtype, rng)
+    assert not attends_rightly(sizes, dtype, way, rng)
 
 
 # format, rows of x, text, its replacement

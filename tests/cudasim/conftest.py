@@ -8,6 +8,7 @@ import pytest
 from sim_kernels import KERNELS
 
 from lowlevel import cudasim
+from lowlevel.cuda import cupy_api
 
 
 @functools.cache
@@ -35,13 +36,17 @@ class _OnGpu:
     def __call__(self, grid, block, arguments, *, shared_mem=0, **_):
         import cupy
 
-        moved = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        # An array without axes is a structure, passed by value.
+        arrays = [isinstance(a, np.ndarray) and a.ndim > 0 for a in arguments]
+        moved = [
+            cupy.asarray(a) if to_gpu else a for a, to_gpu in zip(arguments, arrays, strict=True)
+        ]
         null = np.uintp(0)
         self._kernel(
             grid, block, tuple(null if a is None else a for a in moved), shared_mem=shared_mem
         )
-        for host, device in zip(arguments, moved, strict=True):
-            if isinstance(host, np.ndarray) and host.flags.writeable:
+        for host, device, is_array in zip(arguments, moved, arrays, strict=True):
+            if is_array and host.flags.writeable:
                 host[...] = cupy.asnumpy(device)
 
 
@@ -49,14 +54,20 @@ class _OnGpu:
 def anywhere(request, kernel):
     """As `kernel`, on the simulator and on a GPU: what the tests expect must hold on both."""
     if request.param == "cudasim":
-        return kernel
+        return lambda file, name, architecture=None: kernel(file, name)
     cupy = pytest.importorskip("cupy")
     include = KERNELS.parents[2] / "lowlevel" / "cuda" / "include"
     toolkit = os.environ.get("CUDA_PATH", "/usr/local/cuda")
     options = (f"-I{include}", f"-I{toolkit}/include", "-std=c++17")
 
-    def get(file, name):
-        module = cupy.RawModule(code=(KERNELS / file).read_text(), options=options)
+    def get(file, name, architecture=None):
+        text = (KERNELS / file).read_text()
+        if architecture is None:
+            module = cupy.RawModule(code=text, options=options)
+        elif architecture != cupy_api.architecture(0):
+            pytest.skip(f"needs the instructions of sm_{architecture}")
+        else:
+            module = cupy_api.compile_module(text, file, options, (name,), architecture)
         return _OnGpu(module.get_function(name))
 
     return get

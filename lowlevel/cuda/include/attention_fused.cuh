@@ -77,47 +77,6 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_t
   }
 }
 
-// Scores to weights; sums so far are scaled down where a row's maximum has grown.
-template <class Type>
-__device__ __forceinline__ void weigh(Weights& weights, Scores& scores, Sums& sums, Statistics<M_TILES>& rows,
-                                      float scale_log2) {
-  bool grown = false;
-  float shrink[M_TILES][2];
-#pragma unroll
-  for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float top = -infinity();
-#pragma unroll
-      for (int n = 0; n < KEY_COLUMNS; ++n)
-        top = fmaxf(top, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
-      const float old = rows.top[m][i];
-      top = fmaxf(old, row_maximum(top) * scale_log2);
-      const float reference = top == -infinity() ? 0.0f : top;  // nothing but left-out keys so far
-      shrink[m][i] = ptx::exp2_approx(old - reference);
-      grown |= top > old;
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < KEY_COLUMNS; ++n) {
-        const float low = ptx::exp2_approx(fmaf(scores[m][n][2 * i], scale_log2, -reference));
-        const float high = ptx::exp2_approx(fmaf(scores[m][n][2 * i + 1], scale_log2, -reference));
-        // Two neighbouring score fragments of a row tile are one fragment A of weights.
-        const unsigned pair = Arithmetic<Type>::pack(low, high);
-        weights[m][n / 2][n % 2 * 2 + i] = pair;
-        sum += sum_of_pair<Type>(low, high, pair);
-      }
-      rows.sum[m][i] = rows.sum[m][i] * shrink[m][i] + sum;
-      rows.top[m][i] = top;
-    }
-  if (!__any_sync(0xffffffffu, grown)) return;
-#pragma unroll
-  for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-    for (int n = 0; n < OUT_COLUMNS; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[m][n][i] *= shrink[m][i / 2];
-}
-
 template <class Type>
 __device__ __forceinline__ void add_values(Sums& sums, const Weights& weights, const Element* v_tile) {
 #pragma unroll
@@ -131,34 +90,6 @@ __device__ __forceinline__ void add_values(Sums& sums, const Weights& weights, c
         Arithmetic<Type>::multiply(sums[m][n], weights[m][keys], b[0], b[1]);
         Arithmetic<Type>::multiply(sums[m][n + 1], weights[m][keys], b[2], b[3]);
       }
-    }
-}
-
-// As add_values, where the tile of V holds NaN or inf; only met beside keys that are left out, so it
-// may be slow.
-template <class Type>
-__device__ __forceinline__ void add_values_carefully(Sums& sums, const Weights& weights, const Element* v_tile) {
-#pragma unroll
-  for (int n = 0; n < OUT_COLUMNS; n += 2)
-#pragma unroll 1
-    for (int part = 0; part < kParts; ++part) {
-      float products[M_TILES][2][4] = {};
-#pragma unroll
-      for (int keys = 0; keys < TILE_KEYS / 16; ++keys) {
-        unsigned b[4];
-        load_b<V_CHUNKS>(b, v_tile, keys * 16, n);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) b[i] = part_of_pair<Type>(b[i], part);
-#pragma unroll
-        for (int m = 0; m < M_TILES; ++m) {
-          Arithmetic<Type>::multiply(products[m][0], weights[m][keys], b[0], b[1]);
-          Arithmetic<Type>::multiply(products[m][1], weights[m][keys], b[2], b[3]);
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < M_TILES; ++m)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) add_part(sums[m][n + j], products[m][j], part);
     }
 }
 
@@ -238,9 +169,13 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
 
     adjust_scores<general>(call, place, scores, first_row, key, masked, mask, slopes, keys);
     Weights weights;
-    weigh<Type>(weights, scores, sums, rows, scale_log2);
+    float shrink[M_TILES][2];
+    const bool grown = weigh_scores<Type>(weights, scores, rows, shrink, scale_log2);
+    if (__any_sync(0xffffffffu, grown)) shrink_sums(sums, shrink);
     if (careful)
-      add_values_carefully<Type>(sums, weights, v_tile);
+      add_values_carefully<Type>(sums, weights, [&](unsigned (&b)[4], int key, int chunk) {
+        load_b<V_CHUNKS>(b, v_tile, key, chunk);
+      });
     else
       add_values<Type>(sums, weights, v_tile);
   }

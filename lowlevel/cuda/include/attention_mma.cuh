@@ -155,6 +155,35 @@ __device__ __forceinline__ void add_part(float (&sums)[4], const float (&product
   }
 }
 
+// sums += weights V; `load_b(b, key, chunk)` gives V's fragments B: 16 keys, 16 columns from chunk `chunk` on.
+// Slow, but only met beside keys that are left out.
+template <class Type, int M, int N, int K, class LoadB>
+__device__ __forceinline__ void add_values_carefully(float (&sums)[M][N][4], const unsigned (&weights)[M][K][4],
+                                                     LoadB load_b) {
+#pragma unroll
+  for (int n = 0; n < N; n += 2)
+#pragma unroll 1
+    for (int part = 0; part < kParts; ++part) {
+      float products[M][2][4] = {};
+#pragma unroll
+      for (int keys = 0; keys < K; ++keys) {
+        unsigned b[4];
+        load_b(b, keys * 16, n);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[i] = part_of_pair<Type>(b[i], part);
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          Arithmetic<Type>::multiply(products[m][0], weights[m][keys], b[0], b[1]);
+          Arithmetic<Type>::multiply(products[m][1], weights[m][keys], b[2], b[3]);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) add_part(sums[m][n + j], products[m][j], part);
+    }
+}
+
 // ---- rows across the four lanes that share them -----------------------------------------------------
 __device__ __forceinline__ float row_maximum(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));

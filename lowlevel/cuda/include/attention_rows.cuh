@@ -84,6 +84,49 @@ __device__ __forceinline__ void start_sums(const AttentionCall& call, const Tile
     }
 }
 
+// Scores to weights, fragments A: two neighbouring score fragments of a row tile are one. What sums so far
+// must be multiplied by goes to `shrink`; true if that is not 1 for some row of this lane.
+template <class Type, int M, int N>
+__device__ __forceinline__ bool weigh_scores(unsigned (&weights)[M][N / 2][4], const float (&scores)[M][N][4],
+                                             Statistics<M>& rows, float (&shrink)[M][2], float scale_log2) {
+  bool grown = false;
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float top = -infinity();
+#pragma unroll
+      for (int n = 0; n < N; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
+      const float old = rows.top[m][i];
+      top = fmaxf(old, row_maximum(top) * scale_log2);
+      const float reference = top == -infinity() ? 0.0f : top;  // nothing but left-out keys so far
+      shrink[m][i] = ptx::exp2_approx(old - reference);
+      grown |= top > old;
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const float low = ptx::exp2_approx(fmaf(scores[m][n][2 * i], scale_log2, -reference));
+        const float high = ptx::exp2_approx(fmaf(scores[m][n][2 * i + 1], scale_log2, -reference));
+        const unsigned pair = Arithmetic<Type>::pack(low, high);
+        weights[m][n / 2][n % 2 * 2 + i] = pair;
+        sum += sum_of_pair<Type>(low, high, pair);
+      }
+      rows.sum[m][i] = rows.sum[m][i] * shrink[m][i] + sum;
+      rows.top[m][i] = top;
+    }
+  return grown;
+}
+
+template <int M, int N>
+__device__ __forceinline__ void shrink_sums(float (&sums)[M][N][4], const float (&shrink)[M][2]) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][n][i] *= shrink[m][i / 2];
+}
+
 // Writes results, or the state where more keys follow. `rows.sum`: the whole sums.
 template <class Type, int M, int N>
 __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePlace& place,

@@ -33,6 +33,7 @@ void finish_groups_before(uint64_t group) {
     race_end_copy(copy.destination, copy.bytes, copy.pc);
     memcpy(copy.destination, copy.source, copy.source_bytes);
     memset(static_cast<char*>(copy.destination) + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
+    note_shared_write(copy.destination, copy.bytes);
   }
   queue.copies.erase(queue.copies.begin(), queue.copies.begin() + n_done);
 }

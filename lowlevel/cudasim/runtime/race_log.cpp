@@ -199,6 +199,7 @@ void log_access(const void* pointer, size_t bytes, Access access, const void* pc
                       (uint32_t)(reinterpret_cast<uintptr_t>(pc) - current.library_base)};
   for (size_t i = 0; i < bytes; ++i)
     check_byte(*area, area->cells[address + i - area->begin], address + i, own, reads, writes, atomic, pc);
+  if (writes && area->shared) note_shared_write(pointer, bytes);
 }
 
 void race_begin_copy(const void* destination, size_t bytes, const void* pc) {

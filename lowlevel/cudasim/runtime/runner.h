@@ -56,9 +56,16 @@ void collectives_thread_exited(int thread);
 void begin_shared_launch();
 void check_shared_slack();
 bool describe_shared_address(uintptr_t address, char* text, size_t size);
+constexpr unsigned kSharedWindow = 1u << 18;  // bytes of addresses that shared memory may have on a device
+bool find_in_window(const void* pointer, unsigned* window_address);
+unsigned char* at_window(unsigned window_address, size_t bytes);  // null: no variable is there
 
 // async_copy.cpp --------------------------------------------------------------------------------------
 void reset_async_copies();
+
+// wgmma.cpp ----------------------------------------------------------------------------------------------
+void reset_wgmma();
+void note_shared_write(const void* address, size_t bytes);  // by this thread, as all but wgmma see it
 
 // race_log.cpp: does nothing unless the library was compiled in race mode -----------------------------
 void race_begin_launch();

@@ -230,6 +230,7 @@ void run_block() {
   reset_barriers();
   reset_collectives();
   reset_async_copies();
+  reset_wgmma();
   race_begin_block();
   current.in_kernel = true;
   running = fresh_fiber();

@@ -17,11 +17,14 @@ struct Place {
   SharedVariable* variable;
   char* pages;
   size_t page_bytes;
+  unsigned window;  // the address in 32 bits, as on a device
 };
 Place places[kMaxVariables];  // of this launch
 int n_places;
 SharedVariable dynamic_variable = {"dynamic shared memory", 0, 16, 1, nullptr, 0};
 uint64_t first_block_of_launch;
+constexpr unsigned kFirstInWindow = 1024;  // the system's own come before
+unsigned next_in_window;
 
 char* map_between_guards(size_t bytes) {
   char* pages = static_cast<char*>(mmap(nullptr, bytes + 2 * kPage, PROT_NONE,
@@ -42,9 +45,12 @@ void place(SharedVariable& variable) {
   if (n_places == kMaxVariables) fail(Fault::kLaunch, {nullptr, 0}, "too many shared variables");
   const size_t bytes = (variable.bytes + kPage - 1) / kPage * kPage;
   char* pages = map_between_guards(bytes);
-  places[n_places++] = {&variable, pages, bytes};
   const size_t slack = (bytes - variable.bytes) / variable.alignment * variable.alignment;
   variable.address = pages + (current.launch->flags & kGuardStart ? 0 : slack);
+  // Aligned as the variable is and no better.
+  const unsigned window = next_in_window + (unsigned)(reinterpret_cast<uintptr_t>(variable.address) % 1024);
+  next_in_window = (unsigned)((window + variable.bytes + 1023) / 1024 * 1024);
+  places[n_places++] = {&variable, pages, bytes, window};
   fill_poison(pages, bytes);
   if (static_bytes() > kStaticLimit)
     fail(Fault::kLaunch, {nullptr, 0}, "%zu bytes of static shared memory; CUDA allows %zu", static_bytes(),
@@ -98,10 +104,38 @@ void* dynamic_shared(size_t alignment, size_t element) {
 void begin_shared_launch() {
   for (int i = 0; i < n_places; ++i) munmap(places[i].pages - kPage, places[i].page_bytes + 2 * kPage);
   n_places = 0;
+  next_in_window = kFirstInWindow;
   first_block_of_launch = block_serial + 1;
   dynamic_variable.alignment = 16;
 }
 
+bool find_in_window(const void* pointer, unsigned* window_address) {
+  const char* wanted = static_cast<const char*>(pointer);
+  for (int i = 0; i < n_places; ++i) {
+    const SharedVariable& variable = *places[i].variable;
+    if (wanted < variable.address || wanted >= variable.address + variable.bytes) continue;
+    *window_address = places[i].window + (unsigned)(wanted - variable.address);
+    return *window_address < kSharedWindow;
+  }
+  return false;
+}
+
+unsigned shared_window(const void* pointer) {
+  unsigned address;
+  if (!find_in_window(pointer, &address))
+    fail(Fault::kOutOfBounds, {nullptr, 0}, "out of bounds: %p is no address in shared memory", pointer);
+  return address;
+}
+
+unsigned char* at_window(unsigned window_address, size_t bytes) {
+  for (int i = 0; i < n_places; ++i) {
+    const SharedVariable& variable = *places[i].variable;
+    const size_t offset = (size_t)window_address - places[i].window;  // huge if before
+    if (offset < variable.bytes && offset + bytes <= variable.bytes)
+      return reinterpret_cast<unsigned char*>(variable.address) + offset;
+  }
+  return nullptr;
+}
 
 // Writes that missed a variable but hit the rest of its pages.
 void check_shared_slack() {

@@ -1,13 +1,9 @@
 // ldmatrix and mma.sync, lane by lane as the PTX ISA lays out their fragments. The last lane to
 // arrive gathers the operands of all 32, multiplies, and scatters the result.
 #include <string.h>
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
-#include <cudasim/small_float.h>
 
 #include "runner.h"
+#include "small_float_values.h"
 
 namespace cudasim {
 
@@ -64,26 +60,6 @@ void multiply(T (&d)[16][8], const A (&a)[16][n_k], const B (&b)[8][n_k]) {
       for (int column = 0; column < 8; ++column) d[row][column] += factor * by_k[k][column];
     }
 }
-
-struct HalfToFloat {
-  static void convert(float* to, const uint32_t* registers, int n_values) {
-#if defined(__F16C__)
-    for (int i = 0; i < n_values; i += 8)
-      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(
-                                   reinterpret_cast<const __m128i*>(registers + i / 2))));
-#else
-    for (int i = 0; i < n_values; ++i) to[i] = half_bits_to_float((uint16_t)(registers[i / 2] >> (16 * (i % 2))));
-#endif
-  }
-};
-struct Bfloat16ToFloat {
-  static void convert(float* to, const uint32_t* registers, int n_values) {
-    for (int i = 0; i < n_values; i += 2) {
-      const uint32_t pair[2] = {registers[i / 2] << 16, registers[i / 2] & 0xffff0000u};
-      memcpy(to + i, pair, sizeof pair);
-    }
-  }
-};
 
 template <class Convert>
 void complete_m16n8k16(Round& round) {

@@ -117,6 +117,26 @@ void complete_mma_m16n8k8_tf32(Round& round);
 void complete_mma_m16n8k32_s8(Round& round);
 void load_matrix(uint32_t* registers, int n_matrices, bool transposed, const void* row, Site site);
 
+// ---- warpgroup products (wgmma.cuh) ---------------------------------------------------------------
+// 64 rows by `columns`, 16 deep, in the order in which a thread issues them; all 128 threads of a warpgroup
+// issue the same. Accumulators hold poison until a wait covers all products that write them.
+enum class SmallFloat : uint32_t { f16, bf16 };
+struct WarpgroupProduct {
+  float* d;           // columns / 2 of this thread
+  const uint32_t* a;  // 4 registers; null: by descriptor
+  uint64_t a_matrix, b_matrix;
+  int columns;
+  SmallFloat type;
+  bool transposed;   // B's columns lie one after another
+  bool accumulates;  // else what d held does not count
+};
+void wgmma(const WarpgroupProduct& product, Site site);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int groups_in_flight, Site site);
+void fence_proxy_async();
+unsigned shared_window(const void* pointer);  // what __cvta_generic_to_shared gives on a device
+
 // ---- access log (race mode) --------------------------------------------------------------------
 // volatile accesses count as atomic ones: they are how flags are polled.
 enum class Access : uint32_t { kRead, kWrite, kAtomicRead, kAtomicWrite, kAtomicUpdate };
