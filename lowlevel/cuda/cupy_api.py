@@ -1,8 +1,19 @@
 """CuPy: the only module that imports it, and only when a GPU is asked for.
 
-What the code on top of this layer does on a GPU alone, and no test without one can show: taking and
-viewing memory, filling and checking it for debug pools, copies from and to the host, flat copies on
-the device, starting a kernel (device.py), and matrix products (cublas.py).
+Above this layer "cuda:N" and "cudasim" share all code: plans, launch shapes, arguments, offsets, the pool's order of
+streams. What runs on a GPU alone, and no test without one can show:
+
+here               load, check_device, compute_capability, n_multiprocessors, max_shared_bytes; compile_module: NVRTC as
+                   CuPy calls it, its disk cache (that every kernel compiles is shown by ``python -m
+                   lowlevel.cuda.resources``)
+device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it; address, plain, writable, freeze
+                   fill, holds: what debug pools write and look for
+                   from_host, upload, to_host, copy_flat: copies
+                   launch, start: which GPU is current, shared memory's opt-in, the call itself
+                   gemm (cublas.py: the workspace that cuBLAS is given, row-major products, TF32)
+                   current_stream, record, wait, synchronise, finish: CuPy's streams and events
+
+tests/cuda with ``-m gpu`` runs all of it.
 """
 
 import functools

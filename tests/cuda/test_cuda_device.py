@@ -1,5 +1,6 @@
 """The device seam: pools, moving arrays, checked launches; what must not be imported or fall back."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -284,3 +285,17 @@ def test_both_devices_are_kernel_devices():
     shared = {name for name in vars(KernelDevice) if not name.startswith("_")}
     assert issubclass(CudaDevice, KernelDevice) and issubclass(CudaSimDevice, KernelDevice)
     assert shared & own <= {"launch"}, "what both share must not be overridden"
+
+
+def test_what_only_a_gpu_can_show_is_listed():
+    """In cupy_api.py, by name: the module's own functions and what CudaDevice does in its own way."""
+    from lowlevel.cuda import cupy_api
+    from lowlevel.cuda.device import CudaDevice
+
+    own = {name for name in vars(CudaDevice) if not name.startswith("_") and name != "has_streams"}
+    own |= {
+        name
+        for name, value in vars(cupy_api).items()
+        if getattr(value, "__module__", "") == cupy_api.__name__
+    }
+    assert not own - set(re.findall(r"\w+", cupy_api.__doc__))
