@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import devices
+from .arena import align_up, smallest_size
 from .arrays import asarray, asnumpy
 from .budget_error import BudgetError, exact_size, refusal
 from .kv_source import as_kv_source
@@ -235,12 +236,15 @@ def _refusal(error, pool):
     """What a plan refused for lack of budget, where blocks in the pool are what lacks: who holds them."""
     state = pool.snapshot()
     names = ("budget", "used", "largest_free", "fragmentation", "holders")
+    needed = align_up(error.requested)
+    smallest = smallest_size(needed, [(b["offset"], b["n_bytes"]) for b in state["live"]])
     return refusal(
         "the smallest scratch of this attention call",
         requested=error.requested,
-        rounded=error.requested,
-        remedy=f"it needs {exact_size(error.requested)} free in one piece: free some of the above, "
-        "or take a larger pool",
+        rounded=needed,
+        smallest_budget=smallest,
+        remedy=f"it needs {exact_size(needed)} free in one piece: free some of the above, or take a "
+        f"pool of {exact_size(smallest)}, which would hold it with the present blocks where they are",
         **{name: state[name] for name in names},
     )
 

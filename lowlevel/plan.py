@@ -357,6 +357,7 @@ def _too_small(sizes, needed, what):
         f"budget: {budget} bytes ({format_size(budget)}) are too few for {what} ({shape}): {remedy}",
         requested=needed,
         budget=budget,
+        smallest_budget=needed,
         remedy=remedy,
     )
 

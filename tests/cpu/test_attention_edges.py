@@ -73,6 +73,29 @@ def test_a_pool_that_others_fill_says_who():
         lowlevel.attention(q, q, q, pool=pool)
 
 
+def test_a_refused_calls_smallest_budget_works():
+    """With the same blocks taken and freed before it; 256 bytes less are refused."""
+    q = np.zeros((4, 50, 64), np.float32)
+
+    def call(budget):
+        with lowlevel.Pool(budget) as pool, pool.scope("others"):
+            blocks = [pool.empty(n, "uint8", tag="weights") for n in (5000, 300, 9000)]
+            pool.free(blocks[1])
+            lowlevel.attention(q, q, q, pool=pool, n_threads=1)
+
+    with pytest.raises(lowlevel.BudgetError) as refused:
+        call("16KiB")
+    error = refused.value
+    assert error.rounded % 256 == 0 and f"{error.smallest_budget} B" in error.remedy
+    call(error.smallest_budget)
+    with pytest.raises(lowlevel.BudgetError):
+        call(error.smallest_budget - 256)
+    with pytest.raises(lowlevel.BudgetError) as alone:  # nobody else holds anything
+        lowlevel.plan_attention(**SIZES, budget=100)
+    assert alone.value.smallest_budget == alone.value.requested
+    lowlevel.plan_attention(**SIZES, budget=alone.value.smallest_budget)
+
+
 SIZES = dict(n_head=4, n_tokens=50, n_kv=200, d_k=64, d_v=64)
 
 
