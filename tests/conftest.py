@@ -51,6 +51,14 @@ def pytest_sessionfinish(session):
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n, whoever is done takes over tests from the others: some compile for seconds, side by side in one file."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     global _n_calls
     _n_calls += getattr(node, "workeroutput", {}).get("n_measured_calls", 0)
