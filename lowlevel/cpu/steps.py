@@ -13,6 +13,9 @@ from . import steps_kernel, threads
 from .blas import blas_threads
 from .fill import fill_rows
 
+# Query rows in one matrix product: a usual u-batch whole, and bounded copies of any more.
+MATMUL_ROWS = 2048
+
 
 def run(plan, operands, scratch, call):
     """As `lowlevel.cpu.attention.run`; `call`: the kernel's view of the operands."""
@@ -46,6 +49,13 @@ def _run_steps(plan, operands, kq, converter, joiner, call):
             joiner.join(target)
 
 
+def _matmul(a, b, out):
+    """out = a @ b, some rows at a time: NumPy copies rows of `a` and `out` that BLAS cannot read."""
+    for row in range(0, len(a), MATMUL_ROWS):
+        rows = slice(row, row + MATMUL_ROWS)
+        np.matmul(a[rows], b, out=out[rows])
+
+
 class _Converter:
     """K*Q and weights times V of one head; K and V that BLAS cannot read come a chunk at a time."""
 
@@ -71,10 +81,10 @@ class _Converter:
             return
         q, kv_head = self.operands.q[head], head // self.group
         if self.chunk is None:
-            np.matmul(q, self.operands.k.data[kv_head].T, out=kq)
+            _matmul(q, self.operands.k.data[kv_head].T, out=kq)
             return
         for keys, rows in self._chunks(self.operands.k, kv_head):
-            np.matmul(q, rows.T, out=kq[:, keys])
+            _matmul(q, rows.T, out=kq[:, keys])
 
     def products(self, head, weights, out):
         """out (n_tokens, d_v) = weights . v."""
@@ -96,7 +106,7 @@ class _Converter:
             # A sum is finite unless a term is not (or it overflows, and the careful way is right too).
             self.finite[key] = bool(np.isfinite(v.sum(dtype=np.float64)))
         if self.finite[key]:
-            np.matmul(weights, v, out=out)
+            _matmul(weights, v, out=out)
         else:
             steps_kernel.products_carefully(weights, v, out)
 

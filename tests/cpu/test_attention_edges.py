@@ -1,7 +1,9 @@
 """lowlevel.attention at its edges: shared memory and pools, strides no BLAS reads, plans, interrupts."""
 
 import dataclasses
+import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -223,3 +225,40 @@ def test_a_plan_with_a_list_in_it_is_refused_by_name():
 def test_what_is_no_type_is_named(argument):
     with pytest.raises(TypeError, match=f"{argument}: expected a dtype or a name"):
         lowlevel.plan_attention(**SIZES, **{argument: 3})
+
+
+MANY_ROWS_BACKWARDS = textwrap.dedent(
+    """
+    import sys
+    import numpy as np
+    import lowlevel
+
+    def resident_peak():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+    step = int(sys.argv[1])
+    q, out = np.ones((1, 120000, 192), np.float32), np.ones((1, 120000, 192), np.float32)
+    kv = np.ones((1, 16, 192), np.float32)
+    with lowlevel.Pool("16MiB") as pool:
+        for n in (100, 120000):  # the first warms up
+            with open("/proc/self/clear_refs", "w") as f:
+                f.write("5")
+            before = resident_peak()
+            lowlevel.attention(
+                q[:, :n][:, ::step], kv, kv, out=out[:, :n][:, ::step], pool=pool, method="steps"
+            )
+        print(resident_peak() - before - pool.peak)
+    """
+)
+
+
+def test_steps_copies_no_head_of_queries_or_output():
+    """BLAS reads no rows that lie backwards; NumPy would copy 88 MiB of each beside the pool."""
+    beside = []
+    for step in (1, -1):
+        child = [sys.executable, "-c", MANY_ROWS_BACKWARDS, str(step)]
+        run = subprocess.run(child, capture_output=True, text=True, check=True)
+        beside.append(int(run.stdout))
+    # What BLAS packs (up to 32 MiB a thread) is in both; copies are not.
+    assert beside[1] - beside[0] <= 16 * 2**20, beside
