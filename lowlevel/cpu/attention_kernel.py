@@ -30,7 +30,12 @@ ROWS_READING_IN_PLACE = 16
 
 _gemm = make_gemm_tile(TILE_ROWS, TILE_VECTORS)
 _gemm_narrow = _gemm if TILE_VECTORS == 1 else make_gemm_tile(TILE_ROWS, 1)
-_gemm_one_row = make_gemm_tile(1, TILE_VECTORS)
+# Few rows: wider tiles, with as many sums as the latency of an fma needs also for one row.
+_FEW_VECTORS = 2 * TILE_VECTORS
+_FEW_COLUMNS = 16 * _FEW_VECTORS
+_FEW_TILE_ROWS = TILE_ROWS // 2
+_gemm_one_row = make_gemm_tile(1, _FEW_VECTORS)
+_gemm_few_rows = make_gemm_tile(_FEW_TILE_ROWS, _FEW_VECTORS)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _INF, _MINUS_INF, _NAN = np.float32(np.inf), np.float32(-np.inf), np.float32(np.nan)
@@ -267,13 +272,30 @@ def _rescale(tile, output, v_stride, n_rows, state, factor):
 def _add_products(call, weights, chunk, output, n_rows, n_keys):
     """Output rows += weights^T . V chunk, for one panel; addresses."""
     panel, stride, v_step = call.panel, call.v_stride, chunk.v_step
+    if n_rows <= FEW_ROWS:
+        _add_few_rows(call, weights, chunk, output, n_rows, n_keys)
+        return
     for column in range(0, 4 * call.d_v, 4 * TILE_COLUMNS):
         v, o = chunk.v + column, output + column
-        if n_rows == 1:
+        for r in range(0, n_rows, TILE_ROWS):
+            _gemm(
+                weights + 4 * r, 1, panel, v, v_step, o + 4 * r * stride, stride, n_keys, True
+            )  # fmt: skip
+
+
+@kernel(inline=True)
+def _add_few_rows(call, weights, chunk, output, n_rows, n_keys):
+    """As `_add_products` for up to `FEW_ROWS` rows: fewer of them to a register tile, wider."""
+    panel, stride, v_step = call.panel, call.v_stride, chunk.v_step
+    for column in range(0, call.d_v, _FEW_COLUMNS):
+        v, o = chunk.v + 4 * column, output + 4 * column
+        if column + _FEW_COLUMNS > stride:  # a last tile of the usual width
+            _gemm(weights, 1, panel, v, v_step, o, stride, n_keys, True)
+        elif n_rows == 1:
             _gemm_one_row(weights, 1, panel, v, v_step, o, stride, n_keys, True)
         else:
-            for r in range(0, n_rows, TILE_ROWS):
-                _gemm(
+            for r in range(0, n_rows, _FEW_TILE_ROWS):
+                _gemm_few_rows(
                     weights + 4 * r, 1, panel, v, v_step, o + 4 * r * stride, stride, n_keys, True
                 )  # fmt: skip
 

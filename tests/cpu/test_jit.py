@@ -220,6 +220,18 @@ def test_without_any_cache_folder(package, tmp_path):
     assert files and not package.files()
 
 
+def test_a_read_only_package_is_cached_in_the_users_folder(package, tmp_path):
+    shutil.rmtree(package.folder / "__pycache__")
+    (package.folder / "__pycache__").write_text("no folder")  # stands in for a read-only package
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    assert package.run(**environment)[:2] == (VALUES, 0)
+    assert not package.files()
+    assert len(list(home.rglob("*.nbc"))) == N_KERNELS
+    assert package.run(**environment) == (VALUES, N_KERNELS, 0)
+
+
 def test_a_folder_chosen_by_the_user(package, tmp_path):
     shutil.rmtree(package.folder / "__pycache__")
     chosen = tmp_path / "chosen"

@@ -402,6 +402,27 @@ FORK = """
     """
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no list of loaded libraries")
+def test_there_is_no_openmp():
+    """No OpenMP runtime is loaded, nor any of Numba's threading layers."""
+    out = run_python(
+        FORK
+        + """
+    import quant
+    check(); check("steps")
+    w = quant.quantize(rng.standard_normal((64, 256), dtype=np.float32), "Q8_0")
+    quant.dequantize(w, n_threads=3)
+    quant.matmul(np.ones((2, 256), np.float32), w, n_threads=3)
+    with open("/proc/self/maps") as file:
+        maps = file.read()
+    assert "llvmlite" in maps  # it does list libraries
+    runtimes = ("libgomp", "libomp", "libiomp", "omppool", "tbbpool", "workqueue", "libtbb")
+    print([name for name in runtimes if name in maps])
+    """
+    )
+    assert out.strip() == "[]"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_fork_after_use():
     out = run_python(
