@@ -28,6 +28,19 @@ def copies(rng, n_bytes):
     assert np.array_equal(found, source[::-1, ::2])
 
 
+def transposes(rng, n_bytes):
+    """A whole tile, and parts of tiles on both sides of it."""
+    source = rng.integers(0, 256, (2, 70, 65 * n_bytes), np.uint8).view(f"V{n_bytes}")
+    found = asnumpy(concat([asarray(source, "cudasim").transpose(0, 2, 1)]))
+    assert np.array_equal(found, source.transpose(0, 2, 1))
+
+
+def joins(rng, n_bytes):
+    parts = [rng.integers(0, 256, (60, n, n_bytes), np.uint8) for n in (3, 1, 2, 5)]
+    found = asnumpy(concat([asarray(part, "cudasim") for part in parts], 1))
+    assert np.array_equal(found, np.concatenate(parts, 1))
+
+
 def decodes(rng, name, dtype, aligned):
     t = random_tensor(rng, name, (2, width(name, 3) + (5 if name in ("F32", "F16", "BF16") else 0)))
     offset, gap = (0, 16 - t.row_bytes % 16 + 16 * t.row_bytes) if aligned else (1, 1)
@@ -93,6 +106,8 @@ def attends_by_tiles(rng, dtype):
 
 CALLS = {
     **{kernel: (copies, n_bytes) for n_bytes, kernel in instances.COPY.items()},
+    **{kernel: (transposes, n_bytes) for n_bytes, kernel in instances.TRANSPOSED.items()},
+    **{kernel: (joins, n_bytes) for n_bytes, kernel in instances.JOIN.items()},
     **{kernel: (attends, *key) for key, kernel in instances.FUSED.items()},
     **{kernel: (attends_by_warpgroups, *key) for key, kernel in instances.WGMMA.items()},
     **{kernel: (merges, dtype) for dtype, kernel in instances.MERGE.items()},
