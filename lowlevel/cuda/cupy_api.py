@@ -3,9 +3,10 @@
 Above this layer "cuda:N" and "cudasim" share all code: plans, launch shapes, arguments, offsets, the pool's order of
 streams. What runs on a GPU alone, and no test without one can show:
 
-here               load, check_device, compute_capability, n_multiprocessors, max_shared_bytes; compile_module: NVRTC as
-                   CuPy calls it, its disk cache (that every kernel compiles is shown by ``python -m
-                   lowlevel.cuda.resources``)
+here               load, check_device, compute_capability, architecture, n_multiprocessors, max_shared_bytes;
+                   compile_module: NVRTC as CuPy calls it, its disk cache (that every kernel compiles is shown by
+                   ``python -m lowlevel.cuda.resources``); _SpecificModule: kernels of one architecture ("90a"),
+                   compiled by _compile_cubin and kept beside CuPy's own by _write_whole
 device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it; address, plain, writable, freeze
                    fill, holds: what debug pools write and look for
                    from_host, upload, to_host, copy_flat: copies
