@@ -49,6 +49,7 @@ def test_tiles_are_those_of_the_sources(head_sizes):
         "1" if shape.blocks == 1 else "BLOCKS_PER_SM"
     ]
     assert [defined[name] for name in names] == [d_k, d_v, shape.rows, shape.keys, shape.warps]
+    assert defined.get("STAGES_K", 1) == shape.k_stages
 
 
 def test_random_calls(device, head_sizes, dtype, rng):
