@@ -39,6 +39,7 @@ _MODULES = {
 }
 _NAME = re.compile(r"cpu|cudasim|cuda(?::([0-9]+))?", re.ASCII)
 _open = {}
+_named = {}  # name as it was given -> device
 
 
 def canonical_name(name):
@@ -61,6 +62,14 @@ def get(name):
     TypeError, ValueError
         Not a device's name, or one that this installation does not have.
     """
+    device = _named.get(name) if type(name) is str else None
+    if device is None:
+        device = _open_named(name)
+        _named[name] = device
+    return device
+
+
+def _open_named(name):
     key = kind, index = _parse(name)
     if key not in _open:
         try:
@@ -86,7 +95,7 @@ def of_array(array, name):
     if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
         return get("cudasim" if _is_made_by(array, "lowlevel.cudasim", "CudaSimArray") else "cpu")
     if _is_made_by(array, "cupy", "ndarray"):
-        return get(f"cuda:{array.device.id}")
+        return get(f"cuda:{array.data.device_id}")
     raise TypeError(
         f"{name}: expected a NumPy array, got {type(array).__name__} (CuPy arrays will do too)"
     )

@@ -72,7 +72,7 @@ class CudaDevice(KernelDevice):
         )
 
     def address(self, array):
-        if isinstance(array, self._cupy.ndarray) and array.device.id == self._index:
+        if isinstance(array, self._cupy.ndarray) and array.data.device_id == self._index:
             return array.data.ptr
         return None
 

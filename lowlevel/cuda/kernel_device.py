@@ -16,7 +16,9 @@ without gaps inside; c = a b, or c += a b; `may_round`: operands may be rounded 
 but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
 """
 
+import functools
 import numbers
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,35 +62,32 @@ class KernelDevice:
                 f"{kernel.name}: {len(arguments)} arguments for {len(kernel.parameters)} parameters"
             )
         arguments = tuple(
-            self._argument(f"{kernel.name}: argument {i}", parameter, argument)
+            self._argument(kernel, i, parameter, argument)
             for i, (parameter, argument) in enumerate(
-                zip(kernel.parameters, arguments, strict=True)
+                zip(_parameters(kernel), arguments, strict=True)
             )
         )
         function = self._library.function(kernel)
         self.start(function, (n_blocks,), (kernel.block,), arguments, shared_mem)
 
-    def _argument(self, where, parameter, argument):
-        code = parameter.removeprefix("const ")
-        if not code.endswith("*"):
-            return _scalar(where, code, argument)
+    def _argument(self, kernel, i, parameter, argument):
+        if not parameter.is_pointer:
+            return _scalar(kernel, i, parameter, argument)
         if argument is None:
             return None
         if self.address(argument) is None:
             raise TypeError(
-                f"{where}: expected an array on {self.name}, got {type(argument).__name__}"
+                f"{_where(kernel, i)}: expected an array on {self.name}, got {type(argument).__name__}"
             )
-        if not parameter.startswith("const ") and not self.writable(argument):
-            raise ValueError(f"{where}: the array is read-only")
-        return argument if code == "V*" else self._as_type(where, argument, np.dtype(code[:-1]))
-
-    def _as_type(self, where, array, dtype):
-        """`array` as one of `dtype`: 16-bit floats go as their bits, nothing else is reinterpreted."""
-        if array.dtype == dtype:
-            return array
-        if dtype == np.uint16 and array.dtype.name in ("float16", "bfloat16"):
-            return array.view(np.uint16)
-        raise TypeError(f"{where}: expected {dtype}, got {array.dtype}")
+        if parameter.is_written and not self.writable(argument):
+            raise ValueError(f"{_where(kernel, i)}: the array is read-only")
+        dtype = parameter.dtype
+        if dtype is None or argument.dtype == dtype:
+            return argument
+        # 16-bit floats go as their bits, nothing else is reinterpreted.
+        if dtype == np.uint16 and argument.dtype.name in ("float16", "bfloat16"):
+            return argument.view(np.uint16)
+        raise TypeError(f"{_where(kernel, i)}: expected {dtype}, got {argument.dtype}")
 
     def copy(self, target, source):
         copies.copy(self, target, source)
@@ -108,6 +107,11 @@ class KernelDevice:
         if n_threads < 1:
             raise ValueError(f"n_threads: expected an int >= 1 or None, got {n_threads}")
         return int(n_threads)
+
+    @property
+    def plan_limits(self):
+        """What plans go by besides sizes and `n_threads` (see `lowlevel.plan`)."""
+        return (self.max_shared_bytes,)
 
     planner = layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.plan`)
 
@@ -134,16 +138,49 @@ class _Shadow:
         }
 
 
-def _scalar(where, code, value):
-    dtype = np.dtype(code)
+class _Parameter(NamedTuple):
+    """A parameter of a kernel, its code read once."""
+
+    is_pointer: bool
+    is_written: bool
+    dtype: np.dtype | None  # None: arrays of any
+    range: tuple | None  # of integers
+
+
+@functools.cache
+def _parameters(kernel):
+    return tuple(_parameter(code) for code in kernel.parameters)
+
+
+def _parameter(code):
+    plain = code.removeprefix("const ")
+    is_pointer = plain.endswith("*")
+    dtype = None if plain == "V*" else np.dtype(plain.removesuffix("*"))
+    limits = None
+    if not is_pointer and dtype.kind in "iu":
+        limits = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    return _Parameter(is_pointer, is_pointer and plain == code, dtype, limits)
+
+
+def _where(kernel, i):
+    return f"{kernel.name}: argument {i}"
+
+
+_INTEGERS, _NUMBERS = (int, np.integer), (int, float, np.integer, np.floating)
+
+
+def _scalar(kernel, i, parameter, value):
+    dtype = parameter.dtype
     if dtype.kind == "V":
         if not isinstance(value, np.ndarray) or value.ndim or value.nbytes != dtype.itemsize:
-            raise TypeError(f"{where}: expected a 0-d structure of {dtype.itemsize} bytes")
-        return value
+            raise TypeError(
+                f"{_where(kernel, i)}: expected a 0-d structure of {dtype.itemsize} bytes"
+            )
+        return value.view(dtype)  # its bytes: CuPy would look at each field
     if isinstance(value, (bool, np.bool_)) or not isinstance(
-        value, (int, np.integer) if dtype.kind in "iu" else (int, float, np.integer, np.floating)
+        value, _INTEGERS if parameter.range else _NUMBERS
     ):
-        raise TypeError(f"{where}: expected a number for {dtype}, got {value!r}")
-    if dtype.kind in "iu" and not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
-        raise OverflowError(f"{where}: {value} does not fit {dtype}")
+        raise TypeError(f"{_where(kernel, i)}: expected a number for {dtype}, got {value!r}")
+    if parameter.range and not parameter.range[0] <= value <= parameter.range[1]:
+        raise OverflowError(f"{_where(kernel, i)}: {value} does not fit {dtype}")
     return dtype.type(value)
