@@ -135,6 +135,9 @@ def attention(
     Softmax is computed online in float32 (Milakov and Gimelshein, arXiv:1805.02867), and outputs
     are rescaled only when a row's maximum moves. Any number of threads may call this at once, also
     on one pool.
+
+    On a GPU, the first call of a kind loads kernels (2 MiB a process and shape, on an H100); beside that and
+    a new `out`, nothing is taken outside the pool: matrix products have their workspace in it too.
     """
     device = devices.of_array(q, "q")
     n_head, n_tokens, d_k = _check_q(q, device)

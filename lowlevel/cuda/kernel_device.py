@@ -85,7 +85,7 @@ class KernelDevice:
         if dtype is None or argument.dtype == dtype:
             return argument
         # 16-bit floats go as their bits, nothing else is reinterpreted.
-        if dtype == np.uint16 and argument.dtype.name in ("float16", "bfloat16"):
+        if dtype == np.uint16 and _is_half(argument.dtype):
             return argument.view(np.uint16)
         raise TypeError(f"{_where(kernel, i)}: expected {dtype}, got {argument.dtype}")
 
@@ -160,6 +160,11 @@ def _parameter(code):
     if not is_pointer and dtype.kind in "iu":
         limits = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
     return _Parameter(is_pointer, is_pointer and plain == code, dtype, limits)
+
+
+@functools.cache
+def _is_half(dtype):
+    return dtype.name in ("float16", "bfloat16")
 
 
 def _where(kernel, i):
