@@ -108,7 +108,7 @@ class _Plan:
             kinds = ctypes.c_int, ctypes.c_int
         values = (of(value) for of, value in zip(kinds, arguments, strict=False))
         _call(f"cublasLt{kind}Create", ctypes.byref(made), *values)
-        self._made.append((kind, made))
+        self._made.append((getattr(_library(), f"cublasLt{kind}Destroy"), made))
         return made
 
     @staticmethod
@@ -128,8 +128,8 @@ class _Plan:
         )  # fmt: skip
 
     def __del__(self):
-        for kind, made in self._made:
-            getattr(_library(), f"cublasLt{kind}Destroy")(made)
+        for destroy, made in self._made:  # also when the interpreter ends, and this module is gone
+            destroy(made)
 
 
 @functools.lru_cache(maxsize=256)
