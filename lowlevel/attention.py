@@ -150,6 +150,9 @@ def attention(
 
     Any number of threads may call this at once, also on one pool: each call plans for what the
     others have left, and is refused where that holds no tile. Give each its own pool for its own share.
+
+    On a GPU, the first call of a kind loads kernels (2 MiB a process and shape, on an H100); beside that and
+    a new `out`, nothing is taken outside the pool: matrix products have their workspace in it too.
     """
     device = devices.of_array(q, "q")
     n_head, n_tokens, d_k = _check_q(q, device)

@@ -20,6 +20,7 @@ DENSE_DTYPES = ("float32", "float16", "bfloat16")
 KV_BLOCK_WEIGHTS = {**dict.fromkeys(DENSE_DTYPES, 1), "Q8_0": 32, "Q4_0": 32, "IQ4_NL": 32}
 # Keys decoded at a time where method "steps" meets K or V that are not float32.
 STEP_CHUNK_KEYS = 512
+_SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def block_bytes(n_bytes):
@@ -98,7 +99,7 @@ class AttentionPlan:
     def scratch_bytes(self):
         return sum(block_bytes(n) for _, n in self.scratch)
 
-    @property
+    @functools.cached_property
     def sizes(self):
         """The sizes that the call's arrays must have."""
         return {
@@ -243,7 +244,15 @@ def plan_attention(
         return AttentionPlan(
             **sizes, heads=n_head, rows=1, keys=1, n_splits=1, n_workers=1, n_steps=0, scratch=()
         )
-    return _plan_steps(sizes) if method == "steps" else _plan_tiles(sizes)
+    limits = getattr(devices.get(device), "plan_limits", ())
+    return _plan(tuple(sizes.items()), limits)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(items, limits):
+    """The plan for checked sizes; `limits`: what it goes by besides, of the device."""
+    sizes = dict(items)
+    return _plan_steps(sizes) if sizes["method"] == "steps" else _plan_tiles(sizes)
 
 
 # ---------------------------------------------------------------- method "auto"
@@ -396,7 +405,15 @@ def _largest_divisor(n, at_most):
 def dtype_name(dtype, argument="dtype"):
     """The name of a dense dtype or quantised type: "float32", "bfloat16", "Q8_0"."""
     if isinstance(dtype, str):
-        return {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}.get(dtype, dtype)
+        return _SHORT_NAMES.get(dtype, dtype)
+    try:
+        return _name_of(dtype)
+    except TypeError:  # one that cannot be looked up
+        return _name_of.__wrapped__(dtype)
+
+
+@functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
+def _name_of(dtype):
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
     if name is None:
         raise TypeError(f'{argument}: expected a dtype or a name such as "float32", got {dtype!r}')

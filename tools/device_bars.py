@@ -9,6 +9,8 @@ from . import device_attention, device_matmul
 
 # Of attention over the largest output, by the type of the queries.
 ERRORS = {"float32": 5e-6, "float16": 2e-3}
+# What CUDA loads when a shape's kernels are first called; a workspace would take more.
+CODE_BYTES = 4 << 20
 _TYPES = {shape.name: shape.q_type for shape in device_attention.SHAPES}
 _LONG = dict(shape="192/128 128 heads", n_tokens=2048, n_kv=163840, budget="64MiB")
 
@@ -63,6 +65,9 @@ def _speeds(document):
     grown = [row["grown"] for row in document.get("attention", ())]
     if grown:
         bars.append(_at_most("attention: bytes grown outside the pool", max(grown), 0))
+        first = max(row["first_grown"] for row in document["attention"])
+        name = "attention: bytes that first calls took outside the pool (kernels' code)"
+        bars.append(_at_most(name, first, CODE_BYTES))
     return bars
 
 

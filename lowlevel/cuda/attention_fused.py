@@ -7,7 +7,7 @@ the kernel goes on from chunk to chunk with its rows' sums, maxima and denominat
 from . import layout
 from .attention import describe, set_strides
 from .instances import FUSED, MERGE, WGMMA
-from .passes import Pass, passes, read_chunk
+from .passes import Pass, chunk_reader, passes
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
 
@@ -39,12 +39,14 @@ def _run_pass(device, plan, each, chunk_keys, scratch):
     for name, value in {**fields, **tiles}.items():
         call[name] = value
     state = scratch.get("partial results"), scratch.get("row state")
+    read_k = chunk_reader(device, o.k, each.kv_heads, scratch.get("k chunk"), plan.q_dtype)
+    if not plan.v_in_k:
+        read_v = chunk_reader(device, o.v, each.kv_heads, scratch.get("v chunk"), plan.q_dtype)
+    launch = _launcher(device, plan, o, state, call)
+    q_aligned = _is_aligned(device, o.q)
     for keys, position, is_first, is_last in each.chunks(chunk_keys):
-        k = read_chunk(device, o.k, each.kv_heads, keys, scratch.get("k chunk"), plan.q_dtype)
-        if plan.v_in_k:
-            v = k[..., o.v_column : o.v_column + plan.d_v]
-        else:
-            v = read_chunk(device, o.v, each.kv_heads, keys, scratch.get("v chunk"), plan.q_dtype)
+        k = read_k(keys)
+        v = k[..., o.v_column : o.v_column + plan.d_v] if plan.v_in_k else read_v(keys)
         set_strides(call, "k", k)
         set_strides(call, "v", v)
         n_keys = keys.stop - keys.start
@@ -53,40 +55,39 @@ def _run_pass(device, plan, each, chunk_keys, scratch):
             keys_per_split=layout.keys_per_split(n_keys, plan.n_splits, shape.keys),
             first_position=position,
             v_column=o.v_column if shape.latent else 0,
-            aligned=all(_is_aligned(device, x) for x in (o.q, k, v)),
+            aligned=q_aligned and _is_aligned(device, k) and _is_aligned(device, v),
             resume=not is_first,
             finish=is_last and plan.n_splits == 1,
         ).items():
             call[name] = value
-        _launch(device, plan, o, (k, v), keys, state, call)
+        launch(k, v, keys)
     if plan.n_splits > 1:
         merged = (*state, o.sinks, o.out, o.lse, plan.d_v, call)
         device.launch(MERGE[plan.q_dtype], n_head * n_tokens, merged)
 
 
-def _launch(device, plan, operands, keys_and_values, keys, state, call):
+def _launcher(device, plan, operands, state, call):
+    """``launch(k, v, keys)``: the kernel on a chunk, all that does not change with it found before."""
     o, shape = operands, layout.fused_shape(plan.sizes)
     stages = layout.fused_stages(plan.sizes, shape)
-    mask = None if o.mask is None else o.mask[..., keys]
+    shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, stages)
     kernel = FUSED[plan.d_k, plan.d_v, plan.q_dtype, _is_general(o)]
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
-    by_warpgroups = _kernel_of_warpgroups(device, plan, o, call)
-    if by_warpgroups is not None:
-        device.launch(
-            by_warpgroups,
-            plan.n_splits * n_tiles,
-            (o.q, *keys_and_values, o.out, o.lse, o.sinks, *state, call),
-            shared_mem=layout.wgmma_shared_bytes(plan.sizes),
-        )
-        return
-    device.launch(
-        kernel,
-        plan.n_splits * n_tiles,
-        (o.q, *(keys_and_values[:1] if shape.latent else keys_and_values))
-        + (o.out, o.lse, mask, o.alibi_slopes, o.sinks, *state)
-        + ((stages, call) if shape.latent else (call,)),
-        shared_mem=layout.fused_shared_bytes(plan.sizes, shape, stages),
-    )
+    last = (stages, call) if shape.latent else (call,)
+
+    def launch(k, v, keys):
+        by_warpgroups = _kernel_of_warpgroups(device, plan, o, call)
+        if by_warpgroups is not None:
+            arguments = (o.q, k, v, o.out, o.lse, o.sinks, *state, call)
+            shared = layout.wgmma_shared_bytes(plan.sizes)
+            device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
+            return
+        mask = None if o.mask is None else o.mask[..., keys]
+        rows = (k,) if shape.latent else (k, v)
+        arguments = (o.q, *rows, o.out, o.lse, mask, o.alibi_slopes, o.sinks, *state, *last)
+        device.launch(kernel, plan.n_splits * n_tiles, arguments, shared_mem=shared_bytes)
+
+    return launch
 
 
 def _kernel_of_warpgroups(device, plan, operands, call):

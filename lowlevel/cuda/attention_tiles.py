@@ -9,7 +9,7 @@ they are exact as TF32, and products may round weights to it (2**-11 of each): t
 from . import layout
 from .attention import describe, set_strides
 from .instances import FINISH, SCAN, SOFTMAX, WIDEN
-from .passes import passes, read_chunk
+from .passes import chunk_reader, passes
 
 
 def run(device, plan, operands, scratch):
@@ -27,7 +27,11 @@ class _Tile:
 
     def __init__(self, device, plan, each, scratch, gemm):
         self.device, self.plan, self.operands, self.gemm = device, plan, each.operands, gemm
-        self.kv_heads, self.scratch = each.kv_heads, scratch
+        self.scratch = scratch
+        self.read_k, self.read_v = (
+            chunk_reader(device, source, each.kv_heads, scratch["kv chunk"], "float32")
+            for source in (each.operands.k, each.operands.v)
+        )
         self.call = describe(each.operands, each.kv_heads)
         self.n_head, self.n_tokens = each.operands.q.shape[:2]
         self.n_head_kv = int(self.call["n_head_kv"])
@@ -74,7 +78,7 @@ class _Tile:
 
     def _keys(self, keys):
         """K's chunk as the product takes it: where it lies, if it can be and V is not cleaned in it."""
-        k = self._read(self.operands.k, keys)
+        k = self.read_k(keys)
         dtype_name = self._dense_type(self.plan.k_dtype)
         if dtype_name == "float32" and not self.plan.v_in_k and _has_plain_rows(k):
             return k
@@ -93,11 +97,7 @@ class _Tile:
             k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
             column = self.operands.v_column
             return k[..., column : column + plan.d_v], "float32"
-        return self._read(self.operands.v, keys), self._dense_type(plan.v_dtype)
-
-    def _read(self, source, keys):
-        chunk = self.scratch["kv chunk"]
-        return read_chunk(self.device, source, self.kv_heads, keys, chunk, "float32")
+        return self.read_v(keys), self._dense_type(plan.v_dtype)
 
     @staticmethod
     def _dense_type(dtype_name):

@@ -1,64 +1,169 @@
-"""Matrix products by cuBLAS, with no workspace but the caller's.
+"""Matrix products by cuBLASLt, with no memory but the caller's workspace.
 
-CuPy's handle of this thread is used. cuBLAS takes its own workspace up again whenever the handle is
-given a stream, as CuPy does each time it hands the handle out.
+Not cuBLAS proper: each of its handles takes a workspace of its own when it is made (64 MiB on an H100) and
+keeps it beside the one that it is given. cuBLASLt's handles have none.
 """
 
 import contextlib
 import ctypes
 import functools
-
-import numpy as np
+import re
 
 from . import cupy_api
 
-# cudaDataType, cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t
-_FLOAT32, _COMPUTE_32F, _COMPUTE_TF32, _DEFAULT_ALGORITHM = 0, 68, 77, -1
+# cudaDataType, cublasComputeType_t, cublasOperation_t
+_FLOAT32, _COMPUTE_32F, _COMPUTE_TF32 = 0, 68, 77
 _AS_IT_IS, _TRANSPOSED = 0, 1
-_ONE, _ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
+# cublasLtMatmulDescAttributes_t, cublasLtMatrixLayoutAttribute_t, cublasLtMatmulPreferenceAttributes_t
+_TRANS_A, _BATCH_COUNT, _BATCH_STRIDE, _MOST_WORKSPACE, _ALIGNMENT_OF_A = 3, 5, 6, 1, 5
+_MOST_ALIGNMENT = 256
+_NAMES = "libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"
+_ONE, _ZERO = ctypes.c_float(1), ctypes.c_float(0)
+
+
+class _Heuristic(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t."""
+
+    _fields_ = (
+        ("algorithm", ctypes.c_uint64 * 8),
+        ("workspace", ctypes.c_size_t),
+        ("state", ctypes.c_int),
+        ("waves", ctypes.c_float),
+        ("reserved", ctypes.c_int * 4),
+    )
 
 
 @contextlib.contextmanager
 def product(workspace):
     """Context that yields ``product``, see kernel_device.py; for CuPy's current GPU and stream."""
     cupy = cupy_api.load()
-    from cupy.cuda import cublas
-
-    handle = cupy.cuda.device.get_cublas_handle()
-    status = _set_workspace(handle, workspace.data.ptr, workspace.nbytes)
-    if status:
-        raise RuntimeError(f"cublasSetWorkspace: status {status} for {workspace.nbytes} bytes")
-    try:
-        yield functools.partial(_product, cublas, handle)
-    finally:
-        cublas.setStream(handle, cupy.cuda.get_current_stream().ptr)
+    index = cupy.cuda.runtime.getDevice()
+    stream = cupy.cuda.get_current_stream().ptr
+    yield functools.partial(_product, index, stream, workspace.data.ptr, workspace.nbytes)
 
 
-def _product(cublas, handle, a, b, c, transposed=False, accumulate=False, may_round=False):
+def _product(
+    index, stream, workspace, n_bytes, a, b, c, transposed=False, accumulate=False, may_round=False
+):
     batch, m, n = c.shape
     # cuBLAS counts down columns: what it sees are the transposes, and c' = b' a'.
-    cublas.gemmStridedBatchedEx(
-        handle, _TRANSPOSED if transposed else _AS_IT_IS, _AS_IT_IS, n, m, a.shape[2],
-        _ONE.ctypes.data, *_operand(b), *_operand(a), (_ONE if accumulate else _ZERO).ctypes.data,
-        *_operand(c), batch, _COMPUTE_TF32 if may_round else _COMPUTE_32F, _DEFAULT_ALGORITHM,
+    addresses = b.data.ptr, a.data.ptr, c.data.ptr
+    plan = _plan(
+        index, (batch, m, n, a.shape[2]), (_strides(b), _strides(a), _strides(c)),
+        tuple(_alignment(address) for address in addresses), transposed, may_round, n_bytes,
     )  # fmt: skip
+    plan.run(addresses, accumulate, workspace, n_bytes, stream)
 
 
-def _operand(array):
-    """Address, type, stride of rows and of the batch."""
+def _strides(array):
+    """Of rows and of the batch, in elements."""
     batch, row = (stride // array.itemsize for stride in array.strides[:2])
-    return array.data.ptr, _FLOAT32, max(row, array.shape[2]), batch
+    return max(row, array.shape[2]), batch
 
 
-def _set_workspace(handle, address, n_bytes):
-    function = _library().cublasSetWorkspace_v2
-    function.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
-    return function(handle, address, n_bytes)
+def _alignment(address):
+    return min(address & -address, _MOST_ALIGNMENT)
+
+
+class _Plan:
+    """A product's descriptions, and the algorithm that cuBLASLt recommends for it."""
+
+    def __init__(self, handle, shape, strides, alignments, transposed, may_round, n_bytes):
+        batch, m, n, k = shape
+        self._handle, self._made = handle, []
+        compute = _COMPUTE_TF32 if may_round else _COMPUTE_32F
+        self._description = self._make("MatmulDesc", compute, _FLOAT32)
+        self._set("MatmulDesc", self._description, _TRANS_A, ctypes.c_int32(int(transposed)))
+        sizes = (k, n) if transposed else (n, k), (k, m), (n, m)
+        self._layouts = []
+        for (rows, columns), (row_stride, batch_stride) in zip(sizes, strides, strict=True):
+            layout = self._make("MatrixLayout", _FLOAT32, rows, columns, row_stride)
+            self._set("MatrixLayout", layout, _BATCH_COUNT, ctypes.c_int32(batch))
+            self._set("MatrixLayout", layout, _BATCH_STRIDE, ctypes.c_int64(batch_stride))
+            self._layouts.append(layout)
+        preference = self._make("MatmulPreference")
+        most = ctypes.c_uint64(n_bytes)
+        self._set("MatmulPreference", preference, _MOST_WORKSPACE, most)
+        for i, alignment in enumerate((*alignments, alignments[-1])):  # A, B, C, D
+            at = ctypes.c_uint32(alignment)
+            self._set("MatmulPreference", preference, _ALIGNMENT_OF_A + i, at)
+        self._best, found = _Heuristic(), ctypes.c_int()
+        _call(
+            "cublasLtMatmulAlgoGetHeuristic", handle, self._description,
+            *self._layouts, self._layouts[2], preference, ctypes.c_int(1),
+            ctypes.byref(self._best), ctypes.byref(found),
+        )  # fmt: skip
+        if found.value != 1 or self._best.state:
+            raise RuntimeError(
+                f"cuBLASLt knows no product of {(batch, m, k)} and {(batch, k, n)} in {n_bytes} "
+                f"bytes of workspace"
+            )
+
+    def _make(self, kind, *arguments):
+        """A new object; sizes are 64-bit, types and kinds int."""
+        made = ctypes.c_void_p()
+        if kind == "MatrixLayout":
+            kinds = ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int64
+        else:
+            kinds = ctypes.c_int, ctypes.c_int
+        values = (of(value) for of, value in zip(kinds, arguments, strict=False))
+        _call(f"cublasLt{kind}Create", ctypes.byref(made), *values)
+        self._made.append((getattr(_library(), f"cublasLt{kind}Destroy"), made))
+        return made
+
+    @staticmethod
+    def _set(kind, made, attribute, value):
+        size = ctypes.c_size_t(ctypes.sizeof(value))
+        where = f"cublasLt{kind}SetAttribute"
+        _call(where, made, ctypes.c_int(attribute), ctypes.byref(value), size)
+
+    def run(self, addresses, accumulate, workspace, n_bytes, stream):
+        b, a, c = (ctypes.c_void_p(address) for address in addresses)
+        of_b, of_a, of_c = self._layouts
+        _call(
+            "cublasLtMatmul", self._handle, self._description, ctypes.byref(_ONE), b, of_b, a, of_a,
+            ctypes.byref(_ONE if accumulate else _ZERO), c, of_c, c, of_c,
+            ctypes.byref(self._best), ctypes.c_void_p(workspace), ctypes.c_size_t(n_bytes),
+            ctypes.c_void_p(stream),
+        )  # fmt: skip
+
+    def __del__(self):
+        for destroy, made in self._made:  # also when the interpreter ends, and this module is gone
+            destroy(made)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(index, *product):
+    return _Plan(_handle(index), *product)
+
+
+@functools.cache
+def _handle(index):
+    """GPU `index`'s, which any number of threads may use; it is the current one."""
+    made = ctypes.c_void_p()
+    _call("cublasLtCreate", ctypes.byref(made))
+    return made
+
+
+def _call(name, *arguments):
+    status = getattr(_library(), name)(*arguments)
+    if status:
+        raise RuntimeError(f"{name}: status {status}")
 
 
 @functools.cache
 def _library():
-    """The libcublas that CuPy has loaded."""
+    """The libcublasLt that belongs to CuPy's libcublas."""
+    with contextlib.suppress(ImportError):
+        from cuda import pathfinder  # finds NVIDIA's wheels and toolkits, as CuPy does
+
+        with contextlib.suppress(pathfinder.DynamicLibNotFoundError):
+            return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
     with open("/proc/self/maps") as maps:
-        paths = {line.split()[-1] for line in maps if "libcublas.so" in line}
-    return ctypes.CDLL(min(paths))
+        loaded = {line.split()[-1] for line in maps if re.search(r"libcublasLt\.so", line)}
+    for name in (*sorted(loaded), *_NAMES):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
+    raise ImportError(
+        "cuBLASLt: no libcublasLt.so here; it comes with a CUDA toolkit or nvidia-cublas"
+    )

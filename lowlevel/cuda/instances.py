@@ -88,11 +88,12 @@ class FusedShape(NamedTuple):
     warps: int  # WARPS
     blocks: int  # at work on one multiprocessor, as registers and shared memory allow
     latent: bool = False  # attention_latent.cuh: reads V out of K's rows
+    k_stages: int = 1  # STAGES_K: tiles of K in shared memory, unless latent
 
 
 # (d_k, d_v) -> tile
 FUSED_SHAPES = {
-    (64, 64): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (64, 64): FusedShape(rows=128, keys=64, warps=4, blocks=2, k_stages=2),
     (128, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
     (192, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
     (576, 512): FusedShape(rows=64, keys=64, warps=8, blocks=1, latent=True),

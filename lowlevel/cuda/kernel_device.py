@@ -117,6 +117,11 @@ class KernelDevice:
             raise ValueError(f"n_threads: expected an int >= 1 or None, got {n_threads}")
         return int(n_threads)
 
+    @property
+    def plan_limits(self):
+        """What plans go by besides sizes and `n_threads` (see `lowlevel.plan`)."""
+        return (self.max_shared_bytes,)
+
     planner = layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.plan`)
 
     @property
@@ -172,7 +177,7 @@ def _scalar(dtype, value):
     if dtype.kind == "V":
         if not isinstance(value, np.ndarray) or value.ndim or value.nbytes != dtype.itemsize:
             raise TypeError(f"expected a 0-d structure of {dtype.itemsize} bytes")
-        return value
+        return value.view(dtype)  # its bytes: CuPy would look at each field
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, np.integer) if dtype.kind in "iu" else (int, float, np.integer, np.floating)
     ):

@@ -90,7 +90,7 @@ def fused_shared_bytes(sizes, shape, stages):
     if shape.latent:
         exchange = 4 * 5 * shape.rows
         return 2 * (shape.rows * (d_k + shape.keys) + stages * shape.keys * d_k) + exchange
-    return 2 * (shape.rows * d_k + shape.keys * (d_k + d_v))
+    return 2 * (shape.rows * d_k + shape.keys * (shape.k_stages * d_k + d_v))
 
 
 def wgmma_shared_bytes(sizes):

@@ -6,8 +6,6 @@ read where they lie (quantised ones) are decoded into scratch, a chunk at a time
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lowlevel.shapes import resolve_dtype
 
 from .layout import is_quantised
@@ -84,24 +82,31 @@ def _rows(operands, heads, tokens):
     )
 
 
-def read_chunk(device, source, kv_heads, keys, scratch, dtype_name):
-    """A chunk of K or V as a dense array: where it lies, or decoded into `scratch`.
+def chunk_reader(device, source, kv_heads, scratch, dtype_name):
+    """``read(keys)``: a chunk of K or V as a dense array, where it lies or decoded into `scratch`.
 
     Parameters
     ----------
     source : KVSource
-    kv_heads, keys : slice
+    kv_heads : slice
     scratch : array of float32, 1-D
-        Of at least the chunk's bytes, where the source is quantised.
+        Of at least a chunk's bytes, where the source is quantised; the next chunk takes the last one's place.
     dtype_name : str
         What quantised values become.
     """
     if not is_quantised(source.dtype_name):
-        return source.data[kv_heads, keys]
-    shape = kv_heads.stop - kv_heads.start, keys.stop - keys.start, source.shape[2]
-    dtype = resolve_dtype(dtype_name)
-    n_floats = -(-int(np.prod(shape, dtype=np.int64)) * dtype.itemsize // 4)
-    out = scratch[:n_floats].view(dtype)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
-    if out.size:
-        source.decode(device, kv_heads, keys, out)
-    return out
+        return lambda keys: source.data[kv_heads, keys]
+    n_heads, d = kv_heads.stop - kv_heads.start, source.shape[2]
+    values = scratch.view(resolve_dtype(dtype_name))
+    made = {}  # keys of a chunk -> its array: all chunks but the last are alike
+
+    def read(keys):
+        n_keys = keys.stop - keys.start
+        if n_keys not in made:
+            made[n_keys] = values[: n_heads * n_keys * d].reshape(n_heads, n_keys, d)
+        out = made[n_keys]
+        if out.size:
+            source.decode(device, kv_heads, keys, out)
+        return out
+
+    return read

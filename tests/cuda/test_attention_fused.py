@@ -76,6 +76,7 @@ def test_tiles_are_those_of_the_sources(sizes, shapes, stem):
     assert [defined[name] for name in names] == [d_k, d_v, shape.rows, shape.keys, shape.warps]
     assert defined.get("STAGES", instances.WGMMA_STAGES) == instances.WGMMA_STAGES
     assert shape.rows == instances.FUSED_SHAPES[sizes].rows  # plans are made for both
+    assert defined.get("STAGES_K", 1) == shape.k_stages
 
 
 def test_random_calls(device, head_sizes, dtype, rng):

@@ -50,7 +50,8 @@ def test_sections(section, n_rows, right, capsys):
 
 def test_what_is_missed_or_wrong_is_said():
     row = dict(shape="192/128 128 heads", n_tokens=2048, n_kv=163840, budget="64MiB", seconds=[0.1])
-    row.update(tflops=100, error=1e-2, grown=0, peers={"head split": [0.15], "math": "no memory"})
+    row.update(tflops=100, error=1e-2, grown=0, first_grown=64 << 20)
+    row.update(peers={"head split": [0.15], "math": "no memory"})
     memory = dict(what="dequantize Q2_K", to="float16", of_copy=0.9, wrong=1)
     document = dict(device="cuda:0", ceilings=dict(copy=4e12, product=4e14), attention=[row])
     document["dequantize"] = [memory, dict(memory, of_copy=0.8, wrong=0)]
@@ -59,6 +60,7 @@ def test_what_is_missed_or_wrong_is_said():
         "dequantize 0": False, "dequantize 0.85": False, "attention 0.002": False,
         "attention 192/128, 128 heads, n 163840, u 2048, 64 MiB 0.4": False,
         "attention 192/128, 128 heads, n 163840, u 2048, 64 MiB 2": False, "attention 0": True,
+        "attention 4194304": False,
     }  # fmt: skip
 
 

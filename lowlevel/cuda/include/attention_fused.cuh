@@ -3,8 +3,8 @@
 //
 // A block owns TILE_ROWS query rows of one K/V head (heads of a group and tokens packed, see
 // attention_call.cuh) and walks the keys that any of them sees, TILE_KEYS at a time. A warp owns 16 *
-// M_TILES rows for good, so that no statistics cross warps. K and V have one buffer each: V arrives
-// while scores are computed, the next K while weights are. Keys that a row may not see get a score of
+// M_TILES rows for good, so that no statistics cross warps. V arrives while scores are computed, the next
+// K while weights are, or all the time where it has a second buffer. Keys that a row may not see get a score of
 // -inf, thus a weight of exactly 0; where V holds NaN or inf beside such keys, the slower
 // `add_values_carefully` keeps 0 * NaN out of the sums.
 //
@@ -27,13 +27,27 @@
 #ifndef WARPS
 #define WARPS 4
 #endif
-// Steps of 16 columns of K that the product of scores unrolls, if not `general`. On an H100, all of them
-// gave 14 % over 2 (192/128); elsewhere, or with options, they would spill registers.
+// Steps of 16 columns of K that the product of scores unrolls, if not `general`: a multiple of 4, see
+// `moved`. On an H100, all of them gave 7 % over 4 (192/128); elsewhere they would spill registers.
 #ifndef DEPTH_UNROLL
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 #define DEPTH_UNROLL (HEAD_K / 16)
 #else
-#define DEPTH_UNROLL 2
+#define DEPTH_UNROLL 4
+#endif
+#endif
+// Tiles of K in shared memory. With two the next one arrives from the start of a tile on: 4 % at 64/64 on an
+// H100, -4 % at 192/128.
+#ifndef STAGES_K
+#define STAGES_K 1
+#endif
+// How many times 16 keys weights are made ahead of their product with V. One lets tensor cores work
+// meanwhile (4 % on an H100); before sm_90 registers do not suffice, and all are made first.
+#ifndef AHEAD
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define AHEAD (TILE_KEYS / 16 - 1)
+#else
+#define AHEAD 1
 #endif
 #endif
 #ifndef BLOCKS_PER_SM
@@ -44,30 +58,31 @@
 
 constexpr int M_TILES = TILE_ROWS / (16 * WARPS);
 constexpr int K_CHUNKS = HEAD_K / kChunk, V_CHUNKS = HEAD_V / kChunk;
+constexpr int kStageBytes = TILE_KEYS * HEAD_K * sizeof(Element);
+constexpr int KEY_PARTS = TILE_KEYS / 16;  // of 16 keys, as deep as a product of fragments
 constexpr int KEY_COLUMNS = TILE_KEYS / 8, OUT_COLUMNS = HEAD_V / 8;  // in units of a fragment
 
 typedef float Scores[M_TILES][KEY_COLUMNS][4];
-typedef unsigned Weights[M_TILES][TILE_KEYS / 16][4];  // fragments A
+typedef unsigned Weights[KEY_PARTS][M_TILES][4];  // fragments A
 typedef float Sums[M_TILES][OUT_COLUMNS][4];
 
 template <class Type, int unroll>
-__device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_tile, const Element* k_tile) {
+__device__ __forceinline__ void multiply_keys(Scores& scores, ptx::SharedPlace q, ptx::SharedPlace k) {
 #pragma unroll
   for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
     for (int n = 0; n < KEY_COLUMNS; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
-  const int first_row = threadIdx.x / 32 * M_TILES * 16;
 #pragma unroll unroll
   for (int depth = 0; depth < HEAD_K / 16; ++depth) {
     unsigned a[M_TILES][4];
 #pragma unroll
-    for (int m = 0; m < M_TILES; ++m) load_a<K_CHUNKS>(a[m], q_tile, first_row + m * 16, depth);
+    for (int m = 0; m < M_TILES; ++m) load_a<K_CHUNKS>(a[m], q, m * 16, depth);
 #pragma unroll
     for (int n = 0; n < KEY_COLUMNS; n += 2) {
       unsigned b[4];
-      load_b_of_rows<K_CHUNKS>(b, k_tile, n * 8, depth);
+      load_b_of_rows<K_CHUNKS>(b, k, n * 8, depth);
 #pragma unroll
       for (int m = 0; m < M_TILES; ++m) {
         Arithmetic<Type>::multiply(scores[m][n], a[m], b[0], b[1]);
@@ -77,20 +92,73 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_t
   }
 }
 
-template <class Type>
-__device__ __forceinline__ void add_values(Sums& sums, const Weights& weights, const Element* v_tile) {
+// What a row's scores are measured from, in units of log2: its maximum, or 0 where there is none yet.
+typedef float References[M_TILES][2];
+
+// Takes the maxima of scores in; sums so far are scaled down where one has grown.
+__device__ __forceinline__ void raise_maxima(References& references, const Scores& scores, Sums& sums,
+                                             Statistics<M_TILES>& rows, float scale_log2) {
+  bool grown = false;
+  float shrink[M_TILES][2];
 #pragma unroll
-  for (int keys = 0; keys < TILE_KEYS / 16; ++keys)
+  for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
-    for (int n = 0; n < OUT_COLUMNS; n += 2) {
-      unsigned b[4];
-      load_b<V_CHUNKS>(b, v_tile, keys * 16, n);
+    for (int i = 0; i < 2; ++i) {
+      float top = -infinity();
 #pragma unroll
-      for (int m = 0; m < M_TILES; ++m) {
-        Arithmetic<Type>::multiply(sums[m][n], weights[m][keys], b[0], b[1]);
-        Arithmetic<Type>::multiply(sums[m][n + 1], weights[m][keys], b[2], b[3]);
-      }
+      for (int n = 0; n < KEY_COLUMNS; ++n)
+        top = fmaxf(top, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
+      const float old = rows.top[m][i];
+      top = fmaxf(old, row_maximum(top) * scale_log2);
+      const float reference = top == -infinity() ? 0.0f : top;  // nothing but left-out keys so far
+      shrink[m][i] = ptx::exp2_approx(old - reference);
+      grown |= top > old;
+      rows.top[m][i] = top;
+      references[m][i] = reference;
     }
+  if (!__any_sync(0xffffffffu, grown)) return;
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m) {
+    rows.sum[m][0] *= shrink[m][0], rows.sum[m][1] *= shrink[m][1];
+#pragma unroll
+    for (int n = 0; n < OUT_COLUMNS; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][n][i] *= shrink[m][i / 2];
+  }
+}
+
+// Scores of 16 keys to weights.
+template <class Type>
+__device__ __forceinline__ void weigh(unsigned (&weights)[M_TILES][4], const Scores& scores, int keys,
+                                      const References& references, Statistics<M_TILES>& rows, float scale_log2) {
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float(&pair)[4] = scores[m][keys * 2 + j];
+        const float low = ptx::exp2_approx(fmaf(pair[2 * i], scale_log2, -references[m][i]));
+        const float high = ptx::exp2_approx(fmaf(pair[2 * i + 1], scale_log2, -references[m][i]));
+        // Two neighbouring score fragments of a row tile are one fragment A of weights.
+        weights[m][j * 2 + i] = Arithmetic<Type>::pack(low, high);
+        rows.sum[m][i] += sum_of_pair<Type>(low, high, weights[m][j * 2 + i]);
+      }
+}
+
+template <class Type>
+__device__ __forceinline__ void add_values(Sums& sums, const unsigned (&weights)[M_TILES][4], ptx::SharedPlace v,
+                                           int keys) {
+#pragma unroll
+  for (int n = 0; n < OUT_COLUMNS; n += 2) {
+    unsigned b[4];
+    load_b<V_CHUNKS>(b, v, keys * 16, n);
+#pragma unroll
+    for (int m = 0; m < M_TILES; ++m) {
+      Arithmetic<Type>::multiply(sums[m][n], weights[m], b[0], b[1]);
+      Arithmetic<Type>::multiply(sums[m][n + 1], weights[m], b[2], b[3]);
+    }
+  }
 }
 
 // `general`: mask, softcap, ALiBi, or a scale that is not positive.
@@ -104,80 +172,109 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
   extern __shared__ __align__(128) Element shared[];
   Element* const q_tile = shared;
   Element* const k_tile = q_tile + TILE_ROWS * HEAD_K;
-  Element* const v_tile = k_tile + TILE_KEYS * HEAD_K;
+  Element* const v_tile = k_tile + STAGES_K * TILE_KEYS * HEAD_K;
 
   const TilePlace place = place_of_block(call, blockIdx.x);
   const KeyRange keys = keys_of_tile(call, place), seen_by_all = keys_of_all(call, place);
   k += place.head_kv * call.k_head;
   v += place.head_kv * call.v_head;
+  const ptx::SharedPlace k_copies = copy_place<K_CHUNKS>(k_tile), v_copies = copy_place<V_CHUNKS>(v_tile);
+  const int first_row = threadIdx.x / 32 * M_TILES * 16;
+  // Where this warp's lanes read fragments.
+  const ptx::SharedPlace q_place = place_of_a<K_CHUNKS>(q_tile, first_row);
+  const ptx::SharedPlace k_place = place_of_b_rows<K_CHUNKS>(k_tile, 0), v_place = place_of_b<V_CHUNKS>(v_tile, 0);
 
-  auto load_queries = [&]() {
-    load_tile<TILE_ROWS, K_CHUNKS>(q_tile, call.aligned, [&](int r) {
-      const TileRow row = row_of_tile(call, place, r);
-      return SourceRow{row.exists ? q + row.head * call.q_head + row.token * call.q_token : q, row.exists};
-    });
-  };
-  auto load_keys = [&](int first_key) {
-    load_tile<TILE_KEYS, K_CHUNKS>(k_tile, call.aligned, [&](int r) {
-      const bool exists = first_key + r < call.n_keys;
-      return SourceRow{exists ? k + (first_key + r) * call.k_key : k, exists};
-    });
+  auto load_keys = [&](int first_key, int stage) {
+    if (call.aligned && first_key + TILE_KEYS <= call.n_keys)
+      load_whole_tile<TILE_KEYS, K_CHUNKS>(k_copies + stage * kStageBytes, k + first_key * call.k_key, call.k_key);
+    else
+      load_tile<TILE_KEYS, K_CHUNKS>(k_tile + stage * (TILE_KEYS * HEAD_K), call.aligned, [&](int r) {
+        const bool exists = first_key + r < call.n_keys;
+        return SourceRow{exists ? k + (first_key + r) * call.k_key : k, exists};
+      });
   };
   auto load_values = [&](int first_key) {
-    load_tile<TILE_KEYS, V_CHUNKS>(v_tile, call.aligned, [&](int r) {
-      const bool exists = first_key + r < call.n_keys;
-      return SourceRow{exists ? v + (first_key + r) * call.v_key : v, exists};
-    });
+    if (call.aligned && first_key + TILE_KEYS <= call.n_keys)
+      load_whole_tile<TILE_KEYS, V_CHUNKS>(v_copies, v + first_key * call.v_key, call.v_key);
+    else
+      load_tile<TILE_KEYS, V_CHUNKS>(v_tile, call.aligned, [&](int r) {
+        const bool exists = first_key + r < call.n_keys;
+        return SourceRow{exists ? v + (first_key + r) * call.v_key : v, exists};
+      });
   };
 
   Sums sums;
   Statistics<M_TILES> rows;
-  const int first_row = threadIdx.x / 32 * M_TILES * 16;
   start_sums(call, place, sums, first_row, 0, state_sums);
   start_statistics(call, place, rows, first_row, true, state_rows);
   const float scale_log2 = general ? 1.0f : call.scale * kLog2E;
 
   // Tiles start at multiples of TILE_KEYS: splits and launches do, so that they never share one.
   const int first = keys.low / TILE_KEYS * TILE_KEYS;
+  const KeyRange whole = {seen_by_all.low, min(seen_by_all.high, keys.high)};  // tiles inside need no masking
   if (keys.low < keys.high) {
-    load_queries();
-    load_keys(first);
+    load_tile<TILE_ROWS, K_CHUNKS>(q_tile, call.aligned, [&](int r) {
+      const TileRow row = row_of_tile(call, place, r);
+      return SourceRow{row.exists ? q + row.head * call.q_head + row.token * call.q_token : q, row.exists};
+    });
+    load_keys(first, 0);
     ptx::cp_async_commit();
   }
+  int stage = 0;
   for (int key = first; key < keys.high; key += TILE_KEYS) {
+    const bool more = key + TILE_KEYS < keys.high;
     ptx::cp_async_wait_all();
     __syncthreads();  // K is there, and nobody reads the last V any more
     load_values(key);
     ptx::cp_async_commit();
-
-    Scores scores;
-    multiply_keys<Type, general ? 2 : DEPTH_UNROLL>(scores, q_tile, k_tile);
-
-    const bool masked = key < seen_by_all.low || key + TILE_KEYS > min(seen_by_all.high, keys.high);
-    const bool leaves_out = masked || (general && mask != nullptr);
-    ptx::cp_async_wait_all();
-    // V is there, and nobody reads K any more.
-    bool careful = false;
-    if (leaves_out)
-      careful = __syncthreads_or(any_not_finite<Type, TILE_KEYS, V_CHUNKS>(v_tile, 0, V_CHUNKS));
-    else
-      __syncthreads();
-    if (key + TILE_KEYS < keys.high) {
-      load_keys(key + TILE_KEYS);
+    if (STAGES_K == 2) {
+      if (more) load_keys(key + TILE_KEYS, stage ^ 1);
       ptx::cp_async_commit();
     }
 
+    Scores scores;
+    multiply_keys<Type, general ? 4 : DEPTH_UNROLL>(scores, q_place, k_place + stage * kStageBytes);
+
+    const bool masked = key < whole.low || key + TILE_KEYS > whole.high;
+    const bool leaves_out = masked || (general && mask != nullptr);
+    bool careful = false;
+    auto await_values = [&]() {  // V is there, and nobody reads K any more
+      ptx::cp_async_wait<STAGES_K - 1>();
+      if (leaves_out)
+        careful = __syncthreads_or(any_not_finite<Type, TILE_KEYS, V_CHUNKS>(v_tile, 0, V_CHUNKS));
+      else
+        __syncthreads();
+    };
+    if (STAGES_K == 1) {
+      await_values();
+      if (more) load_keys(key + TILE_KEYS, 0);
+      ptx::cp_async_commit();
+    }
     adjust_scores<general>(call, place, scores, first_row, key, masked, mask, slopes, keys);
-    Weights weights;
-    float shrink[M_TILES][2];
-    const bool grown = weigh_scores<Type>(weights, scores, rows, shrink, scale_log2);
-    if (__any_sync(0xffffffffu, grown)) shrink_sums(sums, shrink);
-    if (careful)
+    References references;
+    raise_maxima(references, scores, sums, rows, scale_log2);
+    if (STAGES_K == 2) await_values();
+    if (careful) {
+      Weights weights;
+      // Unless all weights are made first in any case.
+      const float scale_apart = AHEAD < KEY_PARTS - 1 ? ptx::apart(scale_log2) : scale_log2;
+#pragma unroll
+      for (int part = 0; part < KEY_PARTS; ++part)
+        weigh<Type>(weights[part], scores, part, references, rows, scale_apart);
       add_values_carefully<Type>(sums, weights, [&](unsigned (&b)[4], int key, int chunk) {
-        load_b<V_CHUNKS>(b, v_tile, key, chunk);
+        load_b<V_CHUNKS>(b, v_place, key, chunk);
       });
-    else
-      add_values<Type>(sums, weights, v_tile);
+    } else {
+      // Weights of the next keys are made while tensor cores work on the last ones.
+      unsigned weights[AHEAD + 1][M_TILES][4];
+#pragma unroll
+      for (int part = -AHEAD; part < KEY_PARTS; ++part) {
+        if (part + AHEAD < KEY_PARTS)
+          weigh<Type>(weights[(part + AHEAD) % (AHEAD + 1)], scores, part + AHEAD, references, rows, scale_log2);
+        if (part >= 0) add_values<Type>(sums, weights[part % (AHEAD + 1)], v_place, part);
+      }
+    }
+    if (STAGES_K == 2) stage ^= 1;
   }
 #pragma unroll
   for (int m = 0; m < M_TILES; ++m)

@@ -25,11 +25,16 @@
 #ifndef WARPS
 #define WARPS 8  // two for each 16 rows
 #endif
+// Steps of 16 columns of K that the product of scores unrolls: a multiple of 4, see `moved`.
+#ifndef DEPTH_UNROLL
+#define DEPTH_UNROLL 4
+#endif
 
 #include "attention_rows.cuh"
 
 constexpr int K_CHUNKS = HEAD_K / kChunk, WEIGHT_CHUNKS = TILE_KEYS / kChunk;
 constexpr int ROW_TILES = TILE_ROWS / 16, WARP_KEYS = TILE_KEYS / 2, WARP_COLUMNS = HEAD_V / WARPS;
+constexpr int kStageBytes = TILE_KEYS * HEAD_K * sizeof(Element);
 constexpr int KEY_COLUMNS = WARP_KEYS / 8, OUT_COLUMNS = WARP_COLUMNS / 8;  // in units of a fragment
 static_assert(WARPS == 2 * ROW_TILES && WARP_KEYS % 16 == 0 && WARP_COLUMNS % 16 == 0, "whole fragments");
 
@@ -44,20 +49,19 @@ struct Exchange {
 };
 
 template <class Type>
-__device__ __forceinline__ void multiply_keys(Scores& scores, const Element* q_tile, const Element* k_tile,
-                                              int first_row, int first_key) {
+__device__ __forceinline__ void multiply_keys(Scores& scores, ptx::SharedPlace q, ptx::SharedPlace k) {
 #pragma unroll
   for (int n = 0; n < KEY_COLUMNS; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) scores[0][n][i] = 0.0f;
-#pragma unroll 4
+#pragma unroll DEPTH_UNROLL
   for (int depth = 0; depth < HEAD_K / 16; ++depth) {
     unsigned a[4];
-    load_a<K_CHUNKS>(a, q_tile, first_row, depth);
+    load_a<K_CHUNKS>(a, q, 0, depth);
 #pragma unroll
     for (int n = 0; n < KEY_COLUMNS; n += 2) {
       unsigned b[4];
-      load_b_of_rows<K_CHUNKS>(b, k_tile, first_key + n * 8, depth);
+      load_b_of_rows<K_CHUNKS>(b, k, n * 8, depth);
       Arithmetic<Type>::multiply(scores[0][n], a, b[0], b[1]);
       Arithmetic<Type>::multiply(scores[0][n + 1], a, b[2], b[3]);
     }
@@ -121,17 +125,17 @@ __device__ __forceinline__ void shrink_sums(Sums& sums, const Exchange& exchange
 // `careful`: NaN and inf in V count as 0. A row that may see such a key has a NaN or infinite score, V
 // being part of K, and so is not finite anyway.
 template <class Type, bool careful>
-__device__ __forceinline__ void add_values(Sums& sums, const Element* weight_tile, const Element* k_tile,
-                                           int first_chunk) {
+__device__ __forceinline__ void add_values(Sums& sums, ptx::SharedPlace weights,
+                                           const ptx::SharedPlace (&v)[OUT_COLUMNS / 2], int stage_bytes) {
 #pragma unroll
   for (int keys = 0; keys < TILE_KEYS / 16; ++keys) {
     unsigned a[ROW_TILES][4];
 #pragma unroll
-    for (int m = 0; m < ROW_TILES; ++m) load_a<WEIGHT_CHUNKS>(a[m], weight_tile, m * 16, keys);
+    for (int m = 0; m < ROW_TILES; ++m) load_a<WEIGHT_CHUNKS>(a[m], weights, m * 16, keys);
 #pragma unroll
     for (int n = 0; n < OUT_COLUMNS; n += 2) {
       unsigned b[4];
-      load_b<K_CHUNKS>(b, k_tile, keys * 16, first_chunk + n);
+      load_b<K_CHUNKS>(b, v[n / 2] + stage_bytes, keys * 16, 0);
       if (careful)
 #pragma unroll
         for (int i = 0; i < 4; ++i) b[i] = part_of_pair<Type>(b[i], kFinite);
@@ -164,13 +168,25 @@ attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, v
   const int warp = threadIdx.x / 32, half = warp % 2, first_row = warp / 2 * 16;
   const int first_column = warp * WARP_COLUMNS;
 
-  auto load_keys = [&](Element* tile, int first_key) {
-    load_tile<TILE_KEYS, K_CHUNKS>(tile, call.aligned, [&](int r) {
-      const bool exists = first_key + r < call.n_keys;
-      return SourceRow{exists ? k + (first_key + r) * call.k_key : k, exists};
-    });
+  // Where this warp's lanes read fragments; V's columns may start at any chunk.
+  const ptx::SharedPlace q_place = place_of_a<K_CHUNKS>(q_tile, first_row);
+  const ptx::SharedPlace k_place = place_of_b_rows<K_CHUNKS>(k_tiles, half * WARP_KEYS);
+  const ptx::SharedPlace weight_place = place_of_a<WEIGHT_CHUNKS>(weight_tile, 0);
+  ptx::SharedPlace v_places[OUT_COLUMNS / 2];
+#pragma unroll
+  for (int n = 0; n < OUT_COLUMNS; n += 2)
+    v_places[n / 2] = place_of_b<K_CHUNKS>(k_tiles, (call.v_column + first_column) / kChunk + n);
+
+  const ptx::SharedPlace copies = copy_place<K_CHUNKS>(k_tiles);
+  auto load_keys = [&](int stage, int first_key) {
+    if (call.aligned && first_key + TILE_KEYS <= call.n_keys)
+      load_whole_tile<TILE_KEYS, K_CHUNKS>(copies + stage * kStageBytes, k + first_key * call.k_key, call.k_key);
+    else
+      load_tile<TILE_KEYS, K_CHUNKS>(k_tiles + stage * (TILE_KEYS * HEAD_K), call.aligned, [&](int r) {
+        const bool exists = first_key + r < call.n_keys;
+        return SourceRow{exists ? k + (first_key + r) * call.k_key : k, exists};
+      });
   };
-  auto stage = [&](int number) { return k_tiles + (stages == 2 ? number & 1 : 0) * (TILE_KEYS * HEAD_K); };
 
   Sums sums;
   Statistics<ROW_TILES> whole_rows;
@@ -186,37 +202,37 @@ attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, v
       const TileRow row = row_of_tile(call, place, r);
       return SourceRow{row.exists ? q + row.head * call.q_head + row.token * call.q_token : q, row.exists};
     });
-    load_keys(stage(0), first);
+    load_keys(0, first);
     ptx::cp_async_commit();
   }
-  int number = 0;
-  for (int key = first; key < keys.high; key += TILE_KEYS, ++number) {
-    const Element* const k_tile = stage(number);
+  int stage = 0;
+  for (int key = first; key < keys.high; key += TILE_KEYS) {
     const bool more = key + TILE_KEYS < keys.high;
-    if (stages == 2 && more) load_keys(stage(number + 1), key + TILE_KEYS);
+    if (stages == 2 && more) load_keys(stage ^ 1, key + TILE_KEYS);
     ptx::cp_async_commit();
     ptx::cp_async_wait<1>();  // all but the group just made, which may be empty
     const bool masked = key < seen_by_all.low || key + TILE_KEYS > min(seen_by_all.high, keys.high);
     bool careful = false;
     if (masked || (general && mask != nullptr))
-      careful = any_not_finite<Type, TILE_KEYS, K_CHUNKS>(k_tile, call.v_column / kChunk, HEAD_V / kChunk);
+      careful = any_not_finite<Type, TILE_KEYS, K_CHUNKS>(k_tiles + stage * (TILE_KEYS * HEAD_K),
+                                                          call.v_column / kChunk, HEAD_V / kChunk);
     careful = __syncthreads_or(careful);  // K is there
 
     Scores scores;
-    multiply_keys<Type>(scores, q_tile, k_tile, first_row, half * WARP_KEYS);
+    multiply_keys<Type>(scores, q_place, k_place + stage * kStageBytes);
     adjust_scores<general>(call, place, scores, first_row, key + half * WARP_KEYS, masked, mask, slopes, keys);
     tell_maxima(exchange, scores, scale_log2, first_row, half);
     ptx::named_barrier_sync(1 + warp / 2, 64);  // the two warps of these rows
     const bool grown = weigh<Type>(exchange, weight_tile, scores, rows, scale_log2, first_row, half);
     if (__syncthreads_or(grown)) shrink_sums(sums, exchange);  // weights are there
-    const int first_chunk = (call.v_column + first_column) / kChunk;
     if (careful)
-      add_values<Type, true>(sums, weight_tile, k_tile, first_chunk);
+      add_values<Type, true>(sums, weight_place, v_places, stage * kStageBytes);
     else
-      add_values<Type, false>(sums, weight_tile, k_tile, first_chunk);
+      add_values<Type, false>(sums, weight_place, v_places, stage * kStageBytes);
     __syncthreads();  // nobody reads K or weights any more
-    if (stages == 1 && more) load_keys(stage(0), key + TILE_KEYS);
+    if (stages == 1 && more) load_keys(0, key + TILE_KEYS);
     if (stages == 1) ptx::cp_async_commit();
+    if (stages == 2) stage ^= 1;
   }
 
   // The rows' statistics, from the two warps that have them to all.

@@ -68,18 +68,39 @@ struct SourceRow {
 };
 
 // Starts copying a tile, or with `aligned` false copies it; `source_row(row)` is a SourceRow. A thread
-// copies the chunks that `any_not_finite` makes it check.
+// copies the chunks that `any_not_finite` makes it check. For tiles that `load_whole_tile` does not take;
+// kept short, not fast.
 template <int ROWS, int CHUNKS, class RowSource>
 __device__ __forceinline__ void load_tile(Element* tile, bool aligned, RowSource source_row) {
   static_assert(kThreads / 8 % 8 == 0 && ROWS % (kThreads / 8) == 0 && CHUNKS % 8 == 0, "whole passes");
-  const int column = threadIdx.x % 8;
-#pragma unroll
-  for (int pass = 0; pass < ROWS / (kThreads / 8); ++pass) {
-    const int row = threadIdx.x / 8 + pass * (kThreads / 8);
+#pragma unroll 1
+  for (int row = threadIdx.x / 8; row < ROWS; row += kThreads / 8) {
     const SourceRow source = source_row(row);
-#pragma unroll
-    for (int chunk = column; chunk < CHUNKS; chunk += 8)
+#pragma unroll 1
+    for (int chunk = threadIdx.x % 8; chunk < CHUNKS; chunk += 8)
       copy_chunk(tile + tile_offset(row, chunk, CHUNKS), source.address + chunk * kChunk, source.exists, aligned);
+  }
+}
+
+// Where `load_whole_tile` puts this thread's first chunk.
+template <int CHUNKS>
+__device__ __forceinline__ ptx::SharedPlace copy_place(Element* tile) {
+  const int offset = tile_offset(threadIdx.x / 8, threadIdx.x % 8, CHUNKS);
+  return ptx::shared_place(reinterpret_cast<unsigned char*>(tile + offset));
+}
+
+// As load_tile, where all rows exist, `stride` elements apart, and start at multiples of 16 bytes: no more
+// than the copies, at constant distances from the thread's first (8 divides the rows of a pass, so the
+// chunks of all passes are exchanged alike).
+template <int ROWS, int CHUNKS>
+__device__ __forceinline__ void load_whole_tile(ptx::SharedPlace place, const Element* rows, long long stride) {
+  const Element* source = rows + threadIdx.x / 8 * stride + threadIdx.x % 8 * kChunk;
+#pragma unroll
+  for (int row = 0; row < ROWS; row += kThreads / 8) {
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk += 8)
+      ptx::cp_async_16(place + (row * CHUNKS + chunk) * 16, source + chunk * kChunk);
+    source += kThreads / 8 * stride;
   }
 }
 
@@ -104,27 +125,52 @@ __device__ __forceinline__ bool any_not_finite(const Element* tile, int first, i
 }
 
 // ---- fragments; lanes as ptx.cuh says ----------------------------------------------------------------
+// A lane keeps one address a tile: that of its row, and of its chunk, in the fragments of row 0 and column
+// 0. `chunk` further, an even number, is the same address with bits turned over, since tiles start at
+// multiples of 128 bytes; 8 rows further it is a constant further.
+template <int CHUNKS>
+__device__ __forceinline__ ptx::SharedPlace place_of_chunk(const Element* tile, int row, int chunk) {
+  Element* const at = const_cast<Element*>(tile) + tile_offset(row, chunk, CHUNKS);
+  return ptx::shared_place(reinterpret_cast<unsigned char*>(at));
+}
+
+template <int CHUNKS>
+__device__ __forceinline__ ptx::SharedPlace moved(ptx::SharedPlace place, int rows, int chunk) {
+  return ptx::flipped(place, chunk % 8 * 16) + (rows * CHUNKS + chunk / 8 * 8) * 16;
+}
 
 // A: 16 rows by 16 columns.
 template <int CHUNKS>
-__device__ __forceinline__ void load_a(unsigned (&a)[4], const Element* tile, int row, int column_16) {
+__device__ __forceinline__ ptx::SharedPlace place_of_a(const Element* tile, int row) {
   const int lane = threadIdx.x % 32;
-  ptx::ldmatrix_x4(a, tile + tile_offset(row + lane % 16, column_16 * 2 + lane / 16, CHUNKS));
+  return place_of_chunk<CHUNKS>(tile, row + lane % 16, lane / 16);
+}
+template <int CHUNKS>
+__device__ __forceinline__ void load_a(unsigned (&a)[4], ptx::SharedPlace place, int row, int column_16) {
+  ptx::ldmatrix_x4(a, moved<CHUNKS>(place, row, column_16 * 2));
 }
 
 // B of a product with the rows' transpose: 16 rows (b[0], b[1]: the first 8) by 16 columns (depth).
 template <int CHUNKS>
-__device__ __forceinline__ void load_b_of_rows(unsigned (&b)[4], const Element* tile, int row, int column_16) {
+__device__ __forceinline__ ptx::SharedPlace place_of_b_rows(const Element* tile, int row) {
   const int lane = threadIdx.x % 32;
-  ptx::ldmatrix_x4(b, tile + tile_offset(row + lane % 8 + lane / 16 * 8, column_16 * 2 + lane / 8 % 2, CHUNKS));
+  return place_of_chunk<CHUNKS>(tile, row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+template <int CHUNKS>
+__device__ __forceinline__ void load_b_of_rows(unsigned (&b)[4], ptx::SharedPlace place, int row, int column_16) {
+  ptx::ldmatrix_x4(b, moved<CHUNKS>(place, row, column_16 * 2));
 }
 
 // B of a product with the rows as they are: 16 rows (depth) by 16 columns (b[0], b[1]: the first 8)
 // starting at chunk `chunk`.
 template <int CHUNKS>
-__device__ __forceinline__ void load_b(unsigned (&b)[4], const Element* tile, int row, int chunk) {
+__device__ __forceinline__ ptx::SharedPlace place_of_b(const Element* tile, int chunk) {
   const int lane = threadIdx.x % 32;
-  ptx::ldmatrix_x4_trans(b, tile + tile_offset(row + lane % 16, chunk + lane / 16, CHUNKS));
+  return place_of_chunk<CHUNKS>(tile, lane % 16, chunk + lane / 16);
+}
+template <int CHUNKS>
+__device__ __forceinline__ void load_b(unsigned (&b)[4], ptx::SharedPlace place, int row, int chunk) {
+  ptx::ldmatrix_x4_trans(b, moved<CHUNKS>(place, row, chunk));
 }
 
 // ---- weights times V where a weight of 0 times NaN or inf must be 0 ----------------------------------
@@ -158,7 +204,7 @@ __device__ __forceinline__ void add_part(float (&sums)[4], const float (&product
 // sums += weights V; `load_b(b, key, chunk)` gives V's fragments B: 16 keys, 16 columns from chunk `chunk` on.
 // Slow, but only met beside keys that are left out.
 template <class Type, int M, int N, int K, class LoadB>
-__device__ __forceinline__ void add_values_carefully(float (&sums)[M][N][4], const unsigned (&weights)[M][K][4],
+__device__ __forceinline__ void add_values_carefully(float (&sums)[M][N][4], const unsigned (&weights)[K][M][4],
                                                      LoadB load_b) {
 #pragma unroll
   for (int n = 0; n < N; n += 2)
@@ -173,8 +219,8 @@ __device__ __forceinline__ void add_values_carefully(float (&sums)[M][N][4], con
         for (int i = 0; i < 4; ++i) b[i] = part_of_pair<Type>(b[i], part);
 #pragma unroll
         for (int m = 0; m < M; ++m) {
-          Arithmetic<Type>::multiply(products[m][0], weights[m][keys], b[0], b[1]);
-          Arithmetic<Type>::multiply(products[m][1], weights[m][keys], b[2], b[3]);
+          Arithmetic<Type>::multiply(products[m][0], weights[keys][m], b[0], b[1]);
+          Arithmetic<Type>::multiply(products[m][1], weights[keys][m], b[2], b[3]);
         }
       }
 #pragma unroll

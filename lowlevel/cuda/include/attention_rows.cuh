@@ -87,7 +87,7 @@ __device__ __forceinline__ void start_sums(const AttentionCall& call, const Tile
 // Scores to weights, fragments A: two neighbouring score fragments of a row tile are one. What sums so far
 // must be multiplied by goes to `shrink`; true if that is not 1 for some row of this lane.
 template <class Type, int M, int N>
-__device__ __forceinline__ bool weigh_scores(unsigned (&weights)[M][N / 2][4], const float (&scores)[M][N][4],
+__device__ __forceinline__ bool weigh_scores(unsigned (&weights)[N / 2][M][4], const float (&scores)[M][N][4],
                                              Statistics<M>& rows, float (&shrink)[M][2], float scale_log2) {
   bool grown = false;
 #pragma unroll
@@ -108,7 +108,7 @@ __device__ __forceinline__ bool weigh_scores(unsigned (&weights)[M][N / 2][4], c
         const float low = ptx::exp2_approx(fmaf(scores[m][n][2 * i], scale_log2, -reference));
         const float high = ptx::exp2_approx(fmaf(scores[m][n][2 * i + 1], scale_log2, -reference));
         const unsigned pair = Arithmetic<Type>::pack(low, high);
-        weights[m][n / 2][n % 2 * 2 + i] = pair;
+        weights[n / 2][m][n % 2 * 2 + i] = pair;
         sum += sum_of_pair<Type>(low, high, pair);
       }
       rows.sum[m][i] = rows.sum[m][i] * shrink[m][i] + sum;

@@ -42,7 +42,7 @@ constexpr int KEY_COLUMNS = TILE_KEYS / 8, OUT_COLUMNS = HEAD_V / 8;  // in unit
 constexpr int K_TILE = TILE_KEYS * HEAD_K, V_TILE = TILE_KEYS * HEAD_V;  // elements
 
 typedef float Scores[1][KEY_COLUMNS][4];
-typedef unsigned Weights[1][TILE_KEYS / 16][4];  // fragments A
+typedef unsigned Weights[TILE_KEYS / 16][1][4];  // fragments A
 typedef float Sums[1][OUT_COLUMNS][4];
 
 // Named barriers, of each stage. What is ready is told to each warpgroup on its own, so that they need not
@@ -128,7 +128,7 @@ template <class Type>
 __device__ __forceinline__ void start_sums_of_values(Sums& sums, const Weights& weights, ptx::MatrixDescriptor v) {
 #pragma unroll
   for (int keys = 0; keys < TILE_KEYS / 16; ++keys)
-    Products<Type>::template multiply<1>(sums[0], weights[0][keys], ptx::moved(v, keys * 16 * kLine), true);
+    Products<Type>::template multiply<1>(sums[0], weights[keys][0], ptx::moved(v, keys * 16 * kLine), true);
   ptx::wgmma_commit();
 }
 
@@ -299,7 +299,7 @@ attention_wgmma(const Element* __restrict__ q, const Element* __restrict__ k, co
 #pragma unroll
       for (int i = 0; i < TILE_KEYS / 16; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) weights[0][i][j] = ptx::copied_now(next[0][i][j]);
+        for (int j = 0; j < 4; ++j) weights[i][0][j] = ptx::copied_now(next[i][0][j]);
     }
     if (consumer == 0) await_turn();  // the last one passed
     await(kValuesReady, end - 1);

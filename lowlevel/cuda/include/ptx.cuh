@@ -18,10 +18,25 @@
 
 namespace ptx {
 
-#ifndef CUDASIM
+// A place in shared memory for copies and matrices: found once, where an address is else found anew for
+// every one. `flipped`: with some bits of the address turned over.
+#ifdef CUDASIM
+typedef unsigned char* SharedPlace;
+__device__ __forceinline__ SharedPlace shared_place(unsigned char* pointer) { return pointer; }
+__device__ __forceinline__ SharedPlace flipped(SharedPlace place, unsigned bits) {
+  return reinterpret_cast<SharedPlace>(reinterpret_cast<size_t>(place) ^ bits);
+}
+#else
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return (unsigned)__cvta_generic_to_shared(pointer);
 }
+typedef unsigned SharedPlace;
+__device__ __forceinline__ SharedPlace shared_place(unsigned char* pointer) {
+  unsigned place = shared_address(pointer);
+  asm volatile("" : "+r"(place));
+  return place;
+}
+__device__ __forceinline__ SharedPlace flipped(SharedPlace place, unsigned bits) { return place ^ bits; }
 #endif
 
 // ---- ldmatrix: N matrices of 8 x 8 16-bit values; lane l gives the address of row l % 8 of matrix
@@ -33,11 +48,14 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   }
 #else
 #define PTX_LDMATRIX(NAME, N, TRANSPOSED, SUFFIX, OUTPUTS, INPUT, ...)                             \
-  __device__ __forceinline__ void NAME(unsigned (&r)[N], const void* row) {                       \
+  __device__ __forceinline__ void NAME(unsigned (&r)[N], SharedPlace row) {                       \
     asm volatile("ldmatrix.sync.aligned.m8n8." SUFFIX ".shared.b16 {" OUTPUTS "}, [" INPUT "];"   \
                  : __VA_ARGS__                                                                    \
-                 : "r"(shared_address(row))                                                       \
+                 : "r"(row)                                                                       \
                  : "memory");                                                                     \
+  }                                                                                               \
+  __device__ __forceinline__ void NAME(unsigned (&r)[N], const void* row) {                       \
+    NAME(r, shared_address(row));                                                                 \
   }
 #endif
 PTX_LDMATRIX(ldmatrix_x1, 1, false, "x1", "%0", "%1", "=r"(r[0]))
@@ -119,17 +137,7 @@ PTX_CP_ASYNC(cp_async_8, 8, "ca")
 PTX_CP_ASYNC(cp_async_16, 16, "cg")
 #undef PTX_CP_ASYNC
 
-// A place in shared memory for copies: found once, where an address is else found anew for every copy.
-#ifdef CUDASIM
-typedef unsigned char* SharedPlace;
-__device__ __forceinline__ SharedPlace shared_place(unsigned char* pointer) { return pointer; }
-#else
-typedef unsigned SharedPlace;
-__device__ __forceinline__ SharedPlace shared_place(unsigned char* pointer) {
-  unsigned place = shared_address(pointer);
-  asm volatile("" : "+r"(place));
-  return place;
-}
+#ifndef CUDASIM
 __device__ __forceinline__ void cp_async_16(SharedPlace shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
@@ -228,6 +236,15 @@ __device__ __forceinline__ unsigned kept(unsigned constant) {
   asm("shr.u32 %0, %1, 20;" : "=r"(zero) : "r"(threadIdx.x));
   return constant + zero;
 #endif
+}
+
+// The same value, of which the compiler does not know that it is the same: work of two branches that are
+// alike is then not moved before the branch.
+__device__ __forceinline__ float apart(float x) {
+#ifndef CUDASIM
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
 }
 
 // ---- approximate functions ------------------------------------------------------------------------
