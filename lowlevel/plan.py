@@ -407,17 +407,17 @@ def dtype_name(dtype, argument="dtype"):
     if isinstance(dtype, str):
         return _SHORT_NAMES.get(dtype, dtype)
     try:
-        return _name_of(dtype)
+        name = _name_of(dtype)
     except TypeError:  # one that cannot be looked up
-        return _name_of.__wrapped__(dtype)
+        name = _name_of.__wrapped__(dtype)
+    if name is None:
+        raise TypeError(f'{argument}: expected a dtype or a name such as "float32", got {dtype!r}')
+    return name
 
 
 @functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
 def _name_of(dtype):
-    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
-    if name is None:
-        raise TypeError(f'{argument}: expected a dtype or a name such as "float32", got {dtype!r}')
-    return name
+    return getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
 
 
 def _kv_dtypes(kv_dtype):
