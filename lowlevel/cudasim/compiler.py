@@ -231,10 +231,12 @@ def _mode_flags(race, ub):
         flags += ["-fsanitize=thread"]
         prefix = ["-mllvm", "-{}"] if compiler.is_clang else ["--param", "{}"]
         value = {False: "0", True: "1"}
-        for name, on in (
-            ("tsan-instrument-func-entry-exit", False),
-            ("tsan-distinguish-volatile", True),
-        ):
+        switches = [("tsan-instrument-func-entry-exit", False), ("tsan-distinguish-volatile", True)]
+        if (
+            compiler.is_clang
+        ):  # the runtime logs atomics itself; g++ leaves them alone where told so
+            switches.append(("tsan-instrument-atomics", False))
+        for name, on in switches:
             flags += [part.format(f"{name}={value[on]}") for part in prefix]
     if ub:
         unwanted = "vptr,function" if compiler.is_clang else "vptr"

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import stat
 import subprocess
 import sys
@@ -256,6 +257,28 @@ def test_portable_forms_where_the_machine_is_another(tmp_path):
     answer = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *tests],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDASIM_CXX": str(compiler)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout[-3000:]
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++ here")
+def test_clang_too():
+    """Correct kernels in every order and mode; races, barriers and accesses out of bounds are found."""
+    wanted = [
+        *(
+            f"test_sim_{name}.py::test_correct_kernel_passes"
+            for name in ("barriers", "memory", "shared")
+        ),
+        "test_sim_shared.py::test_race_of_a_block_reduction",
+        "test_sim_barriers.py::test_planted_bugs",
+        "test_sim_memory.py::test_race_mode_sees_both_sides_in_every_order",
+        "test_sim_shared.py::test_gemm_passes_in_race_mode",
+    ]
+    tests = [str(pathlib.Path(__file__).parent / name) for name in wanted]
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *tests],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDASIM_CXX": "clang++"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stdout[-3000:]
