@@ -121,13 +121,14 @@ CALLS = {
     **{kernel: (multiplies, name, False, 1) for name, kernel in products.MATVEC_SINGLE.items()},
     **{kernel: (multiplies, name, True, n) for (name, n), kernel in products.MATVEC_EXACT.items()},
     **{
-        kernel: (multiplies, name, False, max(5, tile.columns - 3))
+        kernel: (multiplies, name, False, max(9, tile.columns - 3))
         for (name, tile), kernel in products.MATMUL_TILES.items()
     },
     **{kernel: (multiplies, name, True, 35) for name, kernel in products.MATMUL_EXACT.items()},
     **{
-        products.QUANTISE_ROWS[key]: (multiplies, name, False, 3)
+        products.QUANTISE_ROWS[(*key, streamed)]: (multiplies, name, False, n)
         for key, name in (((32, False), "Q8_0"), ((32, True), "IQ4_NL"), ((256, False), "Q3_K"))
+        for streamed, n in ((True, 3), (False, 11))
     },
     **{
         products.GATHER_ROWS[interleaved]: (multiplies, name, True, 3)
