@@ -41,13 +41,13 @@
 #ifndef STAGES_K
 #define STAGES_K 1
 #endif
-// How many times 16 keys weights are made ahead of their product with V. One lets tensor cores work
-// meanwhile (4 % on an H100); before sm_90 registers do not suffice, and all are made first.
+// How many times 16 keys weights are made ahead of their product with V, if not `general`. One lets tensor
+// cores work meanwhile (4 % on an H100); elsewhere it would spill registers, and all are made first.
 #ifndef AHEAD
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define AHEAD (TILE_KEYS / 16 - 1)
-#else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 #define AHEAD 1
+#else
+#define AHEAD (TILE_KEYS / 16 - 1)
 #endif
 #endif
 #ifndef BLOCKS_PER_SM
@@ -169,6 +169,7 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
                 const float* __restrict__ slopes, const float* __restrict__ sinks,
                 float* __restrict__ state_sums, float* __restrict__ state_rows,
                 const __grid_constant__ AttentionCall call) {
+  constexpr int kAhead = general ? KEY_PARTS - 1 : AHEAD;
   extern __shared__ __align__(128) Element shared[];
   Element* const q_tile = shared;
   Element* const k_tile = q_tile + TILE_ROWS * HEAD_K;
@@ -178,6 +179,8 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
   const KeyRange keys = keys_of_tile(call, place), seen_by_all = keys_of_all(call, place);
   k += place.head_kv * call.k_head;
   v += place.head_kv * call.v_head;
+  const Element* const k_source = copy_source(k, call.k_key);
+  const Element* const v_source = copy_source(v, call.v_key);
   const ptx::SharedPlace k_copies = copy_place<K_CHUNKS>(k_tile), v_copies = copy_place<V_CHUNKS>(v_tile);
   const int first_row = threadIdx.x / 32 * M_TILES * 16;
   // Where this warp's lanes read fragments.
@@ -186,7 +189,7 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
 
   auto load_keys = [&](int first_key, int stage) {
     if (call.aligned && first_key + TILE_KEYS <= call.n_keys)
-      load_whole_tile<TILE_KEYS, K_CHUNKS>(k_copies + stage * kStageBytes, k + first_key * call.k_key, call.k_key);
+      load_whole_tile<TILE_KEYS, K_CHUNKS>(k_copies + stage * kStageBytes, k_source + first_key * call.k_key, call.k_key);
     else
       load_tile<TILE_KEYS, K_CHUNKS>(k_tile + stage * (TILE_KEYS * HEAD_K), call.aligned, [&](int r) {
         const bool exists = first_key + r < call.n_keys;
@@ -195,7 +198,7 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
   };
   auto load_values = [&](int first_key) {
     if (call.aligned && first_key + TILE_KEYS <= call.n_keys)
-      load_whole_tile<TILE_KEYS, V_CHUNKS>(v_copies, v + first_key * call.v_key, call.v_key);
+      load_whole_tile<TILE_KEYS, V_CHUNKS>(v_copies, v_source + first_key * call.v_key, call.v_key);
     else
       load_tile<TILE_KEYS, V_CHUNKS>(v_tile, call.aligned, [&](int r) {
         const bool exists = first_key + r < call.n_keys;
@@ -257,7 +260,7 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
     if (careful) {
       Weights weights;
       // Unless all weights are made first in any case.
-      const float scale_apart = AHEAD < KEY_PARTS - 1 ? ptx::apart(scale_log2) : scale_log2;
+      const float scale_apart = kAhead < KEY_PARTS - 1 ? ptx::apart(scale_log2) : scale_log2;
 #pragma unroll
       for (int part = 0; part < KEY_PARTS; ++part)
         weigh<Type>(weights[part], scores, part, references, rows, scale_apart);
@@ -266,12 +269,12 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
       });
     } else {
       // Weights of the next keys are made while tensor cores work on the last ones.
-      unsigned weights[AHEAD + 1][M_TILES][4];
+      unsigned weights[kAhead + 1][M_TILES][4];
 #pragma unroll
-      for (int part = -AHEAD; part < KEY_PARTS; ++part) {
-        if (part + AHEAD < KEY_PARTS)
-          weigh<Type>(weights[(part + AHEAD) % (AHEAD + 1)], scores, part + AHEAD, references, rows, scale_log2);
-        if (part >= 0) add_values<Type>(sums, weights[part % (AHEAD + 1)], v_place, part);
+      for (int part = -kAhead; part < KEY_PARTS; ++part) {
+        if (part + kAhead < KEY_PARTS)
+          weigh<Type>(weights[(part + kAhead) % (kAhead + 1)], scores, part + kAhead, references, rows, scale_log2);
+        if (part >= 0) add_values<Type>(sums, weights[part % (kAhead + 1)], v_place, part);
       }
     }
     if (STAGES_K == 2) stage ^= 1;

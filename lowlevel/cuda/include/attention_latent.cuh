@@ -177,10 +177,11 @@ attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, v
   for (int n = 0; n < OUT_COLUMNS; n += 2)
     v_places[n / 2] = place_of_b<K_CHUNKS>(k_tiles, (call.v_column + first_column) / kChunk + n);
 
+  const Element* const source = copy_source(k, call.k_key);
   const ptx::SharedPlace copies = copy_place<K_CHUNKS>(k_tiles);
   auto load_keys = [&](int stage, int first_key) {
     if (call.aligned && first_key + TILE_KEYS <= call.n_keys)
-      load_whole_tile<TILE_KEYS, K_CHUNKS>(copies + stage * kStageBytes, k + first_key * call.k_key, call.k_key);
+      load_whole_tile<TILE_KEYS, K_CHUNKS>(copies + stage * kStageBytes, source + first_key * call.k_key, call.k_key);
     else
       load_tile<TILE_KEYS, K_CHUNKS>(k_tiles + stage * (TILE_KEYS * HEAD_K), call.aligned, [&](int r) {
         const bool exists = first_key + r < call.n_keys;

@@ -82,19 +82,22 @@ __device__ __forceinline__ void load_tile(Element* tile, bool aligned, RowSource
   }
 }
 
-// Where `load_whole_tile` puts this thread's first chunk.
+// Where `load_whole_tile` puts this thread's first chunk, and where it reads it in rows `stride` apart.
 template <int CHUNKS>
 __device__ __forceinline__ ptx::SharedPlace copy_place(Element* tile) {
   const int offset = tile_offset(threadIdx.x / 8, threadIdx.x % 8, CHUNKS);
   return ptx::shared_place(reinterpret_cast<unsigned char*>(tile + offset));
 }
 
+__device__ __forceinline__ const Element* copy_source(const Element* rows, long long stride) {
+  return rows + threadIdx.x / 8 * stride + threadIdx.x % 8 * kChunk;
+}
+
 // As load_tile, where all rows exist, `stride` elements apart, and start at multiples of 16 bytes: no more
 // than the copies, at constant distances from the thread's first (8 divides the rows of a pass, so the
 // chunks of all passes are exchanged alike).
 template <int ROWS, int CHUNKS>
-__device__ __forceinline__ void load_whole_tile(ptx::SharedPlace place, const Element* rows, long long stride) {
-  const Element* source = rows + threadIdx.x / 8 * stride + threadIdx.x % 8 * kChunk;
+__device__ __forceinline__ void load_whole_tile(ptx::SharedPlace place, const Element* source, long long stride) {
 #pragma unroll
   for (int row = 0; row < ROWS; row += kThreads / 8) {
 #pragma unroll
