@@ -225,37 +225,39 @@ def _scores_many_rows(call, queries, chunk, out, n_keys):
 
 @kernel(inline=True)
 def _scores_few_rows(call, tile, queries, q_rows, chunk, kq, out, n_keys):
-    """For up to `FEW_ROWS` query rows: dot products along d_k, four keys at a time."""
-    step = 4 * chunk.k_step
+    """For up to `FEW_ROWS` query rows: dot products along d_k, key after key.
+
+    One row on float32 K reads a single stream without gaps, which the hardware fetches ahead best by
+    itself: faster than being asked line by line, or than four keys side by side. Otherwise the next
+    chunk is asked for meanwhile.
+    """
     # Lanes without a query hold old scratch, maybe NaN.
     clear(kq, out, n_keys * call.panel)
-    for r in range(q_rows):
-        query = queries + r * call.q_depth
-        whole = n_keys - n_keys % 4
-        for j in range(0, whole, 4):
-            if r == 0:
-                for ahead in range(4):
-                    _prefetch_key(call, chunk, j + ahead)
-            k = chunk.k + j * step
-            a = simd.splat(_ZERO)
-            b, c, d = a, a, a
-            for i in range(0, call.q_depth, 16):
-                x = simd.load_f32x16(tile, query + i)
-                a = simd.fma(simd.read_f32x16(k, i), x, a)
-                b = simd.fma(simd.read_f32x16(k + step, i), x, b)
-                c = simd.fma(simd.read_f32x16(k + 2 * step, i), x, c)
-                d = simd.fma(simd.read_f32x16(k + 3 * step, i), x, d)
-            at = out + j * call.panel + r
+    depth = call.q_depth
+    second, third, fourth = queries + depth, queries + 2 * depth, queries + 3 * depth
+    for j in range(n_keys):
+        if q_rows > 1 or not call.k_direct:
+            _prefetch_key(call, chunk, j)
+        k, at = chunk.k + 4 * j * chunk.k_step, out + j * call.panel
+        a = simd.splat(_ZERO)
+        if q_rows == 1:
+            for i in range(0, depth, 16):
+                a = simd.fma(simd.read_f32x16(k, i), simd.load_f32x16(tile, queries + i), a)
             kq[at] = simd.sum_lanes(a)
-            kq[at + call.panel] = simd.sum_lanes(b)
-            kq[at + 2 * call.panel] = simd.sum_lanes(c)
-            kq[at + 3 * call.panel] = simd.sum_lanes(d)
-        for j in range(whole, n_keys):
-            a = simd.splat(_ZERO)
-            for i in range(0, call.q_depth, 16):
-                x = simd.load_f32x16(tile, query + i)
-                a = simd.fma(simd.read_f32x16(chunk.k + j * step, i), x, a)
-            kq[out + j * call.panel + r] = simd.sum_lanes(a)
+        else:  # rows up to the fourth are there, of zeros
+            b, c, d = a, a, a
+            for i in range(0, depth, 16):
+                x = simd.read_f32x16(k, i)
+                a = simd.fma(x, simd.load_f32x16(tile, queries + i), a)
+                b = simd.fma(x, simd.load_f32x16(tile, second + i), b)
+                c = simd.fma(x, simd.load_f32x16(tile, third + i), c)
+                d = simd.fma(x, simd.load_f32x16(tile, fourth + i), d)
+            kq[at] = simd.sum_lanes(a)
+            kq[at + 1] = simd.sum_lanes(b)
+            if q_rows > 2:
+                kq[at + 2] = simd.sum_lanes(c)
+            if q_rows > 3:
+                kq[at + 3] = simd.sum_lanes(d)
 
 
 @kernel(inline=True)

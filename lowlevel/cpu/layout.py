@@ -41,6 +41,9 @@ WIDE = 512
 # With 16 or fewer rows in all, K and V are read once: decoded chunks should stay in L1.
 FEW_ROWS = 16
 BEST_KEYS_FEW_ROWS = 64
+# With 4 or fewer, float32 K and V are read where they lie: in long runs.
+FEWEST_ROWS = 4
+BEST_KEYS_FEWEST_ROWS = 256
 L1_CHUNK_FLOATS = 6 * 1024
 # Fewer keys than this are not worth a split and a merge.
 MIN_KEYS_PER_SPLIT = 512
@@ -174,6 +177,8 @@ def candidate_tiles(sizes):
             w = widths(group, n_tokens, sizes["d_k"], sizes["d_v"])
             in_l1 = L1_CHUNK_FLOATS // (w.k_stride + (0 if sizes["v_in_k"] else w.v_stride))
             best_keys = min(best_keys, max(2 * KEY_STEP, round_down(in_l1, KEY_STEP)))
+        elif group * n_tokens <= FEWEST_ROWS:
+            best_keys = BEST_KEYS_FEWEST_ROWS
     best = Tile(*_heads_and_rows(group, n_tokens, best_rows), min(best_keys, most_keys), 1)
     n_splits = _splits(count_tiles(sizes, best), sizes["n_threads"], sizes["n_kv"])
     while n_splits > 1:
