@@ -111,10 +111,12 @@ def test_compile_errors_name_the_line(nvrtc_version):
 
 
 def test_serialised_products_are_seen(nvrtc_version):
-    source = "lowlevel.cuda", "attention_wgmma_64_64.cu"
-    text = loader.source_text(*source).replace("ptx::copied_now(next[0][i][j])", "next[0][i][j]")
+    source = "lowlevel.cuda", "attention_wgmma_192_128.cu"
+    text = loader.source_text(*source)
+    changed = text.replace("ptx::copied_now(next[i][0][j])", "next[i][0][j]")
+    assert changed != text
     (name, *_) = (kernel.name for kernel in instances.of_source(source))
-    program = nvrtc.compile_program(text, source[1], loader.OPTIONS, (name,), "90a")
+    program = nvrtc.compile_program(changed, source[1], loader.OPTIONS, (name,), "90a")
     assert resources.read_log(program.log)[program.lowered[name]]["serialised"]
 
 

@@ -124,7 +124,7 @@ WGMMA_CHANGES = {
         "      ptx::wgmma_wait<0>();\n      ptx::wgmma_received(sums[0]);\n      release(kValuesFree, tile - 1);",
         "      release(kValuesFree, tile - 1);\n      ptx::wgmma_wait<0>();",
     ),
-    "the weights of the tile after": ("ptx::copied_now(next[0][i][j])", "weights[0][i][j]"),
+    "the weights of the tile after": ("ptx::copied_now(next[i][0][j])", "weights[i][0][j]"),
     "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
     "a warpgroup's rows": ("q_tile + consumer * 64 * kPanel", "q_tile"),
     "a tile too many is taken as seen by all": (
