@@ -217,7 +217,8 @@ def test_attention(sizes, dtype, way, what, old, new, mutate, rng):
 
 # format, rows of x, text, its replacement
 PRODUCTS = [
-    ("IQ4_NL", 2, "low >> 16, which >> 16", "low >> 16, which"),
+    ("IQ4_NL", 2, "0x271a0e02u", "0x26190d01u"),
+    ("IQ4_NL", 9, "low >> 16, which >> 16", "low >> 16, which"),
     ("Q2_K", 9, "(high_digit & 255) << 8", "(low_digit & 255) << 8"),
     ("Q3_K", 9, "kFoldOffset = 4", "kFoldOffset = 3"),
     ("Q8_0", 9, "ptx::cp_async_wait_all();\n    __syncthreads();", "__syncthreads();"),
