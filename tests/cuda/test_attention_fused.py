@@ -253,11 +253,16 @@ def test_output_of_any_type(device, head_sizes, dtype, kind, rng):
         else [lowlevel.asarray(q, device), k.to(device), v.to(device)]
     )
     expected = attention_float64(q, *(operands[1:] if kind == "dense" else map(dequantize, (k, v))))
+    # The fused kernels decode K and V into q's type, which rounds both once more.
+    decoded = 0 if kind == "dense" else 2.0**-8
     for of_out in DTYPES.values():
         out = lowlevel.asarray(np.full(expected.shape, np.nan, of_out), device)
         assert lowlevel.attention(*there, out=out) is out
         assert_close(
-            lowlevel.asnumpy(out).astype(np.float64), expected, HALF_BOUND + 2.0**-8, of_out
+            lowlevel.asnumpy(out).astype(np.float64),
+            expected,
+            HALF_BOUND + 2.0**-8 + decoded,
+            of_out,
         )
 
 
