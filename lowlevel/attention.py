@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import devices
-from .arena import align_up, smallest_size
+from .arena import smallest_size
 from .arrays import asarray, asnumpy
 from .budget_error import BudgetError, exact_size, refusal
 from .kv_source import as_kv_source
@@ -253,7 +253,7 @@ def _refusal(error, pool):
     """What a plan refused for lack of budget, where blocks in the pool are what lacks: who holds them."""
     state = pool.snapshot()
     names = ("budget", "used", "largest_free", "fragmentation", "holders")
-    needed = align_up(error.requested)
+    needed = error.requested  # in whole blocks, as plans count
     smallest = smallest_size(needed, [(b["offset"], b["n_bytes"]) for b in state["live"]])
     return refusal(
         "the smallest scratch of this attention call",

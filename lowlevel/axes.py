@@ -1,4 +1,4 @@
-"""Axes of strided arrays: those walked together, with as few of them as will do, and parts along one."""
+"""Axes of strided arrays: those walked together, with as few of them as will do, parts along one, what they span."""
 
 
 def join_axes(shape, *strides):
@@ -27,6 +27,17 @@ def join_axes(shape, *strides):
         else:
             joined.append((length, *steps))
     return joined
+
+
+def span(address, array):
+    """(address of the lowest byte of an array that starts at `address`, of the one behind the highest)."""
+    low = high = address
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            low += (length - 1) * stride
+        else:
+            high += (length - 1) * stride
+    return low, high + array.itemsize
 
 
 def parts(target, sources, axis):

@@ -244,8 +244,7 @@ def plan_attention(
         return AttentionPlan(
             **sizes, heads=n_head, rows=1, keys=1, n_splits=1, n_workers=1, n_steps=0, scratch=()
         )
-    limits = getattr(devices.get(device), "plan_limits", ())
-    return _plan(tuple(sizes.items()), limits)
+    return _plan(tuple(sizes.items()), devices.get(device).plan_limits)
 
 
 @functools.lru_cache(maxsize=256)

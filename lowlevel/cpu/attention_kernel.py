@@ -302,29 +302,40 @@ def _add_few_rows(call, weights, chunk, output, n_rows, n_keys):
                 )  # fmt: skip
 
 
-@kernel(inline=True)
-def _add_products_carefully(call, kq, weights, chunk, tile, output, n_rows, n_keys):
-    """As `_add_products` where V holds NaN or inf: a left-out key (weight 0) adds nothing."""
-    for r in range(n_rows):
-        for j in range(n_keys):
-            p = kq[weights + j * call.panel + r]
-            if p != _ZERO:
-                for i in range(0, call.d_v, 16):  # past d_v lie unused columns
-                    at = output + r * call.v_stride + i
-                    x = simd.read_f32x16(chunk.v, j * chunk.v_step + i)
-                    simd.store(tile, at, simd.load_f32x16(tile, at) + x * p)
+def make_value_steps(value):
+    """(all_finite, add_products_carefully) of `Steps`; `value(chunk, j, i)`: row j of V from column i on."""
+
+    @kernel(inline=True)
+    def all_finite(call, chunk, n_keys):
+        """Whether V's rows hold no NaN and no inf."""
+        bad = simd.splat(_ZERO)
+        for i in range(0, call.d_v, 16):
+            inside = simd.iota() < (call.d_v - i)
+            for j in range(n_keys):
+                x = value(chunk, j, i)
+                bad = simd.select(inside, bad + (x - x), bad)  # x - x is 0 or NaN
+        return simd.sum_lanes(bad) == _ZERO
+
+    @kernel(inline=True)
+    def add_products_carefully(call, kq, weights, chunk, tile, output, n_rows, n_keys):
+        """As `add_products` where V holds NaN or inf: a left-out key (weight 0) adds nothing."""
+        for r in range(n_rows):
+            for j in range(n_keys):
+                p = kq[weights + j * call.panel + r]
+                if p != _ZERO:
+                    for i in range(0, call.d_v, 16):  # past d_v lie unused columns
+                        at = output + r * call.v_stride + i
+                        simd.store(tile, at, simd.load_f32x16(tile, at) + value(chunk, j, i) * p)
+
+    return all_finite, add_products_carefully
 
 
 @kernel(inline=True)
-def _all_finite(call, chunk, n_keys):
-    """Whether V's rows hold no NaN and no inf."""
-    bad = simd.splat(_ZERO)
-    for i in range(0, call.d_v, 16):
-        inside = simd.iota() < (call.d_v - i)
-        for j in range(n_keys):
-            x = simd.read_f32x16(chunk.v, j * chunk.v_step + i)
-            bad = simd.select(inside, bad + (x - x), bad)  # x - x is 0 or NaN
-    return simd.sum_lanes(bad) == _ZERO
+def _value(chunk, j, i):
+    return simd.read_f32x16(chunk.v, j * chunk.v_step + i)
+
+
+_all_finite, _add_products_carefully = make_value_steps(_value)
 
 
 @kernel(inline=True)

@@ -21,6 +21,7 @@ from .attention_kernel import (
     ROWS_READING_IN_PLACE,
     Steps,
     clear,
+    make_value_steps,
     open_chunk,
     work_on_tasks,
 )
@@ -137,27 +138,7 @@ def _add_products(call, weights, chunk, output, n_rows, n_keys):
                 simd.write_f32x16(output, r * stride + i, x)
 
 
-@kernel(inline=True)
-def _add_products_carefully(call, kq, weights, chunk, tile, output, n_rows, n_keys):
-    for r in range(n_rows):
-        for j in range(n_keys):
-            p = kq[weights + j * call.panel + r]
-            if p != _ZERO:
-                for i in range(0, call.d_v, 16):
-                    at = output + r * call.v_stride + i
-                    x = simd.load_f32x16(tile, at)
-                    simd.store(tile, at, x + _value(chunk, j, i) * p)
-
-
-@kernel(inline=True)
-def _all_finite(call, chunk, n_keys):
-    bad = simd.splat(_ZERO)
-    for i in range(0, call.d_v, 16):
-        inside = simd.iota() < (call.d_v - i)
-        for j in range(n_keys):
-            x = _value(chunk, j, i)
-            bad = simd.select(inside, bad + (x - x), bad)  # x - x is 0 or NaN
-    return simd.sum_lanes(bad) == _ZERO
+_all_finite, _add_products_carefully = make_value_steps(_value)
 
 
 @kernel

@@ -69,6 +69,7 @@ class CpuDevice:
     overlap = staticmethod(copies.overlap)
     overlaps_itself = staticmethod(copies.overlaps_itself)
     resolve_n_threads = staticmethod(threads.resolve_n_threads)
+    plan_limits = ()
     planner = layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.plan`)
 
     @property

@@ -71,13 +71,14 @@ def _launcher(device, plan, operands, state, call):
     o, shape = operands, layout.fused_shape(plan.sizes)
     stages = layout.fused_stages(plan.sizes, shape)
     shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, stages)
-    kernel = FUSED[plan.d_k, plan.d_v, plan.q_dtype, _is_general(o)]
+    general = _is_general(o)
+    kernel = FUSED[plan.d_k, plan.d_v, plan.q_dtype, general]
+    by_warpgroups = None if general else _kernel_of_warpgroups(device, plan)
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
     last = (stages, call) if shape.latent else (call,)
 
     def launch(k, v, keys):
-        by_warpgroups = _kernel_of_warpgroups(device, plan, o, call)
-        if by_warpgroups is not None:
+        if by_warpgroups is not None and call["aligned"]:
             arguments = (o.q, k, v, o.out, o.lse, o.sinks, *state, call)
             shared = layout.wgmma_shared_bytes(plan.sizes)
             device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
@@ -90,10 +91,10 @@ def _launcher(device, plan, operands, state, call):
     return launch
 
 
-def _kernel_of_warpgroups(device, plan, operands, call):
-    """The kernel on a warpgroup's products, where the device has these and it takes the call; or None."""
+def _kernel_of_warpgroups(device, plan):
+    """The kernel on a warpgroup's products for aligned rows without options, where the device runs it; or None."""
     kernel = WGMMA.get((plan.d_k, plan.d_v, plan.q_dtype))
-    if kernel is None or not device.runs(kernel) or not call["aligned"] or _is_general(operands):
+    if kernel is None or not device.runs(kernel):
         return None
     fits = layout.wgmma_shared_bytes(plan.sizes) <= device.max_shared_bytes
     return kernel if fits else None

@@ -22,6 +22,7 @@ import numbers
 
 import numpy as np
 
+from lowlevel.axes import span
 from lowlevel.cpu import copy as host_copies
 
 from . import copies, layout
@@ -100,7 +101,9 @@ class KernelDevice:
         copies.join(self, target, sources, axis)
 
     def overlap(self, first, second):
-        if _apart(self._span(first), self._span(second)):
+        low, high = span(self.address(first), first)
+        other_low, other_high = span(self.address(second), second)
+        if high <= other_low or other_high <= low:
             return False
         return host_copies.overlap(self._shadow(first), self._shadow(second))
 
@@ -131,16 +134,6 @@ class KernelDevice:
 
         return attention
 
-    def _span(self, array):
-        """(address of the lowest byte of an array, of the one behind the highest)."""
-        low = high = self.address(array)
-        for length, stride in zip(array.shape, array.strides, strict=True):
-            if stride < 0:
-                low += (length - 1) * stride
-            else:
-                high += (length - 1) * stride
-        return low, high + array.itemsize
-
     def _shadow(self, array):
         """A NumPy array with the same addresses, for questions about them: never to be read."""
         return np.asarray(_Shadow(self.address(array), array))
@@ -155,10 +148,6 @@ class _Shadow:
             "strides": array.strides,
             "typestr": f"|V{array.dtype.itemsize}",
         }
-
-
-def _apart(first, second):
-    return first[1] <= second[0] or second[1] <= first[0]
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import itertools
 import threading
 import weakref
 
+from lowlevel.axes import span
 from lowlevel.fork_lock import child_lock
 
 from .errors import CudaSimError
@@ -101,8 +102,8 @@ def touch(what, reads=(), writes=()):
     StreamError
     """
     if _streams:
-        ranges = [(*_bounds(array), True) for array in writes if array.size]
-        ranges += [(*_bounds(array), False) for array in reads if array.size]
+        ranges = [(*span(array.ctypes.data, array), True) for array in writes if array.size]
+        ranges += [(*span(array.ctypes.data, array), False) for array in reads if array.size]
         with _LOG.lock:
             _LOG.touch(what, current(), ranges)
 
@@ -161,17 +162,6 @@ def _join(clock, other):
     for ptr, tick in other.items():
         if clock.get(ptr, 0) < tick:
             clock[ptr] = tick
-
-
-def _bounds(array):
-    """Addresses of an array's first byte and one past its last."""
-    low = high = array.ctypes.data
-    for length, stride in zip(array.shape, array.strides, strict=True):
-        if stride < 0:
-            low += (length - 1) * stride
-        else:
-            high += (length - 1) * stride
-    return low, high + array.itemsize
 
 
 def _entered():

@@ -243,6 +243,17 @@ def test_no_compiler_says_what_to_install():
     assert "names 'no-such-compiler', which is not there" in out
 
 
+def _assert_pass(wanted, compiler):
+    """Tests of this folder pass with kernels compiled by `compiler`."""
+    tests = [str(pathlib.Path(__file__).parent / name) for name in wanted]
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *tests],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDASIM_CXX": compiler},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout[-3000:]
+
+
 def test_portable_forms_where_the_machine_is_another(tmp_path):
     """Fibers through ucontext and 16-bit floats without F16C: what other processors than x86-64 run."""
     compiler = tmp_path / "portable-g++"
@@ -253,13 +264,7 @@ def test_portable_forms_where_the_machine_is_another(tmp_path):
         "test_sim_intrinsics.py::test_conversions",
         "test_sim_barriers.py::test_correct_kernels",
     ]
-    tests = [str(pathlib.Path(__file__).parent / name) for name in wanted]
-    answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *tests],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDASIM_CXX": str(compiler)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stdout[-3000:]
+    _assert_pass(wanted, str(compiler))
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++ here")
@@ -275,13 +280,7 @@ def test_clang_too():
         "test_sim_memory.py::test_race_mode_sees_both_sides_in_every_order",
         "test_sim_shared.py::test_gemm_passes_in_race_mode",
     ]
-    tests = [str(pathlib.Path(__file__).parent / name) for name in wanted]
-    answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *tests],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDASIM_CXX": "clang++"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stdout[-3000:]
+    _assert_pass(wanted, "clang++")
 
 
 def test_import_needs_neither_numba_nor_scipy_nor_cupy():
