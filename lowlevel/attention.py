@@ -180,7 +180,7 @@ def attention(
         precision=_check_precision(precision, method, plan, device),
     )
     if out is not None:
-        _check_overlap(operands)
+        _check_overlap(operands, device)
     out_dtype = q.dtype if out is None else out.dtype
     sizes = dict(
         n_head=n_head,
@@ -416,16 +416,15 @@ def _check_out(out, shape, device):
         raise ValueError(f"out: elements overlap each other (strides {out.strides})")
 
 
-def _check_overlap(operands):
+def _check_overlap(operands, device):
     inputs = {
         "q": operands.q,
         "k": operands.k.data,
         "v": operands.v.data,
         "mask": operands.mask,
     }
-    overlap = devices.of_array(operands.out, "out").overlap
     for name, array in inputs.items():
-        if array is not None and overlap(operands.out, array):
+        if array is not None and device.overlap(operands.out, array):
             raise ValueError(f"out: shares memory with {name}; give it memory of its own")
 
 

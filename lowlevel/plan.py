@@ -390,11 +390,15 @@ def _is_made_anew(plan):
 
 
 def _count(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if type(value) is not int and not _is_integral(value):
         raise TypeError(f"{name}: expected an int >= {least}, got {value!r}")
     if value < least:
         raise ValueError(f"{name}: expected an int >= {least}, got {value}")
     return int(value)
+
+
+def _is_integral(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _largest_divisor(n, at_most):

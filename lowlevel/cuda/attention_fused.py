@@ -35,7 +35,7 @@ def _run_pass(device, plan, each, chunk_keys, scratch):
     heads = layout.packed_heads(group, n_tokens, shape.rows)
     tokens = min(n_tokens, shape.rows // heads)
     tiles = dict(head_tiles=-(-group // heads), token_tiles=-(-n_tokens // tokens))
-    fields = dict(tile_heads=heads, tile_tokens=tokens, out_is_float32=o.out.dtype == "float32")
+    fields = dict(tile_heads=heads, tile_tokens=tokens, out_is_float32=plan.out_dtype == "float32")
     for name, value in {**fields, **tiles}.items():
         call[name] = value
     state = scratch.get("partial results"), scratch.get("row state")

@@ -6,6 +6,8 @@ the device's matrix product takes them (float32 keys stay where they lie if thei
 they are exact as TF32, and products may round weights to it (2**-11 of each): tensor cores do those.
 """
 
+import math
+
 from . import layout
 from .attention import describe, set_strides
 from .instances import FINISH, SCAN, SOFTMAX, WIDEN
@@ -14,12 +16,31 @@ from .passes import chunk_reader, passes
 
 def run(device, plan, operands, scratch):
     """Compute ``operands.out`` (and lse) tile by tile; see `attention.run`."""
+    scratch = _Scratch(scratch)
     with device.gemm(scratch["gemm workspace"]) as gemm:
         for each in passes(plan, operands):
             tile = _Tile(device, plan, each, scratch, gemm)
             for keys, position, is_first, _ in each.chunks(plan.keys):
                 tile.add_keys(keys, position, resume=not is_first)
             tile.finish()
+
+
+class _Scratch:
+    """Blocks of scratch by tag, and their beginnings as arrays: all chunks and tiles but the last are alike."""
+
+    def __init__(self, blocks):
+        self._blocks, self._made = blocks, {}
+
+    def __getitem__(self, tag):
+        return self._blocks[tag]
+
+    def part(self, tag, *shape, columns=None):
+        """The beginning of a block as an array of `shape`, or the first columns of that."""
+        key = tag, shape, columns
+        if key not in self._made:
+            part = self._blocks[tag][: math.prod(shape)].reshape(shape)
+            self._made[key] = part if columns is None else part[..., :columns]
+        return self._made[key]
 
 
 class _Tile:
@@ -37,23 +58,16 @@ class _Tile:
         self.n_head_kv = int(self.call["n_head_kv"])
         self.rows = self.n_head * self.n_tokens // self.n_head_kv  # of one K/V head
         self.may_round = plan.q_dtype != "float32" and "float32" not in (plan.k_dtype, plan.v_dtype)
-        self.sums = self._part("tile", self.n_head_kv, self.rows, plan.d_v)
-        q = self._part("q tile", self.n_head, self.n_tokens, plan.d_k)
+        self.sums = self.scratch.part("tile", self.n_head_kv, self.rows, plan.d_v)
+        q = self.scratch.part("q tile", self.n_head, self.n_tokens, plan.d_k)
         self._widen(plan.q_dtype, each.operands.q, q)
         self.q = q.reshape(self.n_head_kv, self.rows, plan.d_k)
-
-    def _part(self, tag, *shape):
-        """The beginning of a block of scratch as an array."""
-        size = 1
-        for length in shape:
-            size *= length
-        return self.scratch[tag][:size].reshape(shape)
 
     def add_keys(self, keys, position, resume):
         """Go on to a chunk of keys; `position`: of the tile's first token, from the first of them."""
         o, plan, call, n_keys = self.operands, self.plan, self.call, keys.stop - keys.start
         call["n_keys"], call["first_position"], call["resume"] = n_keys, position, resume
-        kq = self._part("kq", self.n_head_kv, self.rows, plan.keys)[..., :n_keys]
+        kq = self.scratch.part("kq", self.n_head_kv, self.rows, plan.keys, columns=n_keys)
         if n_keys:
             k = self._keys(keys)
             self.gemm(self.q, k, kq, transposed=True, may_round=self.may_round)
@@ -72,7 +86,9 @@ class _Tile:
         )
         if n_keys:
             in_chunk = v_type == "float32" and self._is_in_chunk()
-            clean = v if in_chunk else self._part("kv chunk", self.n_head_kv, n_keys, plan.d_v)
+            clean = (
+                v if in_chunk else self.scratch.part("kv chunk", self.n_head_kv, n_keys, plan.d_v)
+            )
             self._widen(v_type, v, clean, clean=True)
             self.gemm(kq, clean, self.sums, may_round=self.may_round, accumulate=True)
 
@@ -82,7 +98,7 @@ class _Tile:
         dtype_name = self._dense_type(self.plan.k_dtype)
         if dtype_name == "float32" and not self.plan.v_in_k and _has_plain_rows(k):
             return k
-        widened = self._part("kv chunk", *k.shape)
+        widened = self.scratch.part("kv chunk", *k.shape)
         self._widen(dtype_name, k, widened)
         return widened
 
@@ -94,7 +110,7 @@ class _Tile:
         """V's chunk, NaN and inf still in it, and its type; decoded, it takes K's place in scratch."""
         plan, n_keys = self.plan, keys.stop - keys.start
         if plan.v_in_k:
-            k = self._part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
+            k = self.scratch.part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
             column = self.operands.v_column
             return k[..., column : column + plan.d_v], "float32"
         return self.read_v(keys), self._dense_type(plan.v_dtype)

@@ -16,7 +16,7 @@ _FLOAT32, _COMPUTE_32F, _COMPUTE_TF32 = 0, 68, 77
 _AS_IT_IS, _TRANSPOSED = 0, 1
 # cublasLtMatmulDescAttributes_t, cublasLtMatrixLayoutAttribute_t, cublasLtMatmulPreferenceAttributes_t
 _TRANS_A, _BATCH_COUNT, _BATCH_STRIDE, _MOST_WORKSPACE, _ALIGNMENT_OF_A = 3, 5, 6, 1, 5
-_MOST_ALIGNMENT = 256
+_MOST_ALIGNMENT, _FLOAT32_BYTES = 256, 4
 _NAMES = "libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"
 _ONE, _ZERO = ctypes.c_float(1), ctypes.c_float(0)
 
@@ -45,39 +45,32 @@ def product(workspace):
 def _product(
     index, stream, workspace, n_bytes, a, b, c, transposed=False, accumulate=False, may_round=False
 ):
-    batch, m, n = c.shape
     # cuBLAS counts down columns: what it sees are the transposes, and c' = b' a'.
     addresses = b.data.ptr, a.data.ptr, c.data.ptr
-    plan = _plan(
-        index, (batch, m, n, a.shape[2]), (_strides(b), _strides(a), _strides(c)),
-        tuple(_alignment(address) for address in addresses), transposed, may_round, n_bytes,
-    )  # fmt: skip
+    alignments = tuple([min(address & -address, _MOST_ALIGNMENT) for address in addresses])
+    strides = b.strides, a.strides, c.strides
+    plan = _plan(index, c.shape, a.shape[2], strides, alignments, transposed, may_round, n_bytes)
     plan.run(addresses, accumulate, workspace, n_bytes, stream)
 
 
-def _strides(array):
-    """Of rows and of the batch, in elements."""
-    batch, row = (stride // array.itemsize for stride in array.strides[:2])
-    return max(row, array.shape[2]), batch
-
-
-def _alignment(address):
-    return min(address & -address, _MOST_ALIGNMENT)
-
-
 class _Plan:
-    """A product's descriptions, and the algorithm that cuBLASLt recommends for it."""
+    """A product's descriptions, and the algorithm that cuBLASLt recommends for it.
 
-    def __init__(self, handle, shape, strides, alignments, transposed, may_round, n_bytes):
-        batch, m, n, k = shape
+    `strides`, in bytes, and `alignments` are those of b, a and c, `shape` c's, `k` the length of a's rows.
+    """
+
+    def __init__(self, handle, shape, k, strides, alignments, transposed, may_round, n_bytes):
+        batch, m, n = shape
         self._handle, self._made = handle, []
         compute = _COMPUTE_TF32 if may_round else _COMPUTE_32F
         self._description = self._make("MatmulDesc", compute, _FLOAT32)
         self._set("MatmulDesc", self._description, _TRANS_A, ctypes.c_int32(int(transposed)))
         sizes = (k, n) if transposed else (n, k), (k, m), (n, m)
         self._layouts = []
-        for (rows, columns), (row_stride, batch_stride) in zip(sizes, strides, strict=True):
-            layout = self._make("MatrixLayout", _FLOAT32, rows, columns, row_stride)
+        for (rows, columns), of_array in zip(sizes, strides, strict=True):
+            batch_stride, row_stride = (stride // _FLOAT32_BYTES for stride in of_array[:2])
+            leading = max(row_stride, rows)  # where there is one column the stride may be anything
+            layout = self._make("MatrixLayout", _FLOAT32, rows, columns, leading)
             self._set("MatrixLayout", layout, _BATCH_COUNT, ctypes.c_int32(batch))
             self._set("MatrixLayout", layout, _BATCH_STRIDE, ctypes.c_int64(batch_stride))
             self._layouts.append(layout)
@@ -118,14 +111,13 @@ class _Plan:
         _call(where, made, ctypes.c_int(attribute), ctypes.byref(value), size)
 
     def run(self, addresses, accumulate, workspace, n_bytes, stream):
-        b, a, c = (ctypes.c_void_p(address) for address in addresses)
+        b, a, c = addresses
         of_b, of_a, of_c = self._layouts
-        _call(
-            "cublasLtMatmul", self._handle, self._description, ctypes.byref(_ONE), b, of_b, a, of_a,
-            ctypes.byref(_ONE if accumulate else _ZERO), c, of_c, c, of_c,
-            ctypes.byref(self._best), ctypes.c_void_p(workspace), ctypes.c_size_t(n_bytes),
-            ctypes.c_void_p(stream),
+        status = _matmul()(
+            self._handle, self._description, _ONE, b, of_b, a, of_a, _ONE if accumulate else _ZERO,
+            c, of_c, c, of_c, self._best, workspace, n_bytes, stream,
         )  # fmt: skip
+        _check("cublasLtMatmul", status)
 
     def __del__(self):
         for destroy, made in self._made:  # also when the interpreter ends, and this module is gone
@@ -146,9 +138,25 @@ def _handle(index):
 
 
 def _call(name, *arguments):
-    status = getattr(_library(), name)(*arguments)
+    _check(name, getattr(_library(), name)(*arguments))
+
+
+def _check(name, status):
     if status:
         raise RuntimeError(f"{name}: status {status}")
+
+
+@functools.cache
+def _matmul():
+    """cublasLtMatmul with its types declared, so that numbers need not be wrapped in each call."""
+    function = _library().cublasLtMatmul
+    pointer, number = ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)
+    function.argtypes = [
+        pointer, pointer, number, pointer, pointer, pointer, pointer, number,
+        pointer, pointer, pointer, pointer, ctypes.POINTER(_Heuristic), pointer, ctypes.c_size_t,
+        pointer,
+    ]  # fmt: skip
+    return function
 
 
 @functools.cache

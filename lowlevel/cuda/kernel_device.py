@@ -19,6 +19,7 @@ but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
 
 import functools
 import numbers
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,17 +59,21 @@ class KernelDevice:
             raise ValueError(
                 f"{kernel.name}: a grid of {n_blocks} blocks; 1 to {_MAX_GRID} will do"
             )
-        if len(arguments) != len(kernel.parameters):
+        parameters = _parsed(kernel.parameters)
+        if len(arguments) != len(parameters):
             raise TypeError(
-                f"{kernel.name}: {len(arguments)} arguments for {len(kernel.parameters)} parameters"
+                f"{kernel.name}: {len(arguments)} arguments for {len(parameters)} parameters"
             )
         checked = []
-        for parameter, argument in zip(kernel.parameters, arguments, strict=True):
-            try:
-                checked.append(self._argument(parameter, argument))
-            except (TypeError, ValueError, OverflowError) as error:
-                where = f"{kernel.name}: argument {len(checked)}"
-                raise type(error)(f"{where}: {error}") from None
+        try:
+            for parameter, argument in zip(parameters, arguments, strict=True):
+                if parameter.is_array:
+                    checked.append(self._array_argument(parameter, argument))
+                else:
+                    checked.append(_scalar(parameter, argument))
+        except (TypeError, ValueError, OverflowError) as error:
+            where = f"{kernel.name}: argument {len(checked)}"
+            raise type(error)(f"{where}: {error}") from None
         arguments = tuple(checked)
         function = self._library.function(kernel)
         self.start(function, (n_blocks,), (kernel.block,), arguments, shared_mem)
@@ -77,22 +82,20 @@ class KernelDevice:
         """Whether the device has the instructions that a kernel wants."""
         return kernel.architecture in (None, self.architecture)
 
-    def _argument(self, parameter, argument):
-        is_array, is_const, dtype = _parsed(parameter)
-        if not is_array:
-            return _scalar(dtype, argument)
+    def _array_argument(self, parameter, argument):
         if argument is None:
             return None
         if self.address(argument) is None:
             raise TypeError(f"expected an array on {self.name}, got {type(argument).__name__}")
-        if not is_const and not self.writable(argument):
+        if not parameter.is_const and not self.writable(argument):
             raise ValueError("the array is read-only")
-        if dtype is None or argument.dtype == dtype:
+        dtype, given = parameter.dtype, argument.dtype
+        if dtype is None or given == dtype:
             return argument
         # 16-bit floats go as their bits, nothing else is reinterpreted.
-        if dtype == np.uint16 and argument.dtype.name in ("float16", "bfloat16"):
+        if dtype == np.uint16 and _is_16_bit_float(given):
             return argument.view(np.uint16)
-        raise TypeError(f"expected {dtype}, got {argument.dtype}")
+        raise TypeError(f"expected {dtype}, got {given}")
 
     def copy(self, target, source):
         copies.copy(self, target, source)
@@ -150,27 +153,51 @@ class _Shadow:
         }
 
 
+class _Parameter(NamedTuple):
+    """What a kernel's parameter takes."""
+
+    is_array: bool
+    is_const: bool  # only read
+    dtype: np.dtype | None  # None: any
+    least: int  # of an integer
+    most: int
+
+
 @functools.cache
-def _parsed(parameter):
-    """(whether a parameter is an array, whether it is only read, its dtype or None for any) of its code."""
+def _parsed(parameters):
+    """The `_Parameter` of each code of a kernel's `parameters`."""
+    return tuple(map(_parsed_one, parameters))
+
+
+def _parsed_one(parameter):
     code = parameter.removeprefix("const ")
-    if not code.endswith("*"):
-        return False, True, np.dtype(code)
-    return True, code != parameter, None if code == "V*" else np.dtype(code[:-1])
+    if code.endswith("*"):
+        dtype = None if code == "V*" else np.dtype(code[:-1])
+        return _Parameter(True, code != parameter, dtype, 0, 0)
+    dtype = np.dtype(code)
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    return _Parameter(False, True, dtype, limits and limits.min, limits and limits.max)
 
 
-_limits = functools.cache(np.iinfo)
+@functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
+def _is_16_bit_float(dtype):
+    return dtype.name in ("float16", "bfloat16")
 
 
-def _scalar(dtype, value):
+def _scalar(parameter, value):
+    dtype = parameter.dtype
     if dtype.kind == "V":
         if not isinstance(value, np.ndarray) or value.ndim or value.nbytes != dtype.itemsize:
             raise TypeError(f"expected a 0-d structure of {dtype.itemsize} bytes")
         return value.view(dtype)  # its bytes: CuPy would look at each field
-    if isinstance(value, (bool, np.bool_)) or not isinstance(
-        value, (int, np.integer) if dtype.kind in "iu" else (int, float, np.integer, np.floating)
-    ):
+    is_integer = dtype.kind in "iu"
+    if type(value) is not int and not _is_number(value, is_integer):
         raise TypeError(f"expected a number for {dtype}, got {value!r}")
-    if dtype.kind in "iu" and not _limits(dtype).min <= value <= _limits(dtype).max:
+    if is_integer and not parameter.least <= value <= parameter.most:
         raise OverflowError(f"{value} does not fit {dtype}")
     return dtype.type(value)
+
+
+def _is_number(value, is_integer):
+    kinds = (int, np.integer) if is_integer else (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_))

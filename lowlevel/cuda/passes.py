@@ -4,6 +4,7 @@ Kernels get views of the operands, and so know one pass and one chunk only. K an
 read where they lie (quantised ones) are decoded into scratch, a chunk at a time.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 from lowlevel.shapes import resolve_dtype
@@ -82,6 +83,13 @@ def _rows(operands, heads, tokens):
     )
 
 
+def _part(array, heads, keys):
+    """``array[heads, keys]``; the array itself where that is all of it, for views take time."""
+    if (heads, keys) == (slice(0, array.shape[0]), slice(0, array.shape[1])):
+        return array
+    return array[heads, keys]
+
+
 def chunk_reader(device, source, kv_heads, scratch, dtype_name):
     """``read(keys)``: a chunk of K or V as a dense array, where it lies or decoded into `scratch`.
 
@@ -95,7 +103,7 @@ def chunk_reader(device, source, kv_heads, scratch, dtype_name):
         What quantised values become.
     """
     if not is_quantised(source.dtype_name):
-        return lambda keys: source.data[kv_heads, keys]
+        return functools.partial(_part, source.data, kv_heads)
     n_heads, d = kv_heads.stop - kv_heads.start, source.shape[2]
     values = scratch.view(resolve_dtype(dtype_name))
     made = {}  # keys of a chunk -> its array: all chunks but the last are alike

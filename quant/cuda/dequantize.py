@@ -1,6 +1,7 @@
 """Dequantisation on a device that runs CUDA kernels: finds rows of blocks and launches kernels on them."""
 
 from lowlevel.axes import join_axes
+from lowlevel.plan import dtype_name
 
 from .instances import DEQUANTIZE, OUTPUTS
 
@@ -54,7 +55,8 @@ def _halves(block, data, out):
 
 def _launch(block, data, out, device, n_rows, strides, row_blocks):
     """One launch over `n_rows` rows, `strides` bytes apart, of `row_blocks` blocks side by side."""
-    _, _, vector = OUTPUTS[out.dtype.name]
+    dtype = dtype_name(out.dtype)
+    _, _, vector = OUTPUTS[dtype]
     alignment = ALIGNMENT.get(block.name, DEFAULT_ALIGNMENT)
     aligned = not any(
         number % multiple
@@ -64,7 +66,7 @@ def _launch(block, data, out, device, n_rows, strides, row_blocks):
         )
         for number in numbers
     )
-    kernel = DEQUANTIZE[block.name, out.dtype.name, aligned]
+    kernel = DEQUANTIZE[block.name, dtype, aligned]
     arguments = (data, strides[0], out, strides[1] // out.itemsize)
     if block.is_float:
         n_vectors = n_rows * -(-row_blocks // vector)
