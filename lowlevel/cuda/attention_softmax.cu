@@ -64,10 +64,6 @@ attention_scan(const typename Type::Bits* __restrict__ v, float* __restrict__ no
 template <class Type>
 __device__ __forceinline__ void add_not_finite(const AttentionCall& call, const float* weights, float* sums,
                                                const typename Type::Bits* v, const float* not_finite, int d_v) {
-  bool met = false;
-  for (int key = threadIdx.x; key < call.n_keys; key += kThreads)
-    met |= not_finite[key] != 0.0f && weights[key] > 0.0f;
-  if (!__syncthreads_or(met)) return;
   for (int key = 0; key < call.n_keys; ++key) {
     if (not_finite[key] == 0.0f || !(weights[key] > 0.0f)) continue;
     for (int column = threadIdx.x; column < d_v; column += kThreads) {
@@ -76,6 +72,9 @@ __device__ __forceinline__ void add_not_finite(const AttentionCall& call, const 
     }
   }
 }
+
+// Scores of a row that a thread keeps in registers: a chunk has kThreads * kHeld keys at most.
+constexpr int kHeld = 8;
 
 // `kq`: scores in, weights out, rows `kq_row` apart. `sums` (rows of d_v) are scaled down where the
 // maximum has grown. `state`: maximum (units of log2) and sum of each row.
@@ -94,23 +93,31 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
   const float slope = slopes == nullptr ? 0.0f : slopes[head];
   const KeyRange range = visible_keys(call, token);
 
+  float held[kHeld];  // of keys threadIdx.x, threadIdx.x + kThreads, ...
   float top = -infinity();
-  for (int key = threadIdx.x; key < call.n_keys; key += kThreads) {
-    float score = -infinity();
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int key = threadIdx.x + i * kThreads;
+    held[i] = -infinity();
     if (key >= range.low && key < range.high)
-      score = general_score<true>(call, kq[key], mask_row, key, slope, call.first_position + token);
-    kq[key] = score;
-    top = fmaxf(top, score);
+      held[i] = general_score<true>(call, kq[key], mask_row, key, slope, call.first_position + token);
+    top = fmaxf(top, held[i]);
   }
   const float old = call.resume ? state[2 * row] : -infinity();
   top = fmaxf(over_block<Maximum>(top), old);
   const float reference = top == -infinity() ? 0.0f : top;
 
+  not_finite += (long long)head_kv * call.n_keys;
   float sum = 0.0f;
-  for (int key = threadIdx.x; key < call.n_keys; key += kThreads) {
-    const float weight = exp2f(kq[key] - reference);
+  bool met = false;  // a key with a weight and NaN or inf in V
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int key = threadIdx.x + i * kThreads;
+    if (key >= call.n_keys) continue;
+    const float weight = exp2f(held[i] - reference);
     kq[key] = weight;
     sum += weight;
+    met |= weight > 0.0f && not_finite[key] != 0.0f;
   }
   sum = over_block<Sum>(sum);
   const float shrink = exp2f(old - reference);
@@ -120,8 +127,8 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
     state[2 * row] = top;
     state[2 * row + 1] = call.resume ? state[2 * row + 1] * shrink + sum : sum;
   }
-  __syncthreads();  // the weights are there
-  add_not_finite<Type>(call, kq, sums, v + head_kv * call.v_head, not_finite + (long long)head_kv * call.n_keys, d_v);
+  if (__syncthreads_or(met))  // the weights are there
+    add_not_finite<Type>(call, kq, sums, v + head_kv * call.v_head, not_finite, d_v);
 }
 
 template <class Type>

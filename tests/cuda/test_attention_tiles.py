@@ -1,5 +1,7 @@
 """Attention by tiles of scores (float32, odd sizes, mixed types), on the simulator and on a GPU."""
 
+import re
+
 import numpy as np
 import pytest
 from attention_calls import DTYPES, HALF_BOUND, attend, check, on_device, random_operands
@@ -8,7 +10,7 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel import cudasim, devices
-from lowlevel.cuda import instances, layout
+from lowlevel.cuda import instances, layout, loader
 from lowlevel.reference import attention_float64
 
 KERNELS = tuple(
@@ -148,7 +150,7 @@ def test_plans_only_grow_with_the_budget():
         lowlevel.plan_attention(**sizes, budget=budget).scratch_bytes
         for budget in ("64KiB", "1MiB", "8MiB", "64MiB", "1GiB")
     ]
-    assert scratch == sorted(scratch) and scratch[-1] <= 64 * 2**20
+    assert scratch == sorted(scratch) and scratch[-1] <= 128 * 2**20
     for budget, taken in zip((2**16, 2**20, 2**23, 2**26), scratch, strict=False):
         assert budget / 4 <= taken <= budget
 
@@ -160,6 +162,26 @@ def test_a_tile_is_whole_groups_or_part_of_one():
     )
     for tile in layout.candidate_tiles({**sizes, **types}):
         assert tile.heads <= 3 or tile.heads % 3 == 0
+
+
+def test_scores_of_a_row_fit_the_registers_of_its_threads():
+    text = loader.source_text("lowlevel.cuda", "attention_softmax.cu")
+    n_threads, n_held = (
+        int(re.search(rf"\b{name} = (\d+)", text).group(1)) for name in ("kThreads", "kHeld")
+    )
+    assert n_threads * n_held == layout.MOST_KEYS
+
+
+@pytest.mark.parametrize(
+    "n_tokens, n_head, keys", [(1, 16, 2048), (2048, 16, 1024), (512, 16, 2048)]
+)
+def test_few_scores_leave_place_for_more_keys(n_tokens, n_head, keys):
+    """Long chunks where all heads have place beside each other; else heads come first, for V's product."""
+    plan = lowlevel.plan_attention(
+        n_head=n_head, n_tokens=n_tokens, n_kv=32768, d_k=192, d_v=128, device="cudasim"
+    )
+    assert plan.keys == keys
+    assert plan.heads == min(n_head, 2**24 // (n_tokens * keys))
 
 
 def heads_far_apart(x, device):
