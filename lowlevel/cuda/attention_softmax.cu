@@ -4,7 +4,7 @@
 #include "attention_call.cuh"
 #include "float_types.cuh"
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = 128, kWarps = kThreads / 32;
 
 struct Maximum {
   static __device__ __forceinline__ float join(float a, float b) { return fmaxf(a, b); }
@@ -13,17 +13,17 @@ struct Sum {
   static __device__ __forceinline__ float join(float a, float b) { return a + b; }
 };
 
-// The same value for every thread of the block.
+// What the warps' values come to, in two steps; between them all threads must meet.
 template <class Join>
-__device__ __forceinline__ float over_block(float value) {
-  __shared__ float of_warps[kWarps];
+__device__ __forceinline__ void put_of_warp(float value, float (&of_warps)[kWarps]) {
   for (int step = 16; step > 0; step /= 2)
     value = Join::join(value, __shfl_xor_sync(0xffffffffu, value, step));
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = of_warps[0];
+}
+template <class Join>
+__device__ __forceinline__ float join_warps(const float (&of_warps)[kWarps]) {
+  float value = of_warps[0];
   for (int warp = 1; warp < kWarps; ++warp) value = Join::join(value, of_warps[warp]);
-  __syncthreads();
   return value;
 }
 
@@ -74,7 +74,7 @@ __device__ __forceinline__ void add_not_finite(const AttentionCall& call, const 
 }
 
 // Scores of a row that a thread keeps in registers: a chunk has kThreads * kHeld keys at most.
-constexpr int kHeld = 8;
+constexpr int kHeld = 16;
 
 // `kq`: scores in, weights out, rows `kq_row` apart. `sums` (rows of d_v) are scaled down where the
 // maximum has grown. `state`: maximum (units of log2) and sum of each row.
@@ -85,7 +85,7 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
                   const float* __restrict__ mask, const float* __restrict__ slopes, const int kq_row, const int d_v,
                   const AttentionCall call) {
   const long long row = blockIdx.x;
-  const int head = (int)(row / call.n_tokens), token = (int)(row % call.n_tokens);
+  const int head = blockIdx.x / (unsigned)call.n_tokens, token = blockIdx.x % (unsigned)call.n_tokens;
   const int head_kv = head / call.group;
   kq += row * kq_row;
   sums += row * d_v;
@@ -93,18 +93,39 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
   const float slope = slopes == nullptr ? 0.0f : slopes[head];
   const KeyRange range = visible_keys(call, token);
 
-  float held[kHeld];  // of keys threadIdx.x, threadIdx.x + kThreads, ...
-  float top = -infinity();
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int key = threadIdx.x + i * kThreads;
-    held[i] = -infinity();
-    if (key >= range.low && key < range.high)
-      held[i] = general_score<true>(call, kq[key], mask_row, key, slope, call.first_position + token);
-    top = fmaxf(top, held[i]);
-  }
+  // What the end needs of the chunks before is asked for now: it comes while scores are worked on.
   const float old = call.resume ? state[2 * row] : -infinity();
-  top = fmaxf(over_block<Maximum>(top), old);
+  const float old_sum = call.resume && threadIdx.x == 0 ? state[2 * row + 1] : 0.0f;
+  const float first_column = call.resume && threadIdx.x < d_v ? sums[threadIdx.x] : 0.0f;
+  float held[kHeld];  // of keys threadIdx.x, threadIdx.x + kThreads, ...
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {  // nothing but loads, so that all are under way at once
+    const int key = threadIdx.x + i * kThreads;
+    held[i] = key < call.n_keys ? kq[key] : 0.0f;
+  }
+  auto seen = [&](int i, float score) {
+    const int key = threadIdx.x + i * kThreads;
+    return key >= range.low && key < range.high ? score : -infinity();
+  };
+  float top = -infinity();
+  if (call.softcap <= 0.0f && mask_row == nullptr && slope == 0.0f) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) held[i] = seen(i, held[i] * call.scale * kLog2E);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int key = threadIdx.x + i * kThreads;
+      if (key < call.n_keys)
+        held[i] = general_score<true>(call, held[i], mask_row, key, slope, call.first_position + token);
+      held[i] = seen(i, held[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) top = fmaxf(top, held[i]);
+  __shared__ float tops[kWarps], parts[kWarps];
+  put_of_warp<Maximum>(top, tops);
+  __syncthreads();
+  top = fmaxf(join_warps<Maximum>(tops), old);
   const float reference = top == -infinity() ? 0.0f : top;
 
   not_finite += (long long)head_kv * call.n_keys;
@@ -117,18 +138,20 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
     const float weight = exp2f(held[i] - reference);
     kq[key] = weight;
     sum += weight;
-    met |= weight > 0.0f && not_finite[key] != 0.0f;
+    met |= (weight > 0.0f) & (not_finite[key] != 0.0f);
   }
-  sum = over_block<Sum>(sum);
+  put_of_warp<Sum>(sum, parts);
+  met = __syncthreads_or(met);  // the weights are there, too
   const float shrink = exp2f(old - reference);
-  for (int column = threadIdx.x; column < d_v; column += kThreads)
+  if (threadIdx.x < d_v) sums[threadIdx.x] = call.resume ? first_column * shrink : 0.0f;
+  for (int column = threadIdx.x + kThreads; column < d_v; column += kThreads)
     sums[column] = call.resume ? sums[column] * shrink : 0.0f;
   if (threadIdx.x == 0) {
+    sum = join_warps<Sum>(parts);
     state[2 * row] = top;
-    state[2 * row + 1] = call.resume ? state[2 * row + 1] * shrink + sum : sum;
+    state[2 * row + 1] = call.resume ? old_sum * shrink + sum : sum;
   }
-  if (__syncthreads_or(met))  // the weights are there
-    add_not_finite<Type>(call, kq, sums, v + head_kv * call.v_head, not_finite, d_v);
+  if (met) add_not_finite<Type>(call, kq, sums, v + head_kv * call.v_head, not_finite, d_v);
 }
 
 template <class Type>
@@ -137,7 +160,7 @@ attention_finish(const float* __restrict__ sums, const float* __restrict__ state
                  typename Type::Bits* __restrict__ out, float* __restrict__ lse, const int d_v,
                  const AttentionCall call) {
   const long long row = blockIdx.x;
-  const int head = (int)(row / call.n_tokens), token = (int)(row % call.n_tokens);
+  const int head = blockIdx.x / (unsigned)call.n_tokens, token = blockIdx.x % (unsigned)call.n_tokens;
   const RowEnd end = finish_row(state[2 * row], state[2 * row + 1], sinks, head);
   if (lse != nullptr && threadIdx.x == 0) lse[head * call.lse_head + token] = end.lse;
   for (int column = threadIdx.x; column < d_v; column += kThreads)

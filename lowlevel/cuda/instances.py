@@ -160,7 +160,7 @@ def _row_kernels(name, parameters):
             file="attention_softmax.cu",
             name=f"{name}<{instance}>",
             parameters=tuple(x.format(bits=_BITS[dtype]) for x in parameters),
-            block=256,
+            block=128,
         )
         for dtype, instance in FLOAT_TYPES.items()
     }

@@ -145,7 +145,7 @@ LATENT_CHANGES = {
     "V's column": ("(call.v_column + first_column) / kChunk", "first_column / kChunk"),
 }  # fmt: skip
 TILE_CHANGES = {
-    "sums so far": ("state[2 * row + 1] * shrink + sum", "state[2 * row + 1] + sum"),
+    "sums so far": ("old_sum * shrink + sum", "state[2 * row + 1] + sum"),
     "a step of the reduction": ("int step = 16; step", "int step = 8; step"),
     "the position": ("slope, call.first_position + token)", "slope, call.first_position)"),
     "NaN in V": ("clean && !is_finite(value)", "clean && value > 1e38f"),
