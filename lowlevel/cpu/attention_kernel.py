@@ -361,9 +361,7 @@ def key_range(state_int, rows, r0, n_rows, key, n_keys):
 def mask_row(call, t, r, key):
     """Address of the mask of the tile's row `r` at key `key`."""
     at = (t.head + r // t.n_tokens) * call.mask_head
-    return call.mask + 4 * (
-        at + (t.token + r % t.n_tokens) * call.mask_token + key * call.mask_key
-    )
+    return call.mask + 4 * (at + (t.token + r % t.n_tokens) * call.mask_token + key * call.mask_key)
 
 
 @kernel(inline=True)
