@@ -1,7 +1,7 @@
 """On a GPU: attention's time and DRAM bytes against its budget, as JSON and a picture.
 
     python tests/gpu_results/budget_plot.py [--n 65536] [--heads 32] [--tokens 2048] [--rounds 5]
-        [--no-ncu] [--ncu-budgets 8,32,128,2048] [--out FOLDER] [--draw FILE.json]
+        [--no-ncu] [--ncu-budgets 8,32,128,2048] [--ncu-seconds 30] [--out FOLDER] [--draw FILE.json]
 
 The kinds of K and V whose plan a budget changes: Q8_0 (chunks of keys decoded for the fused kernel) and
 float32 (tiles by cuBLAS). DRAM bytes are ncu's counters over all kernels of one call; it stops at each,
@@ -29,7 +29,6 @@ from tools import device_timing as timing  # noqa: E402
 DEVICE = "cuda:0"
 BUDGETS = (8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 2048)  # MiB
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
-NCU_SECONDS = 30
 UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 
 
@@ -81,6 +80,7 @@ def parse_options():
     parser.add_argument("--ncu-only", action="store_true", help="no times, no picture")
     parser.add_argument("--draw", metavar="FILE.json", help="only the picture of such a file")
     parser.add_argument("--ncu-budgets", default="8,32,128,2048")
+    parser.add_argument("--ncu-seconds", type=float, default=30, help="of one call under ncu")
     parser.add_argument("--out", default=os.environ.get("OUT", "."))
     parser.add_argument("--one", nargs=2, metavar=("KIND", "MIB"), help="one call, for ncu")
     return parser.parse_args()
@@ -120,7 +120,9 @@ def ncu_bytes(kind, mib, options):
     for name in ("n", "heads", "tokens"):
         command += [f"--{name}", str(getattr(options, name))]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=NCU_SECONDS)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=options.ncu_seconds
+        )
     except (OSError, subprocess.TimeoutExpired) as reason:
         return dict(failed=str(reason).replace(str(ROOT), "")[:200])
     lines = [line for line in result.stdout.splitlines() if line.startswith('"')]
