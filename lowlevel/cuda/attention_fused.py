@@ -6,7 +6,7 @@ the kernel goes on from chunk to chunk with its rows' sums, maxima and denominat
 
 from . import layout
 from .attention import describe, set_strides
-from .instances import FUSED, MERGE, WGMMA
+from .instances import FUSED, MERGE
 from .passes import Pass, chunk_reader, passes
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
@@ -73,7 +73,7 @@ def _launcher(device, plan, operands, state, call):
     shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, stages)
     general = _is_general(o)
     kernel = FUSED[plan.d_k, plan.d_v, plan.q_dtype, general]
-    by_warpgroups = None if general else _kernel_of_warpgroups(device, plan)
+    by_warpgroups = None if general else layout.kernel_of_warpgroups(plan.sizes)
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
     last = (stages, call) if shape.latent else (call,)
 
@@ -89,15 +89,6 @@ def _launcher(device, plan, operands, state, call):
         device.launch(kernel, plan.n_splits * n_tiles, arguments, shared_mem=shared_bytes)
 
     return launch
-
-
-def _kernel_of_warpgroups(device, plan):
-    """The kernel on a warpgroup's products for aligned rows without options, where the device runs it; or None."""
-    kernel = WGMMA.get((plan.d_k, plan.d_v, plan.q_dtype))
-    if kernel is None or not device.runs(kernel):
-        return None
-    fits = layout.wgmma_shared_bytes(plan.sizes) <= device.max_shared_bytes
-    return kernel if fits else None
 
 
 def _is_aligned(device, array):

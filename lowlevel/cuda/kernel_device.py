@@ -126,7 +126,7 @@ class KernelDevice:
     @property
     def plan_limits(self):
         """What plans go by besides sizes and `n_threads` (see `lowlevel.plan`)."""
-        return (self.max_shared_bytes,)
+        return self.max_shared_bytes, self.architecture
 
     planner = layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.plan`)
 

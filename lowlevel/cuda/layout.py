@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lowlevel import devices
 from lowlevel.plan import DENSE_DTYPES
 
-from .instances import FUSED_SHAPES, WGMMA_SHAPES, WGMMA_STAGES
+from .instances import FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
 
 Q_DTYPES = OUT_DTYPES = ("float32", "float16", "bfloat16")
 METHODS = ("auto",)
@@ -103,6 +103,16 @@ def wgmma_shared_bytes(sizes):
     return 2 * shape.rows * d_k + WGMMA_STAGES * (2 * shape.keys * (d_k + d_v) + 16)
 
 
+def kernel_of_warpgroups(sizes):
+    """The kernel on a warpgroup's products, for aligned rows and scores without options, where the device runs it;
+    or None."""
+    kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"]))
+    device = devices.get(sizes["device"])
+    if kernel is None or not device.runs(kernel):
+        return None
+    return kernel if wgmma_shared_bytes(sizes) <= device.max_shared_bytes else None
+
+
 def count_tiles(sizes, tile):
     """Number of (head, row) tiles."""
     group = sizes["n_head"] // sizes["n_head_kv"]
@@ -142,7 +152,9 @@ def _fused_candidates(sizes):
     shape = fused_shape(sizes)
     heads = packed_heads(sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"], shape.rows)
     tile = Tile(heads, min(sizes["n_tokens"], shape.rows // heads), shape.keys, 1)
-    n_splits = min(_slots(sizes) // count_tiles(sizes, tile), sizes["n_kv"] // MIN_KEYS_PER_SPLIT)
+    # Of warpgroups there is one block a multiprocessor: a second one would wait for the first, and then be merged.
+    slots = sizes["n_threads"] if kernel_of_warpgroups(sizes) else _slots(sizes)
+    n_splits = min(slots // count_tiles(sizes, tile), sizes["n_kv"] // MIN_KEYS_PER_SPLIT)
     while n_splits > 1:
         yield tile._replace(splits=n_splits)
         n_splits //= 2

@@ -291,6 +291,15 @@ def test_splits_of_rows_that_see_nothing(device, way, dtype, launched, rng):
     assert instances.MERGE[dtype] in launched
 
 
+def test_keys_are_split_for_the_blocks_that_a_multiprocessor_has_at_work():
+    """One of warpgroups, two of the others: 128 tiles fill 132 multiprocessors once or half."""
+    sizes = dict(n_head=32, n_head_kv=8, n_tokens=512, n_kv=32768, d_k=128, d_v=128, n_threads=132)
+    types = dict(q_dtype="float16", kv_dtype="float16", out_dtype="float16", device="cudasim")
+    assert lowlevel.plan_attention(**sizes, **types).n_splits == 1
+    with mock.patch.object(devices.get("cudasim"), "architecture", "80a"):
+        assert lowlevel.plan_attention(**sizes, **types).n_splits == 2
+
+
 def test_packed_heads_leave_few_rows_empty():
     assert layout.packed_heads(16, 1, 128) == 16
     assert layout.packed_heads(128, 1, 64) == 64

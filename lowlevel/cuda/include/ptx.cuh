@@ -107,9 +107,10 @@ __device__ __forceinline__ unsigned to_tf32(float value) {
 }
 
 // ---- cp.async: global to shared memory, not complete before a wait. `source_bytes` < N: the rest
-// is zeros; 0: nothing is read ------------------------------------------------------------------
+// is zeros; 0: nothing is read. 16 bytes bring the whole 128 that they lie in to the second-level cache,
+// where the neighbours' copies find them -----------------------------------------------------------
 #ifdef CUDASIM
-#define PTX_CP_ASYNC(NAME, N, CACHE)                                                               \
+#define PTX_CP_ASYNC(NAME, N, CACHE, PREFETCH)                                                     \
   __device__ __forceinline__ void NAME(void* shared, const void* global PTX_SITE) {               \
     cudasim::async_copy(shared, global, N, N, site);                                              \
   }                                                                                               \
@@ -118,28 +119,31 @@ __device__ __forceinline__ unsigned to_tf32(float value) {
     cudasim::async_copy(shared, global, N, source_bytes, site);                                   \
   }
 #else
-#define PTX_CP_ASYNC(NAME, N, CACHE)                                                               \
+#define PTX_CP_ASYNC(NAME, N, CACHE, PREFETCH)                                                     \
   __device__ __forceinline__ void NAME(void* shared, const void* global) {                        \
-    asm volatile("cp.async." CACHE ".shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)), \
+    asm volatile("cp.async." CACHE ".shared.global" PREFETCH " [%0], [%1], %2;" ::"r"(             \
+                     shared_address(shared)),                                                     \
                  "l"(global), "n"(N)                                                              \
                  : "memory");                                                                     \
   }                                                                                               \
   __device__ __forceinline__ void NAME##_zfill(void* shared, const void* global,                  \
                                                int source_bytes) {                                \
     asm volatile(                                                                                 \
-        "cp.async." CACHE ".shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)),     \
+        "cp.async." CACHE ".shared.global" PREFETCH " [%0], [%1], %2, %3;" ::"r"(                  \
+            shared_address(shared)),                                                              \
         "l"(global), "n"(N), "r"(source_bytes)                                                    \
         : "memory");                                                                              \
   }
 #endif
-PTX_CP_ASYNC(cp_async_4, 4, "ca")
-PTX_CP_ASYNC(cp_async_8, 8, "ca")
-PTX_CP_ASYNC(cp_async_16, 16, "cg")
+PTX_CP_ASYNC(cp_async_4, 4, "ca", "")
+PTX_CP_ASYNC(cp_async_8, 8, "ca", "")
+PTX_CP_ASYNC(cp_async_16, 16, "cg", ".L2::128B")
 #undef PTX_CP_ASYNC
 
 #ifndef CUDASIM
 __device__ __forceinline__ void cp_async_16(SharedPlace shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global)
+               : "memory");
 }
 #endif
 
