@@ -50,7 +50,8 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     A row of x gives the same bits whatever other rows stand beside it, for any number of threads,
     and as one expert's row or with that expert's matrix alone. On a GPU that holds as long as a
     matrix meets up to 8 rows (with float32 activations 4) in both calls, or more in both: float32
-    sums have another order then.
+    sums have another order then. On the CPU it holds for F32, F16 and BF16 weights as long as in
+    both calls every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
     vectors: 0.0055 / sqrt(columns) (0.0064 with K-quants) for int8 activations, which is ggml's

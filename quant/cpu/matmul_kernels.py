@@ -6,6 +6,7 @@ that are passed to functions but keeps no closures on disk, hence named function
 
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_floats as floats
+from quant.cpu import matmul_lanes as lanes
 from quant.cpu import matmul_tiles as tiles
 from quant.cpu import matmul_unpack as unpackers
 
@@ -228,17 +229,23 @@ def multiply_exact_bf16(job_at, worker, counter, max_tasks):
 
 @kernel
 def multiply_column_f32(job_at, worker, counter, max_tasks):
-    return tiles.single_float_columns(floats.each_f32, job_at, worker, counter, max_tasks)
+    return tiles.single_float_columns(
+        lanes.load_at_f32, lanes.load_f32, 4, job_at, worker, counter, max_tasks
+    )
 
 
 @kernel
 def multiply_column_f16(job_at, worker, counter, max_tasks):
-    return tiles.single_float_columns(floats.each_f16, job_at, worker, counter, max_tasks)
+    return tiles.single_float_columns(
+        floats.read_f16, floats.read_one_f16, 2, job_at, worker, counter, max_tasks
+    )
 
 
 @kernel
 def multiply_column_bf16(job_at, worker, counter, max_tasks):
-    return tiles.single_float_columns(floats.each_bf16, job_at, worker, counter, max_tasks)
+    return tiles.single_float_columns(
+        floats.read_bf16, floats.read_one_bf16, 2, job_at, worker, counter, max_tasks
+    )
 
 
 # By format name: many rows of x, and one row of x a matrix, as bytes where the format is of blocks;

@@ -40,6 +40,7 @@ def _splat_at(builder, address, offset, element, vec):
 load_at_f32, load_at_i32 = (simd.make_read_at(v, v.llvm) for v in (simd.f32x16, simd.i32x16))
 load_int64 = simd.make_read_at(types.int64, _i64)
 load_uint16 = simd.read_u16
+load_f32 = simd.make_read_at(types.float32, _f32)
 load_uint32 = simd.make_read_at(types.uint32, _i32)
 put = simd.write_at  # put(address, value): a vector or scalar; any alignment
 

@@ -135,38 +135,21 @@ def single_columns(unpack, job_at, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def single_float_columns(each, job_at, worker, counter, max_tasks):
-    """`single_columns` of a float format; sums as in `pass_floats`, so that the bits are the same.
-
-    Rows of floats are long: what is fetched ahead is the next chunk of k of the same rows, and at
-    their end the first chunk of the next rows.
-    """
+def single_float_columns(read, read_one, weight_bytes, job_at, worker, counter, max_tasks):
+    """`single_columns` of a float format: row by row, as the rows lie in memory."""
     job = lanes.load_job(job_at)
-    rows = job.workers + worker * job.worker_bytes
-    weight_bytes = job.piece_bytes // job.piece
-    task = simd.take_task(counter, 1)
-    for left in range(max_tasks - 1, -1, -1):
+    for _ in range(max_tasks):
+        task = simd.take_task(counter, 1)
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, task, next_weights = _begin(job, task, left, counter, rows)
+        matrix, row, n_rows, weights = _task_rows(job, task)
         slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
         x = lanes.load_int64(job.x_rows + 8 * slot)
         out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
-        for v in range(job.vectors):
-            total = simd.splat(0.0)
-            some = rows + 8 * LANES * v
-            following = next_weights
-            if v + 1 < job.vectors:
-                following = lanes.load_int64(some + 8 * LANES)
-            for first in range(0, job.columns, job.chunk):
-                n_k = min(job.chunk, job.columns - first)
-                distance = n_k * weight_bytes
-                if first + n_k == job.columns:
-                    distance = following - (lanes.load_int64(some) + first * weight_bytes)
-                part = floats.to_product(each, some, first, n_k, x + 4 * first, distance)
-                total = part if first == 0 else total + part
-            lanes.store_column(total, out + 4 * LANES * v, n_rows - LANES * v)
-        task = _next(task, left, counter)
+        for i in range(n_rows):
+            at = weights + i * job.row_stride
+            product = floats.row_product(read, read_one, weight_bytes, at, x, job)
+            lanes.put(out + 4 * i, product)
     return True
 
 
