@@ -176,32 +176,31 @@ def read_one_bf16(address):
 def row_product(read, read_one, weight_bytes, weights, x, job):
     """The product of a row of weights with the floats at `x`.
 
-    In chunks, whose sums are added one after the other: that keeps the error small, and lets the CPU
-    begin the next chunk before the last one's additions, each waiting for the one before, are through.
+    In chunks, whose sums are added one after the other: that keeps the error small. Four sums of 16 lanes in
+    a chunk, so that the CPU need not wait for one addition to begin the next.
     """
     total, step = np.float32(0), 16 * weight_bytes
     for first in range(0, job.columns, job.chunk):
         n_k = min(job.chunk, job.columns - first)
-        part = simd.splat(0.0)
+        a = b = c = d = simd.splat(0.0)
         for _ in range(n_k // 64):
-            part = simd.multiply_add(read(weights), lanes.load_at_f32(x), part)
-            part = simd.multiply_add(read(weights + step), lanes.load_at_f32(x + 64), part)
-            part = simd.multiply_add(read(weights + 2 * step), lanes.load_at_f32(x + 128), part)
-            part = simd.multiply_add(read(weights + 3 * step), lanes.load_at_f32(x + 192), part)
+            a = simd.multiply_add(read(weights), lanes.load_at_f32(x), a)
+            b = simd.multiply_add(read(weights + step), lanes.load_at_f32(x + 64), b)
+            c = simd.multiply_add(read(weights + 2 * step), lanes.load_at_f32(x + 128), c)
+            d = simd.multiply_add(read(weights + 3 * step), lanes.load_at_f32(x + 192), d)
             weights += 4 * step
             x += 256
         for _ in range(n_k % 64 // 16):
-            part = simd.multiply_add(read(weights), lanes.load_at_f32(x), part)
+            a = simd.multiply_add(read(weights), lanes.load_at_f32(x), a)
             weights += step
             x += 64
         for lane in range(n_k % 16):
             w = simd.splat(read_one(weights))
-            more = simd.multiply_add(w, lanes.splat_f32(x), part)
-            part = simd.select(simd.iota() == lane, more, part)
+            more = simd.multiply_add(w, lanes.splat_f32(x), b)
+            b = simd.select(simd.iota() == lane, more, b)
             weights += weight_bytes
             x += 4
-        summed = simd.sum_lanes(part)
-        total = summed if first == 0 else total + summed
+        total += simd.sum_lanes((a + b) + (c + d))
     return total
 
 
