@@ -6,6 +6,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from . import simd
 from .jit import kernel
 from .simd import emit
 
@@ -39,15 +40,15 @@ def _pause(typingctx):
 
 
 @kernel
-def wait_for(flags, n):
-    """Wait a little until each of `n` int64 from address `flags` on is set; whether they all are.
+def wait_for(flags):
+    """Wait a little until each of an array of int64 is set; whether they all are.
 
     Without the GIL, so that those who set them need not ask for it, and a moment longer, so that they may
     have given it back.
     """
-    i = 0
+    at, n, i = simd.address(flags), flags.size, 0
     for _ in range(_PAUSES):
-        while i < n and _is_set(flags + 8 * i):
+        while i < n and _is_set(at + 8 * i):
             i += 1
         if i == n:
             for _ in range(_LAST_PAUSES):

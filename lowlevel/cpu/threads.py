@@ -11,6 +11,7 @@ The calling thread comes back to Python between slices of work, so Ctrl-C is see
 still read the caller's arrays.
 """
 
+import functools
 import os
 import queue
 import sys
@@ -210,6 +211,11 @@ def _settle(parts, flags):
 
 def _spin(flags):
     """Wait for all flags, but not for long: most waits here are shorter than it takes to wake up."""
+    _wait_for()(flags)
+
+
+@functools.cache
+def _wait_for():
     from .spin import wait_for  # when first needed: it loads Numba
 
-    wait_for(flags.ctypes.data, flags.size)
+    return wait_for

@@ -317,11 +317,12 @@ def test_interrupts_while_waiting_for_helpers():
 
 def test_a_short_wait_ends_early_or_gives_up():
     flags = np.zeros(3, np.int64)
-    assert spin.wait_for(flags.ctypes.data, 0)
-    assert not spin.wait_for(flags.ctypes.data, 3)
+    assert spin.wait_for(flags[:0].copy())
+    assert not spin.wait_for(flags)
     flags[:2] = 1
-    assert not spin.wait_for(flags.ctypes.data, 3)
-    assert spin.wait_for(flags.ctypes.data, 2)
+    assert not spin.wait_for(flags)
+    flags[2] = 1
+    assert spin.wait_for(flags)
 
 
 def test_a_helper_that_outlasts_the_short_wait_is_waited_for():
