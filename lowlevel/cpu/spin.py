@@ -16,15 +16,26 @@ _IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 
 
 @intrinsic
-def _is_set(typingctx, flag):
-    """Whether the int64 at an address, which another thread may write now, is not 0."""
+def _value(typingctx, address):
+    """The int64 at an address, which another thread may write now."""
 
     def build(builder, address):
         pointer = builder.inttoptr(address, emit.i64.as_pointer())
-        value = builder.load_atomic(pointer, "monotonic", 8)
-        return builder.icmp_unsigned("!=", value, emit.i64(0))
+        return builder.load_atomic(pointer, "acquire", 8)
 
-    return emit.simple(build, types.boolean, types.int64)
+    return emit.simple(build, types.int64, types.int64)
+
+
+@intrinsic
+def _set(typingctx, address):
+    """Write 1 there, after all that this thread has written before."""
+
+    def codegen_(context, builder, sig, args):
+        pointer = builder.inttoptr(args[0], emit.i64.as_pointer())
+        builder.store_atomic(emit.i64(1), pointer, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen_
 
 
 @intrinsic
@@ -48,11 +59,37 @@ def wait_for(flags):
     """
     at, n, i = simd.address(flags), flags.size, 0
     for _ in range(_PAUSES):
-        while i < n and _is_set(at + 8 * i):
+        while i < n and _value(at + 8 * i) != 0:
             i += 1
         if i == n:
             for _ in range(_LAST_PAUSES):
                 _pause()
+            return True
+        _pause()
+    return False
+
+
+@kernel
+def rest(flags, i, bell):
+    """Set a flag, then wait a little for a call that has begun; whether one has.
+
+    Without the GIL as well: the flag is not seen before this thread has given it back.
+
+    Parameters
+    ----------
+    flags : numpy.ndarray of int64
+    i : int
+        Which flag.
+    bell : numpy.ndarray of int64
+        One element: the address of a call's task counter, or 0. Once the counter is not 0, one
+        worker computes, and so does not hold the GIL, which the next one needs to begin.
+    """
+    last = bell[0]
+    _set(simd.address(flags) + 8 * i)
+    at = simd.address(bell)
+    for _ in range(_PAUSES):
+        counter = _value(at)
+        if counter != last and _value(counter) != 0:
             return True
         _pause()
     return False

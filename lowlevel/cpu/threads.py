@@ -11,6 +11,7 @@ The calling thread comes back to Python between slices of work, so Ctrl-C is see
 still read the caller's arrays.
 """
 
+import collections
 import functools
 import os
 import queue
@@ -25,6 +26,9 @@ SLICE_SECONDS = 0.05
 STOP = np.int64(2**62)
 
 _CALLER, _HELPER = "caller", "helper"
+# The address of the last call's task counter, for helpers that wait awake (see spin.rest). They may look at a
+# counter a moment longer than its call lasts, so some are kept.
+_bell, _counters = np.zeros(1, np.int64), collections.deque(maxlen=64)
 _lock = threading.Lock()
 _tasks = queue.SimpleQueue()  # a `_Part` each, for the helper threads
 _n_helpers = 0
@@ -76,12 +80,12 @@ class _Part:
         return self._claims[0] == who
 
     def run(self):
-        """What the helper does that has claimed it."""
+        """What the helper does that has claimed it. Returns the flag to set, as array and index."""
         try:
             self._worker(self._i)
         finally:
             self._ended.release()
-            self._flags[self._i - 1] = 1
+        return self._flags, self._i - 1
 
     def is_called_off(self):
         """Claim it for the caller, unless a helper has it."""
@@ -99,16 +103,36 @@ class _Part:
 def _help(tasks):
     """A helper thread's life."""
     while True:
-        _run_one(tasks.get())
+        flag = _run_one(tasks.get())
+        if flag is not None:
+            _rest(*flag)
 
 
 def _run_one(part):
     """Not in `_help`, whose frame would keep the part alive until the next one comes."""
-    if part.claim(_HELPER):
-        part.run()
+    return part.run() if part.claim(_HELPER) else None
 
 
-def _submit(parts):
+def _rest(flags, i):
+    """Say that a part is done; where a CPU is to spare, stay awake for a moment: another may come at once."""
+    if _n_helpers < cpu_count():
+        _spinning()[1](flags, i, _bell)
+    else:
+        flags[i] = 1
+
+
+@functools.cache
+def _spinning():
+    """(spin.wait_for, spin.rest), compiled."""
+    from . import spin  # when first needed: it loads Numba
+
+    flags = np.ones(1, np.int64)
+    spin.wait_for(flags)
+    spin.rest(flags, 0, np.zeros(1, np.int64))
+    return spin.wait_for, spin.rest
+
+
+def _submit(parts, counter):
     """Offer parts to the helper threads, started as they are needed.
 
     Not to a ThreadPoolExecutor: Ctrl-C while it starts a thread leaves one that it does not know of,
@@ -121,9 +145,12 @@ def _submit(parts):
     global _n_helpers
     if sys.is_finalizing():
         return  # no thread starts or wakes up any more: the caller does it all
+    _spinning()  # here, not in a helper: a fork must not find it compiling
     with _lock:
         for part in parts:
             _tasks.put(part)
+        _counters.append(counter)
+        _bell[0] = counter.ctypes.data
         try:
             while _n_helpers < len(parts):
                 name = f"kqcap_{_n_helpers}"
@@ -175,7 +202,7 @@ def run_workers(n_workers, worker, counter):
     parts = [_Part(help_out, i, flags) for i in range(1, n_workers)]
     try:
         try:
-            _submit(parts)
+            _submit(parts, counter)
             drain(0)
         except BaseException:
             counter[0] = STOP
@@ -211,11 +238,4 @@ def _settle(parts, flags):
 
 def _spin(flags):
     """Wait for all flags, but not for long: most waits here are shorter than it takes to wake up."""
-    _wait_for()(flags)
-
-
-@functools.cache
-def _wait_for():
-    from .spin import wait_for  # when first needed: it loads Numba
-
-    return wait_for
+    _spinning()[0](flags)
