@@ -40,13 +40,15 @@ With --vs: dequantisation, products, attention and start-up, held against other 
 inputs, whose results are compared with ours first, and against what this machine can do at most,
 measured in the same rounds. -t is 1,2 by default. About 8 minutes on two idle cores. Columns:
   rate          of ours, in the unit of the case's first limit
-  roofline      share of fill or read bandwidth, or of FMA, int8 dot or sgemm speed
+  roofline      share of fill or read bandwidth, of traffic (blocks read and weights written, without
+                arithmetic), or of FMA, int8 dot or sgemm speed
   torch, ...    their time over ours in the same round, median (least-most): above 1, ours is faster;
                 of several forms of a peer the fastest, with its name
   ours f16      the same with f16 K and V
   ours bf16     the same with precision="bf16", where the CPU has it
   scratch       MiB that one call takes
-  bar           what this project set itself to reach (--check: exit code 1 where it is missed)"""
+  bar           what this project set itself to reach (--check: exit code 1 where it is
+                missed); floor: what work as fast as traffic, or reading, alone would have reached"""
 
 DEFAULT_REPETITIONS = 3
 DEFAULT_SECONDS = 110

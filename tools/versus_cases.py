@@ -56,6 +56,8 @@ class Case:
         What the kind needs to make its inputs: plain data, sent to the peers' processes.
     limits : tuple of str
         The machine's limits that are measured beside it; the first one is its roofline.
+    floor : str, optional
+        The limit that the work cannot be done faster than: a missed bar says what it would allow.
     work : float
         What one call does, in units of the first limit: bytes or floating point operations.
     bars : tuple of Bar
@@ -65,6 +67,7 @@ class Case:
     kind: str
     sizes: dict
     limits: tuple = ()
+    floor: str | None = None
     work: float = 0.0
     bars: tuple = ()
 
@@ -144,7 +147,8 @@ def _dequantize(qtype, times_ggml):
         name=f"dequantize {qtype}",
         kind="dequantize",
         sizes=dict(qtype=qtype, rows=_OUT_WEIGHTS // 4096, columns=4096, copies=1),
-        limits=("fill",),
+        limits=("fill", "traffic"),
+        floor="traffic",
         work=4 * _OUT_WEIGHTS,
         bars=bars,
     )
@@ -169,6 +173,7 @@ def _matvec(qtype):
             qtype=qtype, rows=rows, columns=columns, n=1, copies=-(-MATVEC_BYTES // n_bytes)
         ),
         limits=("read",),
+        floor="read",
         work=n_bytes,
         bars=_MATVEC_BARS.get(qtype, ()),
     )

@@ -114,10 +114,17 @@ def _spread(values):
 
 
 def _verdict(result, columns, row, bar):
-    """A bar and what was reached: {text, value, bound, goal, met, reaches_goal}; met None: unknown."""
+    """A bar and what was reached: {text, value, bound, goal, met, reaches_goal}; met None: unknown.
+
+    Where the case has a floor, also ``most``: the value that work at that floor would have.
+    """
     value, text = _VALUES[bar["what"]](result, columns, row, bar)
     at_most = bar["what"] in ("scratch", "seconds", "imports")
-    return _against(bar, value, text, at_most)
+    verdict = _against(bar, value, text, at_most)
+    floor = row["roofline"].get(result["floor"])
+    if floor and value is not None and not at_most and bar["ours"] == "ours":
+        verdict["most"] = value / floor["median"]
+    return verdict
 
 
 def _against(bar, value, text, at_most=False):
@@ -287,7 +294,8 @@ def _verdict_text(verdict):
     if verdict["text"] == "scratch":
         value, bound = value / MIB, bound / MIB
     sign = ">" if verdict["at_most"] else "<"
-    return f"{value:.2f} {verdict['text']} {sign} {bound:g}"
+    most = f" (floor: {verdict['most']:.2f})" if "most" in verdict else ""
+    return f"{value:.2f} {verdict['text']} {sign} {bound:g}{most}"
 
 
 def _print_import(cases):

@@ -22,9 +22,9 @@ def _key_bytes(source):
     return source.data.shape[2] * source.data.itemsize
 
 
-def _readable_in_place(source, step):
-    """Whether the kernel may read a source's rows without decoding: `step` floats at a time."""
-    return int(source.dtype_name == "float32" and source.shape[2] % step == 0)
+def _readable_in_place(source, step, dtype_name="float32"):
+    """Whether a kernel may read a source's rows without decoding: `step` values at a time."""
+    return int(source.dtype_name == dtype_name and source.shape[2] % step == 0)
 
 
 def _call(plan, operands):
@@ -94,8 +94,16 @@ def _call(plan, operands):
 
 
 def _attend_kernel(plan, operands):
-    """The kernel for the products' precision. Few query rows wait for memory, not for products."""
-    if operands.precision == "bf16" and plan.heads * plan.rows > layout.FEW_ROWS:
+    """The kernel for the number of query rows, and the products' precision.
+
+    Few query rows wait for memory, not for products: they are in float32.
+    """
+    n_rows = plan.heads * plan.rows
+    if n_rows <= layout.FEWEST_ROWS:
+        from .attention_few import ATTEND_FEW  # kernels of its own
+
+        return ATTEND_FEW[_type_in_place(operands)]
+    if operands.precision == "bf16" and n_rows > layout.FEW_ROWS:
         from . import bfloat
 
         if bfloat.AVAILABLE:
@@ -103,6 +111,16 @@ def _attend_kernel(plan, operands):
 
             return attention_pairs.attend_pairs
     return attention_kernel.attend
+
+
+def _type_in_place(operands):
+    """The 16-bit type of both K and V that is read where it lies, or float32."""
+    for name in ("float16", "bfloat16"):
+        if _readable_in_place(operands.k, layout.LINE, name) and _readable_in_place(
+            operands.v, layout.PANEL, name
+        ):
+            return name
+    return "float32"
 
 
 def run(plan, operands, scratch):

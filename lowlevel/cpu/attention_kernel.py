@@ -9,7 +9,8 @@ rows panel by panel::
     output (rows x d_v)  *= rescale, += weights^T . V chunk
 
 Only one panel's scores exist at a time: they stay in L1/L2. Chunks, and within them panels, that
-causality or a window leave out are never touched.
+causality or a window leave out are never touched. Few query rows have no use for panels: see
+attention_few.py.
 """
 
 from typing import Any, NamedTuple
@@ -23,20 +24,11 @@ from .layout import KEY_STEP
 
 # A worker goes back to Python after about this many multiply-adds (some 20 ms).
 SLICE_WORK = 1_000_000_000
-# Up to this many query rows, scores are dot products along d_k: lanes across rows would idle.
-FEW_ROWS = 4
 # Up to this many query rows, float32 K and V are read where they lie.
 ROWS_READING_IN_PLACE = 16
 
 _gemm = make_gemm_tile(TILE_ROWS, TILE_VECTORS)
 _gemm_narrow = _gemm if TILE_VECTORS == 1 else make_gemm_tile(TILE_ROWS, 1)
-# Few rows: wider tiles, with as many sums as the latency of an fma needs also for one row.
-_FEW_VECTORS = 2 * TILE_VECTORS
-_FEW_COLUMNS = 16 * _FEW_VECTORS
-_FEW_TILE_ROWS = TILE_ROWS // 2
-_gemm_one_row = make_gemm_tile(1, _FEW_VECTORS)
-_gemm_few_rows = make_gemm_tile(_FEW_TILE_ROWS, _FEW_VECTORS)
-
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _INF, _MINUS_INF, _NAN = np.float32(np.inf), np.float32(-np.inf), np.float32(np.nan)
 
@@ -78,14 +70,32 @@ class Chunk(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What differs with the precision of the products, as inlined kernels; see those of `attend`."""
+    """What differs between kernels, as inlined ones; see those of `attend`."""
 
     pack_queries: Any
     open_chunk: Any
+    add_chunk: Any
+
+
+class Products(NamedTuple):
+    """The part of `add_chunk` that differs with the precision of the products."""
+
     scores: Any
     all_finite: Any
     add_products: Any
     add_products_carefully: Any
+
+
+class Tile(NamedTuple):
+    """A task: its query rows, and where they lie in the tile block (indices)."""
+
+    head: int
+    n_heads: int
+    token: int
+    n_tokens: int
+    q_rows: int
+    queries: int
+    output: int
 
 
 class Rows(NamedTuple):
@@ -142,18 +152,14 @@ def _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token,
 
 @kernel(inline=True)
 def _pack_queries(call, q_rows, tile, base, head, n_tokens, token, padded_rows):
-    """Queries into scratch: panels of (d_k, panel), or plain rows where there are few."""
-    depth = call.q_depth
+    """Queries into scratch: panels of (d_k, panel)."""
+    depth, panel = call.q_depth, call.panel
     clear(tile, base, padded_rows * depth)
     for r in range(q_rows):
         source = (head + r // n_tokens) * call.q_head + (token + r % n_tokens) * call.q_token
-        if q_rows <= FEW_ROWS:
-            at, step = base + r * depth, 1
-        else:
-            at = base + (r // call.panel) * (depth * call.panel) + r % call.panel
-            step = call.panel
+        at = base + (r // panel) * (depth * panel) + r % panel
         for i in range(call.d_k):
-            tile[at + i * step] = simd.read_f32(call.q, source + i)
+            tile[at + i * panel] = simd.read_f32(call.q, source + i)
 
 
 @kernel(inline=True)
@@ -198,17 +204,8 @@ def _prefetch_key(call, chunk, j):
 
 
 @kernel(inline=True)
-def _scores(call, tile, queries, q_rows, chunk, kq, out, n_keys):
-    """K chunk . queries of one panel: `n_keys` lines (rounded up to the register tile) of `kq`."""
-    if q_rows <= FEW_ROWS:
-        _scores_few_rows(call, tile, queries, q_rows, chunk, kq, out, n_keys)
-    else:
-        queries, out = simd.address(tile) + 4 * queries, simd.address(kq) + 4 * out
-        _scores_many_rows(call, queries, chunk, out, n_keys)
-
-
-@kernel(inline=True)
-def _scores_many_rows(call, queries, chunk, out, n_keys):
+def _scores(call, queries, chunk, out, n_keys):
+    """K chunk . queries of one panel: `n_keys` lines (rounded up to the register tile); addresses."""
     panel, depth, k_step = call.panel, call.d_k, chunk.k_step
     for j in range(0, n_keys, TILE_ROWS):
         k, line = chunk.k + 4 * j * k_step, out + 4 * j * panel
@@ -224,44 +221,8 @@ def _scores_many_rows(call, queries, chunk, out, n_keys):
 
 
 @kernel(inline=True)
-def _scores_few_rows(call, tile, queries, q_rows, chunk, kq, out, n_keys):
-    """For up to `FEW_ROWS` query rows: dot products along d_k, key after key.
-
-    One row on float32 K reads a single stream without gaps, which the hardware fetches ahead best by
-    itself: faster than being asked line by line, or than four keys side by side. Otherwise the next
-    chunk is asked for meanwhile.
-    """
-    # Lanes without a query hold old scratch, maybe NaN.
-    clear(kq, out, n_keys * call.panel)
-    depth = call.q_depth
-    second, third, fourth = queries + depth, queries + 2 * depth, queries + 3 * depth
-    for j in range(n_keys):
-        if q_rows > 1 or not call.k_direct:
-            _prefetch_key(call, chunk, j)
-        k, at = chunk.k + 4 * j * chunk.k_step, out + j * call.panel
-        a = simd.splat(_ZERO)
-        if q_rows == 1:
-            for i in range(0, depth, 16):
-                a = simd.fma(simd.read_f32x16(k, i), simd.load_f32x16(tile, queries + i), a)
-            kq[at] = simd.sum_lanes(a)
-        else:  # rows up to the fourth are there, of zeros
-            b, c, d = a, a, a
-            for i in range(0, depth, 16):
-                x = simd.read_f32x16(k, i)
-                a = simd.fma(x, simd.load_f32x16(tile, queries + i), a)
-                b = simd.fma(x, simd.load_f32x16(tile, second + i), b)
-                c = simd.fma(x, simd.load_f32x16(tile, third + i), c)
-                d = simd.fma(x, simd.load_f32x16(tile, fourth + i), d)
-            kq[at] = simd.sum_lanes(a)
-            kq[at + 1] = simd.sum_lanes(b)
-            if q_rows > 2:
-                kq[at + 2] = simd.sum_lanes(c)
-            if q_rows > 3:
-                kq[at + 3] = simd.sum_lanes(d)
-
-
-@kernel(inline=True)
-def _rescale(tile, output, v_stride, n_rows, state, factor):
+def rescale(tile, output, v_stride, n_rows, state, factor):
+    """Multiply `n_rows` output rows by their factors."""
     for r in range(n_rows):
         x = state[factor + r]
         if x != _ONE:
@@ -274,9 +235,6 @@ def _rescale(tile, output, v_stride, n_rows, state, factor):
 def _add_products(call, weights, chunk, output, n_rows, n_keys):
     """Output rows += weights^T . V chunk, for one panel; addresses."""
     panel, stride, v_step = call.panel, call.v_stride, chunk.v_step
-    if n_rows <= FEW_ROWS:
-        _add_few_rows(call, weights, chunk, output, n_rows, n_keys)
-        return
     for column in range(0, 4 * call.d_v, 4 * TILE_COLUMNS):
         v, o = chunk.v + column, output + column
         for r in range(0, n_rows, TILE_ROWS):
@@ -285,25 +243,8 @@ def _add_products(call, weights, chunk, output, n_rows, n_keys):
             )  # fmt: skip
 
 
-@kernel(inline=True)
-def _add_few_rows(call, weights, chunk, output, n_rows, n_keys):
-    """As `_add_products` for up to `FEW_ROWS` rows: fewer of them to a register tile, wider."""
-    panel, stride, v_step = call.panel, call.v_stride, chunk.v_step
-    for column in range(0, call.d_v, _FEW_COLUMNS):
-        v, o = chunk.v + 4 * column, output + 4 * column
-        if column + _FEW_COLUMNS > stride:  # a last tile of the usual width
-            _gemm(weights, 1, panel, v, v_step, o, stride, n_keys, True)
-        elif n_rows == 1:
-            _gemm_one_row(weights, 1, panel, v, v_step, o, stride, n_keys, True)
-        else:
-            for r in range(0, n_rows, _FEW_TILE_ROWS):
-                _gemm_few_rows(
-                    weights + 4 * r, 1, panel, v, v_step, o + 4 * r * stride, stride, n_keys, True
-                )  # fmt: skip
-
-
 def make_value_steps(value):
-    """(all_finite, add_products_carefully) of `Steps`; `value(chunk, j, i)`: row j of V from column i on."""
+    """(all_finite, add_products_carefully); `value(chunk, j, i)`: row j of V from column i on."""
 
     @kernel(inline=True)
     def all_finite(call, chunk, n_keys):
@@ -317,11 +258,14 @@ def make_value_steps(value):
         return simd.sum_lanes(bad) == _ZERO
 
     @kernel(inline=True)
-    def add_products_carefully(call, kq, weights, chunk, tile, output, n_rows, n_keys):
-        """As `add_products` where V holds NaN or inf: a left-out key (weight 0) adds nothing."""
+    def add_products_carefully(call, kq, weights, steps, chunk, tile, output, n_rows, n_keys):
+        """As `add_products` where V holds NaN or inf: a left-out key (weight 0) adds nothing.
+
+        `steps`: between the weights of two rows, and of two keys.
+        """
         for r in range(n_rows):
             for j in range(n_keys):
-                p = kq[weights + j * call.panel + r]
+                p = kq[weights + r * steps[0] + j * steps[1]]
                 if p != _ZERO:
                     for i in range(0, call.d_v, 16):  # past d_v lie unused columns
                         at = output + r * call.v_stride + i
@@ -399,47 +343,8 @@ def _padded_rows(call):
 
 
 @kernel(inline=True)
-def _panel_step(
-    steps, call, kq, kq_base, chunk, tile, queries, output, q_rows, n_rows,
-    state, state_int, rows, r0, key, n_keys, masked, head, token, n_tokens, careful,
-):  # fmt: skip
-    """Scores, softmax and products of one panel against `n_keys` keys of the chunk."""
-    kq_address, tile_address = simd.address(kq) + 4 * kq_base, simd.address(tile)
-    steps.scores(call, tile, queries, q_rows, chunk, kq, kq_base, n_keys)
-    scale = call.scale
-    if call.softcap > _ZERO or call.slopes or call.mask or scale <= _ZERO:
-        softmax.transform(
-            kq, kq_base, call.panel, n_keys, scale, call.softcap,
-            state, rows.slope + r0, state_int, rows.position + r0, key,
-        )  # fmt: skip
-        scale = _ONE
-    if call.mask:
-        for r in range(n_rows):
-            row = r0 + r
-            mask_row = (head + row // n_tokens) * call.mask_head
-            mask_row += (token + row % n_tokens) * call.mask_token + key * call.mask_key
-            softmax.add_mask_row(
-                kq, kq_base + r, call.panel, n_keys, call.mask + 4 * mask_row, call.mask_key
-            )
-    if masked:
-        softmax.leave_out(
-            kq, kq_base, call.panel, n_keys,
-            state_int, rows.low + r0, state_int, rows.high + r0, key,
-        )  # fmt: skip
-    if softmax.update(
-        kq, kq_base, call.panel, n_keys, scale, masked or call.mask != 0,
-        state, rows.top + r0, state, rows.total + r0, state, rows.factor + r0,
-    ):  # fmt: skip
-        _rescale(tile, output, call.v_stride, n_rows, state, rows.factor + r0)
-    if careful:
-        steps.add_products_carefully(call, kq, kq_base, chunk, tile, output, n_rows, n_keys)
-    else:
-        steps.add_products(call, kq_address, chunk, tile_address + 4 * output, n_rows, n_keys)
-
-
-@kernel(inline=True)
-def _panel_range(state_int, rows, r0, n_rows, key, n_keys):
-    """(first, last) key of the chunk that some row of the panel sees, and whether all see all."""
+def key_range(state_int, rows, r0, n_rows, key, n_keys):
+    """(first, last) key of the chunk that some of `n_rows` rows sees, and whether all see all."""
     low, high = np.int64(2**31), np.int64(0)
     highest_low, lowest_high = np.int64(0), np.int64(2**31)
     for r in range(r0, r0 + n_rows):
@@ -450,6 +355,77 @@ def _panel_range(state_int, rows, r0, n_rows, key, n_keys):
     # Whole register tiles of keys, counted from the chunk's first: none reaches past the chunk.
     first -= (first - key) % KEY_STEP
     return first, last, highest_low <= first and lowest_high >= last
+
+
+@kernel(inline=True)
+def mask_row(call, t, r, key):
+    """Address of the mask of the tile's row `r` at key `key`."""
+    at = (t.head + r // t.n_tokens) * call.mask_head
+    return call.mask + 4 * (at + (t.token + r % t.n_tokens) * call.mask_token + key * call.mask_key)
+
+
+@kernel(inline=True)
+def _add_panel(
+    products, call, kq, kq_base, chunk, tile, t, state, state_int, rows, r0, n_rows,
+    key, n_keys, masked, careful,
+):  # fmt: skip
+    """Scores, softmax and products of one panel against `n_keys` keys of the chunk."""
+    kq_address, tile_address = simd.address(kq) + 4 * kq_base, simd.address(tile)
+    queries = tile_address + 4 * (t.queries + r0 * call.q_depth)
+    output = t.output + r0 * call.v_stride
+    products.scores(call, queries, chunk, kq_address, n_keys)
+    scale = call.scale
+    if call.softcap > _ZERO or call.slopes or call.mask or scale <= _ZERO:
+        softmax.transform(
+            kq, kq_base, call.panel, n_keys, scale, call.softcap,
+            state, rows.slope + r0, state_int, rows.position + r0, key,
+        )  # fmt: skip
+        scale = _ONE
+    if call.mask:
+        for r in range(n_rows):
+            row = mask_row(call, t, r0 + r, key)
+            softmax.add_mask_row(kq, kq_base + r, call.panel, n_keys, row, call.mask_key)
+    if masked:
+        softmax.leave_out(
+            kq, kq_base, call.panel, n_keys,
+            state_int, rows.low + r0, state_int, rows.high + r0, key,
+        )  # fmt: skip
+    if softmax.update(
+        kq, kq_base, call.panel, n_keys, scale, masked or call.mask != 0,
+        state, rows.top + r0, state, rows.total + r0, state, rows.factor + r0,
+    ):  # fmt: skip
+        rescale(tile, output, call.v_stride, n_rows, state, rows.factor + r0)
+    if careful:
+        products.add_products_carefully(
+            call, kq, kq_base, (1, call.panel), chunk, tile, output, n_rows, n_keys
+        )
+    else:
+        products.add_products(call, kq_address, chunk, tile_address + 4 * output, n_rows, n_keys)
+
+
+def make_add_chunk(products):
+    """`Steps.add_chunk` by panels, with some `Products`."""
+
+    @kernel(inline=True)
+    def add_chunk(call, kq, kq_base, chunk, tile, t, state, state_int, rows, key, n_keys):
+        """Bring `n_keys` keys from `key` on, open in `chunk`, into the tile's output rows."""
+        checked, careful = False, False
+        for r0 in range(0, t.q_rows, call.panel):
+            n_rows = min(call.panel, t.q_rows - r0)
+            low, high, all_seen = key_range(state_int, rows, r0, n_rows, key, n_keys)
+            if high <= low:
+                continue
+            masked = not all_seen
+            if (masked or call.mask) and not checked:
+                careful = not products.all_finite(call, chunk, n_keys)
+                checked = True
+            _add_panel(
+                products, call, kq, kq_base, _skip_keys(chunk, low - key), tile, t,
+                state, state_int, rows, r0, n_rows, low, high - low, masked,
+                careful and (masked or call.mask != 0),
+            )  # fmt: skip
+
+    return add_chunk
 
 
 @kernel(inline=True)
@@ -475,10 +451,6 @@ def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, count
     out_base = tile_base + padded_rows * call.q_depth
     rows = _state_rows(state_base, padded_rows)
     chunk_address = simd.address(chunk) + 4 * chunk_base
-    # Columns past d_k are never written: they must be 0 for dot products over whole vectors.
-    if call.d_k < call.q_depth:
-        for j in range(call.keys):
-            clear(chunk, chunk_base + j * call.k_stride + call.q_depth - 16, 16)
 
     n_tasks = call.n_head_kv * call.head_tiles * call.row_tiles * call.splits
     work = 0
@@ -491,8 +463,9 @@ def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, count
         _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens)
         steps.pack_queries(call, q_rows, tile, tile_base, head, n_tokens, token, padded_rows)
         clear(tile, out_base, padded_rows * call.v_stride)
+        t = Tile(head, n_heads, token, n_tokens, q_rows, tile_base, out_base)
 
-        first, last, _ = _panel_range(state_int, rows, 0, q_rows, 0, call.n_kv)
+        first, last, _ = key_range(state_int, rows, 0, q_rows, 0, call.n_kv)
         n_chunks = max(0, -(-(last - first) // call.keys))
         per_split = -(-n_chunks // call.splits)
         split = task % call.splits
@@ -501,22 +474,9 @@ def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, count
         for key in range(first, last, call.keys):
             n_keys = min(call.keys, last - key)
             here = steps.open_chunk(call, chunk_address, kv_head, key, n_keys, q_rows)
-            checked, careful = False, False
-            for r0 in range(0, q_rows, call.panel):
-                n_rows = min(call.panel, q_rows - r0)
-                low, high, all_seen = _panel_range(state_int, rows, r0, n_rows, key, n_keys)
-                if high <= low:
-                    continue
-                masked = not all_seen
-                if (masked or call.mask) and not checked:
-                    careful = not steps.all_finite(call, here, n_keys)
-                    checked = True
-                _panel_step(
-                    steps, call, kq, kq_base, _skip_keys(here, low - key), tile,
-                    tile_base + r0 * call.q_depth, out_base + r0 * call.v_stride, q_rows, n_rows,
-                    state, state_int, rows, r0, low, high - low, masked, head, token, n_tokens,
-                    careful and (masked or call.mask != 0),
-                )  # fmt: skip
+            steps.add_chunk(
+                call, kq, kq_base, here, tile, t, state, state_int, rows, key, n_keys
+            )  # fmt: skip
             work += q_rows * n_keys * (call.d_k + call.d_v)
 
         if call.splits > 1:
@@ -531,12 +491,13 @@ def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, count
     return True
 
 
+_add_chunk = make_add_chunk(Products(_scores, _all_finite, _add_products, _add_products_carefully))
+
+
 @kernel
 def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
     """One worker on float32; see `work_on_tasks`."""
-    steps = Steps(
-        _pack_queries, open_chunk, _scores, _all_finite, _add_products, _add_products_carefully
-    )
+    steps = Steps(_pack_queries, open_chunk, _add_chunk)
     return work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, counter, worker)
 
 

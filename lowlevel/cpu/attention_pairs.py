@@ -19,8 +19,10 @@ import numpy as np
 from . import simd
 from .attention_kernel import (
     ROWS_READING_IN_PLACE,
+    Products,
     Steps,
     clear,
+    make_add_chunk,
     make_value_steps,
     open_chunk,
     work_on_tasks,
@@ -86,10 +88,8 @@ def _open_chunk(call, scratch, kv_head, key, n_keys, q_rows):
 
 
 @kernel(inline=True)
-def _scores(call, tile, queries, q_rows, chunk, kq, out, n_keys):
+def _scores(call, queries, chunk, out, n_keys):
     panel, depth, k_step = call.panel, (call.d_k + 1) // 2, chunk.k_step
-    queries = simd.address(tile) + 4 * queries
-    out = simd.address(kq) + 4 * out
     for j in range(0, n_keys, TILE_ROWS):
         k, line = chunk.k + 4 * j * k_step, out + 4 * j * panel
         for column in range(0, 4 * panel, 4 * TILE_COLUMNS):
@@ -139,12 +139,11 @@ def _add_products(call, weights, chunk, output, n_rows, n_keys):
 
 
 _all_finite, _add_products_carefully = make_value_steps(_value)
+_add_chunk = make_add_chunk(Products(_scores, _all_finite, _add_products, _add_products_carefully))
 
 
 @kernel
 def attend_pairs(call, kq, chunk, tile, state, state_int, partial, counter, worker):
     """See attention_kernel.attend."""
-    steps = Steps(
-        _pack_queries, _open_chunk, _scores, _all_finite, _add_products, _add_products_carefully
-    )
+    steps = Steps(_pack_queries, _open_chunk, _add_chunk)
     return work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, counter, worker)

@@ -9,6 +9,8 @@ B one vector at a time, so neither has to be packed::
 All strides count float32 elements; addresses are bytes. The caller owns the bounds: `B` and `C`
 are touched for all ``16 * n_vectors`` columns.
 
+``b_type`` is that of B's elements, which may have 16 bits (b_step counts them); all else is float32.
+
 With ``pairs=True`` every 32-bit item of A and B is a pair of bfloat16, neighbours along k, and `depth`
 counts pairs; C stays float32 (see bfloat.py).
 
@@ -29,12 +31,12 @@ TILE_ROWS, TILE_VECTORS = (8, 2) if simd.LEVEL == "avx512" else (4, 1)
 TILE_COLUMNS = 16 * TILE_VECTORS
 
 _i64, _f32 = ir.IntType(64), ir.FloatType()
-_vector = ir.VectorType(_f32, 16)
+_vector, _words = ir.VectorType(_f32, 16), ir.VectorType(ir.IntType(16), 16)
 _UNROLL = 4
 
 
-def _pointer(builder, byte_address, element_offset, llvm_type):
-    address = builder.add(byte_address, builder.mul(element_offset, _i64(4)))
+def _pointer(builder, byte_address, element_offset, llvm_type, item_bytes=4):
+    address = builder.add(byte_address, builder.mul(element_offset, _i64(item_bytes)))
     return builder.inttoptr(address, llvm_type.as_pointer())
 
 
@@ -52,9 +54,18 @@ def _dot_pairs(builder, a, b, c):
     return bfloat.emit_dot_pairs(builder, c, a, b)
 
 
-def make_gemm_tile(m, n_vectors, pairs=False):
+# How 16 elements of B become floats: LLVM type, bytes of an element, conversion.
+_B_TYPES = {
+    "float32": (_vector, 4, lambda builder, x: x),
+    "float16": (_words, 2, simd.emit_half_to_f32),
+    "bfloat16": (_words, 2, simd.emit_bfloat_to_f32),
+}
+
+
+def make_gemm_tile(m, n_vectors, pairs=False, b_type="float32"):
     """The intrinsic for `m` rows by `n_vectors` vectors of C."""
 
+    b_vector, b_bytes, widen = _B_TYPES[b_type]
     multiply_add = _dot_pairs if pairs else _fma
 
     tile = [(i, v) for i in range(m) for v in range(n_vectors)]
@@ -64,12 +75,11 @@ def make_gemm_tile(m, n_vectors, pairs=False):
 
         def one_k(builder, k, sums):
             b_offset = builder.mul(k, b_step)
-            b_k = [
-                builder.load(
-                    _pointer(builder, b, builder.add(b_offset, _i64(16 * v)), _vector), align=4
-                )
-                for v in range(n_vectors)
-            ]
+            b_k = []
+            for v in range(n_vectors):
+                at = builder.add(b_offset, _i64(16 * v))
+                pointer = _pointer(builder, b, at, b_vector, b_bytes)
+                b_k.append(widen(builder, builder.load(pointer, align=b_bytes)))
             a_offset = builder.mul(k, a_step)
             result = []
             for i in range(m):
@@ -139,7 +149,8 @@ def make_gemm_tile(m, n_vectors, pairs=False):
     def gemm_tile(typingctx, a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
         def codegen(context, builder, sig, args):
             function_type = ir.FunctionType(ir.VoidType(), [_i64] * 8 + [ir.IntType(1)])
-            name = f"kqcap_gemm_tile_{m}x{n_vectors}{'_pairs' if pairs else ''}"
+            kind = "pairs" if pairs else b_type
+            name = f"kqcap_gemm_tile_{m}x{n_vectors}_{kind}"
             function = cgutils.get_or_insert_function(builder.module, function_type, name)
             if function.is_declaration:
                 define(function)

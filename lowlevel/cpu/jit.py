@@ -39,7 +39,7 @@ def _disk_cache(function):
     return cache
 
 
-def kernel(function=None, *, fastmath=False, inline=False):
+def kernel(function=None, *, fastmath=False, inline=False, allocates=False):
     """Compile `function` without the GIL, without bounds checks, cached on disk.
 
     Parameters
@@ -50,12 +50,17 @@ def kernel(function=None, *, fastmath=False, inline=False):
         LLVM fast-math flags; off by default because NaN, inf and exact rounding matter here.
     inline : bool
         True for a helper that only other kernels call: LLVM inlines it, nothing is cached for it.
+    allocates : bool
+        True for a kernel that makes arrays. All others go without Numba's reference counts, which
+        cost an atomic operation for each array that is handed to a helper, and compile time.
     """
     if function is None:
-        return functools.partial(kernel, fastmath=fastmath, inline=inline)
+        options = {"fastmath": fastmath, "inline": inline, "allocates": allocates}
+        return functools.partial(kernel, **options)
     # Entry points that nobody calls would only cost compile time: C's, and for helpers Python's.
     options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     options |= {"no_cfunc_wrapper": True, "forceinline": inline, "no_cpython_wrapper": inline}
+    options["_nrt"] = allocates
     if inline:
         options["pipeline_class"] = InlineCompiler
     dispatcher = numba.njit(**options)(function)

@@ -41,9 +41,11 @@ WIDE = 512
 # With 16 or fewer rows in all, K and V are read once: decoded chunks should stay in L1.
 FEW_ROWS = 16
 BEST_KEYS_FEW_ROWS = 64
-# With 4 or fewer, float32 K and V are read where they lie: in long runs.
-FEWEST_ROWS = 4
+# With 8 or fewer there are no panels (attention_few.py), and K and V of floats are read where they
+# lie: in long runs.
+FEWEST_ROWS = 8
 BEST_KEYS_FEWEST_ROWS = 256
+READ_IN_PLACE = tuple((name, name) for name in ("float32", "float16", "bfloat16"))
 L1_CHUNK_FLOATS = 6 * 1024
 # Fewer keys than this are not worth a split and a merge.
 MIN_KEYS_PER_SPLIT = 512
@@ -173,12 +175,13 @@ def candidate_tiles(sizes):
     best_keys = BEST_KEYS_WIDE if wide else BEST_KEYS
     if group * n_tokens <= FEW_ROWS:
         best_keys = BEST_KEYS_FEW_ROWS
-        if (sizes["k_dtype"], sizes["v_dtype"]) != ("float32", "float32"):
+        dtypes = sizes["k_dtype"], sizes["v_dtype"]
+        if group * n_tokens <= FEWEST_ROWS and dtypes in READ_IN_PLACE:
+            best_keys = BEST_KEYS_FEWEST_ROWS
+        elif dtypes != ("float32", "float32"):
             w = widths(group, n_tokens, sizes["d_k"], sizes["d_v"])
             in_l1 = L1_CHUNK_FLOATS // (w.k_stride + (0 if sizes["v_in_k"] else w.v_stride))
             best_keys = min(best_keys, max(2 * KEY_STEP, round_down(in_l1, KEY_STEP)))
-        elif group * n_tokens <= FEWEST_ROWS:
-            best_keys = BEST_KEYS_FEWEST_ROWS
     best = Tile(*_heads_and_rows(group, n_tokens, best_rows), min(best_keys, most_keys), 1)
     n_splits = _splits(count_tiles(sizes, best), sizes["n_threads"], sizes["n_kv"])
     while n_splits > 1:

@@ -68,7 +68,7 @@ def _search_scale(x):
     return simd.select(is_zero, simd.splat(_ZERO), scale)
 
 
-@kernel
+@kernel(allocates=True)
 def quantize_iq4_nl(address, n_blocks, out):
     """Quantise ``n_blocks * 32`` float32 behind `address` into `out` (uint8, 18 a block).
 

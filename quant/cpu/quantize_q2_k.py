@@ -26,7 +26,7 @@ def _four_bits(values, out, offset):
     return write_half(out, offset, largest / np.float32(15.0)), multiples
 
 
-@kernel
+@kernel(allocates=True)
 def quantize_q2_k(address, n_blocks, out):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 84 a block)."""
     x = np.empty(BLOCK_WEIGHTS, np.float32)

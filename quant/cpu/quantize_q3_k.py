@@ -37,7 +37,7 @@ def _write_high_bits(out, offset, levels):
         out[offset + i] = byte
 
 
-@kernel
+@kernel(allocates=True)
 def quantize_q3_k(address, n_blocks, out):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 110 a block)."""
     x = np.empty(BLOCK_WEIGHTS, np.float32)

@@ -68,7 +68,7 @@ def _write_nibbles(out, offset, levels, first):
             out[offset + _SUB_BLOCK * pair + i] = levels[k] | levels[k + 1] << 4
 
 
-@kernel
+@kernel(allocates=True)
 def quantize_q4_k(address, n_blocks, out):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 144 a block).
 

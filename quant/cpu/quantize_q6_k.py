@@ -37,7 +37,7 @@ def _write_levels(out, offset, levels):
                 out[high + at] = q0 >> 4 | q1 >> 4 << 2 | q2 >> 4 << 4 | q3 >> 4 << 6
 
 
-@kernel
+@kernel(allocates=True)
 def quantize_q6_k(address, n_blocks, out):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 210 a block)."""
     x = np.empty(BLOCK_WEIGHTS, np.float32)

@@ -1,5 +1,6 @@
 """The register tile: every size of it against float64, with odd strides and accumulation."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from lesser_cpus import LESSER_CPUS, run_tests
@@ -12,8 +13,8 @@ ROWS, VECTORS = gemm_tile.TILE_ROWS, gemm_tile.TILE_VECTORS
 SIZES = sorted({(ROWS, VECTORS), (ROWS, 1), (1, VECTORS), (1, 1), (3, VECTORS)})
 
 
-def make_caller(m, n_vectors):
-    tile = gemm_tile.make_gemm_tile(m, n_vectors)
+def make_caller(m, n_vectors, b_type="float32"):
+    tile = gemm_tile.make_gemm_tile(m, n_vectors, b_type=b_type)
 
     @kernel
     def call(a, a_row, a_step, b, b_step, c, c_row, depth, accumulate):
@@ -94,6 +95,24 @@ def test_sums_are_chains_of_fused_products(rng, tile):
     b[0], b[1] = 16785408, 4097  # 4097**2 = 16785409 is no float32
     call(*arguments[:3], b.ctypes.data, n, c.ctypes.data, n, 2, False)
     np.testing.assert_array_equal(c, 1)
+
+
+@pytest.mark.parametrize(
+    "b_type, dtype", [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)]
+)
+@pytest.mark.parametrize("size", [(1, 4 * VECTORS), (4, 2 * VECTORS), (1, 1)], ids=str)
+def test_b_of_16_bits(rng, b_type, dtype, size):
+    """Any bits of it, at any even address, with any distance between rows."""
+    m, n = size[0], 16 * size[1]
+    call = make_caller(*size, b_type)
+    for depth in (0, 1, 3, 4, 9, 50):
+        a = rng.standard_normal((m, depth), np.float32)
+        bits = rng.integers(0, 1 << 16, (depth + 1, n + 5), dtype=np.uint16)
+        bits[bits & 0x7C00 > 0x3C00] &= 0x3FFF  # none above 2, nor NaN
+        b, c = bits.view(dtype)[:depth, 3 : 3 + n], rng.standard_normal((m, n), np.float32)
+        expected = c + a.astype(np.float64) @ b.astype(np.float64)
+        call(a.ctypes.data, depth, 1, bits.ctypes.data + 6, n + 5, c.ctypes.data, n, depth, True)
+        np.testing.assert_allclose(c, expected, rtol=0, atol=1e-4)
 
 
 def test_nan_and_inf_stay_in_their_rows_and_columns(rng, tile):

@@ -182,7 +182,7 @@ def test_fill_and_read_touch_every_byte(monkeypatch, n_threads):
     monkeypatch.setattr(limits, "READ_BYTES", 5 * limits.CHUNK_BYTES)
     buffer = inputs.aligned(5 * limits.CHUNK_BYTES // 4)
     monkeypatch.setattr(limits, "_buffer", lambda n_bytes: buffer[: n_bytes // 4])
-    for variant in limits._fill().values():
+    for variant in limits.prepare(dict(limits=("fill",)), {}).values():
         buffer[:] = 7
         variant.call(n_threads)
         filled = variant.info["work"] // 4
@@ -192,6 +192,28 @@ def test_fill_and_read_touch_every_byte(monkeypatch, n_threads):
     sums, counter = np.zeros(16, np.float32), np.zeros(1, np.int64)
     limits._read(buffer, sums, counter)
     assert sums[0] == buffer.sum(dtype=np.float64)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_traffic_reads_and_writes_every_byte(monkeypatch, n_threads):
+    """What is written are the bits of all that was read before: three chunks, 21 vectors for each."""
+    monkeypatch.setattr(limits, "FILL_BYTES", 3 * limits.CHUNK_BYTES)
+    buffer = inputs.aligned(4 * limits.CHUNK_BYTES // 4, np.int32)
+    monkeypatch.setattr(limits, "_buffer", lambda n_bytes: buffer[: n_bytes // 4])
+    blocks = np.zeros((3 * 21, 16), np.int32)
+    blocks[np.arange(63), np.arange(63) % 16] = 4 << np.arange(63) // 16
+    data = dict(blocks=np.append(blocks.view(np.uint8), np.zeros(100, np.uint8)))
+    for variant in limits.prepare(dict(limits=("traffic",)), data).values():
+        buffer[:] = 1 << 20
+        variant.call(n_threads)
+        written, rest = buffer[: 3 << 18].reshape(3, -1, 16), buffer[3 << 18 :]
+        assert (written[:, 0] & 3 == 3).all() and (written < 1 << 20).all()
+        assert (rest == 1 << 20).all()
+        for task in range(3):
+            read = np.bitwise_or.reduce(blocks[21 * task : 21 * task + 21], axis=0)
+            assert (written[task, -1] & read == read).all()
+        if n_threads == 1:
+            assert (written[-1, -1] == 3 | np.bitwise_or.reduce(blocks, axis=0)).all()
 
 
 @pytest.mark.parametrize("n_chains", [6, 12])
@@ -384,13 +406,14 @@ def test_a_wrong_result_is_not_measured(tiny_cases, wrong):
     assert "7 sampled values, ours 100" in short.wrong
 
 
-def result(bars, columns):
+def result(bars, columns, floor=None):
     """A measured case with 2 threads: {name: (seconds, info)} or with a third item, why wrong."""
     return dict(
         name="case",
         kind="attention",
         sizes={},
         limits=("fma",),
+        floor=floor,
         work=10.0,
         bars=[Case("x", "x", {}, bars=(bar,)).to_dict()["bars"][0] for bar in bars],
         notes=[],
@@ -401,7 +424,7 @@ def result(bars, columns):
     )
 
 
-def judged(*bars, **columns):
+def judged(*bars, floor=None, **columns):
     base = {
         "ours": ([1.0, 2.0, 4.0], dict(scratch_bytes=100)),
         "ours f16": ([0.5, 1.0, 1.0], {}),
@@ -410,7 +433,7 @@ def judged(*bars, **columns):
         "fma: slow": ([9.0, 9.0, 9.0], dict(limit="fma", work=20.0)),
         "fma: fast": ([1.0, 1.0, 1.0], dict(limit="fma", work=20.0)),
     }
-    (judged_case,) = versus_report.judge([result(bars, {**base, **columns})])
+    (judged_case,) = versus_report.judge([result(bars, {**base, **columns}, floor)])
     (row,) = judged_case["rows"]
     return judged_case, row
 
@@ -426,6 +449,17 @@ def test_ratios_are_taken_round_by_round_against_the_fastest_form():
     assert (second["value"], second["met"]) == (3.0, True)
     assert second["text"] == "x torch gqa (ours f16)"
     assert not versus_report.is_missed(dict(cases=[case]))
+
+
+def test_a_missed_bar_says_what_its_floor_would_allow():
+    bars = Bar("speed", ("torch gqa",), 7.0), Bar("limit", ("fma",), 0.5), Bar("scratch", (), 2)
+    _, row = judged(*bars, floor="fma")  # ours reach 0.25 of it
+    speed, limit, scratch = row["bars"]
+    assert (speed["most"], limit["most"]) == (6.0, 1.0) and "most" not in scratch
+    assert versus_report._bar_cell([speed]) == "MISSED 1.50 x torch gqa < 7 (floor: 6.00)"
+    assert "most" not in judged(bars[0], Bar("speed", ("torch gqa",), 9.0))[1]["bars"][1]
+    of_f16 = Bar("speed", ("torch gqa",), 9.0, ours="ours f16")
+    assert "most" not in judged(of_f16, floor="fma")[1]["bars"][0]
 
 
 def test_the_roofline_is_the_fastest_way_to_a_limit():

@@ -63,6 +63,8 @@ def _calls():
     q = np.ones((2, 40, 64), np.float32)
     yield "attention f32", lambda: lowlevel.attention(q, q, q)
     yield "attention f16 K/V", lambda: lowlevel.attention(q, *[q.astype(np.float16)] * 2)
+    yield "attention f32, 1 row", lambda: lowlevel.attention(q[:, :1], q, q)
+    yield "attention f16 K/V, 1 row", lambda: lowlevel.attention(q[:, :1], *[q.astype("f2")] * 2)
     yield 'attention precision="bf16"', lambda: lowlevel.attention(q, q, q, precision="bf16")
     yield 'attention method="steps"', lambda: lowlevel.attention(q, q, q, method="steps")
     for block in quant.FORMATS.values():

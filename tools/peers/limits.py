@@ -1,4 +1,4 @@
-"""What this machine can do at most: fill and read bandwidth, FMA and int8 dot peak, sgemm."""
+"""What this machine can do at most: fill and read bandwidth, both at once, FMA and int8 dot peak, sgemm."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def set_threads(n_threads):
 
 def prepare(case, data):
     """Columns named as the limit, a colon, and the way it is reached."""
-    return {column: v for limit in case["limits"] for column, v in _MAKE[limit]().items()}
+    return {column: v for limit in case["limits"] for column, v in _MAKE[limit](data).items()}
 
 
 # ---------------------------------------------------------------- memory
@@ -97,6 +97,35 @@ def _read(data, sums, counter):
     return False
 
 
+def _make_traffic(store):
+    @kernel
+    def traffic(source, chunk_in, start, n_chunks, counter):
+        """Reads evenly between writes; what was read is what is written, lest it be left out."""
+        value = simd.splat(3)
+        while True:
+            task = simd.take_task(counter, 1)
+            if task >= n_chunks:
+                break
+            base, read = start + task * CHUNK_BYTES, source + task * chunk_in
+            done = 0
+            for offset in range(0, CHUNK_BYTES, 4 * _VECTOR):
+                due = (offset + 4 * _VECTOR) * chunk_in // CHUNK_BYTES
+                while done < due:
+                    value = value | simd.as_i32x16(simd.read_u8x64(read + done))
+                    done += _VECTOR
+                store(base + offset, value)
+                store(base + offset + _VECTOR, value)
+                store(base + offset + 2 * _VECTOR, value)
+                store(base + offset + 3 * _VECTOR, value)
+        simd.stream_fence()
+        return False
+
+    return traffic
+
+
+_traffic_streaming, _traffic_plain = _make_traffic(simd.stream_at), _make_traffic(simd.write_at)
+
+
 @functools.cache
 def _buffer(n_bytes):
     return inputs.aligned(n_bytes // 4)
@@ -107,7 +136,7 @@ def _over_chunks(kernel_call, n_threads):
     run_workers(n_threads, lambda i: kernel_call(i, counter), counter)
 
 
-def _fill():
+def _fill(_inputs):
     start, n_chunks = _buffer(FILL_BYTES).ctypes.data, FILL_BYTES // CHUNK_BYTES
     info = dict(limit="fill", work=FILL_BYTES)
 
@@ -122,7 +151,27 @@ def _fill():
     }
 
 
-def _read_variants():
+def _traffic(data):
+    """As many bytes as the blocks read while as many as the weights are written: no arithmetic."""
+    blocks, out = data["blocks"], _buffer(FILL_BYTES)
+    n_chunks = FILL_BYTES // CHUNK_BYTES
+    chunk_in = blocks.nbytes // n_chunks // _VECTOR * _VECTOR
+    addresses = blocks.ctypes.data, chunk_in, out.ctypes.data, n_chunks
+    info = dict(limit="traffic", work=FILL_BYTES)
+
+    def with_kernel(traffic):
+        def call(n_threads, blocks=blocks):
+            _over_chunks(lambda i, counter: traffic(*addresses, counter), n_threads)
+
+        return Variant(call, None, info)
+
+    return {
+        "traffic: streaming": with_kernel(_traffic_streaming),
+        "traffic: plain": with_kernel(_traffic_plain),
+    }
+
+
+def _read_variants(_inputs):
     data, sums = _buffer(READ_BYTES), np.zeros((64, 16), np.float32)
 
     def call(n_threads):
@@ -197,7 +246,7 @@ def _register_loop(limit, run_once, operations):
     return {f"{limit}: registers": Variant(call, None, info)}
 
 
-def _fma():
+def _fma(_inputs):
     run = _fma_12 if _ACCUMULATORS == 12 else _fma_6
     x, y = np.float32(0.999), np.float32(0.001)  # stays near 1
     return _register_loop(
@@ -205,20 +254,22 @@ def _fma():
     )
 
 
-def _int8_dot():
+def _int8_dot(_inputs):
     data = np.ones(512, np.uint8)
     return _register_loop("int8 dot", lambda results: _dots(data, results, _ROUNDS), 2 * 64 * 6)
 
 
-def _sgemm():
+def _sgemm(_inputs):
     a, b, c = (inputs.aligned((_SGEMM, _SGEMM)) for _ in range(3))
     a[:], b[:] = 1, 1
     info = dict(limit="sgemm", work=2.0 * _SGEMM**3)
     return {"sgemm: OpenBLAS": Variant(lambda n_threads: np.matmul(a, b, out=c), None, info)}
 
 
+# Each is called with the case's inputs.
 _MAKE = {
     "fill": _fill,
+    "traffic": _traffic,
     "read": _read_variants,
     "fma": _fma,
     "int8 dot": _int8_dot,

@@ -85,6 +85,8 @@ from .conversion import (
     as_i32x16,
     as_u8x64,
     bfloat_to_f32,
+    emit_bfloat_to_f32,
+    emit_half_to_f32,
     extract,
     f32_to_half,
     half_to_f32,

@@ -102,6 +102,13 @@ def join(typingctx, a, b):
 
 # (to float32, from float32)
 _HALF = half.native if LEVEL != "portable" else half.by_integers
+# The code of `half_to_f32` and `bfloat_to_f32` on vectors, for other intrinsics.
+emit_half_to_f32 = _HALF[0]
+
+
+def emit_bfloat_to_f32(builder, v):
+    wide = builder.zext(v, i32x16.llvm)
+    return builder.bitcast(builder.shl(wide, constant(i32x16, 16)), f32x16.llvm)
 
 
 @intrinsic
@@ -137,12 +144,7 @@ def f32_to_half(typingctx, x):
 def bfloat_to_f32(typingctx, x):
     """bfloat16 bits to float32 (exact): a uint16 scalar or u16x16."""
     if isinstance(x, Vec):
-
-        def build(builder, v):
-            wide = builder.zext(v, i32x16.llvm)
-            return builder.bitcast(builder.shl(wide, constant(i32x16, 16)), f32x16.llvm)
-
-        return simple(build, f32x16, u16x16)
+        return simple(emit_bfloat_to_f32, f32x16, u16x16)
 
     def build_scalar(builder, v):
         return builder.bitcast(builder.shl(builder.zext(v, i32), i32(16)), f32)
