@@ -15,6 +15,9 @@ from quant.cpu.matmul_layouts import LANES, STEP
 
 # Float formats: how many bytes on in the same rows is fetched meanwhile.
 _AHEAD = 512
+# Where rows are read as they lie the CPU fetches on its own, but not beyond a page: one line of each
+# chunk is fetched this far on, which finds the page and starts it there.
+_PAGES_AHEAD = 8192
 
 
 @kernel(inline=True)
@@ -183,6 +186,7 @@ def row_product(read, read_one, weight_bytes, weights, x, job):
     for first in range(0, job.columns, job.chunk):
         n_k = min(job.chunk, job.columns - first)
         a = b = c = d = simd.splat(0.0)
+        simd.prefetch(weights + _PAGES_AHEAD)
         for _ in range(n_k // 64):
             a = simd.multiply_add(read(weights), lanes.load_at_f32(x), a)
             b = simd.multiply_add(read(weights + step), lanes.load_at_f32(x + 64), b)
