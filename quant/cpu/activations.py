@@ -20,6 +20,9 @@ N_FIELDS, FIRST_ADDRESS = len(Job._fields), Job._fields.index("x_rows")
 ROW_STRIDE, N_GROUPS, N_TASKS, N_PANELS = map(
     Job._fields.index, ("row_stride", "n_groups", "n_tasks", "n_panels")
 )
+# What `begin` is to do with x.
+QUANTISE, COPY = 1, 2
+
 _SMALLEST = np.float32(2.0**-100)
 
 
@@ -154,7 +157,7 @@ def begin(
     weights, stride, row_stride
         Address and stride of the matrices, and of their rows.
     now
-        Not 0: quantise everything too.
+        `QUANTISE` everything too, or `COPY` the one row of x to `Job.x_bytes` and use it there.
     """
     n_slots, n_groups = lanes.load_int64(tables), lanes.load_int64(tables + 8)
     n_matrices = lanes.load_int64(tables + 16)
@@ -182,6 +185,10 @@ def begin(
         lanes.put(job.matrices + 24 * i + 8, start)
         lanes.put(job.matrices + 24 * i + 16, end)
         start = end
-    if now:
+    if now == COPY:
+        for k in range(job.columns):
+            lanes.put(job.x_bytes + 4 * k, lanes.load_f32(x + 4 * k))
+        lanes.put(job.x_rows, job.x_bytes)
+    if now == QUANTISE:
         for group in range(n_groups):
             _quantise_group(job, group)

@@ -40,6 +40,8 @@ class MatmulPlan:
         The format's.
     exact : bool
         Whether x stays float32.
+    copies_x : bool
+        Whether the row of x is copied to where cache lines begin: one load in two would span two.
     n_workers : int
     job : numpy.ndarray of int64
         A `Job` but for what only the call knows (0 here); addresses are offsets into the scratch.
@@ -48,6 +50,7 @@ class MatmulPlan:
 
     name: str
     exact: bool
+    copies_x: bool
     n_workers: int
     job: np.ndarray
     scratch_bytes: int
@@ -100,6 +103,7 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
     work = n_panels * ROWS * columns * (n + n_matrices * _UNPACK_COST)
     n_workers = max(1, min(n_threads, n_panels * n_matrices, work // _WORTH_A_WORKER))
     exact = uses_floats(block.name, exact)
+    copies_x = block.is_float and n == 1
     sizes = {
         "job": 8 * len(Job._fields),
         "x_rows": 8 * n_slots,
@@ -110,6 +114,7 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
     if exact:
         chunk, piece = FLOAT_CHUNK, FLOAT_PIECE if block.is_float else block.block_weights
         panel = ROWS * 4 * chunk + _spare_bytes(block)
+        sizes["x_bytes"] = 4 * columns if copies_x else 0
     else:
         layout = LAYOUTS[block.name]
         chunk, piece = BYTE_CHUNK, block.block_weights
@@ -135,7 +140,7 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
     )
     layout = LAYOUTS.get(block.name, _FLOAT_LAYOUT)
     fields = [known.get(f, sections.get(f, getattr(layout, f, 0))) for f in Job._fields]
-    return MatmulPlan(block.name, exact, n_workers, np.array(fields, np.int64), at)
+    return MatmulPlan(block.name, exact, copies_x, n_workers, np.array(fields, np.int64), at)
 
 
 def _spare_bytes(block):

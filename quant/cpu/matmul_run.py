@@ -31,6 +31,9 @@ def run(plan, x, t, out, order, used_experts, counts, scratch):
     tables = tables_of_one(len(x)) if order is None else Tables(counts, used_experts, order)
     job, data, columns = _address(scratch), t.data, x.shape[1]
     is_small = x.size < _QUANTISE_WORTH or tables.n_groups == 1
+    now = activations.COPY if plan.copies_x else 0
+    if is_small and not plan.exact:
+        now = activations.QUANTISE
     activations.begin(
         job,
         plan.job_address,
@@ -42,7 +45,7 @@ def run(plan, x, t, out, order, used_experts, counts, scratch):
         _address(data),
         data.strides[0] if t.ndim == 3 else 0,
         data.strides[-2],
-        int(is_small and not plan.exact),
+        now,
     )
     if not (plan.exact or is_small):
         n_workers = min(plan.n_workers, tables.n_groups, 1 + x.size // _QUANTISE_WORTH)
