@@ -6,6 +6,9 @@ n - 1 helper threads and runs worker 0 itself. Kernels take their tasks from a s
 (`simd.take_task`), so it does not matter how many helpers come, or when: a busy or missing helper
 costs speed, never correctness, and any number of calls may run at once.
 
+To wake a thread up takes as long as a small product. So the caller waits awake for its helpers'
+last tasks, and a helper for the next call, each for a tenth of a millisecond (`spin`), without the GIL.
+
 The calling thread comes back to Python between slices of work, so Ctrl-C is seen within about
 `SLICE_SECONDS`; the other workers are then stopped at their next task and waited for, because they
 still read the caller's arrays.
