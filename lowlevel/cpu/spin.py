@@ -10,8 +10,9 @@ from . import simd
 from .jit import kernel
 from .simd import emit
 
-# About a tenth of a millisecond, and a microsecond or two.
-_PAUSES, _LAST_PAUSES = 4000, 50
+# About a tenth of a millisecond; a microsecond or two; and what a caller needs to get from the bell into
+# its kernel.
+_PAUSES, _LAST_PAUSES, _BEGIN_PAUSES = 4000, 50, 200
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 
 
@@ -71,9 +72,10 @@ def wait_for(flags):
 
 @kernel
 def rest(flags, i, bell):
-    """Set a flag, then wait a little for a call that has begun; whether one has.
+    """Set a flag, then wait a little for the bell to ring; whether it has.
 
-    Without the GIL as well: the flag is not seen before this thread has given it back.
+    Without the GIL as well: the flag is not seen before this thread has given it back. And after the bell
+    a moment longer: the caller who rang it holds the GIL until it computes.
 
     Parameters
     ----------
@@ -81,15 +83,15 @@ def rest(flags, i, bell):
     i : int
         Which flag.
     bell : numpy.ndarray of int64
-        One element: the address of a call's task counter, or 0. Once the counter is not 0, one
-        worker computes, and so does not hold the GIL, which the next one needs to begin.
+        One element, which every call changes.
     """
     last = bell[0]
     _set(simd.address(flags) + 8 * i)
     at = simd.address(bell)
     for _ in range(_PAUSES):
-        counter = _value(at)
-        if counter != last and _value(counter) != 0:
+        if _value(at) != last:
+            for _ in range(_BEGIN_PAUSES):
+                _pause()
             return True
         _pause()
     return False

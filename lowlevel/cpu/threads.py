@@ -14,7 +14,6 @@ The calling thread comes back to Python between slices of work, so Ctrl-C is see
 still read the caller's arrays.
 """
 
-import collections
 import functools
 import os
 import queue
@@ -29,9 +28,8 @@ SLICE_SECONDS = 0.05
 STOP = np.int64(2**62)
 
 _CALLER, _HELPER = "caller", "helper"
-# The address of the last call's task counter, for helpers that wait awake (see spin.rest). They may look at a
-# counter a moment longer than its call lasts, so some are kept.
-_bell, _counters = np.zeros(1, np.int64), collections.deque(maxlen=64)
+# Calls that offered parts so far, for helpers that wait awake for the next one (see spin.rest).
+_bell = np.zeros(1, np.int64)
 _lock = threading.Lock()
 _tasks = queue.SimpleQueue()  # a `_Part` each, for the helper threads
 _n_helpers = 0
@@ -135,7 +133,7 @@ def _spinning():
     return spin.wait_for, spin.rest
 
 
-def _submit(parts, counter):
+def _submit(parts):
     """Offer parts to the helper threads, started as they are needed.
 
     Not to a ThreadPoolExecutor: Ctrl-C while it starts a thread leaves one that it does not know of,
@@ -152,8 +150,7 @@ def _submit(parts, counter):
     with _lock:
         for part in parts:
             _tasks.put(part)
-        _counters.append(counter)
-        _bell[0] = counter.ctypes.data
+        _bell[0] += 1
         try:
             while _n_helpers < len(parts):
                 name = f"kqcap_{_n_helpers}"
@@ -205,7 +202,7 @@ def run_workers(n_workers, worker, counter):
     parts = [_Part(help_out, i, flags) for i in range(1, n_workers)]
     try:
         try:
-            _submit(parts, counter)
+            _submit(parts)
             drain(0)
         except BaseException:
             counter[0] = STOP
