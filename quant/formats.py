@@ -26,9 +26,9 @@ class Field:
         return np.dtype(self.dtype).itemsize * self.count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockFormat:
-    """One row of the table of formats.
+    """One row of the table of formats: there is one object each, equal to nothing else.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class BlockFormat:
     block_bytes: int
     fields: tuple
 
-    @property
+    @functools.cached_property
     def name(self):
         """GGUF's name, such as ``"Q2_K"``."""
         return self.qtype.name

@@ -1,10 +1,11 @@
 """Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
 
-import contextlib
+import functools
 
 import numpy as np
 
 from lowlevel import arrays, devices
+from lowlevel.arena import align_up
 
 from .formats import block_format
 from .tensor import QuantTensor
@@ -49,7 +50,8 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     A row of x gives the same bits whatever other rows stand beside it, for any number of threads,
     and as one expert's row or with that expert's matrix alone. On a GPU that holds as long as a
     matrix meets up to 8 rows (with float32 activations 4) in both calls, or more in both: float32
-    sums have another order then.
+    sums have another order then. On the CPU it holds for F32, F16 and BF16 weights as long as in
+    both calls every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
     vectors: 0.0055 / sqrt(columns) (0.0064 with K-quants) for int8 activations, which is ggml's
@@ -71,20 +73,18 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     plan = _plan(n, t, exact, n_threads, device.name)
     if n == 0 or n_rows == 0:
         return out if out is not None else device.empty((n, n_rows), np.dtype(np.float32))
-    with _scratch(pool, plan.scratch_bytes, device) as scratch:
-        if out is None:
-            out = device.empty((n, n_rows), np.dtype(np.float32))
-        if t.columns == 0:
-            out[...] = 0
-        elif device.name == "cpu":
-            from .cpu import matmul_run
-
-            matmul_run.run(plan, x, t, out, order, used, counts, scratch)
-        else:
-            from .cuda import matmul as launcher
-
-            launcher.run(plan, device, x, t, out, order, used, counts, scratch)
-    return out
+    if pool is None:
+        return _into(out, plan, device, x, t, order, used, counts, _own_scratch(plan, device))
+    with pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes)):  # marks it in a trace
+        if not plan.scratch_bytes:
+            if pool.closed:
+                raise ValueError("pool: it is closed")
+            return _into(out, plan, device, x, t, order, used, counts, None)
+        scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
+        try:
+            return _into(out, plan, device, x, t, order, used, counts, scratch)
+        finally:
+            pool.free(scratch)
 
 
 def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None, device=None):
@@ -118,8 +118,6 @@ def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None, device=None):
         raise ValueError(f"t: expected (rows, columns) or (n_expert, rows, columns), got {t.shape}")
     if n == 0 or 0 in t.shape[-2:]:
         return 0
-    from lowlevel.pool import align_up
-
     return align_up(_plan(int(n), t, exact, n_threads, device).scratch_bytes)
 
 
@@ -139,44 +137,56 @@ def _plan(n, t, exact, n_threads, device):
         from .cuda.matmul_plan import plan_matmul as plan_on_device
 
         return plan_on_device(n, t.format, t.shape[-1], len(t.shape) == 3, bool(exact))
-    from lowlevel.cpu.threads import resolve_n_threads
-
-    from .cpu.matmul_plan import plan_matmul
-
+    plan_matmul, resolve_n_threads = _cpu_planner()
     n_experts = t.shape[0] if len(t.shape) == 3 else None
     n_threads = resolve_n_threads(n_threads)
     return plan_matmul(n, t.format, *t.shape[-2:], n_experts, bool(exact), n_threads)
 
 
-def _scratch(pool, n_bytes, device):
-    """Context with `n_bytes` of uint8 from a multiple of 64 on: the pool's, or private."""
-    if n_bytes or device.name == "cpu":
-        return _taken(pool, n_bytes, device)
-    if pool is None:
-        return contextlib.nullcontext()
-    if pool.closed:
-        raise ValueError("pool: it is closed")
-    return pool.call("matmul", scratch_bytes=0)
+# What loads Numba is imported when first needed; an import statement in every call would cost
+# microseconds each time.
 
 
-@contextlib.contextmanager
-def _taken(pool, n_bytes, device):
-    if pool is None and device.name != "cpu":
-        yield device.empty((n_bytes,), np.dtype(np.uint8))
-        return
-    if pool is None:
-        memory = np.empty(n_bytes + 63, np.uint8)
-        start = -memory.ctypes.data % 64
-        yield memory[start : start + n_bytes]
-        return
-    from lowlevel.pool import align_up
+@functools.cache
+def _cpu_planner():
+    from lowlevel.cpu.threads import resolve_n_threads
 
-    with pool.call("matmul", scratch_bytes=align_up(n_bytes)):  # marks it in a trace
-        memory = pool.empty(n_bytes, "uint8", tag="matmul")
-        try:
-            yield memory
-        finally:
-            pool.free(memory)
+    from .cpu.matmul_plan import plan_matmul
+
+    return plan_matmul, resolve_n_threads
+
+
+@functools.cache
+def _cpu_run():
+    from .cpu import matmul_run
+
+    return matmul_run.run
+
+
+def _own_scratch(plan, device):
+    """Private memory from a multiple of 64 on."""
+    if device.name != "cpu":
+        return (
+            device.empty((plan.scratch_bytes,), np.dtype(np.uint8)) if plan.scratch_bytes else None
+        )
+    memory = np.empty(plan.scratch_bytes + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + plan.scratch_bytes]
+
+
+def _into(out, plan, device, x, t, order, used, counts, scratch):
+    """The product, in `out` if there is one."""
+    if out is None:
+        out = device.empty((len(x), t.shape[-2]), np.dtype(np.float32))
+    if t.columns == 0:
+        out[...] = 0
+    elif device.name == "cpu":
+        _cpu_run()(plan, x, t, out, order, used, counts, scratch)
+    else:
+        from .cuda import matmul as launcher
+
+        launcher.run(plan, device, x, t, out, order, used, counts, scratch)
+    return out
 
 
 # ---------------------------------------------------------------- checks

@@ -6,12 +6,15 @@ n - 1 helper threads and runs worker 0 itself. Kernels take their tasks from a s
 (`simd.take_task`), so it does not matter how many helpers come, or when: a busy or missing helper
 costs speed, never correctness, and any number of calls may run at once.
 
+To wake a thread up takes as long as a small product. So the caller waits awake for its helpers'
+last tasks, and a helper for the next call, each for a tenth of a millisecond (`spin`), without the GIL.
+
 The calling thread comes back to Python between slices of work, so Ctrl-C is seen within about
 `SLICE_SECONDS`; the other workers are then stopped at their next task and waited for, because they
 still read the caller's arrays.
 """
 
-import concurrent.futures
+import functools
 import os
 import queue
 import sys
@@ -24,8 +27,11 @@ SLICE_SECONDS = 0.05
 # No task number reaches this: writing it into a counter stops every worker at its next task.
 STOP = np.int64(2**62)
 
+_CALLER, _HELPER = "caller", "helper"
+# Calls that offered parts so far, for helpers that wait awake for the next one (see spin.rest).
+_bell = np.zeros(1, np.int64)
 _lock = threading.Lock()
-_tasks = queue.SimpleQueue()  # (future, worker, i) for the helper threads
+_tasks = queue.SimpleQueue()  # a `_Part` each, for the helper threads
 _n_helpers = 0
 
 
@@ -59,39 +65,94 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
 
-def _run_one(future, worker, i):
-    """What a helper thread does: worker `i`, unless it was called off before it could start."""
-    if future.set_running_or_notify_cancel():
+class _Part:
+    """One worker's share of a call, offered to the helper threads."""
+
+    __slots__ = ("_claims", "_ended", "_flags", "_i", "_worker")
+
+    def __init__(self, worker, i, flags):
+        self._worker, self._i, self._flags = worker, i, flags
+        self._claims, self._ended = [], threading.Lock()
+        self._ended.acquire()
+
+    def claim(self, who):
+        """Whether `who` was the first to ask, now or before: then it is theirs."""
+        self._claims.append(who)
+        return self._claims[0] == who
+
+    def run(self):
+        """What the helper does that has claimed it. Returns the flag to set, as array and index."""
         try:
-            worker(i)
+            self._worker(self._i)
         finally:
-            future.set_result(None)
+            self._ended.release()
+        return self._flags, self._i - 1
+
+    def is_called_off(self):
+        """Claim it for the caller, unless a helper has it."""
+        if not self.claim(_CALLER):
+            return False
+        self._flags[self._i - 1] = 1
+        return True
+
+    def wait(self):
+        """Return once the helper has run it."""
+        with self._ended:
+            pass
 
 
 def _help(tasks):
     """A helper thread's life."""
     while True:
-        _run_one(*tasks.get())
+        flag = _run_one(tasks.get())
+        if flag is not None:
+            _rest(*flag)
 
 
-def _submit(futures, worker):
-    """Hand ``worker(1)``, ``worker(2)``, ... to the helper threads, started as they are needed.
+def _run_one(part):
+    """Not in `_help`, whose frame would keep the part alive until the next one comes."""
+    return part.run() if part.claim(_HELPER) else None
+
+
+def _rest(flags, i):
+    """Say that a part is done; where a CPU is to spare, stay awake for a moment: another may come at once."""
+    if _n_helpers < cpu_count():
+        _spinning()[1](flags, i, _bell)
+    else:
+        flags[i] = 1
+
+
+@functools.cache
+def _spinning():
+    """(spin.wait_for, spin.rest), compiled."""
+    from . import spin  # when first needed: it loads Numba
+
+    flags = np.ones(1, np.int64)
+    spin.wait_for(flags)
+    spin.rest(flags, 0, np.zeros(1, np.int64))
+    return spin.wait_for, spin.rest
+
+
+def _submit(parts):
+    """Offer parts to the helper threads, started as they are needed.
 
     Not to a ThreadPoolExecutor: Ctrl-C while it starts a thread leaves one that it does not know of,
     and the interpreter waits for that one for ever when it ends. These are daemons, which it does
     not wait for; all that they do is waited for by `run_workers`.
 
-    A task whose helper could not be started stands in the queue all the same, for another to find
-    later: the caller must call it off.
+    A part whose helper could not be started stands in the queue all the same, for another to find
+    later: the caller must claim it.
     """
     global _n_helpers
     if sys.is_finalizing():
         return  # no thread starts or wakes up any more: the caller does it all
+    _spinning()  # here, not in a helper: a fork must not find it compiling
     with _lock:
-        for i, future in enumerate(futures, 1):
-            _tasks.put((future, worker, i))
+        for part in parts:
+            _tasks.put(part)
+        _bell[0] += 1
         try:
-            while _n_helpers < len(futures):
+            while _n_helpers < len(parts):
                 name = f"kqcap_{_n_helpers}"
                 threading.Thread(target=_help, args=(_tasks,), name=name, daemon=True).start()
                 _n_helpers += 1
@@ -137,23 +198,24 @@ def run_workers(n_workers, worker, counter):
         except BaseException as error:
             errors.append(error)
 
-    futures = [concurrent.futures.Future() for _ in range(n_workers - 1)]
+    flags = np.zeros(n_workers - 1, np.int64)
+    parts = [_Part(help_out, i, flags) for i in range(1, n_workers)]
     try:
         try:
-            _submit(futures, help_out)
+            _submit(parts)
             drain(0)
         except BaseException:
             counter[0] = STOP
             raise
         finally:
-            _settle(futures)
+            _settle(parts, flags)
         if errors:
             raise errors[0]
     finally:
         errors.clear()  # its tracebacks lead back here: a cycle would keep the arrays alive
 
 
-def _settle(futures):
+def _settle(parts, flags):
     """Call off what has not started and wait for the rest, whatever happens meanwhile.
 
     Workers use memory that the caller is about to free, and one that has not started yet has
@@ -162,9 +224,18 @@ def _settle(futures):
     interrupted = None
     while True:
         try:
-            concurrent.futures.wait([f for f in futures if not f.cancel()])
+            running = [part for part in parts if not part.is_called_off()]
+            if running:
+                _spin(flags)
+            for part in running:
+                part.wait()
             break
         except KeyboardInterrupt as error:
             interrupted = error
     if interrupted is not None:
         raise interrupted
+
+
+def _spin(flags):
+    """Wait for all flags, but not for long: most waits here are shorter than it takes to wake up."""
+    _spinning()[0](flags)

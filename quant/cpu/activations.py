@@ -13,6 +13,15 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_lanes as lanes
+from quant.cpu.matmul_layouts import Job
+
+# Places of fields in a Job; the addresses are its last.
+N_FIELDS, FIRST_ADDRESS = len(Job._fields), Job._fields.index("x_rows")
+ROW_STRIDE, N_GROUPS, N_TASKS, N_PANELS = map(
+    Job._fields.index, ("row_stride", "n_groups", "n_tasks", "n_panels")
+)
+# What `begin` is to do with x.
+QUANTISE, COPY = 1, 2
 
 _SMALLEST = np.float32(2.0**-100)
 
@@ -112,8 +121,9 @@ def _quantise_group(job, group):
 
 
 @kernel
-def quantise(job, counter, max_tasks):
+def quantise(job_at, counter, max_tasks):
     """Quantise groups of rows until none is left or `max_tasks` are done; whether more are left."""
+    job = lanes.load_job(job_at)
     for _ in range(max_tasks):
         group = simd.take_task(counter, 1)
         if group >= job.n_groups:
@@ -122,36 +132,63 @@ def quantise(job, counter, max_tasks):
     return True
 
 
+@kernel(inline=True)
+def _copy(source, n, target):
+    for i in range(n):
+        lanes.put(target + 8 * i, lanes.load_int64(source + 8 * i))
+
+
 @kernel
-def begin(job, sources, groups, ends, experts, rows, weights, quantises):
-    """Write the tables that the products read, and quantise everything if asked to.
+def begin(
+    scratch, template, tables, x, x_stride, out, out_stride, weights, stride, row_stride, now
+):
+    """Write the job, at `scratch`, and the tables that the products read.
+
+    All arguments are int64, which cost the least to pass.
 
     Parameters
     ----------
-    job : Job
-        Says where the tables lie.
-    sources, groups, ends : numpy.ndarray of int64
-        As `group_columns` returns them, `sources` being rows of x and of the output.
-    experts : numpy.ndarray of int64
-        The matrix of each of `ends`.
-    rows : tuple of int64
-        Address and row stride of x, then of the output.
-    weights : tuple of int64
-        Address of the matrices, and their stride.
+    scratch, template
+        Addresses; the template is `MatmulPlan.job`.
+    tables
+        Address of what `Tables` holds.
+    x, x_stride, out, out_stride
+        Address and row stride of x and of the output.
+    weights, stride, row_stride
+        Address and stride of the matrices, and of their rows.
+    now
+        `QUANTISE` everything too, or `COPY` the one row of x to `Job.x_bytes` and use it there.
     """
-    x, x_stride, out, out_stride = rows
-    for i in range(sources.size):
-        lanes.put(job.x_rows + 8 * i, x + sources[i] * x_stride)
-        lanes.put(job.out_rows + 8 * i, out + sources[i] * out_stride)
-    for i in range(job.n_groups):
-        lanes.put(job.groups + 16 * i, groups[i, 0])
-        lanes.put(job.groups + 16 * i + 8, groups[i, 1])
+    n_slots, n_groups = lanes.load_int64(tables), lanes.load_int64(tables + 8)
+    n_matrices = lanes.load_int64(tables + 16)
+    sources = tables + 24
+    groups = sources + 8 * n_slots
+    ends = groups + 16 * n_groups
+    experts = ends + 8 * n_matrices
+    _copy(template, N_FIELDS, scratch)
+    for i in range(FIRST_ADDRESS, N_FIELDS):
+        lanes.put(scratch + 8 * i, scratch + lanes.load_int64(template + 8 * i))
+    lanes.put(scratch + 8 * ROW_STRIDE, row_stride)
+    lanes.put(scratch + 8 * N_GROUPS, n_groups)
+    n_panels = lanes.load_int64(template + 8 * N_PANELS)
+    lanes.put(scratch + 8 * N_TASKS, n_panels * n_matrices)
+    job = lanes.load_job(scratch)
+    for i in range(n_slots):
+        source = lanes.load_int64(sources + 8 * i)
+        lanes.put(job.x_rows + 8 * i, x + source * x_stride)
+        lanes.put(job.out_rows + 8 * i, out + source * out_stride)
+    _copy(groups, 2 * n_groups, job.groups)
     start = np.int64(0)
-    for i in range(ends.size):
-        lanes.put(job.matrices + 24 * i, weights[0] + experts[i] * weights[1])
+    for i in range(n_matrices):
+        end = lanes.load_int64(ends + 8 * i)
+        lanes.put(job.matrices + 24 * i, weights + lanes.load_int64(experts + 8 * i) * stride)
         lanes.put(job.matrices + 24 * i + 8, start)
-        lanes.put(job.matrices + 24 * i + 16, ends[i])
-        start = ends[i]
-    if quantises:
-        for group in range(job.n_groups):
+        lanes.put(job.matrices + 24 * i + 16, end)
+        start = end
+    if now == COPY:
+        for k in range(job.columns):
+            lanes.put(job.x_bytes + 4 * k, lanes.load_f32(x + 4 * k))
+        lanes.put(job.x_rows, job.x_bytes)
+    if now == QUANTISE:
+        for group in range(n_groups):
             _quantise_group(job, group)

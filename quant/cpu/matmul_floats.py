@@ -5,6 +5,8 @@ float32 (one a row) for every k; of a block format exactly one block. `spare` is
 unpacked block of 16 rows; `ahead` is where weights lie that will be needed later.
 """
 
+import numpy as np
+
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_lanes as lanes
@@ -13,6 +15,9 @@ from quant.cpu.matmul_layouts import LANES, STEP
 
 # Float formats: how many bytes on in the same rows is fetched meanwhile.
 _AHEAD = 512
+# Where rows are read as they lie the CPU fetches on its own, but not beyond a page: one line of each
+# chunk is fetched this far on, which finds the page and starts it there.
+_PAGES_AHEAD = 8192
 
 
 @kernel(inline=True)
@@ -146,16 +151,61 @@ def fill_bf16(rows, job, spare, first, n_k, panel, ahead):
     each_bf16(_store, panel, rows, first, n_k, _AHEAD)
 
 
-@kernel(inline=True)
-def _multiply(state, weights):
-    total, x = state
-    return simd.multiply_add(weights, lanes.splat_f32(x), total), x + 4
+# ---------------------------------------------------------------- one row of x, float formats
+# ``read(address)``: 16 weights in a row, and ``read_one(address)`` a single one, as float32.
 
 
 @kernel(inline=True)
-def to_product(each, rows, first, n_k, x, distance):
-    """The product of `n_k` weights of 16 rows with the floats at `x`."""
-    return each(_multiply, (simd.splat(0.0), x), rows, first, n_k, distance)[0]
+def read_f16(address):
+    return simd.half_to_f32(simd.read_u16x16(address))
+
+
+@kernel(inline=True)
+def read_one_f16(address):
+    return simd.half_to_f32(simd.read_u16(address))
+
+
+@kernel(inline=True)
+def read_bf16(address):
+    return simd.bfloat_to_f32(simd.read_u16x16(address))
+
+
+@kernel(inline=True)
+def read_one_bf16(address):
+    return simd.bfloat_to_f32(simd.read_u16(address))
+
+
+@kernel(inline=True)
+def row_product(read, read_one, weight_bytes, weights, x, job):
+    """The product of a row of weights with the floats at `x`.
+
+    In chunks, whose sums are added one after the other: that keeps the error small. Four sums of 16 lanes in
+    a chunk, so that the CPU need not wait for one addition to begin the next.
+    """
+    total, step = np.float32(0), 16 * weight_bytes
+    for first in range(0, job.columns, job.chunk):
+        n_k = min(job.chunk, job.columns - first)
+        a = b = c = d = simd.splat(0.0)
+        simd.prefetch(weights + _PAGES_AHEAD)
+        for _ in range(n_k // 64):
+            a = simd.multiply_add(read(weights), lanes.load_at_f32(x), a)
+            b = simd.multiply_add(read(weights + step), lanes.load_at_f32(x + 64), b)
+            c = simd.multiply_add(read(weights + 2 * step), lanes.load_at_f32(x + 128), c)
+            d = simd.multiply_add(read(weights + 3 * step), lanes.load_at_f32(x + 192), d)
+            weights += 4 * step
+            x += 256
+        for _ in range(n_k % 64 // 16):
+            a = simd.multiply_add(read(weights), lanes.load_at_f32(x), a)
+            weights += step
+            x += 64
+        for lane in range(n_k % 16):
+            w = simd.splat(read_one(weights))
+            more = simd.multiply_add(w, lanes.splat_f32(x), b)
+            b = simd.select(simd.iota() == lane, more, b)
+            weights += weight_bytes
+            x += 4
+        total += simd.sum_lanes((a + b) + (c + d))
+    return total
 
 
 # ---------------------------------------------------------------- block formats

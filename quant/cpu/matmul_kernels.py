@@ -1,11 +1,12 @@
 """The compiled products, one kernel a format and way.
 
-Each is ``(job, worker, counter, max_tasks) -> bool``; see matmul_tiles. Numba compiles functions
+Each is ``(job_at, worker, counter, max_tasks) -> bool``, with the address of a `Job`; see matmul_tiles. Numba compiles functions
 that are passed to functions but keeps no closures on disk, hence named functions for each format.
 """
 
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_floats as floats
+from quant.cpu import matmul_lanes as lanes
 from quant.cpu import matmul_tiles as tiles
 from quant.cpu import matmul_unpack as unpackers
 
@@ -18,8 +19,8 @@ def _q8_0_piece(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_q8_0(job, worker, counter, max_tasks):
-    return tiles.panels(_q8_0_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
+def multiply_q8_0(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q8_0_piece, tiles.pass_bytes, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -28,8 +29,8 @@ def _q4_0_piece(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_q4_0(job, worker, counter, max_tasks):
-    return tiles.panels(_q4_0_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
+def multiply_q4_0(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q4_0_piece, tiles.pass_bytes, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -38,8 +39,8 @@ def _iq4_nl_piece(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_iq4_nl(job, worker, counter, max_tasks):
-    return tiles.panels(_iq4_nl_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
+def multiply_iq4_nl(job_at, worker, counter, max_tasks):
+    return tiles.panels(_iq4_nl_piece, tiles.pass_bytes, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -48,8 +49,8 @@ def _q2_k_piece(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_q2_k(job, worker, counter, max_tasks):
-    return tiles.panels(_q2_k_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
+def multiply_q2_k(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q2_k_piece, tiles.pass_bytes, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -58,8 +59,8 @@ def _q3_k_piece(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_q3_k(job, worker, counter, max_tasks):
-    return tiles.panels(_q3_k_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
+def multiply_q3_k(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q3_k_piece, tiles.pass_bytes, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -68,8 +69,8 @@ def _q4_k_piece(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_q4_k(job, worker, counter, max_tasks):
-    return tiles.panels(_q4_k_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
+def multiply_q4_k(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q4_k_piece, tiles.pass_bytes, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -78,46 +79,46 @@ def _q6_k_piece(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_q6_k(job, worker, counter, max_tasks):
-    return tiles.panels(_q6_k_piece, tiles.pass_bytes, job, worker, counter, max_tasks)
+def multiply_q6_k(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q6_k_piece, tiles.pass_bytes, job_at, worker, counter, max_tasks)
 
 
 # ---------------------------------------------------------------- one row of x a matrix
 
 
 @kernel
-def multiply_column_q8_0(job, worker, counter, max_tasks):
-    return tiles.single_columns(unpackers.unpack_q8_0, job, worker, counter, max_tasks)
+def multiply_column_q8_0(job_at, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q8_0, job_at, worker, counter, max_tasks)
 
 
 @kernel
-def multiply_column_q4_0(job, worker, counter, max_tasks):
-    return tiles.single_columns(unpackers.unpack_q4_0, job, worker, counter, max_tasks)
+def multiply_column_q4_0(job_at, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q4_0, job_at, worker, counter, max_tasks)
 
 
 @kernel
-def multiply_column_iq4_nl(job, worker, counter, max_tasks):
-    return tiles.single_columns(unpackers.unpack_iq4_nl, job, worker, counter, max_tasks)
+def multiply_column_iq4_nl(job_at, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_iq4_nl, job_at, worker, counter, max_tasks)
 
 
 @kernel
-def multiply_column_q2_k(job, worker, counter, max_tasks):
-    return tiles.single_columns(unpackers.unpack_q2_k, job, worker, counter, max_tasks)
+def multiply_column_q2_k(job_at, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q2_k, job_at, worker, counter, max_tasks)
 
 
 @kernel
-def multiply_column_q3_k(job, worker, counter, max_tasks):
-    return tiles.single_columns(unpackers.unpack_q3_k, job, worker, counter, max_tasks)
+def multiply_column_q3_k(job_at, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q3_k, job_at, worker, counter, max_tasks)
 
 
 @kernel
-def multiply_column_q4_k(job, worker, counter, max_tasks):
-    return tiles.single_columns(unpackers.unpack_q4_k, job, worker, counter, max_tasks)
+def multiply_column_q4_k(job_at, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q4_k, job_at, worker, counter, max_tasks)
 
 
 @kernel
-def multiply_column_q6_k(job, worker, counter, max_tasks):
-    return tiles.single_columns(unpackers.unpack_q6_k, job, worker, counter, max_tasks)
+def multiply_column_q6_k(job_at, worker, counter, max_tasks):
+    return tiles.single_columns(unpackers.unpack_q6_k, job_at, worker, counter, max_tasks)
 
 
 # ---------------------------------------------------------------- float32 x
@@ -129,8 +130,8 @@ def _q8_0_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_q8_0(job, worker, counter, max_tasks):
-    return tiles.panels(_q8_0_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_q8_0(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q8_0_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -139,8 +140,8 @@ def _q4_0_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_q4_0(job, worker, counter, max_tasks):
-    return tiles.panels(_q4_0_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_q4_0(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q4_0_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -149,8 +150,8 @@ def _iq4_nl_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_iq4_nl(job, worker, counter, max_tasks):
-    return tiles.panels(_iq4_nl_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_iq4_nl(job_at, worker, counter, max_tasks):
+    return tiles.panels(_iq4_nl_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -159,8 +160,8 @@ def _q2_k_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_q2_k(job, worker, counter, max_tasks):
-    return tiles.panels(_q2_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_q2_k(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q2_k_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -169,8 +170,8 @@ def _q3_k_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_q3_k(job, worker, counter, max_tasks):
-    return tiles.panels(_q3_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_q3_k(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q3_k_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -179,8 +180,8 @@ def _q4_k_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_q4_k(job, worker, counter, max_tasks):
-    return tiles.panels(_q4_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_q4_k(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q4_k_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -189,8 +190,8 @@ def _q6_k_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_q6_k(job, worker, counter, max_tasks):
-    return tiles.panels(_q6_k_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_q6_k(job_at, worker, counter, max_tasks):
+    return tiles.panels(_q6_k_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -199,8 +200,8 @@ def _f32_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_f32(job, worker, counter, max_tasks):
-    return tiles.panels(_f32_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_f32(job_at, worker, counter, max_tasks):
+    return tiles.panels(_f32_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -209,8 +210,8 @@ def _f16_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_f16(job, worker, counter, max_tasks):
-    return tiles.panels(_f16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_f16(job_at, worker, counter, max_tasks):
+    return tiles.panels(_f16_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 @kernel(inline=True)
@@ -219,26 +220,32 @@ def _bf16_floats(rows, job, memory, v, k, offset, n_k, ahead):
 
 
 @kernel
-def multiply_exact_bf16(job, worker, counter, max_tasks):
-    return tiles.panels(_bf16_floats, tiles.pass_floats, job, worker, counter, max_tasks)
+def multiply_exact_bf16(job_at, worker, counter, max_tasks):
+    return tiles.panels(_bf16_floats, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
 
 # ---------------------------------------------------------------- float32 x, one row a matrix
 
 
 @kernel
-def multiply_column_f32(job, worker, counter, max_tasks):
-    return tiles.single_float_columns(floats.each_f32, job, worker, counter, max_tasks)
+def multiply_column_f32(job_at, worker, counter, max_tasks):
+    return tiles.single_float_columns(
+        lanes.load_at_f32, lanes.load_f32, 4, job_at, worker, counter, max_tasks
+    )
 
 
 @kernel
-def multiply_column_f16(job, worker, counter, max_tasks):
-    return tiles.single_float_columns(floats.each_f16, job, worker, counter, max_tasks)
+def multiply_column_f16(job_at, worker, counter, max_tasks):
+    return tiles.single_float_columns(
+        floats.read_f16, floats.read_one_f16, 2, job_at, worker, counter, max_tasks
+    )
 
 
 @kernel
-def multiply_column_bf16(job, worker, counter, max_tasks):
-    return tiles.single_float_columns(floats.each_bf16, job, worker, counter, max_tasks)
+def multiply_column_bf16(job_at, worker, counter, max_tasks):
+    return tiles.single_float_columns(
+        floats.read_bf16, floats.read_one_bf16, 2, job_at, worker, counter, max_tasks
+    )
 
 
 # By format name: many rows of x, and one row of x a matrix, as bytes where the format is of blocks;

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.simd import emit
-from quant.cpu.matmul_layouts import LANES, STEP, VECTORS
+from quant.cpu.matmul_layouts import LANES, STEP, VECTORS, Job
 
 _i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _i32x16, _f32x16 = simd.i32x16.llvm, simd.f32x16.llvm
@@ -40,8 +40,21 @@ def _splat_at(builder, address, offset, element, vec):
 load_at_f32, load_at_i32 = (simd.make_read_at(v, v.llvm) for v in (simd.f32x16, simd.i32x16))
 load_int64 = simd.make_read_at(types.int64, _i64)
 load_uint16 = simd.read_u16
+load_f32 = simd.make_read_at(types.float32, _f32)
 load_uint32 = simd.make_read_at(types.uint32, _i32)
 put = simd.write_at  # put(address, value): a vector or scalar; any alignment
+
+
+@intrinsic
+def load_job(typingctx, address):
+    """The `Job` whose fields stand at an address, an int64 each."""
+    job = types.NamedUniTuple(types.int64, len(Job._fields), Job)
+
+    def codegen(context, builder, sig, args):
+        fields = [_load(builder, args[0], 8 * i, _i64) for i in range(len(Job._fields))]
+        return context.make_tuple(builder, job, fields)
+
+    return job(types.int64), codegen
 
 
 @intrinsic

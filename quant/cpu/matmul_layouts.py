@@ -10,6 +10,7 @@ mins as weights, and as activations the sums of x over the weights that share a 
 digits: sum = high * min_run + low. So mins cost a few more bytes of k and no code of their own.
 """
 
+import collections
 from dataclasses import dataclass
 
 from lowlevel.cpu import simd
@@ -83,3 +84,15 @@ LAYOUTS = {
     "Q4_K": PanelLayout(256, 144, 8, 2, n_min_segments=2, min_segment_steps=1, min_run=32),
     "Q6_K": PanelLayout(256, 210, 16, 1, shift=32),
 }
+
+# What kernels need to know of a call, all int64. First the format's PanelLayout; then sizes in
+# weights (piece: unpacked at a time, chunk: a panel's), rows, bytes; `vectors` is VECTORS, unknown
+# to the compiler, which else writes every loop body twice. Of each call: stride and counts; addresses.
+Job = collections.namedtuple(
+    "Job",
+    "block_weights block_bytes n_segments segment_steps shift n_min_segments min_segment_steps "
+    "min_run panel_bytes n_scales fetch_step "
+    "columns piece chunk n_rows piece_bytes worker_bytes n_panels vectors "
+    "row_stride n_tasks n_groups "
+    "x_rows out_rows groups matrices x_bytes x_scales x_starts workers",
+)

@@ -16,7 +16,10 @@ from quant.cpu.matmul_layouts import (
     LANES,
     LAYOUTS,
     ROWS,
+    VECTORS,
     WIDTHS,
+    Job,
+    PanelLayout,
 )
 
 # Below this many multiply-adds (plus the cost of unpacking) per worker a helper thread is not
@@ -24,22 +27,37 @@ from quant.cpu.matmul_layouts import (
 _WORTH_A_WORKER = 1 << 21
 _UNPACK_COST = 8
 _CACHE_LINE = 64
+_FLOAT_LAYOUT = PanelLayout(1, 0, 0, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatmulPlan:
-    """Offsets of the sections in one block of scratch, in bytes, and the sizes behind them."""
+    """What a call takes and does.
 
+    Attributes
+    ----------
+    name : str
+        The format's.
+    exact : bool
+        Whether x stays float32.
+    copies_x : bool
+        Whether the row of x is copied to where cache lines begin: one load in two would span two.
+    n_workers : int
+    job : numpy.ndarray of int64
+        A `Job` but for what only the call knows (0 here); addresses are offsets into the scratch.
+    scratch_bytes : int
+    """
+
+    name: str
     exact: bool
-    n_slots: int
-    n_groups: int
-    n_matrices: int
+    copies_x: bool
     n_workers: int
-    chunk: int
-    piece: int
-    worker_bytes: int
-    sections: dict
+    job: np.ndarray
     scratch_bytes: int
+
+    @functools.cached_property
+    def job_address(self):
+        return self.job.ctypes.data
 
 
 def uses_floats(name, exact):
@@ -85,7 +103,9 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
     work = n_panels * ROWS * columns * (n + n_matrices * _UNPACK_COST)
     n_workers = max(1, min(n_threads, n_panels * n_matrices, work // _WORTH_A_WORKER))
     exact = uses_floats(block.name, exact)
+    copies_x = block.is_float and n == 1
     sizes = {
+        "job": 8 * len(Job._fields),
         "x_rows": 8 * n_slots,
         "out_rows": 8 * n_slots,
         "groups": 16 * n_groups,
@@ -94,6 +114,7 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
     if exact:
         chunk, piece = FLOAT_CHUNK, FLOAT_PIECE if block.is_float else block.block_weights
         panel = ROWS * 4 * chunk + _spare_bytes(block)
+        sizes["x_bytes"] = 4 * columns if copies_x else 0
     else:
         layout = LAYOUTS[block.name]
         chunk, piece = BYTE_CHUNK, block.block_weights
@@ -107,9 +128,19 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
     for name, size in sizes.items():
         sections[name] = at
         at += -(-size // _CACHE_LINE) * _CACHE_LINE
-    return MatmulPlan(
-        exact, n_slots, n_groups, n_matrices, n_workers, chunk, piece, worker_bytes, sections, at
+    known = dict(
+        columns=columns,
+        piece=piece,
+        chunk=chunk,
+        n_rows=n_rows,
+        piece_bytes=piece // block.block_weights * block.block_bytes,
+        worker_bytes=worker_bytes,
+        n_panels=n_panels,
+        vectors=VECTORS,
     )
+    layout = LAYOUTS.get(block.name, _FLOAT_LAYOUT)
+    fields = [known.get(f, sections.get(f, getattr(layout, f, 0))) for f in Job._fields]
+    return MatmulPlan(block.name, exact, copies_x, n_workers, np.array(fields, np.int64), at)
 
 
 def _spare_bytes(block):
@@ -120,10 +151,42 @@ def _spare_bytes(block):
     return LANES * (layout.panel_bytes + 4 * layout.n_scales)
 
 
+class Tables:
+    """Which columns are multiplied with which matrices, in the form that `activations.begin` reads.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Columns of each matrix, none of them 0.
+    experts : sequence of int
+        The matrices.
+    order : numpy.ndarray of int64, optional
+        The row of x for each column; None: the same.
+
+    Attributes
+    ----------
+    n_slots, n_groups, n_matrices : int
+    address : int
+        Of int64: these three, the row of x for each slot, first slot and width of each group, the
+        end of each matrix's groups, the matrices.
+    """
+
+    def __init__(self, counts, experts, order=None):
+        sources, groups, ends = group_columns(counts)
+        if order is not None:
+            sources = order[sources]
+        self.n_slots, self.n_groups, self.n_matrices = sizes = len(sources), len(groups), len(ends)
+        parts = [
+            np.asarray(part, np.int64).ravel() for part in (sizes, sources, groups, ends, experts)
+        ]
+        self._data = np.concatenate(parts)
+        self.address = self._data.ctypes.data
+
+
 @functools.lru_cache(maxsize=64)
-def group_one(n):
-    """`group_columns` of a plain matrix, kept: most calls are of few sizes."""
-    return group_columns([n])
+def tables_of_one(n):
+    """`Tables` of a plain matrix, kept: most calls are of few sizes."""
+    return Tables([n], [0])
 
 
 def group_columns(counts):

@@ -7,8 +7,6 @@ an output value is that of its segments along k, whatever the batch, the group o
 same row of x gives the same bits in any company.
 """
 
-import collections
-
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -22,18 +20,6 @@ from quant.cpu.matmul_layouts import LANES, ROWS, STEP, VECTORS, WIDTHS
 _W1, _W2, _W3, _W4 = WIDTHS
 # With fewer tasks a worker does not reserve its next one ahead: another may be idle.
 _MANY_TASKS = 32
-
-# What kernels need to know of a call, all int64. First the format's PanelLayout; then sizes in
-# weights (piece: unpacked at a time, chunk: a panel's), rows, bytes; counts; addresses.
-# `vectors` is VECTORS, unknown to the compiler, which else writes every loop body twice.
-Job = collections.namedtuple(
-    "Job",
-    "block_weights block_bytes n_segments segment_steps shift n_min_segments min_segment_steps "
-    "min_run panel_bytes n_scales fetch_step "
-    "columns piece chunk n_rows row_stride piece_bytes worker_bytes "
-    "n_panels n_tasks n_groups vectors "
-    "x_rows out_rows groups matrices x_bytes x_scales x_starts workers",
-)
 
 
 # The loops over tasks run until none is left or `max_tasks` are done, and return whether more may
@@ -82,8 +68,9 @@ def _next(next_task, left, counter):
 
 
 @kernel(inline=True)
-def panels(unpack_piece, pass_group, job, worker, counter, max_tasks):
+def panels(unpack_piece, pass_group, job_at, worker, counter, max_tasks):
     """By way of panels: chunk after chunk is unpacked, and all groups of columns pass over it."""
+    job = lanes.load_job(job_at)
     rows = job.workers + worker * job.worker_bytes
     memory = rows + 8 * ROWS
     task = simd.take_task(counter, 1)
@@ -115,8 +102,9 @@ def panels(unpack_piece, pass_group, job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def single_columns(unpack, job, worker, counter, max_tasks):
+def single_columns(unpack, job_at, worker, counter, max_tasks):
     """Where each matrix meets one row of x: unpacked vectors go straight into the products."""
+    job = lanes.load_job(job_at)
     rows = job.workers + worker * job.worker_bytes
     n_blocks = job.columns // job.block_weights
     task = simd.take_task(counter, 1)
@@ -147,37 +135,21 @@ def single_columns(unpack, job, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def single_float_columns(each, job, worker, counter, max_tasks):
-    """`single_columns` of a float format; sums as in `pass_floats`, so that the bits are the same.
-
-    Rows of floats are long: what is fetched ahead is the next chunk of k of the same rows, and at
-    their end the first chunk of the next rows.
-    """
-    rows = job.workers + worker * job.worker_bytes
-    weight_bytes = job.piece_bytes // job.piece
-    task = simd.take_task(counter, 1)
-    for left in range(max_tasks - 1, -1, -1):
+def single_float_columns(read, read_one, weight_bytes, job_at, worker, counter, max_tasks):
+    """`single_columns` of a float format: row by row, as the rows lie in memory."""
+    job = lanes.load_job(job_at)
+    for _ in range(max_tasks):
+        task = simd.take_task(counter, 1)
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, task, next_weights = _begin(job, task, left, counter, rows)
+        matrix, row, n_rows, weights = _task_rows(job, task)
         slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
         x = lanes.load_int64(job.x_rows + 8 * slot)
         out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
-        for v in range(job.vectors):
-            total = simd.splat(0.0)
-            some = rows + 8 * LANES * v
-            following = next_weights
-            if v + 1 < job.vectors:
-                following = lanes.load_int64(some + 8 * LANES)
-            for first in range(0, job.columns, job.chunk):
-                n_k = min(job.chunk, job.columns - first)
-                distance = n_k * weight_bytes
-                if first + n_k == job.columns:
-                    distance = following - (lanes.load_int64(some) + first * weight_bytes)
-                part = floats.to_product(each, some, first, n_k, x + 4 * first, distance)
-                total = part if first == 0 else total + part
-            lanes.store_column(total, out + 4 * LANES * v, n_rows - LANES * v)
-        task = _next(task, left, counter)
+        for i in range(n_rows):
+            at = weights + i * job.row_stride
+            product = floats.row_product(read, read_one, weight_bytes, at, x, job)
+            lanes.put(out + 4 * i, product)
     return True
 
 

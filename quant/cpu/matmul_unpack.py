@@ -8,9 +8,9 @@ new state:
 ``put(state, offset, v)``
     A dword vector: lane r holds four consecutive bytes of row r. `offset` is its place in a panel:
     64 bytes a vector, the weights in order, then the mins.
-``put_scaled(state, offset, a, b, c, d, factor)``
-    Four dword vectors whose bytes are to be multiplied by `factor` (i32 lanes); the products still
-    fit into bytes.
+``put_scaled(state, offset, q, shift, factor)``
+    Four dword vectors in whose bytes the two bits from `shift` on are to be multiplied by `factor` (i32
+    lanes); the products still fit into bytes.
 ``end(state, segment, scales)``
     A segment (a run of weights with one scale) is complete; its row scales as f32x16.
 
@@ -128,31 +128,18 @@ def unpack_iq4_nl(put, put_scaled, end, state, rows, at):
 
 
 @kernel(inline=True)
-def _put_2_bits(put_scaled, state, offset, q, shift, factor):
-    return put_scaled(
-        state,
-        offset,
-        (q[0] >> shift) & _TWO_BITS,
-        (q[1] >> shift) & _TWO_BITS,
-        (q[2] >> shift) & _TWO_BITS,
-        (q[3] >> shift) & _TWO_BITS,
-        factor,
-    )
-
-
-@kernel(inline=True)
 def _put_half_of_q2_k(put_scaled, state, offset, rows, at, low, high):
     """128 weights of 2 bits; `low`, `high`: the scale bytes of their eight runs of 16 weights."""
     q = lanes.columns_4(rows, at)
-    state = _put_2_bits(put_scaled, state, offset, q, 0, _byte(low, 0))
-    state = _put_2_bits(put_scaled, state, offset + 512, q, 2, _byte(low, 2))
-    state = _put_2_bits(put_scaled, state, offset + 1024, q, 4, _byte(high, 0))
-    state = _put_2_bits(put_scaled, state, offset + 1536, q, 6, _byte(high, 2))
+    state = put_scaled(state, offset, q, 0, _byte(low, 0))
+    state = put_scaled(state, offset + 512, q, 2, _byte(low, 2))
+    state = put_scaled(state, offset + 1024, q, 4, _byte(high, 0))
+    state = put_scaled(state, offset + 1536, q, 6, _byte(high, 2))
     q = lanes.columns_4(rows, at + 16)
-    state = _put_2_bits(put_scaled, state, offset + 256, q, 0, _byte(low, 1))
-    state = _put_2_bits(put_scaled, state, offset + 768, q, 2, _byte(low, 3))
-    state = _put_2_bits(put_scaled, state, offset + 1280, q, 4, _byte(high, 1))
-    return _put_2_bits(put_scaled, state, offset + 1792, q, 6, _byte(high, 3))
+    state = put_scaled(state, offset + 256, q, 0, _byte(low, 1))
+    state = put_scaled(state, offset + 768, q, 2, _byte(low, 3))
+    state = put_scaled(state, offset + 1280, q, 4, _byte(high, 1))
+    return put_scaled(state, offset + 1792, q, 6, _byte(high, 3))
 
 
 @kernel(inline=True)
@@ -330,11 +317,11 @@ def _store(state, offset, v):
 
 
 @kernel(inline=True)
-def _store_scaled(state, offset, a, b, c, d, factor):
-    state = _store(state, offset, a * factor)
-    state = _store(state, offset + 64, b * factor)
-    state = _store(state, offset + 128, c * factor)
-    return _store(state, offset + 192, d * factor)
+def _store_scaled(state, offset, q, shift, factor):
+    state = _store(state, offset, ((q[0] >> shift) & _TWO_BITS) * factor)
+    state = _store(state, offset + 64, ((q[1] >> shift) & _TWO_BITS) * factor)
+    state = _store(state, offset + 128, ((q[2] >> shift) & _TWO_BITS) * factor)
+    return _store(state, offset + 192, ((q[3] >> shift) & _TWO_BITS) * factor)
 
 
 @kernel(inline=True)
@@ -368,16 +355,18 @@ def _dot(state, offset, v):
 
 
 @kernel(inline=True)
-def _dot_scaled(state, offset, a, b, c, d, factor):
+def _dot_scaled(state, offset, q, shift, factor):
+    """The bits stay where they are: shifting the sum is cheaper, and as exact."""
     total, sums, x, x_scales, x_starts, ahead, step = state
-    x_at = x + offset // 16
+    x_at, bits = x + offset // 16, _TWO_BITS << shift
     simd.prefetch(ahead)
-    run = lanes.dot_column(simd.splat(0), a, x_at)
-    run = lanes.dot_column(run, b, x_at + 4)
+    run = lanes.dot_column(simd.splat(0), q[0] & bits, x_at)
+    run = lanes.dot_column(run, q[1] & bits, x_at + 4)
     simd.prefetch(ahead + 2 * step)
-    run = lanes.dot_column(run, c, x_at + 8)
-    run = lanes.dot_column(run, d, x_at + 12)
-    return total, sums + run * factor, x, x_scales, x_starts, ahead + 4 * step, step
+    run = lanes.dot_column(run, q[2] & bits, x_at + 8)
+    run = lanes.dot_column(run, q[3] & bits, x_at + 12)
+    sums += simd.shift_right_signed(run, shift) * factor
+    return total, sums, x, x_scales, x_starts, ahead + 4 * step, step
 
 
 @kernel(inline=True)

@@ -15,7 +15,7 @@ import weakref
 import numpy as np
 import pytest
 
-from lowlevel.cpu import simd, threads
+from lowlevel.cpu import simd, spin, threads
 from lowlevel.cpu.jit import kernel
 from lowlevel.cpu.threads import STOP, resolve_n_threads, run_workers
 
@@ -313,6 +313,30 @@ def test_interrupts_while_waiting_for_helpers():
         Tasks(2, do).run(2)
     assert done == [1]
     interrupter.join()
+
+
+def test_a_short_wait_ends_early_or_gives_up():
+    flags = np.zeros(3, np.int64)
+    assert spin.wait_for(flags[:0].copy())
+    assert not spin.wait_for(flags)
+    flags[:2] = 1
+    assert not spin.wait_for(flags)
+    flags[2] = 1
+    assert spin.wait_for(flags)
+
+
+def test_a_helper_that_outlasts_the_short_wait_is_waited_for():
+    ended = []
+
+    def do(worker, task):
+        barrier.wait(timeout=60)
+        if worker == 1:
+            time.sleep(0.2)
+            ended.append(worker)
+
+    barrier = threading.Barrier(2)
+    Tasks(2, do).run(2)
+    assert ended == [1]
 
 
 # ---------------------------------------------------------------- processes
