@@ -275,13 +275,14 @@ def kv_heads_of(sizes, tile):
 
 def _tiles_scratch(sizes, tile):
     rows, keys = tile.heads * tile.rows, kv_heads_of(sizes, tile) * tile.keys
-    kq_bytes = 4 * rows * tile.keys
+    n_scores = rows * tile.keys
+    workspace = 4 * (n_scores // 8)  # whole floats, as all blocks are
     return (
-        ("kq", kq_bytes),
+        ("kq", 4 * n_scores),
         ("q tile", 4 * rows * sizes["d_k"]),
         ("tile", 4 * rows * sizes["d_v"]),
         ("row state", 4 * rows * 2),
         ("kv chunk", 4 * keys * max(sizes["d_k"], sizes["d_v"])),
         ("not finite", 4 * keys),
-        ("gemm workspace", min(max(kq_bytes // 8, LEAST_WORKSPACE), MOST_WORKSPACE)),
+        ("gemm workspace", min(max(workspace, LEAST_WORKSPACE), MOST_WORKSPACE)),
     )

@@ -164,6 +164,19 @@ def test_a_tile_is_whole_groups_or_part_of_one():
         assert tile.heads <= 3 or tile.heads % 3 == 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "cudasim"])
+def test_blocks_are_whole_floats(device, rng):
+    """They are taken as float32: bytes beside those would be planned and not taken."""
+    for _ in range(300):
+        n_head_kv, group, n_tokens, n_kv, d_k, d_v = map(int, rng.integers(1, 150, 6))
+        sizes = dict(n_head=n_head_kv * group, n_head_kv=n_head_kv, n_tokens=n_tokens, n_kv=n_kv)
+        kv_dtype = str(rng.choice(["float32", "float16"]))
+        plan = lowlevel.plan_attention(
+            **sizes, d_k=d_k, d_v=d_v, device=device, kv_dtype=kv_dtype, n_threads=3
+        )
+        assert all(n % 4 == 0 for _, n in plan.scratch), plan
+
+
 def test_scores_of_a_row_fit_the_registers_of_its_threads():
     text = loader.source_text("lowlevel.cuda", "attention_softmax.cu")
     n_threads, n_held = (
