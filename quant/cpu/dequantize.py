@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowlevel.cpu.caches import last_level_bytes
 from lowlevel.cpu.threads import run_workers
 
 from .decoders import DECODERS
@@ -18,10 +17,10 @@ GRAB_WEIGHTS = 1 << 18
 SLICE_WEIGHTS = 1 << 24
 # A second thread pays from about this many weights on.
 THREAD_WEIGHTS = 1 << 18
-# An output of more than so many times the last cache, by one thread and by several, is written past
-# the caches. Plain stores first fetch what they overwrite: one thread waits for that, two wait in turns. By
-# two, plain stores are faster at 64 and 96 MiB with a cache of 32 (by 2 to 14 %), at 1 GiB slower (5 %).
-STREAM_FACTORS = 1, 2
+# Outputs of this size do not fit the caches anyway: they are written past them. Two threads whose CPUs
+# share a link to memory would write through the caches 2 to 14 % faster at 64 MiB (the end of the
+# output stays in the last cache), but 35 % slower where each has its own.
+STREAM_BYTES = 32 << 20
 
 
 class Runs(NamedTuple):
@@ -67,9 +66,9 @@ def find_runs(shape, source_strides, destination_strides, row_blocks, block_byte
     return Runs(axes, n_blocks)
 
 
-def best_way(out, runs, n_workers):
+def best_way(out, runs):
     """The way in WAYS to write `out`: past the caches if it is large and aligned enough."""
-    if out.nbytes <= last_level_bytes() * STREAM_FACTORS[n_workers > 1]:
+    if out.nbytes < STREAM_BYTES:
         return "cached"
     steps = [out.ctypes.data, *(axis[2] for axis in runs.axes)]
     aligned = [way for way in WAYS if all(step % WAYS[way].alignment == 0 for step in steps)]
@@ -118,9 +117,9 @@ def dequantize(t, out, n_threads):
         block.block_bytes,
         block_out,
     )
-    n_workers = min(n_threads, -(-t.size // THREAD_WEIGHTS))
-    way = best_way(out, runs, n_workers)
+    way = best_way(out, runs)
     decode = DECODERS[block.name].kernels[out.dtype.name, way]
+    n_workers = min(n_threads, -(-t.size // THREAD_WEIGHTS))
     work = plan_work(t, out, runs, n_workers)
     counter = np.zeros(1, np.int64)
 

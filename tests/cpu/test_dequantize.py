@@ -9,7 +9,6 @@ from lesser_cpus import LESSER_CPUS, run_tests
 from quant_cases import assert_same_bits, random_tensor, reference, width
 
 import quant.cpu.dequantize as cpu
-from lowlevel.cpu import caches
 from quant import FORMATS, QuantTensor, dequantize
 from quant.cpu.decoders import DECODERS
 
@@ -46,7 +45,7 @@ def test_bits(rng, name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ALL)
 def test_bits_when_streaming(rng, name, dtype, monkeypatch):
-    monkeypatch.setattr(cpu, "STREAM_FACTORS", (0, 0))
+    monkeypatch.setattr(cpu, "STREAM_BYTES", 0)
     t = random_tensor(rng, name, (3, width(name, 64)))
     memory = np.zeros(t.size * 4 + 128, np.uint8)
     start = -memory.ctypes.data % 64
@@ -96,29 +95,15 @@ def test_way_by_size_and_alignment(monkeypatch):
     memory = np.zeros(1 << 12, np.uint8)
     memory = memory[-memory.ctypes.data % 64 :]
 
-    def way(offset, *axes, size=512, workers=1):
-        out = memory[offset : offset + size].view(np.float32)
-        return cpu.best_way(out, cpu.Runs(axes, 4), workers)
+    def way(offset, *axes):
+        return cpu.best_way(memory[offset : offset + 512].view(np.float32), cpu.Runs(axes, 4))
 
     assert way(0) == "cached"
-    monkeypatch.setattr(cpu, "last_level_bytes", lambda: 256)
-    assert (way(0, size=256), way(0, workers=2)) == ("cached", "cached")
-    assert way(0, size=576, workers=2) == "streamed"
+    monkeypatch.setattr(cpu, "STREAM_BYTES", 512)
     assert (way(0), way(16), way(4)) == ("streamed", "streamed in pieces", "cached")
     assert way(0, (2, 34, 192)) == "streamed"
     assert way(0, (2, 34, 208)) == "streamed in pieces"
     assert way(0, (2, 34, 192), (3, 34, 196)) == "cached"
-
-
-def test_last_level_bytes(tmp_path):
-    last_level_bytes = caches.last_level_bytes.__wrapped__
-    assert last_level_bytes(tmp_path) == caches.USUAL_BYTES
-    for number, text in enumerate(["64K", "8M", "what", "1024K"]):
-        (tmp_path / f"index{number}").mkdir()
-        (tmp_path / f"index{number}" / "size").write_text(text + "\n")
-    assert last_level_bytes(tmp_path) == 8 << 20
-    (tmp_path / "index0" / "size").write_text("300M")
-    assert last_level_bytes(tmp_path) == caches.MOST_BYTES
 
 
 # ---------------------------------------------------------------- layouts
