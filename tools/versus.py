@@ -20,7 +20,7 @@ __all__ = ["PEERS", "run"]
 
 PEERS = tuple(INSTALL)
 DEFAULT_THREADS = (1, 2)
-# A sample repeats the call until it lasts about this long (seconds).
+# A sample repeats the call until it lasts about this long (seconds), and is the median of these calls.
 SAMPLE_SECONDS = 0.02
 # Rounds without -r: fewer of what takes long.
 ROUNDS, SLOW_ROUNDS, SLOW_SECONDS = 5, 3, 0.4

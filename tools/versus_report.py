@@ -214,8 +214,8 @@ def _print_machine(document):
     for name, about in document["peers"].items():
         tables.note(f"{name}: " + ", ".join(f"{key} {value}" for key, value in about.items()))
     tables.note(
-        "Medians of interleaved rounds; a peer's column: its time over ours in the same round "
-        "(above 1: ours is faster), median (least-most)"
+        "Medians of interleaved rounds, and of a round's calls; a peer's column: its time over ours "
+        "in the same round (above 1: ours is faster), median (least-most)"
     )
 
 

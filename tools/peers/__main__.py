@@ -7,9 +7,11 @@ print goes to standard error.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import signal
+import statistics
 import sys
 import time
 import traceback
@@ -42,13 +44,15 @@ class Server:
         )
 
     def run(self, variant, n_threads, count):
-        """Call it `count` times; returns the seconds of one."""
+        """Call it `count` times; returns the seconds of one: the median, lest one that the system
+        interrupted counts for all."""
         call = self._variants[variant].call
         self._module.set_threads(n_threads)
-        begun = time.perf_counter()
+        times = [time.perf_counter()]
         for _ in range(count):
             call(n_threads)
-        return dict(seconds=(time.perf_counter() - begun) / count)
+            times.append(time.perf_counter())
+        return dict(seconds=statistics.median(b - a for a, b in itertools.pairwise(times)))
 
     def output(self, variant, path):
         """Write some values of the last result to a file; says what else there is to know."""
