@@ -5,7 +5,7 @@ read where they lie and widened in registers (other types come through a fill, a
 Query rows and scores are plain rows: keys lie side by side in the lanes, so that the softmax of one
 row wastes none::
 
-    scores[r, j]  = K[j] . queries[r]             along d_k, four sums at a time
+    scores[r, j]  = K[j] . queries[r]             along d_k
     weights       = online softmax along a row, in place
     output[r]    *= rescale, += weights[r] . V    gemm_tile
 
@@ -16,19 +16,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import simd, softmax
+from . import float_reads, simd, softmax
 from .attention_kernel import (
     Steps,
     clear,
     key_range,
     make_value_steps,
     mask_row,
+    prefetch_key,
     rescale,
     work_on_tasks,
 )
 from .gemm_tile import TILE_COLUMNS, make_gemm_tile
 from .jit import kernel
 from .layout import LINE
+from .steps_kernel import weigh
 
 # Rows that share a widened vector of K or V.
 _GROUP = 4
@@ -49,21 +51,6 @@ class Chunk(NamedTuple):
     v_step: int
     next_k: int
     next_v: int
-
-
-@kernel(inline=True)
-def _read_float32(address):
-    return simd.read_f32x16(address, 0)
-
-
-@kernel(inline=True)
-def _read_float16(address):
-    return simd.half_to_f32(simd.read_u16x16(address))
-
-
-@kernel(inline=True)
-def _read_bfloat16(address):
-    return simd.bfloat_to_f32(simd.read_u16x16(address))
 
 
 # ---------------------------------------------------------------- scratch and operands
@@ -127,16 +114,6 @@ def _open_16_bits(call, scratch, kv_head, key, n_keys, q_rows):
     return _in_place(call, kv_head, key, n_keys, 2)
 
 
-@kernel(inline=True)
-def _prefetch_key(call, chunk, j):
-    """Ask for key `j` of the next chunk: the hardware's own prefetching starts over at each chunk."""
-    for line in range(0, call.k_bytes, 64):
-        simd.prefetch(chunk.next_k + j * call.k_key + line)
-    if call.v_column < 0:
-        for line in range(0, call.v_bytes, 64):
-            simd.prefetch(chunk.next_v + j * call.v_key + line)
-
-
 # ---------------------------------------------------------------- softmax
 
 
@@ -145,9 +122,7 @@ def _finish_scores(call, kq, at, n_keys, key, low, high, position, slope, mask):
     """Scores of a row of `n_keys` keys from `key` on, in place; -inf outside low .. high. The largest."""
     top, out = simd.splat(_MINUS_INF), simd.splat(_MINUS_INF)
     for j in range(0, n_keys, 16):
-        s = simd.load_f32x16(kq, at + j) * call.scale
-        if call.softcap > _ZERO:
-            s = softmax.tanh(s * (_ONE / call.softcap)) * call.softcap
+        s = softmax.score(simd.load_f32x16(kq, at + j), call.scale, call.softcap)
         keys = simd.iota() + (key + j)
         if slope != _ZERO:
             s = s - simd.absolute(simd.to_f32(keys - position)) * slope
@@ -168,18 +143,6 @@ def _finish_scores(call, kq, at, n_keys, key, low, high, position, slope, mask):
 
 
 @kernel(inline=True)
-def _weigh(kq, at, n_keys, reference):
-    """Scores to exp(s - reference), -inf to 0; returns the sum."""
-    total, zero, shift = simd.splat(_ZERO), simd.splat(_ZERO), simd.splat(reference)
-    for j in range(0, n_keys, 16):
-        s = simd.load_f32x16(kq, at + j)
-        p = simd.select(s == _MINUS_INF, zero, softmax.exp(s - shift))
-        simd.store(kq, at + j, p)
-        total += p
-    return simd.sum_lanes(total)
-
-
-@kernel(inline=True)
 def _update_row(call, kq, at, n_keys, key, state, state_int, rows, r, mask):
     """One step of a row's online softmax: scores to weights, its maximum and sum; True if its output
     must be multiplied by its factor."""
@@ -190,7 +153,7 @@ def _update_row(call, kq, at, n_keys, key, state, state_int, rows, r, mask):
     old = state[rows.top + r]
     top = max(largest, old)
     reference = _ZERO if top == _MINUS_INF else top
-    added = _weigh(kq, at, n_keys, reference)
+    added = weigh(kq, at, 0, _line(n_keys), reference)
     shrink = _ONE
     if top > old:
         shrink = np.exp(old - reference)
@@ -202,14 +165,30 @@ def _update_row(call, kq, at, n_keys, key, state, state_int, rows, r, mask):
 # ---------------------------------------------------------------- one kernel for each format
 
 
+def _make_add_rows(n_rows, columns, dtype_name, item_bytes):
+    """``add_rows(call, weights, line, chunk, output, n_keys)``: `n_rows` output rows += weights . V chunk, in
+    register tiles of so many columns and, for the last ones, of `TILE_COLUMNS`; addresses."""
+    wide = make_gemm_tile(n_rows, columns // 16, b_type=dtype_name)
+    narrow = make_gemm_tile(n_rows, TILE_COLUMNS // 16, b_type=dtype_name)
+
+    @kernel(inline=True)
+    def add_rows(call, weights, line, chunk, output, n_keys):
+        stride, step = call.v_stride, chunk.v_step // item_bytes
+        whole = call.d_v // columns * columns
+        for column in range(0, whole, columns):
+            v, o = chunk.v + item_bytes * column, output + 4 * column
+            wide(weights, line, 1, v, step, o, stride, n_keys, True)
+        for column in range(whole, call.d_v, TILE_COLUMNS):
+            v, o = chunk.v + item_bytes * column, output + 4 * column
+            narrow(weights, line, 1, v, step, o, stride, n_keys, True)
+
+    return add_rows
+
+
 def _make_add_chunk(dtype_name, item_bytes, read):
     """`Steps.add_chunk` for K and V of a type; ``read(address)``: 16 of them, as float32."""
-
-    def tile(m, columns):
-        return make_gemm_tile(m, columns // 16, b_type=dtype_name)
-
-    one, one_narrow = tile(1, _ONE_COLUMNS), tile(1, TILE_COLUMNS)
-    group, group_narrow = tile(_GROUP, _GROUP_COLUMNS), tile(_GROUP, TILE_COLUMNS)
+    add_one = _make_add_rows(1, _ONE_COLUMNS, dtype_name, item_bytes)
+    add_group = _make_add_rows(_GROUP, _GROUP_COLUMNS, dtype_name, item_bytes)
 
     @kernel(inline=True)
     def scores_of_one(call, tile, queries, chunk, kq, at, n_keys):
@@ -217,7 +196,7 @@ def _make_add_chunk(dtype_name, item_bytes, read):
         being asked line by line, or than four keys side by side."""
         for j in range(n_keys):
             if item_bytes == 4 and not call.k_direct:
-                _prefetch_key(call, chunk, j)
+                prefetch_key(call, chunk, j)
             k, a = chunk.k + j * chunk.k_step, simd.splat(_ZERO)
             for i in range(0, call.q_depth, 16):
                 a = simd.fma(read(k + item_bytes * i), simd.load_f32x16(tile, queries + i), a)
@@ -230,8 +209,8 @@ def _make_add_chunk(dtype_name, item_bytes, read):
         depth = call.q_depth
         for j in range(0, n_keys, 2):
             other = min(j + 1, n_keys - 1)
-            _prefetch_key(call, chunk, j)
-            _prefetch_key(call, chunk, other)
+            prefetch_key(call, chunk, j)
+            prefetch_key(call, chunk, other)
             k, k_other = chunk.k + j * chunk.k_step, chunk.k + other * chunk.k_step
             a = simd.splat(_ZERO)
             b, c, d, e, f, g, h = a, a, a, a, a, a, a
@@ -253,25 +232,12 @@ def _make_add_chunk(dtype_name, item_bytes, read):
     @kernel(inline=True)
     def add_products(call, weights, line, chunk, output, n_rows, n_keys):
         """Output rows += weights . V chunk; addresses."""
-        stride, step = call.v_stride, chunk.v_step // item_bytes
         if n_rows == 1:
-            whole = call.d_v // _ONE_COLUMNS * _ONE_COLUMNS
-            for column in range(0, whole, _ONE_COLUMNS):
-                v, o = chunk.v + item_bytes * column, output + 4 * column
-                one(weights, line, 1, v, step, o, stride, n_keys, True)
-            for column in range(whole, call.d_v, TILE_COLUMNS):
-                v, o = chunk.v + item_bytes * column, output + 4 * column
-                one_narrow(weights, line, 1, v, step, o, stride, n_keys, True)
+            add_one(call, weights, line, chunk, output, n_keys)
             return
-        whole = call.d_v // _GROUP_COLUMNS * _GROUP_COLUMNS
         for r in range(0, n_rows, _GROUP):
-            w, row = weights + 4 * r * line, output + 4 * r * stride
-            for column in range(0, whole, _GROUP_COLUMNS):
-                v, o = chunk.v + item_bytes * column, row + 4 * column
-                group(w, line, 1, v, step, o, stride, n_keys, True)
-            for column in range(whole, call.d_v, TILE_COLUMNS):
-                v, o = chunk.v + item_bytes * column, row + 4 * column
-                group_narrow(w, line, 1, v, step, o, stride, n_keys, True)
+            rows = output + 4 * r * call.v_stride
+            add_group(call, weights + 4 * r * line, line, chunk, rows, n_keys)
 
     @kernel(inline=True)
     def value(chunk, j, i):
@@ -328,7 +294,7 @@ def _make_attend(dtype_name, item_bytes, read, open_chunk):
 
 # By the type of K and V that is read in place.
 ATTEND_FEW = {
-    "float32": _make_attend("float32", 4, _read_float32, _open_float32),
-    "float16": _make_attend("float16", 2, _read_float16, _open_16_bits),
-    "bfloat16": _make_attend("bfloat16", 2, _read_bfloat16, _open_16_bits),
+    "float32": _make_attend("float32", 4, float_reads.read_f32, _open_float32),
+    "float16": _make_attend("float16", 2, float_reads.read_f16, _open_16_bits),
+    "bfloat16": _make_attend("bfloat16", 2, float_reads.read_bf16, _open_16_bits),
 }

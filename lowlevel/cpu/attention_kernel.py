@@ -193,7 +193,7 @@ def _skip_keys(chunk, n):
 
 
 @kernel(inline=True)
-def _prefetch_key(call, chunk, j):
+def prefetch_key(call, chunk, j):
     """Ask for key `j` of the next chunk. Few query rows wait for memory, and the hardware's own
     prefetching starts over at each chunk of K and of V."""
     for line in range(0, call.k_bytes, 64):
@@ -211,7 +211,7 @@ def _scores(call, queries, chunk, out, n_keys):
         k, line = chunk.k + 4 * j * k_step, out + 4 * j * panel
         if panel == 16:
             for ahead in range(TILE_ROWS):
-                _prefetch_key(call, chunk, j + ahead)
+                prefetch_key(call, chunk, j + ahead)
             _gemm_narrow(k, k_step, 1, queries, panel, line, panel, depth, False)
         else:
             for column in range(0, 4 * panel, 4 * TILE_COLUMNS):

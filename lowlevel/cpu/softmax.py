@@ -69,6 +69,15 @@ def tanh(x):
 
 
 @kernel(inline=True)
+def score(s, scale, softcap):
+    """scale and softcap of 16 products of K and Q."""
+    s = s * scale
+    if softcap > _ZERO:
+        s = tanh(s * (_ONE / softcap)) * softcap
+    return s
+
+
+@kernel(inline=True)
 def transform(kq, start, panel, n_keys, scale, softcap, slopes, slope, positions, position, key):
     """Scores = softcap(scale * kq) - slope * |position - key|, in place; `key`: that of line 0."""
     for v in range(0, panel, 16):
@@ -76,9 +85,7 @@ def transform(kq, start, panel, n_keys, scale, softcap, slopes, slope, positions
         row_position = simd.load_i32x16(positions, position + v)
         for j in range(n_keys):
             at = start + j * panel + v
-            s = simd.load_f32x16(kq, at) * scale
-            if softcap > _ZERO:
-                s = tanh(s * (_ONE / softcap)) * softcap
+            s = score(simd.load_f32x16(kq, at), scale, softcap)
             distance = simd.absolute(simd.to_f32(row_position - (key + j)))
             simd.store(kq, at, s - row_slope * distance)
 

@@ -10,28 +10,19 @@ _MINUS_INF = np.float32(-np.inf)
 
 
 @kernel(inline=True)
-def _score(s, scale, softcap):
-    """scale and softcap of 16 scores."""
-    s = s * scale
-    if softcap > _ZERO:
-        s = softmax.tanh(s * (_ONE / softcap)) * softcap
-    return s
-
-
-@kernel(inline=True)
 def _finish_scores(kq, row, low, high, position, scale, softcap, slope):
     """Scores low .. high of a row in place; returns their maximum."""
     top = simd.splat(_MINUS_INF)
     whole = low + (high - low) // 16 * 16
     for c in range(low, whole, 16):
-        s = _score(simd.load_f32x16(kq, row + c), scale, softcap)
+        s = softmax.score(simd.load_f32x16(kq, row + c), scale, softcap)
         distance = simd.absolute(simd.to_f32(simd.iota() + (c - position)))
         s = s - distance * slope
         simd.store(kq, row + c, s)
         top = simd.maximum(s, top)
     largest = simd.max_lanes(top)
     for c in range(whole, high):
-        s = simd.extract(_score(simd.splat(kq[row + c]), scale, softcap), 0)
+        s = simd.extract(softmax.score(simd.splat(kq[row + c]), scale, softcap), 0)
         s -= slope * np.float32(abs(c - position))
         kq[row + c] = s
         if s > largest:
@@ -53,7 +44,7 @@ def _add_mask(kq, row, low, high, mask, mask_key):
 
 
 @kernel(inline=True)
-def _weigh(kq, row, low, high, top):
+def weigh(kq, row, low, high, top):
     """Scores to exp(s - top), -inf to 0; returns the sum."""
     total, zero, shift = simd.splat(_ZERO), simd.splat(_ZERO), simd.splat(top)
     whole = low + (high - low) // 16 * 16
@@ -107,7 +98,7 @@ def softmax_rows(kq, call, head, n_heads, counter):
         sink = simd.read_f32(call.sinks, h) if call.sinks else _MINUS_INF
         top = max(top, sink)
         reference = _ZERO if top == _MINUS_INF else top
-        total = _weigh(kq, row, low, high, reference)
+        total = weigh(kq, row, low, high, reference)
         if sink != _MINUS_INF:
             total += np.exp(sink - reference)
         if total != _ZERO:

@@ -56,37 +56,38 @@ def fill_from_block(unpack, rows, job, spare, first, panel, ahead):
 
 
 # ---------------------------------------------------------------- float formats
-# ``each(put, state, rows, first, n_k, distance) -> state`` hands over weights first .. first + n_k
-# of 16 rows in order, as f32x16 with one row a lane: ``state = put(state, weights)``. What lies
-# `distance` bytes after them is fetched meanwhile.
 
 
 @kernel(inline=True)
-def _put_pairs(two, put, state, a, b, c, d):
+def _put_pairs(two, panel, a, b, c, d):
     """Two weights a dword."""
     low, high = two(a)
-    state = put(put(state, low), high)
+    lanes.put(panel, low)
+    lanes.put(panel + 64, high)
     low, high = two(b)
-    state = put(put(state, low), high)
+    lanes.put(panel + 128, low)
+    lanes.put(panel + 192, high)
     low, high = two(c)
-    state = put(put(state, low), high)
+    lanes.put(panel + 256, low)
+    lanes.put(panel + 320, high)
     low, high = two(d)
-    return put(put(state, low), high)
+    lanes.put(panel + 384, low)
+    lanes.put(panel + 448, high)
 
 
 @kernel(inline=True)
-def _each_of_16_bits(two, put, state, rows, first, n_k, distance):
+def _fill_16_bits(two, rows, first, n_k, panel):
     """`two`: the weights in the low and high half of dwords."""
     whole = n_k // 32 * 32
     for k in range(0, whole, 32):
-        q = lanes.columns_16(rows, (first + k) * 2, distance)
-        state = _put_pairs(two, put, state, q[0], q[1], q[2], q[3])
-        state = _put_pairs(two, put, state, q[4], q[5], q[6], q[7])
-        state = _put_pairs(two, put, state, q[8], q[9], q[10], q[11])
-        state = _put_pairs(two, put, state, q[12], q[13], q[14], q[15])
+        q = lanes.columns_16(rows, (first + k) * 2, _AHEAD)
+        _put_pairs(two, panel + 64 * k, q[0], q[1], q[2], q[3])
+        _put_pairs(two, panel + 64 * k + 512, q[4], q[5], q[6], q[7])
+        _put_pairs(two, panel + 64 * k + 1024, q[8], q[9], q[10], q[11])
+        _put_pairs(two, panel + 64 * k + 1536, q[12], q[13], q[14], q[15])
     for k in range(whole, n_k):
-        state = put(state, two(simd.widen(lanes.column_u16(rows, (first + k) * 2)))[0])
-    return state
+        weights, _ = two(simd.widen(lanes.column_u16(rows, (first + k) * 2)))
+        lanes.put(panel + 64 * k, weights)
 
 
 @kernel(inline=True)
@@ -96,8 +97,8 @@ def _two_halves(v):
 
 
 @kernel(inline=True)
-def each_f16(put, state, rows, first, n_k, distance):
-    return _each_of_16_bits(_two_halves, put, state, rows, first, n_k, distance)
+def fill_f16(rows, job, spare, first, n_k, panel, ahead):
+    _fill_16_bits(_two_halves, rows, first, n_k, panel)
 
 
 @kernel(inline=True)
@@ -106,73 +107,33 @@ def _two_bfloats(v):
 
 
 @kernel(inline=True)
-def each_bf16(put, state, rows, first, n_k, distance):
-    return _each_of_16_bits(_two_bfloats, put, state, rows, first, n_k, distance)
+def fill_bf16(rows, job, spare, first, n_k, panel, ahead):
+    _fill_16_bits(_two_bfloats, rows, first, n_k, panel)
 
 
 @kernel(inline=True)
-def _put_four_floats(put, state, a, b, c, d):
-    state = put(put(state, simd.as_f32x16(a)), simd.as_f32x16(b))
-    return put(put(state, simd.as_f32x16(c)), simd.as_f32x16(d))
-
-
-@kernel(inline=True)
-def each_f32(put, state, rows, first, n_k, distance):
-    whole = n_k // 16 * 16
-    for k in range(0, whole, 16):
-        q = lanes.columns_16(rows, (first + k) * 4, distance)
-        state = _put_four_floats(put, state, q[0], q[1], q[2], q[3])
-        state = _put_four_floats(put, state, q[4], q[5], q[6], q[7])
-        state = _put_four_floats(put, state, q[8], q[9], q[10], q[11])
-        state = _put_four_floats(put, state, q[12], q[13], q[14], q[15])
-    for k in range(whole, n_k):
-        state = put(state, simd.as_f32x16(lanes.column_i32(rows, (first + k) * 4)))
-    return state
-
-
-@kernel(inline=True)
-def _store(panel, weights):
-    lanes.put(panel, weights)
-    return panel + 64
+def _put_four_floats(panel, a, b, c, d):
+    lanes.put(panel, simd.as_f32x16(a))
+    lanes.put(panel + 64, simd.as_f32x16(b))
+    lanes.put(panel + 128, simd.as_f32x16(c))
+    lanes.put(panel + 192, simd.as_f32x16(d))
 
 
 @kernel(inline=True)
 def fill_f32(rows, job, spare, first, n_k, panel, ahead):
-    each_f32(_store, panel, rows, first, n_k, _AHEAD)
-
-
-@kernel(inline=True)
-def fill_f16(rows, job, spare, first, n_k, panel, ahead):
-    each_f16(_store, panel, rows, first, n_k, _AHEAD)
-
-
-@kernel(inline=True)
-def fill_bf16(rows, job, spare, first, n_k, panel, ahead):
-    each_bf16(_store, panel, rows, first, n_k, _AHEAD)
+    whole = n_k // 16 * 16
+    for k in range(0, whole, 16):
+        q = lanes.columns_16(rows, (first + k) * 4, _AHEAD)
+        _put_four_floats(panel + 64 * k, q[0], q[1], q[2], q[3])
+        _put_four_floats(panel + 64 * k + 256, q[4], q[5], q[6], q[7])
+        _put_four_floats(panel + 64 * k + 512, q[8], q[9], q[10], q[11])
+        _put_four_floats(panel + 64 * k + 768, q[12], q[13], q[14], q[15])
+    for k in range(whole, n_k):
+        lanes.put(panel + 64 * k, simd.as_f32x16(lanes.column_i32(rows, (first + k) * 4)))
 
 
 # ---------------------------------------------------------------- one row of x, float formats
-# ``read(address)``: 16 weights in a row, and ``read_one(address)`` a single one, as float32.
-
-
-@kernel(inline=True)
-def read_f16(address):
-    return simd.half_to_f32(simd.read_u16x16(address))
-
-
-@kernel(inline=True)
-def read_one_f16(address):
-    return simd.half_to_f32(simd.read_u16(address))
-
-
-@kernel(inline=True)
-def read_bf16(address):
-    return simd.bfloat_to_f32(simd.read_u16x16(address))
-
-
-@kernel(inline=True)
-def read_one_bf16(address):
-    return simd.bfloat_to_f32(simd.read_u16(address))
+# ``read(address)``: 16 weights in a row, and ``read_one(address)`` a single one: see float_reads.py.
 
 
 @kernel(inline=True)

@@ -4,6 +4,7 @@ Each is ``(job_at, worker, counter, max_tasks) -> bool``, with the address of a 
 that are passed to functions but keeps no closures on disk, hence named functions for each format.
 """
 
+from lowlevel.cpu import float_reads
 from lowlevel.cpu.jit import kernel
 from quant.cpu import matmul_floats as floats
 from quant.cpu import matmul_lanes as lanes
@@ -237,14 +238,14 @@ def multiply_column_f32(job_at, worker, counter, max_tasks):
 @kernel
 def multiply_column_f16(job_at, worker, counter, max_tasks):
     return tiles.single_float_columns(
-        floats.read_f16, floats.read_one_f16, 2, job_at, worker, counter, max_tasks
+        float_reads.read_f16, float_reads.read_one_f16, 2, job_at, worker, counter, max_tasks
     )
 
 
 @kernel
 def multiply_column_bf16(job_at, worker, counter, max_tasks):
     return tiles.single_float_columns(
-        floats.read_bf16, floats.read_one_bf16, 2, job_at, worker, counter, max_tasks
+        float_reads.read_bf16, float_reads.read_one_bf16, 2, job_at, worker, counter, max_tasks
     )
 
 
