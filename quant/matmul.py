@@ -54,9 +54,10 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     both calls every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
-    vectors: 0.0055 / sqrt(columns) (0.0064 with K-quants) for int8 activations, which is ggml's
-    too; at most half a step, 1/254 of the largest x of the block, for each value. With
-    ``exact=True`` below 1e-6.
+    vectors: 0.0055 / sqrt(columns) (0.0071 with K-quants) for int8 activations, which is ggml's
+    too: the square root of a 12th of a step, which is 1/127 of the largest x of the block.
+    At most half a step, 1/254 of the largest x of the block, for each value. With ``exact=True``
+    below 1e-6.
 
     A NaN or an infinity in a row of x: with float32 activations it goes through the products; with
     int8 activations the whole output row is NaN. Values below 2**-100 in a block whose values are
