@@ -36,18 +36,18 @@ def asarray(x, device):
     return target.from_host(x)
 
 
-def asnumpy(x):
+def asnumpy(x, name="x"):
     """`x` in the host's memory, once all earlier work on its device is done.
 
-    A NumPy array is returned as it is, any other is copied.
+    A NumPy array is returned as it is, any other is copied. `name`: the argument it came as, for the error.
     """
-    source = _device_of(x)
+    source = _device_of(x, name)
     return np.asarray(x) if source is None or source.name == "cpu" else source.to_host(x)
 
 
-def _device_of(x):
+def _device_of(x, name="x"):
     try:
-        return devices.of_array(x, "x")
+        return devices.of_array(x, name)
     except TypeError:
         if isinstance(x, np.ndarray):  # a masked array: its mask would be lost
             raise

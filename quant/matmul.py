@@ -1,6 +1,8 @@
 """Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
 
 import functools
+import math
+import operator
 
 import numpy as np
 
@@ -9,6 +11,9 @@ from lowlevel.arena import align_up
 
 from .formats import block_format
 from .tensor import QuantTensor
+
+# Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
+_MOST_VALUES = 2**54
 
 
 def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=None):
@@ -127,11 +132,23 @@ class _Outline:
 
     def __init__(self, qtype, shape):
         self.format = block_format(qtype)
-        self.shape = tuple(int(size) for size in shape)
+        try:
+            self.shape = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"t: expected a shape of ints, got {shape!r}") from None
+        if self.shape and min(self.shape) < 0:
+            raise ValueError(f"t: expected a shape of lengths of at least 0, got {self.shape}")
         self.format.row_blocks(self.shape[-1])
 
 
 def _plan(n, t, exact, n_threads, device):
+    rows, columns = t.shape[-2:]
+    for name, n_values, what in (
+        ("t", math.prod(t.shape), f"weights of shape {tuple(t.shape)}"),
+        ("n", n * max(rows, columns), f"{n} rows of x, of {columns} columns and {rows} products,"),
+    ):
+        if n_values > _MOST_VALUES:
+            raise ValueError(f"{name}: {what} are more than any memory holds")
     if device != "cpu":
         if n_threads is not None:
             raise ValueError(f"n_threads: {device} has no use for it; leave it out")
@@ -268,7 +285,10 @@ def _sorted_by_expert(experts, n, t):
     """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
     if experts is None:
         return None, [0], [n]
-    experts = arrays.asnumpy(experts) if hasattr(experts, "dtype") else np.asarray(experts)
+    if hasattr(experts, "dtype"):
+        experts = arrays.asnumpy(experts, "experts")
+    else:
+        experts = np.asarray(experts)
     if experts.shape != (n,):
         raise ValueError(
             f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"

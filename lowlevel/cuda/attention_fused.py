@@ -107,4 +107,6 @@ def _is_general(operands):
     """Whether scores need more than a positive scale, causality and a window."""
     o = operands
     low, high = _SCALES_WITHIN_RANGE
-    return not low < o.scale < high or any(x is not None for x in (o.softcap, o.mask, o.alibi_slopes))
+    return not low < o.scale < high or any(
+        x is not None for x in (o.softcap, o.mask, o.alibi_slopes)
+    )

@@ -99,7 +99,11 @@ def test_nan_in_values_is_not_lost_far_below_the_maximum(way):
 def test_lse_within_its_bound(rng, method):
     """As the docstring says: 5e-6 of the larger of 1 and its largest magnitude."""
     for _ in range(30):
-        n_tokens, n_kv, d = int(rng.choice([1, 9, 30])), int(rng.integers(30, 80)), 1 << rng.integers(8)
+        n_tokens, n_kv, d = (
+            int(rng.choice([1, 9, 30])),
+            int(rng.integers(30, 80)),
+            1 << rng.integers(8),
+        )
         q, k, v = (rng.standard_normal((2, n, d), dtype=np.float32) for n in (n_tokens, n_kv, n_kv))
         options = dict(causal=bool(rng.integers(2)), window=int(rng.choice([1, 2, 50])))
         options["softcap"] = float(rng.choice([0.001, 1.0, 30.0]))

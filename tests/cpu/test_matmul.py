@@ -351,6 +351,13 @@ def bad_calls():
         "t stack": (ValueError, "t:.*experts", x, stack, {}),
         "t not a stack": (ValueError, "t:", x, t, {"experts": [0, 0, 0]}),
         "experts count": (ValueError, "experts:", x, stack, {"experts": [0, 0]}),
+        "experts masked": (
+            TypeError,
+            "experts: .*Masked",
+            x,
+            stack,
+            {"experts": np.ma.zeros(3, int)},
+        ),
         "experts float": (TypeError, "experts:", x, stack, {"experts": [0.0, 1.0, 0.0]}),
         "experts high": (IndexError, "experts:.*2", x, stack, {"experts": [0, 2, 1]}),
         "experts low": (IndexError, "experts:.*-1", x, stack, {"experts": [0, -1, 1]}),
@@ -384,7 +391,16 @@ def test_bad_input(case):
         np.testing.assert_array_equal(out, before)
 
 
-@pytest.mark.parametrize("n, t", [(-1, ("Q8_0", (4, 64))), (1.5, ("Q8_0", (4, 64)))])
+@pytest.mark.parametrize(
+    "n, t",
+    [
+        (-1, ("Q8_0", (4, 64))),
+        (1.5, ("Q8_0", (4, 64))),
+        (2**62, ("Q8_0", (4, 64))),
+        (2**48, ("F32", (2**20, 1))),
+        (10**30, ("Q2_K", (8, 4, 256))),
+    ],
+)
 def test_bad_plan(n, t):
     with pytest.raises(ValueError, match="n:"):
         matmul_scratch_bytes(n, t)
@@ -393,5 +409,11 @@ def test_bad_plan(n, t):
 def test_bad_plan_shape():
     with pytest.raises(ValueError, match="columns"):
         matmul_scratch_bytes(1, ("Q2_K", (4, 64)))
-    with pytest.raises(ValueError, match="t:"):
-        matmul_scratch_bytes(1, ("Q8_0", (64,)))
+    for shape in ((64,), (2**50, 64), (2**40, 2**20, 64), (-4, 64)):
+        with pytest.raises(ValueError, match="t:"):
+            matmul_scratch_bytes(1, ("Q8_0", shape))
+    with pytest.raises(TypeError, match="t: expected a shape of ints"):
+        matmul_scratch_bytes(1, ("Q8_0", (4.5, 64)))
+    assert (
+        matmul_scratch_bytes(2**40, ("Q8_0", (64, 64))) < 2**54
+    )  # none has so much, but it is a number
