@@ -11,6 +11,7 @@ import sys
 
 from . import bench, make_gguf, plan, pool
 from .options import UsageError
+from .plain_text import make_streams_robust
 
 DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard memory budget."
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 held, 1 a checked limit was broken, 2 bad use. As argparse does,
         ``--help``, ``--version`` and a malformed command line raise SystemExit.
     """
+    make_streams_robust()
     args = build_parser().parse_args(argv)
     try:
         return _RUN[args.command](args) or 0

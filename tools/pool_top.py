@@ -102,7 +102,7 @@ def _pool_view(pool):
         f"fragmentation {pool.fragmentation:.0%}, {len(pool.live):,} blocks, {pool.n_refused:,} refused"
     )
     n_full = round(BAR_WIDTH * pool.used / max(pool.budget, 1))
-    yield Text.assemble(("━" * n_full, "cyan"), ("━" * (BAR_WIDTH - n_full), "bright_black"))
+    yield Text.assemble(("━" * n_full, "cyan"), ("─" * (BAR_WIDTH - n_full), "bright_black"))
     table = Table(box=None, pad_edge=False)
     for heading, justify in (
         ("tag", "left"),
