@@ -55,11 +55,6 @@ def memory_model(model, qtype="Q8_0", mla_form=None):
         return _memory_model(geometry.name, tensors, geometry.attention, geometry.n_expert_used)
     with open_model(model) as file:
         infos = [file.tensor_info(name) for name in file]
-        for info in infos:
-            if info.n_bytes is None:
-                raise ModelFileError(
-                    f"{info.path}: tensor {info.name!r} has a type of unknown size"
-                )
         tensors = [(info.name, info.type_name, info.n_bytes, info.shape) for info in infos]
         key = f"{file.attention.architecture}.expert_used_count"
         n_expert_used = file.metadata.get(key, 0)
