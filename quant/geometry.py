@@ -15,10 +15,26 @@ ARCHITECTURES = ("llama", "deepseek2")
 # llama.cpp's llama_expert_gating_func_type
 EXPERT_GATING = {"softmax": 1, "sigmoid": 2}
 MLA_FORMS = ("split", "fused", "both")
-# Far above any real model; it bounds what is made a layer on the word of a file or an option.
-MAX_LAYERS = 2**14
-MAX_SIZE = 2**31 - 1  # of any other number of a model: engines keep them in 32 bits
-MOST_OF = {"n_layer": MAX_LAYERS, "n_layer_dense": MAX_LAYERS}
+# The largest that each size may be: far more than any model has, little enough that a file of it is either
+# written a few MiB at a time or refused for its size. (n_vocab: what the tokenizer can name, model_metadata.)
+MOST = {
+    "n_layer": 4096,
+    "n_layer_dense": 4096,
+    "n_embd": 2**20,
+    "n_head": 2**16,
+    "n_head_kv": 2**16,
+    "d_k": 2**12,
+    "d_v": 2**12,
+    "n_rot": 2**12,
+    "q_lora_rank": 2**20,
+    "kv_lora_rank": 2**13,
+    "n_ff": 2**20,
+    "n_ff_expert": 2**20,
+    "n_expert": 2**12,
+    "n_expert_used": 2**12,
+    "n_expert_shared": 2**8,
+    "context_length": 2**31 - 1,
+}
 
 
 @dataclass(frozen=True)
@@ -96,9 +112,9 @@ class AttentionGeometry:
             raise ValueError(f"metadata 'general.architecture' is {architecture!r}, not a name")
         keys = _Keys(metadata, architecture)
         n_block = keys.count("block_count")
-        if n_block > MAX_LAYERS:
+        if n_block > MOST["n_layer"]:
             raise ValueError(
-                f"metadata '{architecture}.block_count' is {n_block}; at most {MAX_LAYERS} layers can be read"
+                f"metadata '{architecture}.block_count' is {n_block}; at most {MOST['n_layer']} layers can be read"
             )
         n_predictor = keys.count("nextn_predict_layers", 0)
         if n_predictor >= n_block:
@@ -272,15 +288,19 @@ class ModelGeometry:
     def resized(self, **sizes):
         """A copy with other sizes, checked; names are those of the attributes.
 
-        Sizes that follow from another one follow it unless they are given too: `n_head_kv` keeps
-        its ratio to `n_head`, fewer experts than are used are all used, and of fewer layers than
-        were dense the last one still has experts.
+        Sizes that follow from another one follow it unless they are given too: where the heads
+        make up the width, `n_embd` and `n_head` follow each other and the size of a head stays,
+        or follows where both are given (`_of_whole_heads`); `n_head_kv` keeps its ratio to
+        `n_head`, fewer experts than are used are all used, and of fewer layers than were dense the
+        last one still has experts.
 
         Raises
         ------
         ValueError
             The sizes do not make a model; the message names one.
         """
+        if not self.kv_lora_rank and self.n_embd == self.n_head * self.d_k:
+            sizes = {**self._of_whole_heads(sizes), **sizes}
         if "n_head" in sizes and "n_head_kv" not in sizes:
             sizes["n_head_kv"] = max(1, sizes["n_head"] * self.n_head_kv // self.n_head)
         if "n_expert" in sizes and "n_expert_used" not in sizes:
@@ -291,6 +311,29 @@ class ModelGeometry:
         changed.check()
         return changed
 
+    def _of_whole_heads(self, given):
+        """The sizes that keep n_embd = n_head d_k, and d_v and n_rot at d_k, beside those that are given.
+
+        None where there are no such whole numbers.
+        """
+        follow = {}
+        n_embd, n_head, d_k = (
+            given.get(name, getattr(self, name)) for name in ("n_embd", "n_head", "d_k")
+        )
+        if min(n_embd, n_head, d_k) < 1:
+            return follow  # `check` names the one that was given
+        if "n_embd" not in given:
+            follow["n_embd"] = n_head * d_k
+        elif "n_head" not in given and n_embd % d_k == 0:
+            follow["n_head"] = n_embd // d_k
+        elif "n_head" in given and "d_k" not in given and n_embd % n_head == 0:
+            follow["d_k"] = n_embd // n_head
+        d_k = follow.get("d_k", d_k)
+        return {
+            **{name: d_k for name in ("d_v", "n_rot") if getattr(self, name) == self.d_k},
+            **follow,
+        }
+
     def check(self):
         """Raise ValueError, naming the size, where the sizes do not make a model."""
         mandatory = ("n_layer", "n_embd", "n_head", "n_head_kv", "d_k", "d_v", "n_rot", "n_vocab")
@@ -300,9 +343,8 @@ class ModelGeometry:
                 lowest = 1 if field.name in mandatory else 0
                 if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                     raise ValueError(f"{field.name}: at least {lowest}; got {value!r}")
-                if value > MOST_OF.get(field.name, MAX_SIZE):
-                    most = MOST_OF.get(field.name, MAX_SIZE)
-                    raise ValueError(f"{field.name}: at most {most}; got {value!r}")
+                if value > MOST.get(field.name, value):
+                    raise ValueError(f"{field.name}: at most {MOST[field.name]}; got {value!r}")
         for rule, held in (
             (
                 f"architecture: one of {', '.join(ARCHITECTURES)}",

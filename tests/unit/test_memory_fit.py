@@ -226,7 +226,7 @@ def files(tmp_path_factory):
               n_ff_expert=256, n_vocab=512, n_head=2), "IQ4_NL")  # fmt: skip
     geometry = quant.geometry.named_geometry("llama-8b")
     make_gguf(folder / "llama.gguf", geometry.resized(n_layer=2, n_embd=256, n_ff=512, n_vocab=512,
-              n_head=4, n_head_kv=2), "Q4_K")  # fmt: skip
+              n_head=4, n_head_kv=2, d_k=128, d_v=128, n_rot=128), "Q4_K")  # fmt: skip
     return folder
 
 
