@@ -1,9 +1,9 @@
 """The ground floor of kqcap: memory pools, attention plans, attention, concat. Knows nothing of GGUF."""
 
 from .arrays import asarray, asnumpy
-from .attention import attention, merge_states
+from .attention.call import attention, merge_states
+from .attention.plan import AttentionPlan, plan_attention
 from .concat import concat
-from .plan import AttentionPlan, plan_attention
 from .pool import Block, BudgetError, Pool
 
 __all__ = [

@@ -6,8 +6,8 @@ is imported when a call first needs it.
 
 from .dequantize import dequantize
 from .formats import FORMATS, BlockFormat, block_format
+from .gguf.model_file import ModelFile, ModelFileError, open
 from .matmul import matmul, matmul_scratch_bytes
-from .model_file import ModelFile, ModelFileError, open
 from .quantize import quantize
 from .tensor import QuantTensor
 

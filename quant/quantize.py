@@ -83,7 +83,7 @@ def _check_array(x, block):
 
 def _quantize_chunks(x, block, out, n_threads):
     """Quantise `x` into its blocks' bytes `out` (1-D), in chunks of whole rows or blocks."""
-    from .cpu.quantize_check import take
+    from .cpu.quantize.check import take
 
     unit = block.block_weights if x.flags.c_contiguous else x.shape[-1]
     units = x.reshape(-1, unit)
@@ -161,7 +161,7 @@ def _largest_weight(block):
 
 def _fits(weights, block):
     """Whether all weights are finite and not too large."""
-    from .cpu.quantize_check import largest_bits
+    from .cpu.quantize.check import largest_bits
 
     bits = largest_bits(weights.ctypes.data, len(weights))
     return bits <= _largest_weight(block).view(np.int32)

@@ -12,9 +12,11 @@ import signal
 import sys
 import threading
 
-from . import bench, make_gguf, plan, pool
+from . import make_gguf, plan
+from .bench import command as bench
 from .options import UsageError
 from .plain_text import make_streams_robust
+from .pool import command as pool
 
 DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard memory budget."
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"

@@ -12,8 +12,8 @@ from comparison import assert_close
 
 import lowlevel
 import quant
-from lowlevel.pool_scope import Scope
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.pool.scope import Scope
 
 
 def test_v_that_starts_inside_a_block_of_k_is_not_v_in_k():

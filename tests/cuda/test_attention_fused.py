@@ -19,8 +19,8 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel import cudasim, devices
-from lowlevel.cuda import instances, layout, loader
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.gpu import instances, layout, loader
 from quant import dequantize, quantize
 
 KERNELS = tuple(k for t in (instances.FUSED, instances.WGMMA, instances.MERGE) for k in t.values())

@@ -15,9 +15,9 @@ import pytest
 from traces import Lines, mutant, record
 
 import lowlevel
-from lowlevel.trace import Trace
+from lowlevel.pool.trace import Trace
 from tools.cli import main
-from tools.pool_common import shown
+from tools.pool.common import shown
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -11,9 +11,9 @@ import threading
 import numpy as np
 import pytest
 
-from lowlevel import pool_memory
-from lowlevel.arena import Arena
 from lowlevel.pool import BudgetError, MemoryCorruptionError, Pool
+from lowlevel.pool import memory as pool_memory
+from lowlevel.pool.arena import Arena
 
 
 @pytest.fixture(params=["plain", "debug", "cudasim", "cudasim debug"])

@@ -11,11 +11,11 @@ import threading
 import numpy as np
 import pytest
 
-from lowlevel import trace as trace_module
-from lowlevel.arena import Arena
+from lowlevel.inspect.reader import TraceFormatError, read_events, read_header
 from lowlevel.pool import BudgetError, Pool
-from lowlevel.trace import Trace
-from lowlevel.trace_reader import TraceFormatError, read_events, read_header
+from lowlevel.pool import trace as trace_module
+from lowlevel.pool.arena import Arena
+from lowlevel.pool.trace import Trace
 
 
 @pytest.fixture
@@ -434,7 +434,7 @@ def test_hostile_lines(path, monkeypatch):
         path.write_bytes(HEADER + line + b"\n")
         with pytest.raises(TraceFormatError, match="line 2"):
             list(read_events(path))
-    monkeypatch.setattr("lowlevel.trace_reader.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("lowlevel.inspect.reader.MAX_LINE_BYTES", 1000)
     path.write_bytes(HEADER + b" " * 5000)
     with pytest.raises(TraceFormatError, match="over 1000 bytes"):
         list(read_events(path))
