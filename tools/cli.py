@@ -9,14 +9,16 @@ import os
 import pathlib
 import sys
 
-from . import bench, make_gguf, plan, pool
+from . import make_gguf, plan
+from .bench import command as bench
 from .options import UsageError
+from .pool import command as pool
 
 DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard memory budget."
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
 BAD_USE = 2
 INTERRUPTED = 130
-SUBCOMMANDS = (plan, bench, make_gguf, pool)
+SUBCOMMANDS = {"plan": plan, "bench": bench, "make-gguf": make_gguf, "pool": pool}
 
 
 def version() -> str:
@@ -35,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for subcommand in SUBCOMMANDS:
+    for subcommand in SUBCOMMANDS.values():
         subcommand.add_parser(subparsers)
     return parser
 
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        return _RUN[args.command](args) or 0
+        return SUBCOMMANDS[args.command].run(args) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -67,12 +69,6 @@ def main(argv: list[str] | None = None) -> int:
         # what the library says of bad input: one line, no traceback
         print(f"kqcap {args.command}: error: {_one_line(error)}", file=sys.stderr)
         return BAD_USE
-
-
-_RUN = {
-    subcommand.__name__.rpartition(".")[2].replace("_", "-"): subcommand.run
-    for subcommand in SUBCOMMANDS
-}
 
 
 def _one_line(error):

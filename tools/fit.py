@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .options import MIB, UsageError, positive
-from .pool_common import size_list, size_option
+from .pool.common import size_list, size_option
 
 # The simulator plans as a GPU does, and needs none.
 PLANNED_AS = {"cpu": "cpu", "cuda": "cudasim"}
@@ -65,8 +65,8 @@ def add_options(parser):
 
 
 def run(args):
-    from lowlevel.memory_fit import UBATCHES, fit, weights_by_kind
-    from quant.memory_model import memory_model
+    from quant.models.fit import UBATCHES, fit, weights_by_kind
+    from quant.models.memory_model import memory_model
 
     if args.model is None:
         raise UsageError("--vram: name a model: a GGUF file, or a geometry such as deepseek-r1")

@@ -46,7 +46,7 @@ COLUMNS = [("type", "left"), ("tensors", "right"), ("weights", "right"), ("bytes
 
 
 def add_parser(subparsers):
-    from quant.geometry import GEOMETRIES, MLA_FORMS
+    from quant.models.geometry import GEOMETRIES, MLA_FORMS
 
     parser = new_parser(
         subparsers,
@@ -83,8 +83,8 @@ def add_parser(subparsers):
 
 
 def run(args):
-    from quant.geometry import named_geometry
-    from quant.make_gguf import make_gguf, plan_tensors
+    from quant.models.geometry import named_geometry
+    from quant.models.synthetic.make_gguf import make_gguf, plan_tensors
 
     names = [name for _, name, _ in SIZES] + ["mla_form"]
     changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

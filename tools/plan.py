@@ -147,7 +147,7 @@ def _model_geometry(path):
 def _attention(model):
     """The `AttentionGeometry` of a file, or of a named geometry where no file has that name."""
     import quant
-    from quant.geometry import GEOMETRIES, named_geometry
+    from quant.models.geometry import GEOMETRIES, named_geometry
 
     if model in GEOMETRIES and not os.path.exists(model):
         return named_geometry(model).attention
@@ -168,7 +168,7 @@ def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
     from dataclasses import asdict
 
     import lowlevel
-    from lowlevel.ik_rule import ik_steps
+    from quant.models.ik_rule import ik_steps
 
     n_tokens = min(n_ubatch, n_kv)
     sizes = {name: geometry[name] for name in ("n_head", "n_head_kv")}

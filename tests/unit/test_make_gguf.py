@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import quant
-from quant.geometry import GEOMETRIES, MLA_FORMS, Llama3Scaling, named_geometry
-from quant.make_gguf import make_gguf, plan_tensors
-from quant.model_metadata import MIN_VOCAB, tokenizer
-from quant.tensor_list import tensor_list
+from quant.models.geometry import GEOMETRIES, MLA_FORMS, Llama3Scaling, named_geometry
+from quant.models.synthetic.make_gguf import make_gguf, plan_tensors
+from quant.models.synthetic.metadata import MIN_VOCAB, tokenizer
+from quant.models.synthetic.tensor_list import tensor_list
 from tools import cli
 from tools import make_gguf as command
 

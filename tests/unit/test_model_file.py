@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import quant
-from quant.geometry import AttentionGeometry
-from quant.gguf_header import MAX_ARRAY_STRINGS, MAX_ENTRIES
+from quant.gguf.header import MAX_ARRAY_STRINGS, MAX_ENTRIES
+from quant.models.geometry import AttentionGeometry
 
 QTYPES = gguf.GGMLQuantizationType
 
