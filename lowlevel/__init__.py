@@ -1,16 +1,16 @@
 """The ground floor of kqcap: memory pools, attention plans, attention, concat. Knows nothing of GGUF."""
 
 from .arrays import asarray, asnumpy
-from .attention.call import attention, merge_states
-from .attention.plan import AttentionPlan, plan_attention
+from .attention import AttentionPlan, attention, merge_states, plan_attention
 from .concat import concat
-from .pool import Block, BudgetError, Pool
+from .pool import Block, BudgetError, Pool, Trace
 
 __all__ = [
     "AttentionPlan",
     "Block",
     "BudgetError",
     "Pool",
+    "Trace",
     "asarray",
     "asnumpy",
     "attention",

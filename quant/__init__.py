@@ -1,6 +1,6 @@
 """GGUF weights on top of `lowlevel`: model files, block formats, dequantisation, products.
 
-The modules imported here are light: what compiles kernels (quant.cpu) or needs a GPU (quant.cuda)
+The modules imported here are light: what compiles kernels (quant.cpu) or needs a GPU (quant.gpu)
 is imported when a call first needs it.
 """
 

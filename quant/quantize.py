@@ -1,7 +1,7 @@
 """float32 -> blocks: `quantize`.
 
 The weights are cut into chunks that threads take in turn. A chunk is checked, quantised by its
-format's kernel (quant/cpu/quantize_*.py), and the scales that came out are checked. A block
+format's kernel (quant/cpu/quantize/), and the scales that came out are checked. A block
 depends on its own weights only, so the bytes do not depend on the number of threads.
 """
 
@@ -124,7 +124,7 @@ def _encoder(name):
     """``encode(weights, out)``: float32 (n,) into the bytes of blocks (uint8, 1-D)."""
     if name in _FLOAT_ENCODERS:
         return _FLOAT_ENCODERS[name]
-    module = importlib.import_module(f".cpu.quantize_{name.lower()}", __package__)
+    module = importlib.import_module(f".cpu.quantize.{name.lower()}", __package__)
     kernel = getattr(module, f"quantize_{name.lower()}")
 
     def encode(weights, out):

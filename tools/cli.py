@@ -22,7 +22,7 @@ DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard 
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
 BAD_USE = 2
 INTERRUPTED = 130
-SUBCOMMANDS = (plan, bench, make_gguf, pool)
+SUBCOMMANDS = {"plan": plan, "bench": bench, "make-gguf": make_gguf, "pool": pool}
 
 
 def version() -> str:
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for subcommand in SUBCOMMANDS:
+    for subcommand in SUBCOMMANDS.values():
         subcommand.add_parser(subparsers)
     return parser
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         with _ended_by_exceptions():
-            return _RUN[args.command](args) or 0
+            return SUBCOMMANDS[args.command].run(args) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -98,12 +98,6 @@ def _ended_by_exceptions():
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-_RUN = {
-    subcommand.__name__.rpartition(".")[2].replace("_", "-"): subcommand.run
-    for subcommand in SUBCOMMANDS
-}
 
 
 def _one_line(error):

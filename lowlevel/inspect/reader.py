@@ -21,7 +21,7 @@ SNAPSHOT_VERSION = 1
 _PYTHON = {"integer": int, "string": str, "array": list, "object": dict, "boolean": bool}
 # What is asked of a line is what the published schema says.
 _SCHEMA = json.loads(
-    importlib.resources.files("lowlevel").joinpath("trace_schema.json").read_text()
+    importlib.resources.files("lowlevel.inspect").joinpath("trace_schema.json").read_text()
 )
 
 

@@ -100,7 +100,9 @@ def html(data):
 
 @functools.cache
 def _template():
-    template = importlib.resources.files("lowlevel").joinpath("timeline.html").read_text("utf-8")
+    template = (
+        importlib.resources.files("lowlevel.inspect").joinpath("timeline.html").read_text("utf-8")
+    )
     assert template.count(_PLACEHOLDER) == 1
     return template
 

@@ -65,7 +65,7 @@ def dtype(request):
 def test_tiles_are_those_of_the_sources(sizes, shapes, stem):
     d_k, d_v = sizes
     shape = shapes[sizes]
-    text = loader.source_text("lowlevel.cuda", f"{stem}_{d_k}_{d_v}.cu")
+    text = loader.source_text("lowlevel.gpu", f"{stem}_{d_k}_{d_v}.cu")
     defined = {}
     for name, value in re.findall(r"#define (\w+) (\d+)", text):
         defined.setdefault(name, int(value))

@@ -256,7 +256,7 @@ class InterruptAt:
     and where a lock would stay taken.
     """
 
-    files = tuple(f"lowlevel/{name}.py" for name in ("pool", "arena", "pool_memory"))
+    files = tuple(f"lowlevel/pool/{name}.py" for name in ("pool", "arena", "memory"))
 
     def __init__(self, n):
         self.left = n

@@ -315,7 +315,7 @@ def test_a_program_that_just_ends_has_its_trace_written(path):
         """
         import sys
         from lowlevel.pool import Pool
-        from lowlevel.trace import Trace
+        from lowlevel.pool.trace import Trace
         pool = Pool(4096)
         Trace(sys.argv[1]).attach(pool)
         a = pool.empty(1, tag="last")
@@ -331,7 +331,7 @@ def test_a_forked_child_leaves_the_file_to_its_parent(path):
         """
         import os, sys
         from lowlevel.pool import Pool
-        from lowlevel.trace import Trace
+        from lowlevel.pool.trace import Trace
         pool = Pool(4096)
         with Trace(sys.argv[1]) as trace:
             trace.attach(pool)

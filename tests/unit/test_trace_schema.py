@@ -11,7 +11,9 @@ from traces import HEADER, Lines, block, record
 
 from lowlevel.inspect.reader import TraceFormatError, read_events
 
-SCHEMA = json.loads(importlib.resources.files("lowlevel").joinpath("trace_schema.json").read_text())
+SCHEMA = json.loads(
+    importlib.resources.files("lowlevel.inspect").joinpath("trace_schema.json").read_text()
+)
 TYPES = {"string": str, "array": list, "object": dict, "boolean": bool, "integer": int, "number": (int, float)}  # fmt: skip
 KNOWN = {"$ref", "anyOf", "not", "enum", "const", "type", "minimum", "maximum", "items", "properties", "required"}  # fmt: skip
 

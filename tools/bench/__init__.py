@@ -1,0 +1,1 @@
+"""``kqcap bench``: attention and products timed, beside peers and against bars."""

@@ -1,0 +1,1 @@
+"""``kqcap pool``: look into memory pools, alive or by their trace."""

@@ -18,7 +18,7 @@ from .top import add_top_options, run_top
 from .view import add_map_options, run_map, run_stats
 
 DESCRIPTION = """\
-Look into memory pools: FILE is a trace (lowlevel.trace; it may still be written) or, where no
+Look into memory pools: FILE is a trace (lowlevel.Trace; it may still be written) or, where no
 history is needed, the JSON of Pool.snapshot()."""
 
 EPILOG = """\
