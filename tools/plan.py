@@ -29,6 +29,7 @@ All but ik's columns is kqcap's. A row that cannot run says what it would need.
 
 examples:
   kqcap plan model.gguf --vram 24GiB
+  kqcap plan model.gguf --vram 24GiB,16GiB --engine llama.cpp
   kqcap plan deepseek-r1 --type Q2_K --mla both --vram 24GiB -c 163840 -ub 1024 \\
       --tensor-split 37,25,25,25,24.5,24,24,24,24,25,24,25,24,24.5,31"""
 

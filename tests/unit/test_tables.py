@@ -9,12 +9,12 @@ from tools import tables
 from tools.cli import main
 
 
-def lines_of(capsys, monkeypatch, width, call):
+def lines_of(capsys, monkeypatch, width, call, *args, **options):
     if width is None:
         monkeypatch.delenv("COLUMNS", raising=False)
     else:
         monkeypatch.setenv("COLUMNS", str(width))
-    call()
+    call(*args, **options)
     return capsys.readouterr().out.splitlines()
 
 
@@ -36,7 +36,7 @@ def test_any_table_fits_any_width_and_keeps_its_numbers(capsys, monkeypatch):
             for name in names
         ]
         for width in (60, 80, 120, None):
-            lines = lines_of(capsys, monkeypatch, width, lambda: tables.print_table(columns, rows))
+            lines = lines_of(capsys, monkeypatch, width, tables.print_table, columns, rows)
             table = [line for line in lines if is_of_table(line)]
             assert all(len(line) <= (width or 10**6) for line in table)
             cells = [cell.strip() for line in table for cell in line.split("|")]
@@ -52,10 +52,10 @@ def test_what_all_rows_share_is_said_once(capsys, monkeypatch):
     rows = [
         [name, "64", *(str(10**9 + i) for i in range(n, n + 4))] for n, name in enumerate("xyz")
     ]
-    lines = lines_of(capsys, monkeypatch, 60, lambda: tables.print_table(columns, rows))
+    lines = lines_of(capsys, monkeypatch, 60, tables.print_table, columns, rows)
     assert lines[0] == "in all rows: amb 64"
     assert not any("amb" in line for line in lines[1:])
-    wide = lines_of(capsys, monkeypatch, None, lambda: tables.print_table(columns, rows))
+    wide = lines_of(capsys, monkeypatch, None, tables.print_table, columns, rows)
     assert "amb" in wide[0] and len(wide) == 5
 
 
@@ -63,7 +63,7 @@ def test_folded_tables_begin_with_what_tells_rows_apart(capsys, monkeypatch):
     columns = [("n_kv", "right"), ("amb", "right"), *((f"column {i}", "right") for i in range(9))]
     rows = [[str(n), str(amb), *(str(10**9 + n + amb + i) for i in range(9))]
             for n in (1, 2) for amb in (3, 4)]  # fmt: skip
-    lines = lines_of(capsys, monkeypatch, 80, lambda: tables.print_table(columns, rows, n_keys=2))
+    lines = lines_of(capsys, monkeypatch, 80, tables.print_table, columns, rows, n_keys=2)
     heads = [line for line in lines if "n_kv" in line]
     assert len(heads) > 1 and all(line.startswith("| n_kv | amb |") for line in heads)
 
@@ -80,7 +80,7 @@ def test_folded_tables_begin_with_what_tells_rows_apart(capsys, monkeypatch):
     ids=" ".join,
 )
 def test_the_commands_tables_fit(capsys, monkeypatch, width, argv):
-    lines = lines_of(capsys, monkeypatch, width, lambda: main(argv))
+    lines = lines_of(capsys, monkeypatch, width, main, argv)
     table = [line for line in lines if is_of_table(line)]
     assert table and all(len(line) <= (width or 10**6) for line in table)
 
@@ -97,12 +97,12 @@ def test_many_rows_that_cannot_run_are_one_line(capsys, monkeypatch):
         "--method",
         "steps,auto",
     ]
-    lines = lines_of(capsys, monkeypatch, 80, lambda: main(argv))
+    lines = lines_of(capsys, monkeypatch, 80, main, argv)
     (line,) = [line for line in lines if line.startswith("cannot run")]
     assert "6 rows need a larger -amb" in line and "1280.00 MiB" in line
 
 
 def test_no_rows_beyond_the_models_context(capsys, monkeypatch):
-    lines = lines_of(capsys, monkeypatch, None, lambda: main(["plan", "llama-8b", "-t", "1"]))
+    lines = lines_of(capsys, monkeypatch, None, main, ["plan", "llama-8b", "-t", "1"])
     contexts = {line.split("|")[1].strip() for line in lines if is_of_table(line)}
     assert {"8192", "16000", "24000"} <= contexts and "163000" not in contexts
