@@ -29,6 +29,7 @@ All but ik's columns is kqcap's. A row that cannot run says what it would need.
 
 examples:
   kqcap plan model.gguf --vram 24GiB
+  kqcap plan model.gguf --vram 24GiB,16GiB --engine llama.cpp
   kqcap plan deepseek-r1 --type Q2_K --mla both --vram 24GiB -c 163840 -ub 1024 \\
       --tensor-split 37,25,25,25,24.5,24,24,24,24,25,24,25,24,24.5,31"""
 
@@ -270,13 +271,9 @@ def _print(args, geometry, rows, warnings):
     tables.print_sweep(title, rows, PARAMETERS, COLUMNS, _cells, n_keys=3)  # n_kv, amb, method
     for reason in sorted({row["ik"]["reason"] for row in rows} - {""}):
         tables.note(f"ik_llama.cpp: {reason}")
-    failed = [row for row in rows if row["error"]]
-    if failed:
-        largest = max(failed, key=lambda row: row["needs_bytes"])
-        tables.note(
-            f"cannot run: {len(failed)} row(s) need a larger -amb, in MiB where the tile would be; "
-            f"the most: {largest['error']}"
-        )
+    tables.note_what_cannot_run(
+        [(row["needs_bytes"], row["error"]) for row in rows if row["error"]]
+    )
     for warning in warnings:
         tables.note(warning)
 

@@ -272,8 +272,9 @@ def _print(args, document):
     tables.print_sweep(
         f"{sizes}; {what}; {runs}; sizes in MiB", rows, PARAMETERS, COLUMNS, _cells, n_keys=2
     )
-    for reason in dict.fromkeys(row["cannot_run"] for row in rows if row["cannot_run"]):
-        tables.note(f"cannot run: {reason}")
+    tables.note_what_cannot_run(
+        [(row["needs_bytes"], row["cannot_run"]) for row in rows if row["cannot_run"]]
+    )
     for row in rows:
         for broken in row["broken"]:
             tables.note(f"BROKEN: {row['method']}, amb {row['amb_mib']}: {broken}")
