@@ -6,7 +6,7 @@ gives it exactly: then what float64 makes of it is right for every kernel.
 
 import numpy as np
 
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
 
 LOWEST, HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 # Powers of two that the types' values may have, as factors of a score.

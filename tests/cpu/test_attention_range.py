@@ -6,7 +6,7 @@ import range_cases
 from range_cases import HIGHEST, LOWEST, assert_right
 
 import lowlevel
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
 
 BOUND = 5e-6
 WAYS = {

@@ -8,7 +8,7 @@ from range_cases import HIGHEST, LOWEST, assert_right
 
 import lowlevel
 import quant
-from lowlevel.cuda import instances
+from lowlevel.gpu import instances
 
 # (d_k, d_v, type, products): of every fused kernel, and the tiles path.
 WAYS = [
