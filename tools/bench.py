@@ -269,7 +269,9 @@ def _print(args, document):
     runs = f"timed runs: {max(len(row['seconds']) for row in rows)}"
     sizes = "{n_head} heads, {n_head_kv} K/V heads, d_k {d_k}, d_v {d_v}".format(**document)
     tables.note(f"{document['model']}, layer {document['layer']}")
-    tables.print_sweep(f"{sizes}; {what}; {runs}; sizes in MiB", rows, PARAMETERS, COLUMNS, _cells)
+    tables.print_sweep(
+        f"{sizes}; {what}; {runs}; sizes in MiB", rows, PARAMETERS, COLUMNS, _cells, n_keys=2
+    )
     for reason in dict.fromkeys(row["cannot_run"] for row in rows if row["cannot_run"]):
         tables.note(f"cannot run: {reason}")
     for row in rows:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import contextlib
 import importlib.metadata
 import os
 import pathlib
+import signal
 import sys
+import threading
 
 from . import bench, make_gguf, plan, pool
 from .options import UsageError
@@ -58,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     make_streams_robust()
     args = build_parser().parse_args(argv)
     try:
-        return _RUN[args.command](args) or 0
+        with _ended_by_exceptions():
+            return _RUN[args.command](args) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -69,6 +73,29 @@ def main(argv: list[str] | None = None) -> int:
         # what the library says of bad input: one line, no traceback
         print(f"kqcap {args.command}: error: {_one_line(error)}", file=sys.stderr)
         return BAD_USE
+
+
+@contextlib.contextmanager
+def _ended_by_exceptions():
+    """Within it SIGTERM and SIGHUP raise SystemExit, as Ctrl-C raises KeyboardInterrupt: what is half written,
+    and folders for a while, are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def end(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the removal short
+        raise SystemExit(128 + number)
+
+    # What was told to ignore them (nohup) goes on doing so.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    try:
+        for number in numbers:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 _RUN = {
