@@ -6,6 +6,7 @@ import random
 import re
 import secrets
 import sys
+import time
 import warnings
 
 import chromium
@@ -338,6 +339,16 @@ def quiet(page, path):
     assert [url for url in page.requests if not url.startswith("data:")] == [path.as_uri()]
 
 
+def point(page, x, y):
+    """Move the cursor into the plot; a page may drop what comes before it was first drawn."""
+    for _ in range(200):
+        page.mouse("mouseMoved", x, y)
+        if page.value("state.cursor !== null"):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the page does not follow the mouse")
+
+
 def test_html_in_a_browser(page, path):
     record(path, new_rng(), n_steps=300)
     data = timeline(path)
@@ -358,7 +369,7 @@ def test_html_in_a_browser(page, path):
     assert {int(colour[1:], 16) for colour in PALETTE[:3]} <= set(drawn)
     # the cursor over the middle: what is held there, to the byte
     x, y = box[0] + 84 + (box[2] - 98) / 2, box[1] + 200
-    page.mouse("mouseMoved", x, y)
+    point(page, x, y)
     tip = page.value("document.getElementById('tip').innerText")
     step = page.value("stepAt(toValue(%f))" % (x - box[0]))
     column_steps = {
@@ -397,11 +408,13 @@ def test_the_arena_at_the_cursor_in_a_browser(page, path):
     when = "document.getElementById('when').textContent"
     assert "at the peak" in page.value(when) and f"({pool['peak']:,} B)" in page.value(held)
     assert page.value("state.arena.live.length") == len(live_at(pool, page.value("fullest()")))
-    left, top, width = page.value(
-        "(r => [r.left, r.top, r.width])(document.getElementById('plot').getBoundingClientRect())"
+    left, top = page.value(
+        "(r => [r.left, r.top])(document.getElementById('plot').getBoundingClientRect())"
     )
-    x, y = left + 84 + (width - 98) / 3, top + 200
-    page.mouse("mouseMoved", x, y)
+    # A step's place, for the recording may have begun late in the run; in whole pixels: presses have no others, moves do.
+    x = round(left + page.value(f"toPixel(steps()[{len(pool['t']) // 2}])")) + 1
+    y = round(top + 200)
+    point(page, x, y)
     step = page.value("state.arena.step")
     total = totals(pool)[step]
     assert (f"({total:,} B)" if total >= 1024 else f"{total} B") in page.value(held)
