@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import configparser
 import contextlib
-import importlib.metadata
+import importlib
 import os
-import pathlib
 import signal
 import sys
 import threading
 
-from . import bench, make_gguf, plan, pool
+from . import installation
 from .options import UsageError
 from .plain_text import make_streams_robust
 
@@ -20,17 +18,13 @@ DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard 
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
 BAD_USE = 2
 INTERRUPTED = 130
-SUBCOMMANDS = (plan, bench, make_gguf, pool)
+SUBCOMMANDS = ("plan", "bench", "make-gguf", "pool", "cache")
 
 
 def version() -> str:
-    """The installed version; from a checkout, that of setup.cfg."""
-    try:
-        return importlib.metadata.version("kqcap")
-    except importlib.metadata.PackageNotFoundError:
-        setup = configparser.ConfigParser()
-        setup.read(pathlib.Path(__file__).resolve().parent.parent / "setup.cfg")
-        return setup.get("metadata", "version", fallback="unknown")
+    from lowlevel.version import __version__
+
+    return __version__
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for subcommand in SUBCOMMANDS:
-        subcommand.add_parser(subparsers)
+    for name in SUBCOMMANDS:
+        _module(name).add_parser(subparsers)
     return parser
 
 
@@ -59,10 +53,15 @@ def main(argv: list[str] | None = None) -> int:
         ``--help``, ``--version`` and a malformed command line raise SystemExit.
     """
     make_streams_robust()
+    try:
+        installation.check()
+    except installation.InstallationError as error:
+        print(f"kqcap: error: {error}", file=sys.stderr)
+        return BAD_USE
     args = build_parser().parse_args(argv)
     try:
         with _ended_by_exceptions():
-            return _RUN[args.command](args) or 0
+            return _module(args.command).run(args) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -98,10 +97,9 @@ def _ended_by_exceptions():
             signal.signal(number, signal.SIG_DFL)
 
 
-_RUN = {
-    subcommand.__name__.rpartition(".")[2].replace("_", "-"): subcommand.run
-    for subcommand in SUBCOMMANDS
-}
+def _module(subcommand):
+    """A subcommand's module; imported late, when it is known that what it imports is ours."""
+    return importlib.import_module(f".{subcommand.replace('-', '_')}", __package__)
 
 
 def _one_line(error):

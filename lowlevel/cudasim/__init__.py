@@ -18,7 +18,7 @@ and dynamic shared memory; ``__syncthreads`` and its variants; shuffles, votes, 
 reductions of a warp with any mask; atomics; ``cuda_fp16.h`` and ``cuda_bf16.h``; vector types;
 ``__dp4a``, ``__byte_perm``, ``__ldg``, SIMD-in-a-word and fast-math intrinsics; ``printf`` and
 ``assert``. Instructions that CUDA C++ has no name for come through ``ptx.cuh`` and ``wgmma.cuh``
-(lowlevel/cuda/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
+(lowlevel/gpu/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
 ``mma.sync`` (f16, bf16, tf32, s8), ``cp.async``, named barriers; ``wgmma`` (f16, bf16) with its
 descriptors and swizzles. Not there: textures, clusters, TMA, cooperative groups, dynamic
 parallelism, ``__device__`` variables that blocks share.

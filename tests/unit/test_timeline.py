@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from traces import Lines, record
 
-from lowlevel import timeline as module
-from lowlevel import timeline_bands
-from lowlevel.timeline import html, png, timeline
-from lowlevel.timeline_png import PALETTE
-from lowlevel.trace_state import read_run
+from lowlevel.inspect import timeline as module
+from lowlevel.inspect import timeline_bands
+from lowlevel.inspect.run import read_run
+from lowlevel.inspect.timeline import html, png, timeline
+from lowlevel.inspect.timeline_png import PALETTE
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def rgb(colour):
 
 
 def test_png_shows_areas_of_the_right_height(path):
-    from lowlevel import timeline_png as p
+    from lowlevel.inspect import timeline_png as p
 
     # half of the time 3/4 of the budget, by two tags, then nothing
     lines = Lines(budget=65536)
@@ -252,7 +252,7 @@ def test_png_shows_areas_of_the_right_height(path):
 
 
 def test_png_names_everything_or_says_how_much_it_leaves_out(path, monkeypatch):
-    from lowlevel import timeline_png as p
+    from lowlevel.inspect import timeline_png as p
 
     texts = []
     monkeypatch.setattr(
@@ -293,7 +293,7 @@ DICHROMATS = {
 @pytest.mark.parametrize("eyes", DICHROMATS)
 def test_colours_stay_apart_for_any_eyes(eyes):
     """By CIELAB's distance; the old palette had pairs 0.7 apart."""
-    from lowlevel.timeline_png import PALETTE
+    from lowlevel.inspect.timeline_png import PALETTE
 
     values = np.array([rgb(colour) for colour in PALETTE]) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
