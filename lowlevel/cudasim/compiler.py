@@ -20,7 +20,8 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from . import source
+from . import source, source_text, source_variables
+from .advice import advice
 from .errors import CompileError, CompilerNotFoundError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -87,8 +88,9 @@ def _own_digest():
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for module in (source.__file__, __file__):
-        digest.update(pathlib.Path(module).read_bytes())
+    for module in (source, source_text, source_variables):
+        digest.update(pathlib.Path(module.__file__).read_bytes())
+    digest.update(pathlib.Path(__file__).read_bytes())
     return digest.hexdigest()
 
 
@@ -182,7 +184,8 @@ def _run(command, what):
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
     if answer.returncode:
-        raise CompileError(f"{what} does not compile:\n{answer.stderr.strip()[:6000]}")
+        text = answer.stderr.strip()
+        raise CompileError(f"{what} does not compile:\n{text[:6000]}{advice(text)}")
     return answer.stdout
 
 

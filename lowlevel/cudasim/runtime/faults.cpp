@@ -75,7 +75,7 @@ bool describe_argument(uintptr_t address, char* text, size_t size) {
   return true;
 }
 
-void report_fault(Fault fault, const char* format, ...) __attribute__((format(printf, 2, 3)));
+void report_fault(Fault fault, const char* format, ...) __attribute__((format(__printf__, 2, 3)));
 void report_fault(Fault fault, const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
