@@ -19,7 +19,9 @@ _LIBRARY = (
     "test the kernel without it"
 )
 _CLUSTERS = "clusters and distributed shared memory are not simulated"
-_HOST = "calls of the host's runtime API do not run in a kernel: dynamic parallelism is not simulated"
+_HOST = (
+    "calls of the host's runtime API do not run in a kernel: dynamic parallelism is not simulated"
+)
 _SMALL = "8-bit and smaller floats are not here: decode their bytes with integers"
 _DPX = "DPX instructions are not here: write them with min and max, which compile to the same"
 _MAPS = "tensor maps and their copies are emulated by headers of lowlevel/cuda/include, not by this name"

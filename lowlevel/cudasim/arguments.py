@@ -323,7 +323,9 @@ class MemoryLayout:
             pages = memory[span.file_offset : span.file_offset + span.mapped]
             stop = span.start + span.high - span.low
             for begin, end, side in ((0, span.start, "before"), (stop, span.mapped, "behind")):
-                if not np.array_equal(pages[begin:end], poison_bytes(begin, end - begin, self._fill)):
+                if not np.array_equal(
+                    pages[begin:end], poison_bytes(begin, end - begin, self._fill)
+                ):
                     names = " / ".join(name for name, *_ in span.names)
                     raise OutOfBoundsError(
                         f"{kernel}: out of bounds: the kernel wrote just {side} {names}", kernel

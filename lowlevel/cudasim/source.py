@@ -32,6 +32,7 @@ _ATTRIBUTES = {
     "__cluster_dims__": "cudasim::check_cluster_dims",
     "__maxnreg__": None,  # registers mean nothing here
 }
+_END_OF_PRELUDE = "struct cudasim_end_of_prelude;"
 _OWN_HEADERS = pathlib.Path(__file__).resolve().parent / "include"
 
 
@@ -59,9 +60,11 @@ def rewrite(text):
     ValueError
         What cannot be rewritten, with its file and line.
     """
-    _refuse_ptx(text)
-    text, kernels = _rewrite_kernels(text)
-    return _keep_noinline(rewrite_device(rewrite_shared(text))), kernels
+    start = text.index(_END_OF_PRELUDE)  # the prelude has nothing to rewrite, and is long
+    own = text[start:]
+    _refuse_ptx(own)
+    own, kernels = _rewrite_kernels(own)
+    return text[:start] + _keep_noinline(rewrite_device(rewrite_shared(own))), kernels
 
 
 def kernel_table(entries, race):

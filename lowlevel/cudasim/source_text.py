@@ -87,10 +87,9 @@ class FileScope:
 
 def place_of(text, position):
     """(file, line, is it a system header) of a position, by the preprocessor's line markers."""
-    marker = None
-    for marker in _MARKER.finditer(text, 0, position):
-        pass
-    if marker is None:
+    markers = list(_MARKER.finditer(text, 0, position))
+    if not markers:
         return "", text.count("\n", 0, position) + 1, False
+    marker = markers[-1]
     line = int(marker[1]) + text.count("\n", marker.end(), position) - 1
     return marker[2], line, "3" in marker[3].split()

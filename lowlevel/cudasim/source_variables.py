@@ -107,7 +107,10 @@ def rewrite_device(text):
             pieces.append(text[done : match.start()])
             done = match.end()
         else:
-            pieces += [text[done:start], _device_variables(text[start:end], f"cudasim_device_{count}")]
+            pieces += [
+                text[done:start],
+                _device_variables(text[start:end], f"cudasim_device_{count}"),
+            ]
             done = end + 1
     pieces.append(text[done:])
     return "".join(pieces)
@@ -148,9 +151,7 @@ def _device_variables(statement, namespace):
     result = f"namespace {namespace} {{ static {declaration}; }}"
     for declarator in split_top_level(declaration):
         name = declared_name(_without_bodies(declarator))
-        result += (
-            f' static auto& {name} = cudasim::device_variable({namespace}::{name}, "{name}");'
-        )
+        result += f' static auto& {name} = cudasim::device_variable({namespace}::{name}, "{name}");'
     return result
 
 

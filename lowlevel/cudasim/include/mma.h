@@ -119,7 +119,7 @@ inline void load_matrix_sync(fragment<Use, m, n, k, T, Layout>& f,
                              CUDASIM_SITE) {
   static_assert(!std::is_same<Use, accumulator>::value, "an accumulator's load says its layout");
   cudasim_wmma::together(cudasim::Collective::kLoadMatrix, site);
-  cudasim_wmma::check_stride<T>(stride, site);
+  cudasim_wmma::check_stride<typename fragment<Use, m, n, k, T, Layout>::Element>(stride, site);
   for (int i = 0; i < f.num_elements; ++i)
     f.x[i] = from[cudasim_wmma::offset<fragment<Use, m, n, k, T, Layout>>(i, stride,
                                                                           std::is_same<Layout, row_major>::value)];

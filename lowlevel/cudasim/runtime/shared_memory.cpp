@@ -94,11 +94,13 @@ void* prepare_shared(SharedVariable& variable) {
 }
 
 void* dynamic_shared(size_t alignment, size_t element) {
-  if (dynamic_variable.block != block_serial) {
+  const bool is_first = dynamic_variable.block != block_serial;
+  if (is_first) {
     dynamic_variable.bytes = current.launch->dynamic_shared;
     if (alignment > dynamic_variable.alignment) dynamic_variable.alignment = alignment;
   }
-  dynamic_variable.element = element;
+  // Declared with several types, messages count in the smallest.
+  if (is_first || element < dynamic_variable.element) dynamic_variable.element = element;
   return shared_address(dynamic_variable);
 }
 

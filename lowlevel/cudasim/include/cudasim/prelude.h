@@ -47,3 +47,5 @@
 
 #include <assert.h>  // the one beside cuda_runtime.h
 #define printf cudasim::device_printf  // stdio.h, which takes it away, brings it back
+
+struct cudasim_end_of_prelude;  // from here on source.py rewrites

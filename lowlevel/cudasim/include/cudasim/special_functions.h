@@ -72,7 +72,7 @@ inline double normcdfinv(double p) { return -M_SQRT2 * erfcinv(2 * p); }
 inline double erfcx(double x) {  // exp(x * x) * erfc(x), which overflows and underflows from about 26 on
   if (x < 25) return exp(x * x) * erfc(x);
   const double r = 1 / (2 * x * x);
-  return (1 - r * (1 - 3 * r * (1 - 5 * r))) / (x * sqrt(M_PI));
+  return (1 - r * (1 - 3 * r * (1 - 5 * r * (1 - 7 * r)))) / (x * sqrt(M_PI));
 }
 inline float normcdff(float x) { return (float)normcdf(x); }
 inline float normcdfinvf(float p) { return (float)normcdfinv(p); }
