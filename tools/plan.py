@@ -182,7 +182,7 @@ def _model_geometry(path, mla):
 def _attention(model):
     """The `AttentionGeometry` of a file, or of a named geometry where no file has that name."""
     import quant
-    from quant.geometry import GEOMETRIES, named_geometry
+    from quant.models.geometry import GEOMETRIES, named_geometry
 
     if model in GEOMETRIES and not os.path.exists(model):
         return named_geometry(model).attention
@@ -206,7 +206,7 @@ def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
     from dataclasses import asdict
 
     import lowlevel
-    from lowlevel.ik_rule import ik_steps
+    from quant.models.ik_rule import ik_steps
 
     n_tokens = min(n_ubatch, n_kv)
     sizes = {name: geometry[name] for name in ("n_head", "n_head_kv")}
@@ -247,7 +247,7 @@ def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
 
 def _operand_bytes(geometry, n_kv, kv_type):
     """Bytes of K and V as the call is given them."""
-    from lowlevel.memory_fit import row_bytes
+    from quant.models.fit import row_bytes
 
     heads = geometry["d_k"], 0 if geometry.get("v_in_k") else geometry["d_v"]
     return n_kv * geometry["n_head_kv"] * sum(row_bytes(d, kv_type) for d in heads)

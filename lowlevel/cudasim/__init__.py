@@ -24,7 +24,7 @@ a warp, ``reduce``), ``mma.h`` (wmma of 16-bit floats, bytes, tf32) and ``cuda_p
 functions). ``__launch_bounds__`` and ``__cluster_dims__`` are checked, ``__maxnreg__`` means nothing.
 
 Instructions that CUDA C++ has no name for come through ``ptx.cuh`` and ``wgmma.cuh``
-(lowlevel/cuda/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
+(lowlevel/gpu/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
 ``mma.sync`` (f16, bf16, tf32, s8), ``cp.async``, named barriers; ``wgmma`` (f16, bf16) with its
 descriptors and swizzles.
 

@@ -10,7 +10,7 @@ _STANDARD = (
 )
 _ARRIVAL = (
     "barriers of <cuda/barrier> and their pipelines are not here: take __syncthreads, the named "
-    "barriers and mbarriers of lowlevel/cuda/include, or cuda_pipeline.h"
+    "barriers and mbarriers of lowlevel/gpu/include, or cuda_pipeline.h"
 )
 _TEXTURES = "textures and surfaces are not simulated: read through a pointer under #ifdef CUDASIM"
 _RANDOM = "cuRAND is not here: make the random numbers on the host, or with a generator of your own"
@@ -24,7 +24,7 @@ _HOST = (
 )
 _SMALL = "8-bit and smaller floats are not here: decode their bytes with integers"
 _DPX = "DPX instructions are not here: write them with min and max, which compile to the same"
-_MAPS = "tensor maps and their copies are emulated by headers of lowlevel/cuda/include, not by this name"
+_MAPS = "tensor maps and their copies are emulated by headers of lowlevel/gpu/include, not by this name"
 
 # (pattern of a whole name or of a header, what to do); the first that fits counts.
 _ADVICE = tuple(

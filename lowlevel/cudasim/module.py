@@ -247,7 +247,7 @@ def _translate(options):
             )
     flags.append(f"-D__CUDA_ARCH__={architecture}")
     flags.append(f"-ffp-contract={'fast' if fmad else 'off'}")
-    shared_headers = pathlib.Path(__file__).resolve().parent.parent / "cuda" / "include"
+    shared_headers = pathlib.Path(__file__).resolve().parent.parent / "gpu" / "include"
     return tuple(flags), (*include_dirs, str(shared_headers)), flush
 
 

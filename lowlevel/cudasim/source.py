@@ -103,7 +103,7 @@ def _refuse_ptx(text):
         raise ValueError(
             f"{file}:{line}: inline PTX does not run here. Put it behind #ifndef CUDASIM with what it "
             "does as C++ beside it, or call the functions of ptx.cuh and wgmma.cuh "
-            "(lowlevel/cuda/include), which are one on a device and the other here"
+            "(lowlevel/gpu/include), which are one on a device and the other here"
         )
 
 

@@ -159,10 +159,11 @@ def test_a_change_of_an_inlined_helper_is_noticed(package):
 
 def test_a_change_of_the_simd_layer_is_noticed(tmp_path):
     root = tmp_path / "copy"
-    for folder in ("lowlevel", "lowlevel/cpu", "lowlevel/cpu/simd"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for file in (ROOT / folder).glob("*.py"):
-            shutil.copy2(file, root / folder)
+    for folder in ("", "attention", "cpu", "cpu/simd", "pool"):
+        target = root / "lowlevel" / folder
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (ROOT / "lowlevel" / folder).glob("*.py"):
+            shutil.copy2(file, target)
     package = Package(tmp_path, root)
     assert package.run()[0] == VALUES
     simd = root / "lowlevel/cpu/simd/addresses.py"

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from lowlevel.memory_fit import MIB, Setting, device_memory, fit
-from lowlevel.plan import plan_attention
-from quant.architectures import ARCHITECTURES, REFUSED, REFUSED_KEYS
-from quant.engines import ENGINES, IK, KQCAP, LLAMA_CPP
-from quant.geometry import GEOMETRIES, AttentionGeometry, named_geometry
-from quant.memory_model import _memory_model, memory_model
+from lowlevel.attention.plan import plan_attention
+from quant.models.architectures import ARCHITECTURES, REFUSED, REFUSED_KEYS
+from quant.models.engines import ENGINES, IK, KQCAP, LLAMA_CPP
+from quant.models.fit import MIB, Setting, device_memory, fit
+from quant.models.geometry import GEOMETRIES, AttentionGeometry, named_geometry
+from quant.models.memory_model import _memory_model, memory_model
 from tools.cli import main
 
 GEMMA3_270M = {

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import quant
-from lowlevel.memory_fit import (
+from lowlevel.attention.plan import plan_attention
+from quant.gguf.model_file import ModelFileError
+from quant.models.engines import KQCAP
+from quant.models.fit import (
     CONTEXT_STEP,
     MIB,
     OUTPUT,
@@ -24,11 +27,8 @@ from lowlevel.memory_fit import (
     split_layers,
     weights_by_kind,
 )
-from lowlevel.plan import plan_attention
-from quant.engines import KQCAP
-from quant.make_gguf import make_gguf
-from quant.memory_model import memory_model
-from quant.model_file import ModelFileError
+from quant.models.memory_model import memory_model
+from quant.models.synthetic.make_gguf import make_gguf
 from tools.cli import main
 from tools.options import memory_list
 
@@ -221,10 +221,10 @@ def test_an_amb_below_the_smallest_tile():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    geometry = quant.geometry.named_geometry("deepseek-v2-lite")
+    geometry = quant.models.geometry.named_geometry("deepseek-v2-lite")
     make_gguf(folder / "lite.gguf", geometry.resized(n_layer=3, n_embd=256, n_ff=512, n_expert=4,
               n_ff_expert=256, n_vocab=512, n_head=2), "IQ4_NL")  # fmt: skip
-    geometry = quant.geometry.named_geometry("llama-8b")
+    geometry = quant.models.geometry.named_geometry("llama-8b")
     make_gguf(folder / "llama.gguf", geometry.resized(n_layer=2, n_embd=256, n_ff=512, n_vocab=512,
               n_head=4, n_head_kv=2, d_k=128, d_v=128, n_rot=128), "Q4_K")  # fmt: skip
     return folder
@@ -252,7 +252,7 @@ def test_a_files_tensors_are_all_somewhere_once(files, name):
 
 
 def test_tied_embeddings_count_on_both_sides(files):
-    from quant.memory_model import _memory_model
+    from quant.models.memory_model import _memory_model
 
     with quant.open(files / "llama.gguf") as file:
         infos = [file.tensor_info(name) for name in file if name != "output.weight"]

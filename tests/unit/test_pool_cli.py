@@ -15,9 +15,9 @@ import pytest
 from traces import Lines, mutant, record
 
 import lowlevel
-from lowlevel.trace import Trace
+from lowlevel.pool.trace import Trace
 from tools.cli import main
-from tools.pool_common import shown
+from tools.pool.common import shown
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -288,7 +288,7 @@ def test_top_of_what_is_still_running(capsys, tmp_path):
 def test_top_follows_until_the_end(tmp_path):
     """In a terminal it stays, and leaves when the traced program has ended."""
     code = (
-        "import sys, time; from lowlevel import Pool; from lowlevel.trace import Trace\n"
+        "import sys, time; from lowlevel import Pool, Trace\n"
         "with Pool(8192) as pool, Trace(sys.argv[1]) as trace:\n"
         "    trace.attach(pool)\n"
         "    for i in range(10):\n"

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from traces import Lines, record
 
-from lowlevel import timeline as module
-from lowlevel.timeline import html, png, timeline
-from lowlevel.trace_state import read_run
+from lowlevel.inspect import timeline as module
+from lowlevel.inspect.run import read_run
+from lowlevel.inspect.timeline import html, png, timeline
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def pixels(data):
 
 
 def test_png_shows_areas_of_the_right_height(path):
-    from lowlevel import timeline_png as p
+    from lowlevel.inspect import timeline_png as p
 
     # half of the time 3/4 of the budget, by two tags, then nothing
     lines = Lines(budget=65536)
@@ -164,7 +164,7 @@ def test_png_shows_areas_of_the_right_height(path):
 
 
 def test_the_font_has_every_character_once():
-    from lowlevel import raster
+    from lowlevel.inspect import raster
 
     glyphs = [raster._COLUMNS[i : i + 5] for i in range(0, len(raster._COLUMNS), 5)]
     assert len(glyphs) == 95 == len(set(glyphs))
