@@ -1,6 +1,6 @@
 """GGUF weights on top of `lowlevel`: model files, block formats, dequantisation, products.
 
-The modules imported here are light: what compiles kernels (quant.cpu) or needs a GPU (quant.cuda)
+The modules imported here are light: what compiles kernels (quant.cpu) or needs a GPU (quant.gpu)
 is imported when a call first needs it.
 """
 
@@ -8,8 +8,8 @@ from lowlevel.version import __version__
 
 from .dequantize import dequantize
 from .formats import FORMATS, BlockFormat, block_format
+from .gguf.model_file import ModelFile, ModelFileError, open
 from .matmul import matmul, matmul_scratch_bytes
-from .model_file import ModelFile, ModelFileError, open
 from .quantize import quantize
 from .tensor import QuantTensor
 

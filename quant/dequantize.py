@@ -56,7 +56,9 @@ def dequantize(t, dtype=None, out=None, n_threads=None):
     if out is None:
         out = _empty_aligned(t.shape, dtype)
     if t.size:
-        from .cpu.dequantize import dequantize as run  # compiles kernels: only when one is needed
+        from .cpu.dequantize.run import (
+            dequantize as run,  # compiles kernels: only when one is needed
+        )
 
         run(t, out, n_threads)
     return out
@@ -68,7 +70,7 @@ def _on_device(t, dtype, out, n_threads, device):
     if out is None:
         out = device.empty(t.shape, dtype)
     if t.size:
-        from .cuda.dequantize import dequantize as run
+        from .gpu.dequantize import dequantize as run
 
         run(t, out, device)
     return out

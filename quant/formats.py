@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from .other_types import OTHER_NUMBERS, described
+from .gguf.other_types import OTHER_NUMBERS, described
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class QuantTensor:
         return self.data.view(_array_dtype(self.format))
 
     def kv_source(self):
-        """This tensor, (n_head_kv, n_kv, d), as K or V of attention: see lowlevel/kv_source.py.
+        """This tensor, (n_head_kv, n_kv, d), as K or V of attention: see lowlevel/attention/kv_source.py.
 
         Raises
         ------

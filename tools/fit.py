@@ -77,9 +77,9 @@ def add_options(parser):
 
 
 def run(args):
-    from lowlevel.memory_fit import UBATCHES, fit, weights_by_kind
-    from quant.engines import ENGINES, MARGIN
-    from quant.memory_model import memory_model
+    from quant.models.engines import ENGINES, MARGIN
+    from quant.models.fit import UBATCHES, fit, weights_by_kind
+    from quant.models.memory_model import memory_model
 
     if args.model is None:
         raise UsageError("--vram: name a model: a GGUF file, or a geometry such as deepseek-r1")
@@ -154,7 +154,7 @@ def beyond_context(n_ctx, context_length):
 
 
 def _print(document):
-    from quant.engines import FORMS
+    from quant.models.engines import FORMS
 
     from .tables import mib, note, print_table
 

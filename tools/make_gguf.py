@@ -54,7 +54,7 @@ COLUMNS = [("type", "left"), ("tensors", "right"), ("weights", "right"), ("bytes
 
 
 def add_parser(subparsers):
-    from quant.geometry import GEOMETRIES, MLA_FORMS
+    from quant.models.geometry import GEOMETRIES, MLA_FORMS
 
     parser = new_parser(
         subparsers,
@@ -94,9 +94,9 @@ def add_parser(subparsers):
 
 
 def run(args):
-    from quant.geometry import named_geometry
-    from quant.load_elsewhere import load_failures
-    from quant.make_gguf import make_gguf, plan_tensors
+    from quant.models.geometry import named_geometry
+    from quant.models.synthetic.load_elsewhere import load_failures
+    from quant.models.synthetic.make_gguf import make_gguf, plan_tensors
 
     names = [name for _, name, _ in SIZES] + ["mla_form"]
     changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

@@ -29,6 +29,7 @@ All but ik's columns is kqcap's. A row that cannot run says what it would need.
 
 examples:
   kqcap plan model.gguf --vram 24GiB
+  kqcap plan model.gguf --vram 24GiB,16GiB --engine llama.cpp
   kqcap plan deepseek-r1 --type Q2_K --mla both --vram 24GiB -c 163840 -ub 1024 \\
       --tensor-split 37,25,25,25,24.5,24,24,24,24,25,24,25,24,24.5,31"""
 
@@ -181,7 +182,7 @@ def _model_geometry(path, mla):
 def _attention(model):
     """The `AttentionGeometry` of a file, or of a named geometry where no file has that name."""
     import quant
-    from quant.geometry import GEOMETRIES, named_geometry
+    from quant.models.geometry import GEOMETRIES, named_geometry
 
     if model in GEOMETRIES and not os.path.exists(model):
         return named_geometry(model).attention
@@ -205,7 +206,7 @@ def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
     from dataclasses import asdict
 
     import lowlevel
-    from lowlevel.ik_rule import ik_steps
+    from quant.models.ik_rule import ik_steps
 
     n_tokens = min(n_ubatch, n_kv)
     sizes = {name: geometry[name] for name in ("n_head", "n_head_kv")}
@@ -246,7 +247,7 @@ def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
 
 def _operand_bytes(geometry, n_kv, kv_type):
     """Bytes of K and V as the call is given them."""
-    from lowlevel.memory_fit import row_bytes
+    from quant.models.fit import row_bytes
 
     heads = geometry["d_k"], 0 if geometry.get("v_in_k") else geometry["d_v"]
     return n_kv * geometry["n_head_kv"] * sum(row_bytes(d, kv_type) for d in heads)
@@ -270,13 +271,9 @@ def _print(args, geometry, rows, warnings):
     tables.print_sweep(title, rows, PARAMETERS, COLUMNS, _cells, n_keys=3)  # n_kv, amb, method
     for reason in sorted({row["ik"]["reason"] for row in rows} - {""}):
         tables.note(f"ik_llama.cpp: {reason}")
-    failed = [row for row in rows if row["error"]]
-    if failed:
-        largest = max(failed, key=lambda row: row["needs_bytes"])
-        tables.note(
-            f"cannot run: {len(failed)} row(s) need a larger -amb, in MiB where the tile would be; "
-            f"the most: {largest['error']}"
-        )
+    tables.note_what_cannot_run(
+        [(row["needs_bytes"], row["error"]) for row in rows if row["error"]]
+    )
     for warning in warnings:
         tables.note(warning)
 

@@ -17,7 +17,17 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["mib", "note", "print_json", "print_sweep", "print_table", "progress", "tile"]
+__all__ = [
+    "mib",
+    "note",
+    "note_what_cannot_run",
+    "print_json",
+    "print_sweep",
+    "print_table",
+    "progress",
+    "terminal_width",
+    "tile",
+]
 
 MIB = 2**20
 # Where there is no terminal to fit: wide enough that rich cuts no cell.
@@ -148,6 +158,25 @@ def print_sweep(title, rows, parameters, columns, cells, n_keys=1):
 def note(text):
     """Print a line of plain text beside a table."""
     _console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def note_what_cannot_run(failed):
+    """Print one line for all rows of a sweep that cannot run.
+
+    Parameters
+    ----------
+    failed : list of (int, str)
+        Bytes that a row needs, and the whole message.
+    """
+    if not failed:
+        return
+    n_bytes, reason = max(failed)
+    if len(failed) > 1:
+        reason = (
+            f"{len(failed)} rows need a larger -amb (each says its own), at most {mib(n_bytes)} MiB, "
+            f"which is: {reason}"
+        )
+    note(f"cannot run: {reason}")
 
 
 def print_json(document):

@@ -21,7 +21,7 @@ def begin(kept_in):
 
     Parameters
     ----------
-    kept_in : str or None
+    kept_in : os.PathLike or None
         The folder that its code will be kept in.
     """
     global _begun

@@ -157,7 +157,7 @@ class KernelCache(caching.FunctionCache):
             # A broken file can raise anything; the compiled kernel will take its place.
             found = None
         if found is None:
-            compile_notice.begin(self.cache_path)
+            compile_notice.begin(pathlib.Path(self.cache_path).parent)
         return found
 
     def save_overload(self, sig, data):

@@ -5,7 +5,7 @@ streams. What runs on a GPU alone, and no test without one can show:
 
 here               load, check_device, compute_capability, architecture, n_multiprocessors, max_shared_bytes;
                    compile_module: NVRTC as CuPy calls it, its disk cache (that every kernel compiles is shown by
-                   ``python -m lowlevel.cuda.resources``); _SpecificModule: kernels of one architecture ("90a"),
+                   ``python -m lowlevel.gpu.resources``); _SpecificModule: kernels of one architecture ("90a"),
                    compiled by _compile_cubin and kept beside CuPy's own by _write_whole
 device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it; address, plain, writable, freeze
                    fill, holds: what debug pools write and look for

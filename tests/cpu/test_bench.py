@@ -11,11 +11,12 @@ import lowlevel
 import quant
 from lowlevel.cuda import cupy_api
 from lowlevel.cudasim.errors import CompilerNotFoundError
-from quant.geometry import named_geometry
-from quant.make_gguf import make_gguf
-from tools import default_model, device_bench, measure, process
+from quant.models.geometry import named_geometry
+from quant.models.synthetic.make_gguf import make_gguf
+from tools import process
+from tools.bench import default_model, device_bench, measure
+from tools.bench.workload import make_workload
 from tools.cli import main
-from tools.workload import make_workload
 
 MIB = 2**20
 TINY = ["-p", "256", "-ub", "64", "-r", "1", "-t", "2"]
@@ -255,7 +256,7 @@ def test_the_default_file_is_made_once(monkeypatch, tmp_path, blocked):
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     # the real geometry, but narrow: it is made in a moment
     monkeypatch.setattr(
-        "quant.geometry.named_geometry",
+        "quant.models.geometry.named_geometry",
         lambda name: named_geometry(name).resized(n_embd=64, n_head=1, n_head_kv=1),
     )
     path = default_model.path()

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 
 import quant
-from quant.geometry import GEOMETRIES, MLA_FORMS, MOST, Llama3Scaling, named_geometry
-from quant.load_elsewhere import load_failures
-from quant.make_gguf import make_gguf, plan_tensors
-from quant.model_metadata import MAX_VOCAB, MIN_VOCAB, tokenizer
-from quant.tensor_list import tensor_list
+from quant.models.geometry import GEOMETRIES, MLA_FORMS, MOST, Llama3Scaling, named_geometry
+from quant.models.synthetic.load_elsewhere import load_failures
+from quant.models.synthetic.make_gguf import make_gguf, plan_tensors
+from quant.models.synthetic.metadata import MAX_VOCAB, MIN_VOCAB, tokenizer
+from quant.models.synthetic.tensor_list import tensor_list
 from tools import cli
 from tools import make_gguf as command
 

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 import quant
-from lowlevel.memory_fit import (
+from lowlevel.attention.plan import plan_attention
+from quant.gguf.model_file import ModelFileError
+from quant.models.engines import KQCAP
+from quant.models.fit import (
     CONTEXT_STEP,
     MIB,
     OUTPUT,
     BudgetError,
+    FeedForward,
     Layer,
     ModelMemory,
     Setting,
@@ -24,11 +28,8 @@ from lowlevel.memory_fit import (
     split_layers,
     weights_by_kind,
 )
-from lowlevel.plan import plan_attention
-from quant.engines import KQCAP
-from quant.make_gguf import make_gguf
-from quant.memory_model import memory_model
-from quant.model_file import ModelFileError
+from quant.models.memory_model import memory_model
+from quant.models.synthetic.make_gguf import make_gguf
 from tools.cli import main
 from tools.options import memory_list
 
@@ -148,7 +149,17 @@ def test_shares_that_make_no_sense(shares):
 def small_model(rng, n_layer=6):
     """Layers of different K/V widths."""
     layers = tuple(
-        Layer(8, rng.choice([1, 2, 4]), 64, 64, 0, 0, 0, {"all": {"x": 100 * rng.randrange(9)}})
+        Layer(
+            8,
+            rng.choice([1, 2, 4]),
+            64,
+            64,
+            0,
+            0,
+            0,
+            FeedForward(),
+            {"all": {"x": 100 * rng.randrange(9)}},
+        )
         for _ in range(n_layer)
     )
     weights = [Weight(f"{i}", "attention", "Q8_0", rng.randrange(2**22), i) for i in range(n_layer)]
@@ -221,10 +232,10 @@ def test_an_amb_below_the_smallest_tile():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    geometry = quant.geometry.named_geometry("deepseek-v2-lite")
+    geometry = quant.models.geometry.named_geometry("deepseek-v2-lite")
     make_gguf(folder / "lite.gguf", geometry.resized(n_layer=3, n_embd=256, n_ff=512, n_expert=4,
               n_ff_expert=256, n_vocab=512, n_head=2), "IQ4_NL")  # fmt: skip
-    geometry = quant.geometry.named_geometry("llama-8b")
+    geometry = quant.models.geometry.named_geometry("llama-8b")
     make_gguf(folder / "llama.gguf", geometry.resized(n_layer=2, n_embd=256, n_ff=512, n_vocab=512,
               n_head=4, n_head_kv=2, d_k=128, d_v=128, n_rot=128), "Q4_K")  # fmt: skip
     return folder
@@ -246,13 +257,13 @@ def test_a_files_tensors_are_all_somewhere_once(files, name):
     devices = device_memory(model, KQCAP, Setting(256, 128, n_threads=1), [2**30] * 3, [1] * 3)
     answer = fit(model, KQCAP, [2**30] * 3, n_threads=1)
     assert sum(device.weights for device in devices) + answer.host_weights == file.n_bytes
-    kinds = {layer[:-1] for layer in model.layers}
+    kinds = {layer[:7] for layer in model.layers}
     latent = (2, 2, 192, 128, 0, 512, 64) if attention.is_mla else (4, 2, 128, 128, 0, 0, 0)
     assert kinds == {latent}
 
 
 def test_tied_embeddings_count_on_both_sides(files):
-    from quant.memory_model import _memory_model
+    from quant.models.memory_model import _memory_model
 
     with quant.open(files / "llama.gguf") as file:
         infos = [file.tensor_info(name) for name in file if name != "output.weight"]

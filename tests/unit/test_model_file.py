@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import quant
-from quant.geometry import AttentionGeometry
-from quant.gguf_header import MAX_ARRAY_STRINGS, MAX_ENTRIES
-from quant.other_types import OTHER_NUMBERS, type_name
+from quant.gguf.header import MAX_ARRAY_STRINGS, MAX_ENTRIES
+from quant.gguf.other_types import OTHER_NUMBERS, type_name
+from quant.models.geometry import AttentionGeometry
 
 QTYPES = gguf.GGMLQuantizationType
 

@@ -10,14 +10,7 @@ import tracemalloc
 import gguf_bytes as gb
 import pytest
 
-from quant.gguf_header import (
-    ARRAY,
-    SCALARS,
-    STRING,
-    ModelFileError,
-    decode,
-    read_header,
-)
+from quant.gguf.header import ARRAY, SCALARS, STRING, ModelFileError, decode, read_header
 
 N_MUTANTS = int(os.environ.get("KQCAP_FUZZ", 20_000))
 HOSTILE = (0, 1, 2, 5, 8, 9, 31, 33, 255, *(2**n + d for n in (16, 31, 32, 48, 62, 63) for d in (-1, 0)), 2**64 - 1)  # fmt: skip

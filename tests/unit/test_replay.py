@@ -6,11 +6,11 @@ import secrets
 import pytest
 from traces import Lines, block, record
 
-from lowlevel.arena import Arena
-from lowlevel.policies import POLICIES
+from lowlevel.inspect.replay import GIVE, TAKE, Requests, read_requests, replay, smallest_budget
 from lowlevel.pool import BudgetError, Pool
-from lowlevel.replay import GIVE, TAKE, Requests, read_requests, replay, smallest_budget
-from lowlevel.trace import Trace
+from lowlevel.pool.arena import Arena
+from lowlevel.pool.policies import POLICIES
+from lowlevel.pool.trace import Trace
 
 
 @pytest.fixture

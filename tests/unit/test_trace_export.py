@@ -11,8 +11,8 @@ import secrets
 import pytest
 from traces import Lines, block, record
 
-from lowlevel.trace_export import export, rmm_log, torch_snapshot
-from lowlevel.trace_state import read_run
+from lowlevel.inspect.export import export, rmm_log, torch_snapshot
+from lowlevel.inspect.run import read_run
 
 # Those that memory_viz's own unpickler knows (torch/utils/viz/MemoryViz.js).
 VIEWER_OPCODES = set(
