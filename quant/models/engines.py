@@ -208,8 +208,12 @@ def _llama_kv_bytes(model, layer, setting):
 
 def _llama_masks(layers, setting):
     """One mask for the layers that see all keys, and one for those with a window."""
-    rows = sum({_rows(layer, setting, CELLS) for layer in _kinds(layers)})
-    return rows * min(setting.n_ubatch, setting.n_ctx) * (2 if setting.flash else 4)
+    masks = {(bool(layer.window), _rows(layer, setting, CELLS)) for layer in _kinds(layers)}
+    return (
+        sum(rows for _, rows in masks)
+        * min(setting.n_ubatch, setting.n_ctx)
+        * (2 if setting.flash else 4)
+    )
 
 
 def _llama_compute(model, layers, has_output, setting):
@@ -217,7 +221,7 @@ def _llama_compute(model, layers, has_output, setting):
     absorbed = LLAMA_CPP.form(model, setting) == ABSORBED
     mask = _llama_masks(layers, setting)
     phases = [
-        Compute(mask=mask, activations=phase_bytes(layer, n_tokens, "feed-forward"))
+        Compute(mask=mask, activations=4 * n_tokens * _llama_feed_forward(model, layer))
         for layer in layers
     ]
     for layer in _kinds(layers):
@@ -236,6 +240,16 @@ def _llama_compute(model, layers, has_output, setting):
         logits = 4 * n_tokens * model.n_vocab
         phases.append(Compute(mask=mask, logits=logits, activations=6 * stream))
     return _largest(phases)
+
+
+def _llama_feed_forward(model, layer):
+    """Values a token: gate, up and their product; the experts' results where they do not fit where the first two lay."""
+    ff = layer.feed_forward
+    results = ff.n_used * model.n_embd
+    widths = [3 * ff.dense, 3 * ff.n_used * ff.expert, results + 3 * ff.shared]
+    if results > 2 * ff.n_used * ff.expert:
+        widths[1] += results
+    return 5 * model.n_embd + max(widths)
 
 
 # ik_llama.cpp
@@ -263,7 +277,7 @@ def _ik_compute(model, layers, has_output, setting):
     n_tokens = min(setting.n_ubatch, setting.n_ctx)
     mask = _ik_rows(setting) * n_tokens * (2 if setting.flash else 4)
     phases = [
-        Compute(mask=mask, activations=phase_bytes(layer, n_tokens, "feed-forward"))
+        Compute(mask=mask, activations=4 * n_tokens * _ik_feed_forward(model, layer))
         for layer in layers
     ]
     for layer in _kinds(layers):
@@ -272,6 +286,14 @@ def _ik_compute(model, layers, has_output, setting):
         logits = 4 * n_tokens * model.n_vocab
         phases.append(Compute(logits=logits, activations=8 * n_tokens * model.n_embd))
     return _largest(phases)
+
+
+def _ik_feed_forward(model, layer):
+    """Values a token: gate and up are one operation, of which only the product is kept."""
+    ff = layer.feed_forward
+    results = ff.n_used * model.n_embd
+    experts = results + max(ff.n_used * ff.expert, ff.shared)
+    return 3 * model.n_embd + max(ff.dense, experts)
 
 
 def _ik_attention(model, layer, form, setting):
