@@ -24,7 +24,9 @@ _HOST = (
 )
 _SMALL = "8-bit and smaller floats are not here: decode their bytes with integers"
 _DPX = "DPX instructions are not here: write them with min and max, which compile to the same"
-_MAPS = "tensor maps and their copies are emulated by headers of lowlevel/gpu/include, not by this name"
+_MAPS = (
+    "tensor maps and their copies are emulated by headers of lowlevel/gpu/include, not by this name"
+)
 
 # (pattern of a whole name or of a header, what to do); the first that fits counts.
 _ADVICE = tuple(
