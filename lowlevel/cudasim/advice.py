@@ -24,9 +24,8 @@ _HOST = (
 )
 _SMALL = "8-bit and smaller floats are not here: decode their bytes with integers"
 _DPX = "DPX instructions are not here: write them with min and max, which compile to the same"
-_MAPS = (
-    "tensor maps and their copies are emulated by headers of lowlevel/gpu/include, not by this name"
-)
+_SIGNED_AVERAGE = "signed averages of packed integers are not here: average the parts one by one"
+_MAPS = "tensor maps and their copies are emulated by headers of lowlevel/gpu/include, not by this name"
 
 # (pattern of a whole name or of a header, what to do); the first that fits counts.
 _ADVICE = tuple(
@@ -45,6 +44,7 @@ _ADVICE = tuple(
         (r"cuda[A-Z]\w*", _HOST),
         (r"cuda_fp[468]\.h|__nv_fp[468]\w*", _SMALL),
         (r"__vi\w+", _DPX),
+        (r"__vavgs[24]", _SIGNED_AVERAGE),
         (r"CUtensorMap|cp_async_bulk\w*|cuda\.h", _MAPS),
     )
 )  # fmt: skip

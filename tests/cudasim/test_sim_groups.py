@@ -18,7 +18,8 @@ def test_tiles(anywhere, rng, n):
             np.testing.assert_array_equal(got[:, 0], np.where(rank < 6, v[(rank + 2) % 8], v))
             np.testing.assert_array_equal(got[:, 1], v.sum())
             np.testing.assert_array_equal(got[:, 3], sum(int(w & 1) << i for i, w in enumerate(v)))
-            np.testing.assert_array_equal(got[:, 4], rank + 100 * (first // 8) + 80000)
+            ranks = 100 * (first % 32 // 8) + 1000 * (first // 32)  # of the tile, of the warp
+            np.testing.assert_array_equal(got[:, 4], rank + ranks + 80000)
             np.testing.assert_array_equal(got[:, 5], (v == 5).any() + 2)
             np.testing.assert_array_equal(got[:, 6], v[rank ^ 1] - v[3])
             same = [sum(int(w & 3 == u & 3) << i for i, w in enumerate(v)) for u in v]

@@ -62,8 +62,9 @@ class thread_block_tile {
   static unsigned thread_rank() { return (unsigned)cudasim::lane_id() & (n - 1); }
   static constexpr unsigned num_threads() { return n; }
   static constexpr unsigned size() { return n; }
-  static unsigned meta_group_rank() { return thread_block::thread_rank() / n; }
-  static unsigned meta_group_size() { return (thread_block::size() + n - 1) / n; }
+  // Which of the tiles that its parent was parted into, and how many they are.
+  static unsigned meta_group_rank() { return Parent::thread_rank() / n; }
+  static unsigned meta_group_size() { return (Parent::size() + n - 1) / n; }
   template <class T>
   static T shfl(T value, unsigned rank, CUDASIM_SITE) { return __shfl_sync(mask(), value, (int)rank, n, site); }
   template <class T>

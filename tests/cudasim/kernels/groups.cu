@@ -18,7 +18,7 @@ extern "C" __global__ void tiles(const int* x, int* out) {
   o[1] = cg::reduce(tile, v, cg::plus<int>());
   o[2] = cg::reduce(warp, v, cg::greater<int>());
   o[3] = (int)tile.ballot(v & 1);
-  o[4] = (int)(tile.thread_rank() + 100 * tile.meta_group_rank() + 10000 * tile.size());
+  o[4] = (int)(tile.thread_rank() + 100 * tile.meta_group_rank() + 1000 * warp.meta_group_rank() + 10000 * tile.size());
   o[5] = tile.any(v == 5) + 2 * tile.all(v >= 0);
   o[6] = tile.shfl_xor(v, 1) - tile.shfl(v, 3);
   o[7] = (int)tile.match_any(v & 3);

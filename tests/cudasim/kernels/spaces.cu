@@ -1,5 +1,7 @@
 // Variables and attributes where CUDA allows them: shared memory and device variables at file scope, attributes on
 // either side of __global__, structures by value. The tests say which element to touch, also wrong ones.
+#include <cuda_fp16.h>
+
 extern __shared__ float whole[];
 namespace inner {
 extern __shared__ double doubles[];
@@ -50,6 +52,7 @@ extern "C" __global__ void by_value(const __grid_constant__ Map map, char, int* 
 
 extern "C" __global__ void add_one(float* x, int i) { x[i] += 1; }
 extern "C" __global__ void add_one_double(double* x, int i) { x[i] += 1; }
+extern "C" __global__ void add_one_half(__half* x, int i) { x[i] += __half(1.0f); }
 extern "C" __global__ void is_positive(const int* x, int i, int* y) { y[0] = x[i] > 0; }
 extern "C" __global__ void vectors(const float* x, float* y, int n) {
   if (4 * threadIdx.x + 4 <= n)
