@@ -266,7 +266,8 @@ def _sorted_by_expert(experts, n, t):
     """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
     if experts is None:
         return None, [0], [n]
-    experts = arrays.asnumpy(experts) if hasattr(experts, "dtype") else np.asarray(experts)
+    has_dtype = hasattr(experts, "dtype")
+    experts = arrays.asnumpy(experts, "experts") if has_dtype else np.asarray(experts)
     if experts.shape != (n,):
         raise ValueError(
             f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"

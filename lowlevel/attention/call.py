@@ -303,7 +303,8 @@ def merge_states(outs, lses):
     """
     outs, lses = list(outs), list(lses)
     home = devices.of_array(outs[0], "outs[0]").name if outs else "cpu"
-    outs, lses = [asnumpy(o) for o in outs], [asnumpy(x) for x in lses]
+    outs = [asnumpy(o, f"outs[{i}]") for i, o in enumerate(outs)]
+    lses = [asnumpy(x, f"lses[{i}]") for i, x in enumerate(lses)]
     if not outs or len(outs) != len(lses):
         raise ValueError(
             f"outs, lses: expected as many of one as of the other, at least 1; "
@@ -444,7 +445,7 @@ def _check_mask(mask, n_head, n_tokens, n_kv, device):
 def _check_per_head(values, name, n_head):
     if values is None:
         return None
-    given = np.asarray(asnumpy(values))
+    given = np.asarray(asnumpy(values, name))
     if given.dtype.kind not in "fiu" and dtype_name(given.dtype) != "bfloat16":
         raise TypeError(f"{name}: expected {n_head} real numbers, one per head, got {values!r}")
     if given.shape != (n_head,):
