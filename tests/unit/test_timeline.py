@@ -435,7 +435,7 @@ def test_the_arena_at_the_cursor_in_a_browser(page, path):
         assert names == [name or "(none)" for name in pool["bands"][kind]["names"]]
         assert page.value("Math.max(...totals)") == pool["peak"]
         assert page.value("state.arena.live.every(k => bandOf(k, state.arena.step) >= 0)")
-    assert f"{pool['left']['n_blocks']:,} blocks" in page.value(
+    assert f"{pool['left']['n_blocks']:,} block" in page.value(
         "document.getElementById('leftTitle').textContent"
     )
     assert page.value("document.getElementById('leftRows').rows.length") == pool["left"]["n_groups"]
