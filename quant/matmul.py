@@ -60,9 +60,8 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
     vectors: 0.0055 / sqrt(columns) (0.0071 with K-quants) for int8 activations, which is ggml's
-    too: the square root of a 12th of a step, which is 1/127 of the largest x of the block.
-    At most half a step, 1/254 of the largest x of the block, for each value. With ``exact=True``
-    below 1e-6.
+    too: for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
+    at most half a step. With ``exact=True`` below 1e-6.
 
     A NaN or an infinity in a row of x: with float32 activations it goes through the products; with
     int8 activations the whole output row is NaN. Values below 2**-100 in a block whose values are
@@ -142,13 +141,7 @@ class _Outline:
 
 
 def _plan(n, t, exact, n_threads, device):
-    rows, columns = t.shape[-2:]
-    for name, n_values, what in (
-        ("t", math.prod(t.shape), f"weights of shape {tuple(t.shape)}"),
-        ("n", n * max(rows, columns), f"{n} rows of x, of {columns} columns and {rows} products,"),
-    ):
-        if n_values > _MOST_VALUES:
-            raise ValueError(f"{name}: {what} are more than any memory holds")
+    _check_sizes(n, t.shape)
     if device != "cpu":
         if n_threads is not None:
             raise ValueError(f"n_threads: {device} has no use for it; leave it out")
@@ -208,6 +201,18 @@ def _into(out, plan, device, x, t, order, used, counts, scratch):
 
 
 # ---------------------------------------------------------------- checks
+
+
+@functools.lru_cache(maxsize=512)  # most calls are of few sizes
+def _check_sizes(n, shape):
+    """Raise unless x, out and t are of a size that a memory may have."""
+    rows, columns = shape[-2:]
+    for name, n_values, what in (
+        ("t", math.prod(shape), f"weights of shape {shape}"),
+        ("n", n * max(rows, columns), f"{n} rows of x, of {columns} columns and {rows} products,"),
+    ):
+        if n_values > _MOST_VALUES:
+            raise ValueError(f"{name}: {what} are more than any memory holds")
 
 
 def _check_flags(exact):
@@ -284,10 +289,8 @@ def _sorted_by_expert(experts, n, t):
     """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
     if experts is None:
         return None, [0], [n]
-    if hasattr(experts, "dtype"):
-        experts = arrays.asnumpy(experts, "experts")
-    else:
-        experts = np.asarray(experts)
+    has_dtype = hasattr(experts, "dtype")
+    experts = arrays.asnumpy(experts, "experts") if has_dtype else np.asarray(experts)
     if experts.shape != (n,):
         raise ValueError(
             f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"

@@ -273,3 +273,12 @@ def test_steps_copies_no_head_of_queries_or_output():
         beside.append(int(run.stdout))
     # What BLAS packs (up to 32 MiB a thread) is in both; copies are not.
     assert beside[1] - beside[0] <= 16 * 2**20, beside
+
+
+@pytest.mark.parametrize("name", ["sinks", "alibi_slopes"])
+def test_a_masked_array_is_called_by_its_argument(name):
+    q = np.ones((2, 3, 4), np.float32)
+    with pytest.raises(TypeError, match=rf"^{name}: expected a NumPy array, got MaskedArray"):
+        lowlevel.attention(q, q, q, **{name: np.ma.masked_array(np.zeros(2))})
+    with pytest.raises(TypeError, match=r"^lses\[0\]: expected a NumPy array"):
+        lowlevel.merge_states([q], [np.ma.masked_array(np.zeros((2, 3)))])
