@@ -70,7 +70,9 @@ class Scope:
             raise RuntimeError(f"scope {self.path!r} left by a thread that did not enter it")
         innermost = self._of_thread.innermost
         if innermost is not self:
-            where = f"{innermost.path!r} is the innermost" if innermost else "this thread is in none"
+            where = (
+                f"{innermost.path!r} is the innermost" if innermost else "this thread is in none"
+            )
             raise RuntimeError(f"scope {self.path!r} left out of order: {where}")
 
     def close(self):

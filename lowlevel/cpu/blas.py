@@ -89,7 +89,9 @@ def _leave(user, before_here):
         try:
             _set(before_here)
             with _lock:
-                _users.discard(user)  # gone already: forked inside, and restored there; or left before
+                _users.discard(
+                    user
+                )  # gone already: forked inside, and restored there; or left before
                 if not _users:
                     _set(_before)
                     _before.clear()

@@ -1,7 +1,9 @@
 """KeyboardInterrupt at a chosen bytecode of the library, without a signal."""
 
 import linecache
+import opcode
 import os
+import random
 import sys
 
 import lowlevel
@@ -32,11 +34,12 @@ class InterruptAt:
 
     def __init__(self, n, is_counted=lambda path: True, by_line=False):
         self.struck = False
+        self.where = None
         self._left = n
         self._is_counted = is_counted
         self._event = "line" if by_line else "opcode"
         self._files = {}
-        self._after_call = {}  # frame -> whether its last bytecode was a call
+        self._called_at = {}  # frame -> the line of its last bytecode, if that was a call
 
     def __enter__(self):
         self._before = sys.gettrace()
@@ -63,41 +66,51 @@ class InterruptAt:
             self._left -= 1
             if self._left == 0:
                 self.struck = True
+                self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
                 raise KeyboardInterrupt
         return self._strike
 
     def _may_come(self, frame):
-        code, at = frame.f_code, frame.f_lasti
-        is_return = _NAMES[code.co_code[at]].startswith("RETURN_")
-        if is_return and code.co_name in ("__enter__", "empty"):
-            return False
-        line = linecache.getline(code.co_filename, frame.f_lineno).lstrip()
-        was_call = self._after_call.get(frame, False)
+        key = frame.f_code, frame.f_lasti
+        is_left_out, is_call, of_with = _KNOWN.get(key) or _about(frame, key)
+        may_come = not is_left_out and (not of_with or self._called_at.get(frame) == of_with)
         if self._event == "opcode":
-            self._after_call[frame] = "CALL" in _NAMES[code.co_code[at]]
-        return not line.startswith("with ") or was_call
+            self._called_at[frame] = frame.f_lineno if is_call else None
+        return may_come
 
 
-def _names():
-    import opcode
-
-    return opcode.opname
+_KNOWN = {}  # (code, offset) -> (left out, a call, the line if a `with` stands there)
 
 
-_NAMES = _names()
+def _about(frame, key):
+    code, at = key
+    name = opcode.opname[code.co_code[at]]
+    is_return = name.startswith("RETURN_") and code.co_name in ("__enter__", "empty")
+    text = linecache.getline(code.co_filename, frame.f_lineno or 0).lstrip()
+    of_with = frame.f_lineno if text.startswith("with ") else None
+    # A NOP may stand where a `with` ends.
+    _KNOWN[key] = is_return or name == "NOP", name.startswith("CALL"), of_with
+    return _KNOWN[key]
 
 
-def sweep(run, check, **how):
-    """``run()`` once for each place that an interrupt may come at, and ``check()`` after each; how many there were."""
-    n, struck = 0, True
+def sweep(run, check, step=1, **how):
+    """``run()`` interrupted at each place in turn, ``check(n)`` after each; how many places there are.
+
+    step : int
+        Of so many places in a row only one, from a random start on.
+    """
+    n, struck = random.randrange(step) + 1 - step, True
     while struck:
-        n += 1
+        n += step
         at = InterruptAt(n, **how)
         try:
             with at:
                 run()
         except KeyboardInterrupt:
             pass
-        check(n)
+        try:
+            check(n)
+        except AssertionError as error:
+            raise AssertionError(f"interrupted at {at.where}, place {n}") from error
         struck = at.struck
     return n
