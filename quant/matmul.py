@@ -5,10 +5,10 @@ import functools
 import numpy as np
 
 from lowlevel import arrays, devices
-from lowlevel.arena import align_up
+from lowlevel.pool.arena import align_up
 
 from .formats import block_format
-from .tensor import QuantTensor
+from .tensor import QuantTensor, check_tensor
 
 
 def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=None):
@@ -132,7 +132,7 @@ def _plan(n, t, exact, n_threads, device):
     if device != "cpu":
         if n_threads is not None:
             raise ValueError(f"n_threads: {device} has no use for it; leave it out")
-        from .cuda.matmul_plan import plan_matmul as plan_on_device
+        from .gpu.matmul_plan import plan_matmul as plan_on_device
 
         return plan_on_device(n, t.format, t.shape[-1], len(t.shape) == 3, bool(exact))
     plan_matmul, resolve_n_threads = _cpu_planner()
@@ -149,14 +149,14 @@ def _plan(n, t, exact, n_threads, device):
 def _cpu_planner():
     from lowlevel.cpu.threads import resolve_n_threads
 
-    from .cpu.matmul_plan import plan_matmul
+    from .cpu.matmul.plan import plan_matmul
 
     return plan_matmul, resolve_n_threads
 
 
 @functools.cache
 def _cpu_run():
-    from .cpu import matmul_run
+    from .cpu.matmul import run as matmul_run
 
     return matmul_run.run
 
@@ -181,7 +181,7 @@ def _into(out, plan, device, x, t, order, used, counts, scratch):
     elif device.name == "cpu":
         _cpu_run()(plan, x, t, out, order, used, counts, scratch)
     else:
-        from .cuda import matmul as launcher
+        from .gpu import matmul as launcher
 
         launcher.run(plan, device, x, t, out, order, used, counts, scratch)
     return out
@@ -202,8 +202,7 @@ def _check_pool(pool, device):
 
 def _checked_device(t, experts):
     """The device of a tensor that fits."""
-    if not isinstance(t, QuantTensor):
-        raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
+    check_tensor(t)
     if experts is None and t.ndim != 2:
         hint = "; a stack of matrices needs experts=" if t.ndim == 3 else ""
         raise ValueError(f"t: expected shape (rows, columns), got {t.shape}{hint}")

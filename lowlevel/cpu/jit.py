@@ -21,9 +21,11 @@ _HERE = pathlib.Path(__file__).resolve().parent
 
 @functools.cache
 def _sources_digest(folder):
-    """Digest of every .py file in `folder`, and in lowlevel/cpu and below."""
+    """Digest of every .py file in `folder`, in all of the package "cpu" that it is of, and in lowlevel/cpu."""
+    rooms = [parent for parent in (folder, *folder.parents) if parent.name == "cpu"]
+    own = rooms[-1].rglob("*.py") if rooms else folder.glob("*.py")
     digest = hashlib.sha1(numba.__version__.encode())
-    for path in sorted({*_HERE.rglob("*.py"), *folder.glob("*.py")}):
+    for path in sorted({*_HERE.rglob("*.py"), *own}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

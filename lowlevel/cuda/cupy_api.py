@@ -5,7 +5,7 @@ streams. What runs on a GPU alone, and no test without one can show:
 
 here               load, check_device, compute_capability, architecture, n_multiprocessors, max_shared_bytes;
                    compile_module: NVRTC as CuPy calls it, its disk cache (that every kernel compiles is shown by
-                   ``python -m lowlevel.cuda.resources``); _SpecificModule: kernels of one architecture ("90a"),
+                   ``python -m lowlevel.gpu.resources``); _SpecificModule: kernels of one architecture ("90a"),
                    compiled by _compile_cubin and kept beside CuPy's own by _write_whole
 device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it; address, plain, writable, freeze
                    fill, holds: what debug pools write and look for
@@ -103,6 +103,12 @@ def compile_module(text, name, options, expressions, architecture):
     return load().RawModule(code=text, options=options, name_expressions=expressions)
 
 
+def cubin_folder():
+    """Where binaries of one architecture are kept, as files "kqcap-...": CuPy's own folder of kernels."""
+    default = pathlib.Path.home() / ".cupy" / "kernel_cache"
+    return pathlib.Path(os.environ.get("CUPY_CACHE_DIR", default))
+
+
 class _SpecificModule:
     """Kernels compiled for an architecture such as "90a", which RawModule does not take."""
 
@@ -110,8 +116,7 @@ class _SpecificModule:
         options = (*options, f"-arch=sm_{architecture}", "--device-as-default-execution-space")
         nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
         key = repr((text, options, expressions, nvrtc.getVersion())).encode()
-        default = pathlib.Path.home() / ".cupy" / "kernel_cache"  # CuPy's own
-        folder = pathlib.Path(os.environ.get("CUPY_CACHE_DIR", default))
+        folder = cubin_folder()
         path = folder / f"kqcap-{hashlib.sha256(key).hexdigest()}.cubin"
         names = path.with_suffix(".json")
         if not names.exists():  # written last

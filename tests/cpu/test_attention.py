@@ -9,7 +9,7 @@ from comparison import assert_close
 
 import lowlevel
 import quant
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
 
 SEEDS = range(20)
 CASES_PER_SEED = 100

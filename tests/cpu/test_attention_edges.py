@@ -12,8 +12,8 @@ from comparison import assert_close
 
 import lowlevel
 import quant
-from lowlevel.pool_scope import Scope
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.pool.scope import Scope
 
 
 def test_v_that_starts_inside_a_block_of_k_is_not_v_in_k():
@@ -56,7 +56,7 @@ def test_a_call_that_others_outran_plans_for_what_is_left(monkeypatch):
                 taken.append(pool.empty(4096, "uint8", tag="of another thread"))
             return plan
 
-        monkeypatch.setattr(sys.modules["lowlevel.attention"], "plan_attention", plan_and_lose)
+        monkeypatch.setattr(sys.modules["lowlevel.attention.call"], "plan_attention", plan_and_lose)
         out = lowlevel.attention(q, k, v, pool=pool)
         assert pool.peak <= preferred
         pool.free(taken[0])

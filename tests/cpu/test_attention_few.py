@@ -9,8 +9,8 @@ from lesser_cpus import LESSER_CPUS, run_tests
 
 import lowlevel
 import quant
+from lowlevel.attention.reference import attention_float64
 from lowlevel.cpu import attention_few, layout
-from lowlevel.reference import attention_float64
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 GROUPS = (1, 2, 3, 4, 5, 7, 8)

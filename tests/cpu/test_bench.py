@@ -1,17 +1,19 @@
 """kqcap bench for real, tiny: its rows, its checks, its default file."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
 
 import lowlevel
 import quant
-from quant.geometry import named_geometry
-from quant.make_gguf import make_gguf
-from tools import default_model, measure, process
+from quant.models.geometry import named_geometry
+from quant.models.synthetic.make_gguf import make_gguf
+from tools import process
+from tools.bench import default_model, measure
+from tools.bench.workload import make_workload
 from tools.cli import main
-from tools.workload import make_workload
 
 MIB = 2**20
 TINY = ["-p", "256", "-ub", "64", "-r", "1", "-t", "2"]
@@ -166,10 +168,10 @@ def test_the_default_file_is_made_once(monkeypatch, tmp_path, blocked):
     if blocked:
         cache.write_text("a file where the cache folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr(default_model.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     # the real geometry, but narrow: it is made in a moment
     monkeypatch.setattr(
-        "quant.geometry.named_geometry",
+        "quant.models.geometry.named_geometry",
         lambda name: named_geometry(name).resized(n_embd=64, n_head=1, n_head_kv=1),
     )
     path = default_model.path()

@@ -375,7 +375,7 @@ def test_ctrl_c_ends_an_attention_call():
         import os, signal, threading, time
         import numpy as np
         import lowlevel
-        from lowlevel.reference import attention_float64
+        from lowlevel.attention.reference import attention_float64
 
         rng = np.random.default_rng(1)
         small = [rng.standard_normal((2, n, 32), dtype=np.float32) for n in (9, 40, 40)]
@@ -414,7 +414,7 @@ FORK = """
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12+ on forks beside threads
     import numpy as np
     import lowlevel
-    from lowlevel.reference import attention_float64
+    from lowlevel.attention.reference import attention_float64
 
     rng = np.random.default_rng(2)
     q, k, v = (rng.standard_normal((4, n, 32), dtype=np.float32) for n in (50, 300, 300))
@@ -514,7 +514,7 @@ def test_calls_while_the_interpreter_ends(used_before):
         import atexit, threading
         import numpy as np
         import lowlevel
-        from lowlevel.reference import attention_float64
+        from lowlevel.attention.reference import attention_float64
 
         rng = np.random.default_rng(3)
         q, k, v = (rng.standard_normal((4, n, 32), dtype=np.float32) for n in (50, 300, 300))

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import quant
+from lowlevel.attention.reference import attention_float64
 from lowlevel.cpu import simd
-from lowlevel.reference import attention_float64
-from tools import versus, versus_cases, versus_report, versus_startup
+from tools.bench import versus, versus_cases, versus_report, versus_startup
+from tools.bench.peers import first_calls, inputs, limits, ours
+from tools.bench.peers import gguf as gguf_peer
+from tools.bench.peers import numpy as numpy_peer
+from tools.bench.peers.handle import Peer, PeerError, child_environment
+from tools.bench.versus_cases import CASES, Bar, Case
 from tools.cli import main
-from tools.peers import first_calls, inputs, limits, ours
-from tools.peers import gguf as gguf_peer
-from tools.peers import numpy as numpy_peer
-from tools.peers.handle import Peer, PeerError, child_environment
-from tools.versus_cases import CASES, Bar, Case
 
 
 def attention_sizes(n_head=4, n_head_kv=2, d_k=32, d_v=16, n_tokens=5, n_kv=40, v_in_k=False):
