@@ -19,7 +19,9 @@ from lowlevel.pool.arena import Arena
 
 BUDGET = 2**20
 # Files whose every bytecode is interrupted; of the others, which take nothing, every line.
-THAT_TAKE = tuple(f"lowlevel/{name}.py" for name in ("sure_exit", "pool/pool", "pool/scope", "pool/arena"))
+THAT_TAKE = tuple(
+    f"lowlevel/{name}.py" for name in ("sure_exit", "pool/pool", "pool/scope", "pool/arena")
+)
 
 
 def takes(path):
@@ -144,7 +146,7 @@ def test_traces(pool, traced):
     def is_counted(path):
         return "trace.py" in path or "sure_exit" in path
 
-    assert sweep(run, check, is_counted=is_counted) > 400
+    assert sweep(run, check, 5, is_counted=is_counted) > 400
 
 
 Q = np.ones((1, 1, 32), np.float32)
@@ -178,11 +180,11 @@ def test_any_public_call_at_any_bytecode(name):
     with Pool(BUDGET) as pool:
         kept = pool.empty(300, tag="kept")
         call(pool)  # compiles, imports
-        sweep(lambda: call(pool), lambda n: check_books(pool, kept), 3, is_counted=takes)
+        sweep(lambda: call(pool), lambda n: check_books(pool, kept), 7, is_counted=takes)
         sweep(
             lambda: call(pool),
             lambda n: check_books(pool, kept),
-            3,
+            7,
             is_counted=lambda path: not takes(path),
             by_line=True,
         )
