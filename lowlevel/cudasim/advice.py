@@ -25,7 +25,9 @@ _HOST = (
 _SMALL = "8-bit and smaller floats are not here: decode their bytes with integers"
 _DPX = "DPX instructions are not here: write them with min and max, which compile to the same"
 _SIGNED_AVERAGE = "signed averages of packed integers are not here: average the parts one by one"
-_MAPS = "tensor maps and their copies are emulated by headers of lowlevel/gpu/include, not by this name"
+_MAPS = (
+    "tensor maps and their copies are emulated by headers of lowlevel/gpu/include, not by this name"
+)
 
 # (pattern of a whole name or of a header, what to do); the first that fits counts.
 _ADVICE = tuple(

@@ -24,10 +24,26 @@ def end_of_group(text, start):
     raise ValueError("unbalanced brackets")
 
 
+def without_literals(text):
+    """`text` with spaces in place of its string and character literals."""
+    return _LITERALS.sub(lambda literal: " " * len(literal.group()), text)
+
+
+def statement_end(text, start):
+    """Index of the semicolon that ends the statement."""
+    position = start
+    while found := _BRACKETS.search(text, position):
+        semicolon = text.find(";", position, found.start())
+        if semicolon >= 0:
+            return semicolon
+        position = end_of_group(text, found.start()) if found.group() in OPENING else found.end()
+    return text.index(";", position)
+
+
 def split_top_level(text):
     """`text` split at commas outside all brackets, template ones too."""
     parts, depth, angle, start = [], 0, 0, 0
-    for i, char in enumerate(text):
+    for i, char in enumerate(without_literals(text)):
         if char in OPENING:
             depth += 1
         elif char in CLOSING:

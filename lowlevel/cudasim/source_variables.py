@@ -4,13 +4,14 @@ import re
 
 from .source_text import (
     IDENTIFIER,
-    OPENING,
     FileScope,
     declared_name,
     end_of_group,
     place_of,
     split_top_level,
+    statement_end,
     statement_start,
+    without_literals,
 )
 
 # ---- shared memory ------------------------------------------------------------------------------
@@ -25,7 +26,7 @@ def rewrite_shared(text):
         if match.start() < done:
             continue
         start = max(statement_start(text, match.start()), done)
-        end = _statement_end(text, start)
+        end = statement_end(text, start)
         statement, struct = text[start:end], f"cudasim_shared_{count}"
         is_dynamic = re.search(r"\bextern\b", statement) is not None
         if is_dynamic:
@@ -42,14 +43,6 @@ def rewrite_shared(text):
         done = end + 1
     pieces.append(text[done:])
     return "".join(pieces)
-
-
-def _statement_end(text, start):
-    """Index of the semicolon that ends the statement."""
-    end = start
-    while text[end] != ";":
-        end = end_of_group(text, end) if text[end] in OPENING else end + 1
-    return end
 
 
 def _dynamic_declaration(statement, struct, is_at_file_scope):
@@ -130,7 +123,7 @@ def _variable_end(text, start):
             head = text[start : found.start()]
             is_constant = re.search(r"\bconst\b", head) and "*" not in head
             names = IDENTIFIER.findall(head)
-            return None if is_constant or len(names) < 2 else _statement_end(text, start)
+            return None if is_constant or len(names) < 2 else statement_end(text, start)
         else:
             return None
     return None
@@ -151,11 +144,15 @@ def _device_variables(statement, namespace):
     result = f"namespace {namespace} {{ static {declaration}; }}"
     for declarator in split_top_level(declaration):
         name = declared_name(_without_bodies(declarator))
-        result += f' static auto& {name} = cudasim::device_variable({namespace}::{name}, "{name}");'
+        result += (
+            f' static auto& {name} = cudasim::device_variable({namespace}::{name}, "{name}", '
+            f"__alignof__({namespace}::{name}));"
+        )
     return result
 
 
 def _without_bodies(declarator):
+    declarator = without_literals(declarator)
     while "{" in declarator:
         start = declarator.index("{")
         declarator = declarator[:start] + " " + declarator[end_of_group(declarator, start) :]

@@ -83,6 +83,15 @@ class Engine:
             return ABSORBED if model.mla_form == "split" else HEADS
         return self.mla[self.default_mla if setting.mla is None else setting.mla]
 
+    def check(self, setting):
+        """Raise ValueError where the engine does not run with a setting."""
+        _, block_values, _ = KV_TYPES[setting.kv_type]
+        if "flash" in self.options and not setting.flash and block_values > 1:
+            raise ValueError(
+                f"kv_type {setting.kv_type}: {self.name} caches quantised V with flash attention only; "
+                "f16 works without"
+            )
+
 
 def _kinds(layers):
     """One of each kind of layers with attention: sizes are per layer, and so equal for a kind."""

@@ -289,9 +289,12 @@ def device_memory(model, rule, setting, vram, shares, reserve=0):
 
     Raises
     ------
+    ValueError
+        The engine does not run so.
     BudgetError
         `setting.amb` is below the smallest tile.
     """
+    rule.check(setting)
     device_of = split_layers(len(model.layers), shares)
     weights = [0] * len(vram)
     for weight in model.weights:

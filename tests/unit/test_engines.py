@@ -1,5 +1,6 @@
 """The rules of kqcap, ik_llama.cpp and llama.cpp against what the latter two log that they take."""
 
+import gguf_bytes as gb
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from quant.models.architectures import ARCHITECTURES, REFUSED, REFUSED_KEYS
 from quant.models.engines import ENGINES, IK, KQCAP, LLAMA_CPP
 from quant.models.fit import MIB, Setting, device_memory, fit
 from quant.models.geometry import GEOMETRIES, AttentionGeometry, named_geometry
-from quant.models.memory_model import _memory_model, of_geometry
+from quant.models.memory_model import _memory_model, memory_model, of_geometry
 from tools.cli import main
 
 GEMMA3_270M = {
@@ -75,6 +76,8 @@ def all_on_one(model, rule, *setting, **more):
         (GEMMA3_270M, 8192, 512, 39, 144),
         (GEMMA3_270M, 32768, 512, 111, 576),
         (GEMMA3_270M, 8192, 2048, 61.5, 144),
+        (GEMMA3_270M, 2100, 300, 21.75, 2304 * 18 / 1024),
+        (GEMMA3_270M, 700, 2000, 13.5, 13.5),
         (GPT_OSS_20B, 131072, 2048, 3126, 6144),
         (MINICPM3, 32768, 512, 24800, 24800),
     ],
@@ -150,14 +153,36 @@ def test_keys_that_are_not_modelled_are_refused_by_name(key):
     assert AttentionGeometry.from_metadata({**LLAMA, f"llama.{key}": 0}).window == 0
 
 
-def test_no_layer_with_heads(tmp_path, capsys):
-    import gguf_bytes as gb
-
-    keys = {**LLAMA, "llama.attention.head_count_kv": 0}
+def write_file(path, keys, n_tensors=0):
+    """A file of these metadata keys, with some tensors of one block each."""
     entries = [gb.entry(k, gb.STRING if isinstance(v, str) else gb.U32, v) for k, v in keys.items()]
-    rows = [gb.row(f"blk.{i}.x", (8,), gb.F32_TENSOR, 32 * i) for i in range(4)]
-    path = tmp_path / "none.gguf"
-    path.write_bytes(gb.padded(gb.header(entries, rows)) + bytes(128))
+    rows = [gb.row(f"blk.{i}.x", (8,), gb.F32_TENSOR, 32 * i) for i in range(n_tensors)]
+    path.write_bytes(gb.padded(gb.header(entries, rows)) + bytes(32 * n_tensors))
+    return path
+
+
+def test_layers_with_a_window_are_said_beside_the_tiles(tmp_path, capsys):
+    path = write_file(tmp_path / "gemma.gguf", GEMMA3_270M)
+    assert main(["plan", str(path), "-t", "1"]) == 0
+    assert "15 layers see a window of 512 keys" in capsys.readouterr().out
+
+
+def test_types_of_unknown_size_are_bounded_and_it_is_said(tmp_path):
+    """ik_llama.cpp's own: a tensor ends at the latest where the next one begins."""
+    entries = [
+        gb.entry(k, gb.STRING if isinstance(v, str) else gb.U32, v) for k, v in LLAMA.items()
+    ]
+    rows = [gb.row("blk.0.attn_q.weight", (256,), 137, 0)]
+    rows += [gb.row(f"blk.{i}.x", (8,), gb.F32_TENSOR, 96 + 32 * i) for i in range(4)]
+    path = tmp_path / "ik.gguf"
+    path.write_bytes(gb.padded(gb.header(entries, rows)) + bytes(96 + 128))
+    model = memory_model(path)
+    assert [weight.n_bytes for weight in model.weights][:2] == [96, 32]
+    assert model.weights[0].qtype == "IQ2_K" and "bounded" in model.notes[0]
+
+
+def test_no_layer_with_heads(tmp_path, capsys):
+    path = write_file(tmp_path / "none.gguf", {**LLAMA, "llama.attention.head_count_kv": 0}, 4)
     for more in ([], ["--vram", "8GiB"]):
         assert main(["plan", str(path), *more]) == 2
         error = capsys.readouterr().err
@@ -167,12 +192,7 @@ def test_no_layer_with_heads(tmp_path, capsys):
 @pytest.mark.parametrize("count", [4097, 4 * 10**8, 2**32 - 1])
 def test_a_number_of_layers_out_of_all_bounds_is_refused_at_once(tmp_path, capsys, count):
     """Of a file of some hundred bytes; it took minutes and gigabytes."""
-    import gguf_bytes as gb
-
-    keys = {**LLAMA, "llama.block_count": count}
-    entries = [gb.entry(k, gb.STRING if isinstance(v, str) else gb.U32, v) for k, v in keys.items()]
-    path = tmp_path / "deep.gguf"
-    path.write_bytes(gb.header(entries, []))
+    path = write_file(tmp_path / "deep.gguf", {**LLAMA, "llama.block_count": count})
     for more in ([], ["--vram", "8GiB"]):
         assert main(["plan", str(path), *more]) == 2
         assert f"block_count' is {count}; at most 4096" in capsys.readouterr().err

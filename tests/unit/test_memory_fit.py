@@ -334,6 +334,11 @@ def test_the_command(capsys, files):
             ["llama-8b", "--vram", "24GB", "--engine", "ik", "--method", "steps"],
             "--method: .* has none",
         ),
+        (["llama-8b", "--vram", "24GB", "--method", "steps"], "--method steps: with --device cpu"),
+        (
+            ["llama-8b", "--vram", "24GB", "--engine", "ik", "-fa", "0", "--kv-type", "q8_0"],
+            "quantised V with flash attention only",
+        ),
         (["llama-8b", "--vram", "24GB", "-fa", "0"], "-fa: --engine kqcap has none"),
         (["llama-8b", "--vram", "24GB", "--engine", "ik", "--device", "cpu"], "--device: for"),
         (["deepseek-r1", "--vram", "24GB", "--engine", "llama.cpp", "-mla", "3"], "tensors decide"),

@@ -17,6 +17,8 @@ struct Counted {
 __device__ Counted<(4 > 3 ? 4 : 2)> counted;
 }  // namespace inner
 __device__ int* pointer = nullptr;
+__device__ __align__(16) float aligned[5];
+__device__ const char *text = "a;b{", *more = "c,d";
 __device__ __forceinline__ bool operator==(float2 a, float2 b) { return a.x == b.x; }
 
 __device__ float neighbour() { return whole[(threadIdx.x + 1) % blockDim.x]; }
@@ -37,7 +39,7 @@ extern "C" __global__ void count(unsigned* y) {
 extern "C" __global__ void keep(int value, int* y) {
   y[0] = inner::other;
   y[1] = sizeof(inner::counted) + inner::flag;
-  y[2] = pointer == nullptr;
+  y[2] = pointer == nullptr && (size_t)aligned % 16 == 0 && text[3] == '{' && more[2] == 'd';
   inner::other = inner::table[1] = value;
 }
 extern "C" __global__ void table_element(int i) { inner::table[i] += 1; }
