@@ -149,7 +149,8 @@ class Pool:
         array = None
         try:
             with self._lock:
-                self._check_open()
+                if self._memory is None:
+                    self._check_open()
                 if self._in_doubt or self._unwanted:
                     self._rebuild()
                 self._in_doubt = True
@@ -189,7 +190,8 @@ class Pool:
         """
         try:
             with self._lock:
-                self._check_open()
+                if self._memory is None:
+                    self._check_open()
                 if self._in_doubt or self._unwanted:
                     self._rebuild()
                 if not self._give(array):
