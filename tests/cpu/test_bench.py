@@ -13,7 +13,7 @@ from lowlevel.cuda import cupy_api
 from lowlevel.cudasim.errors import CompilerNotFoundError
 from quant.models.geometry import named_geometry
 from quant.models.synthetic.make_gguf import make_gguf
-from tools import process
+from tools import process, tables
 from tools.bench import default_model, device_bench, measure
 from tools.bench.workload import make_workload
 from tools.cli import main
@@ -127,6 +127,18 @@ def test_table(capsys, latent_model):
     assert all(" 0,1 |" in line for line in lines[2:])  # budgets that change nothing: said once
     assert captured.out.count("the same plan") == 1
     assert captured.err == ""  # no progress bar off a terminal
+
+
+def test_a_bar_takes_nothing_from_standard_output(capsys, monkeypatch):
+    """On a terminal: what is printed beside the bar goes where standard output goes, a file or a pipe."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes anything for a terminal
+    with tables.progress() as progress:
+        progress.add_task("runs", total=2)
+        with tables.paused(progress):
+            print("a row")
+        print("another")
+    out, err = capsys.readouterr()
+    assert out == "a row\nanother\n" and "left" in err
 
 
 def test_spread_is_of_three_runs_at_least(capsys, latent_model):
