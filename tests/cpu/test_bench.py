@@ -1,5 +1,6 @@
 """kqcap bench for real, tiny: its rows, its checks, its default file."""
 
+import importlib.metadata
 import json
 import sys
 import tempfile
@@ -203,7 +204,7 @@ def test_without_cupy_or_a_compiler_it_says_what_is_missing(capsys, monkeypatch)
         'cupy-cuda12x>=13; extra == "cuda12"',
         'cupy-cuda13x>=14; extra == "cuda13"',
     ]
-    monkeypatch.setattr(cupy_api.importlib.metadata, "requires", lambda name: required)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
     assert main(["bench", "--device", "cuda"]) == 2
     err = capsys.readouterr().err
     assert "(CUDA 12): pip install 'cupy-cuda12x>=13'" in err and "13x" not in err
