@@ -17,6 +17,8 @@ from lowlevel.inspect.replay import read_requests, replay
 from lowlevel.inspect.run import LiveRun, read_run
 from lowlevel.inspect.state import MAX_NESTED_CALLS, live_block
 from lowlevel.inspect.timeline import html, png, timeline
+from lowlevel.pool import Pool
+from lowlevel.pool.trace import Trace
 
 N_MUTANTS = int(os.environ.get("KQCAP_FUZZ", 10_000))
 
@@ -64,6 +66,14 @@ def test_totals_are_the_pools_own(path, debug):
     assert calls["n"] == calls["n_planned"] > 0 and calls["n_off_plan"] == 0
     assert calls["peak"] == 1024
     json.dumps(data)
+
+
+def test_names_that_are_no_unicode_are_read_back(path):
+    """A lone surrogate is what os.fsdecode makes of a byte that is no UTF-8; the writer escapes it."""
+    with Pool(4096) as pool, Trace(path) as trace:
+        trace.attach(pool)
+        pool.free(pool.empty(3, tag="w\udce4rme"))
+    assert list(only_pool(path).tags) == ["w\udce4rme"]
 
 
 def test_a_snapshots_totals(path, tmp_path):
