@@ -70,7 +70,7 @@ def rope(x, positions, angles, magnitude, pairs, offset):
 def scores_of(logits, gating):
     logits = wide(logits)
     if gating == "softmax":
-        e = np.exp(logits - np.nanmax(logits, -1, keepdims=True))
+        e = np.exp(logits - np.fmax.reduce(logits, -1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
     if gating == "sigmoid":
         return sigmoid(logits)

@@ -13,6 +13,7 @@ _N_SCORES, _N_GROUPS, _N_USED, _GROUP_FLOATS = 1024, 32, 32, 64
 _ZERO, _ONE, _TWO = (np.float32(x) for x in (0, 1, 2))
 _TAKEN = np.float32(-np.inf)
 _LOWEST = np.float32(np.finfo(np.float32).min)
+_FAR_BELOW = np.float32(-87.0)  # `softmax.exp` goes no further down
 _LEAST_SUM = np.float32(2.0**-14)
 # log(1 + e) = 2 atanh(z), z = e / (2 + e) up to 1/3: the series' next term is below 1e-8.
 _ATANH = tuple(np.float32(1 / n) for n in (13, 11, 9, 7, 5, 3))
@@ -33,8 +34,9 @@ def _sigmoid_weight(logits, top, total):
 
 @kernel(inline=True)
 def _softplus_weight(logits, top, total):
-    """sqrt(log(1 + exp(logits)))."""
+    """sqrt(log(1 + exp(logits))), 0 below -87."""
     e = softmax.exp(simd.negate(simd.absolute(logits)))
+    e = simd.select(logits < _FAR_BELOW, simd.splat(_ZERO), e)
     z = simd.divide(e, e + _TWO)
     square = z * z
     p = simd.splat(_ATANH[0])
