@@ -14,11 +14,13 @@ import os
 import threading
 import weakref
 
-_locks = weakref.WeakSet()
+_locks: weakref.WeakSet = weakref.WeakSet()
 _making = threading.Lock()
-_held = []
+_held: list = []
 _acquire, _release = operator.methodcaller("acquire"), operator.methodcaller("release")
-_owners = weakref.WeakKeyDictionary()  # object -> name of its attribute that is a lock
+_owners: weakref.WeakKeyDictionary = (
+    weakref.WeakKeyDictionary()
+)  # object -> name of its attribute that is a lock
 
 
 def fork_lock():

@@ -57,7 +57,7 @@ MAX_ENCODED = 10_000
 # Where the fields of a Block start that many blocks have in common.
 SHARED_FIELDS = Block._fields.index("dtype")
 
-_active = weakref.WeakSet()
+_active: "weakref.WeakSet[Trace]" = weakref.WeakSet()
 
 
 class Trace:
