@@ -46,7 +46,10 @@ def frequencies(
         theta = base ** (-2 * i / n_rot) / (1 if factors is None else factors[i])
         mix = 0.0
         if ext:
-            corr = [n_rot * math.log(n_orig / (2 * math.pi * b)) / (2 * math.log(base)) for b in (fast, slow)]
+            corr = [
+                n_rot * math.log(n_orig / (2 * math.pi * b)) / (2 * math.log(base))
+                for b in (fast, slow)
+            ]
             low, high = max(0, math.floor(corr[0])), min(n_rot - 1, math.ceil(corr[1]))
             mix = ext * (1 - min(1, max(0, (i - low) / max(0.001, high - low))))
         angles.append(theta * scale * (1 - mix) + theta * mix)
@@ -83,7 +86,7 @@ def selection(scores, n_used, n_group, n_group_used):
     """Ids by falling score, the lowest of equals first; `scores` of one token."""
     scores = np.where(scores > LOWEST, scores, LOWEST)
     if n_group > 1:
-        of_groups = np.sort(scores.reshape(n_group, -1), -1)[:, -2:].sum(-1)
+        of_groups = np.sort(wide(scores).reshape(n_group, -1), -1)[:, -2:].sum(-1)
         kept = np.argsort(-of_groups, kind="stable")[:n_group_used]
         inside = np.isin(np.arange(len(scores)) // (len(scores) // n_group), kept)
         scores = np.where(inside, scores, -np.inf)

@@ -8,7 +8,7 @@ from lowlevel import asarray, asnumpy, ops
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Half a unit in the last place, and half the smallest number.
-ROUNDING = {"float32": (0, 1e-37), "float16": (2**-11, 2**-25), "bfloat16": (2**-9, 1e-37)}
+ROUNDING = {"float32": (0, 1e-37), "float16": (2**-11, 2**-25), "bfloat16": (2**-8, 1e-37)}
 
 
 def random_rows(rng, shape, dtype="float32", spread=2.0):
@@ -77,10 +77,17 @@ def add(rng, device, shape, source="float32", other="float32"):
         for out in outputs(rng, device, source, source, shape):
             on_device = asarray(addend, device) if addend is bias else placed(rng, y, device)
             result = ops.add(placed(rng, x, device), on_device, out=out)
-            held(result, exact.wide(x) + exact.wide(addend), 0 if source != "float32" else 5e-7, source)
+            held(
+                result,
+                exact.wide(x) + exact.wide(addend),
+                0 if source != "float32" else 5e-7,
+                source,
+            )
     if len(shape) == 2:
         ids = rng.integers(0, len(y), len(x)).astype(np.int32)
-        result = ops.add(placed(rng, x, device), placed(rng, y, device), row_ids=asarray(ids, device))
+        result = ops.add(
+            placed(rng, x, device), placed(rng, y, device), row_ids=asarray(ids, device)
+        )
         held(result, exact.wide(x) + exact.wide(y)[ids], 5e-7, source)
 
 
@@ -99,8 +106,9 @@ def cast(rng, device, shape, source="float32", target="float32"):
     out = placed(rng, np.zeros(shape, DTYPES[target]), device)
     assert ops.cast(placed(rng, x, device), out) is out
     result, bits = asnumpy(out), f"u{wanted.itemsize}"
-    is_nan = np.isnan(wanted)
-    np.testing.assert_array_equal(np.isnan(result), is_nan)
+    with np.errstate(invalid="ignore"):
+        is_nan = np.isnan(wanted)
+        np.testing.assert_array_equal(np.isnan(result), is_nan)
     same = np.ascontiguousarray(result).view(bits) == wanted.view(bits)
     assert (same | is_nan).all()
 
@@ -127,7 +135,9 @@ def rope(rng, device, shape, n_rot, pairs, offset=0, dtype="float32", **options)
     np.testing.assert_array_equal(asnumpy(result)[..., untouched], x[..., untouched])
 
 
-def routing(rng, device, n_tokens, n_expert, n_used, gating, groups=(1, 1), dtype="float32", **options):
+def routing(
+    rng, device, n_tokens, n_expert, n_used, gating, groups=(1, 1), dtype="float32", **options
+):
     """Ids are the best by float64 but for scores that differ by rounding; weights are those of the ids."""
     logits = random_rows(rng, (n_tokens, n_expert), dtype, 3.0)
     bias = rng.standard_normal(n_expert, np.float32) if options.pop("biased", False) else None
@@ -159,8 +169,8 @@ def gather(rng, device, n_rows, n, n_tokens, source="float32", target="float32")
     ids = rng.integers(0, n_rows, n_tokens).astype(np.int32)
     out = placed(rng, np.zeros((n_tokens, n), DTYPES[target]), device)
     strided = asarray(np.repeat(ids, 2), device)[::2]
-    assert ops.gather_rows(placed(rng, table, device), strided, out, scale=1.5) is out
-    held(out, 1.5 * exact.wide(table)[ids], 5e-7 * np.abs(exact.wide(table)[ids]), target)
+    assert ops.gather_rows(placed(rng, table, device), strided, out) is out
+    held(out, exact.wide(table)[ids], 0, target)
 
 
 def scatter(rng, device, n_rows, n_tokens, n, source="float32", target="float32", pool=None):

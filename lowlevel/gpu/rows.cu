@@ -7,7 +7,7 @@ struct GatherCall {
   long long n_tokens;
   int table_rows, columns;
   int aligned;
-  float scale;
+  int unused;
 };
 
 template <class Table, class Out>
@@ -20,8 +20,6 @@ gather_rows(const typename Table::Bits* __restrict__ table, const int* __restric
   float v[kPiece];
   if (id >= 0 && id < call.table_rows) {
     load_piece<Table>(table + id * call.table_row + piece.column, left, call.aligned, v);
-#pragma unroll
-    for (int i = 0; i < kPiece; ++i) v[i] = __fmul_rn(v[i], call.scale);
   } else {  // none of the table's
 #pragma unroll
     for (int i = 0; i < kPiece; ++i) v[i] = __uint_as_float(0x7fc00000u);

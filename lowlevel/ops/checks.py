@@ -184,9 +184,10 @@ def whole_number(value, name: str, low: int, high: int) -> int:
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an int, got {value!r}")
+    value = int(value)
     if not low <= value <= high:
         raise ValueError(f"{name}: expected {low} to {high}, got {value}")
-    return int(value)
+    return value
 
 
 def flag(value, name: str) -> bool:

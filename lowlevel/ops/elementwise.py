@@ -44,9 +44,7 @@ def add(x, y, *, row_ids=None, out=None, n_threads=None):
         checks.check_vector(row_ids, "row_ids", device, ("int32",), shape[0])
         addends = checks.rows_of(y, "y", device, dtypes)
         if y.ndim != 2 or y.shape[1] != shape[1]:
-            raise ValueError(
-                f"y: with row_ids expected (n_rows, {shape[1]}), got {tuple(y.shape)}"
-            )
+            raise ValueError(f"y: with row_ids expected (n_rows, {shape[1]}), got {tuple(y.shape)}")
     elif getattr(y, "ndim", 0) == 1:
         checks.check_vector(y, "y", device, dtypes, shape[-1])
         if shape[-1] > 1 and y.strides[0] != y.itemsize:

@@ -34,22 +34,13 @@ class RopeFrequencies:
         """Dimensions that are turned."""
         return 2 * len(self.turns)
 
-    def to(self, device: str, pool=None) -> "RopeFrequencies":
-        """These frequencies on a device.
+    def to(self, device: str) -> "RopeFrequencies":
+        """These frequencies on a device: "cpu", "cuda:N" or "cudasim"; themselves if they are there already.
 
-        Parameters
-        ----------
-        device : str
-            "cpu", "cuda:N" or "cudasim".
-        pool : lowlevel.Pool, optional
-            Where to take their memory from, 4 * n_rot bytes: whoever gives it frees `turns`. None: memory of their own.
+        Who wants them in a pool makes ``RopeFrequencies(turns, magnitude)`` of a copy there.
         """
         turns = arrays.asarray(self.turns, device, "turns")
-        if pool is not None:
-            placed = pool.empty(turns.shape, turns.dtype, tag="rope frequencies")
-            devices.get(device).copy(placed, turns)
-            turns = placed
-        return RopeFrequencies(turns, self.magnitude)
+        return self if turns is self.turns else RopeFrequencies(turns, self.magnitude)
 
 
 def rope_frequencies(

@@ -84,9 +84,7 @@ def top_k_routing(
     if ids.ndim != 2:
         raise ValueError(f"ids: expected (n_tokens, n_expert_used), got {tuple(ids.shape)}")
     eligible = n_expert // n_group * n_group_used
-    n_used = checks.whole_number(
-        ids.shape[1], "ids: experts used", 1, min(MAX_USED, eligible)
-    )
+    n_used = checks.whole_number(ids.shape[1], "ids: experts used", 1, min(MAX_USED, eligible))
     shape = (n_tokens, n_used)
     if gating not in GATINGS:
         raise ValueError(f"gating: expected one of {', '.join(GATINGS)}; got {gating!r}")

@@ -10,8 +10,8 @@ from lowlevel.pool.arena import align_up
 from . import checks
 
 
-def gather_rows(table, ids, out, *, scale=1.0, n_threads=None):
-    """``out[i] = scale * table[ids[i]]``, rounded once.
+def gather_rows(table, ids, out, *, n_threads=None):
+    """``out[i] = table[ids[i]]``, rounded to nearest even where out has fewer bits.
 
     Parameters
     ----------
@@ -21,8 +21,6 @@ def gather_rows(table, ids, out, *, scale=1.0, n_threads=None):
         On the device of the table.
     out : array, (n_tokens, n)
         Memory of its own, of any dtype that activations have there; a contiguous last axis.
-    scale : float
-        Rounded to float32.
     n_threads : int, optional
         Default: all CPUs of this process. Not for a GPU.
 
@@ -51,8 +49,7 @@ def gather_rows(table, ids, out, *, scale=1.0, n_threads=None):
     target = checks.check_result(
         out, "out", device, checks.activations(device.room), shape, {"table": table, "ids": ids}
     )
-    scale = checks.real_number(scale, "scale")
-    checks.room(device.room, "rows").gather(device, source, ids, target, scale, n_threads)
+    checks.room(device.room, "rows").gather(device, source, ids, target, n_threads)
     return out
 
 
@@ -168,7 +165,9 @@ def scatter_add(rows, out, *, tokens=None, weights=None, pool=None, n_threads=No
     if tokens is not None:
         checks.check_vector(tokens, "tokens", device, ("int32",), n_rows)
     elif n_rows % n_tokens if n_tokens else n_rows:
-        raise ValueError(f"tokens: {n_rows} rows do not make {n_tokens} tokens with as many each; give tokens")
+        raise ValueError(
+            f"tokens: {n_rows} rows do not make {n_tokens} tokens with as many each; give tokens"
+        )
     checks.check_weights(weights, "weights", device, n_rows)
     inputs = {"rows": rows, "tokens": tokens, "weights": weights}
     target = checks.check_result(out, "out", device, dtypes, tuple(out.shape), inputs)

@@ -47,7 +47,15 @@ def add(device, x, y, row_ids, out, n_threads):
     if row_ids is not None:
         check_ids(row_ids, y.shape[1], "row_ids", "y")
         id_step = row_ids.strides[0]
-    integers = (*frame.place(x), *frame.place(y), *frame.place(out), ids, id_step, plane_rows, columns)
+    integers = (
+        *frame.place(x),
+        *frame.place(y),
+        *frame.place(out),
+        ids,
+        id_step,
+        plane_rows,
+        columns,
+    )
     n_rows = x.n_rows if columns else 0
     frame.run(_add, integers, (0,), n_rows, 12 * columns, n_threads)
 

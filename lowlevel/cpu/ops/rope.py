@@ -14,7 +14,9 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _RADIANS = np.float32(2 * math.pi / 2**32)  # of a 2**-32 turn
 # Cephes sinf and cosf, on angles of up to an eighth of a turn.
 _SIN = tuple(np.float32(c) for c in (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1))
-_COS = tuple(np.float32(c) for c in (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2))
+_COS = tuple(
+    np.float32(c) for c in (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+)
 _MINUS_HALF = np.float32(-0.5)
 
 

@@ -26,12 +26,12 @@ def _gather_kernel(source, target):
         for row in range(first, stop):
             row_id = np.int64(read_i32(integers[4] + row * integers[5]))
             table, out = integers[0] + row_id * integers[1], integers[2] + row * integers[3]
-            convert(table, out, integers[6], floats[0])
+            convert(table, out, integers[6], _ONE)
 
     return frame.rows_kernel(gather_rows)
 
 
-def gather(device, table, ids, out, scale, n_threads):
+def gather(device, table, ids, out, n_threads):
     """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.ops.checks.Rows`."""
     check_ids(ids, table.shape[1], "ids", "table")
     _, n_rows, columns = out.shape
@@ -41,7 +41,7 @@ def gather(device, table, ids, out, scale, n_threads):
     )  # fmt: skip
     rows = _gather_kernel(dtype_name(table.array.dtype), dtype_name(out.array.dtype))
     row_bytes = columns * (table.array.itemsize + out.array.itemsize)
-    frame.run(rows, integers, (scale,), n_rows, row_bytes, n_threads)
+    frame.run(rows, integers, (0,), n_rows, row_bytes, n_threads)
 
 
 def scatter_scratch(n_rows, n_tokens):

@@ -69,9 +69,7 @@ def turn(typingctx, turns, n, position):
         one = builder.insert_element(ir.Constant(wide, ir.Undefined), position, i32(0))
         positions = shuffle(builder, one, ir.Constant(wide, ir.Undefined), [0] * 16)
         product = builder.mul(fractions, positions)
-        return builder.trunc(
-            builder.lshr(product, ir.Constant(wide, [32] * 16)), i32x16.llvm
-        )
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, [32] * 16)), i32x16.llvm)
 
     return simple(build, i32x16, types.int64, types.int64, types.int64)
 

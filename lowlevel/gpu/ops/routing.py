@@ -10,9 +10,7 @@ CALL = np.dtype(
     [(f"{name}_row", "<i8") for name in ("logits", "ids", "weights")]
     + [
         (name, "<i4")
-        for name in (
-            "n_tokens n_expert n_used gating n_group n_group_used normalise".split()
-        )
+        for name in ("n_tokens n_expert n_used gating n_group n_group_used normalise".split())
     ]
     + [("scale", "<f4")]
 )

@@ -8,8 +8,7 @@ from . import launch
 # rows.cu's GatherCall and ScatterCall.
 GATHER_CALL = np.dtype(
     [(name, "<i8") for name in ("table_row", "out_row", "id_step", "n_tokens")]
-    + [(name, "<i4") for name in ("table_rows", "columns", "aligned")]
-    + [("scale", "<f4")]
+    + [(name, "<i4") for name in ("table_rows", "columns", "aligned", "unused")]
 )
 SCATTER_CALL = np.dtype(
     [(name, "<i8") for name in ("rows_row", "out_row")]
@@ -17,7 +16,7 @@ SCATTER_CALL = np.dtype(
 )
 
 
-def gather(device, table, ids, out, scale, n_threads):
+def gather(device, table, ids, out, n_threads):
     """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.ops.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not out.array.size:
@@ -27,7 +26,7 @@ def gather(device, table, ids, out, scale, n_threads):
     call["out_row"] = out.row // out.array.itemsize
     call["id_step"] = ids.strides[0] // ids.itemsize
     _, call["n_tokens"], call["columns"] = out.shape
-    call["table_rows"], call["scale"] = table.shape[1], scale
+    call["table_rows"] = table.shape[1]
     call["aligned"] = launch.is_aligned(device, table.array, out.array)
     n_blocks = launch.n_blocks(kernel, out.n_rows, out.shape[2])
     device.launch(kernel, n_blocks, (table.array, ids, out.array, call))
