@@ -1,15 +1,23 @@
 """What the operations check of their arrays, and where a device's kernels for them are."""
 
+from __future__ import annotations
+
 import functools
 import importlib
 import math
 import numbers
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lowlevel import devices
 from lowlevel.shapes import dtype_name
+
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
+    from lowlevel.devices import Device
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -38,7 +46,7 @@ class Rows(NamedTuple):
 
 
 @functools.cache
-def room(device_room: str, name: str):
+def room(device_room: str, name: str) -> ModuleType:
     """The module of a device's room that runs the operations of `name`; importing it may load Numba."""
     return importlib.import_module(f"lowlevel.{device_room}.ops.{name}")
 
@@ -49,7 +57,7 @@ def activations(device_room: str) -> tuple:
     return importlib.import_module(f"lowlevel.{device_room}.ops").ACTIVATIONS
 
 
-def check_array(array, name: str, device, dtypes: tuple) -> None:
+def check_array(array: Any, name: str, device: Device, dtypes: tuple) -> None:
     """Raise unless `array`, the argument `name`, lies on `device` and has one of `dtypes` (names).
 
     Raises
@@ -69,7 +77,9 @@ def check_array(array, name: str, device, dtypes: tuple) -> None:
         )
 
 
-def rows_of(array, name: str, device, dtypes: tuple, shape: tuple | None = None) -> Rows:
+def rows_of(
+    array: Any, name: str, device: Device, dtypes: tuple, shape: tuple | None = None
+) -> Rows:
     """`array`, the argument `name`, as `Rows`: two or three axes, the last contiguous.
 
     Parameters
@@ -101,14 +111,14 @@ def rows_of(array, name: str, device, dtypes: tuple, shape: tuple | None = None)
     return Rows(array, tuple(array.shape), array.strides[0], array.strides[1])
 
 
-def check_alignment(array, name: str, device) -> None:
+def check_alignment(array: Array, name: str, device: Device) -> None:
     """Raise ValueError unless every item of `array` stands at a multiple of its size."""
     item = array.itemsize
     if array.size and (device.address(array) % item or any(s % item for s in array.strides)):
         raise ValueError(f"{name}: the array is not aligned to its {item}-byte items")
 
 
-def check_writable(array, name: str, device) -> None:
+def check_writable(array: Array, name: str, device: Device) -> None:
     """Raise ValueError unless `array` can be written, every element at a place of its own."""
     if not device.writable(array):
         raise ValueError(f"{name}: read-only; give an array that can be written")
@@ -116,7 +126,13 @@ def check_writable(array, name: str, device) -> None:
         raise ValueError(f"{name}: strides {array.strides} may put two elements in one place")
 
 
-def check_apart(out, name: str, device, others: dict, may_be: tuple = ()) -> None:
+def check_apart(
+    out: Array,
+    name: str,
+    device: Device,
+    others: dict[str, Array | None],
+    may_be: Collection[str] = (),
+) -> None:
     """Raise ValueError where `out` shares memory with one of `others` ({argument's name: array or None}).
 
     Those that `may_be` names may be `out` itself: the same elements at the same places.
@@ -133,7 +149,15 @@ def check_apart(out, name: str, device, others: dict, may_be: tuple = ()) -> Non
             raise ValueError(f"{name}: shares memory with {other_name}; give it memory of its own")
 
 
-def check_result(out, name: str, device, dtypes: tuple, shape: tuple, others: dict, may_be=()):
+def check_result(
+    out: Any,
+    name: str,
+    device: Device,
+    dtypes: tuple,
+    shape: tuple,
+    others: dict[str, Array | None],
+    may_be: Collection[str] = (),
+) -> Rows:
     """`out` as `Rows` that can be written and share nothing with `others`: see `check_apart`."""
     rows = rows_of(out, name, device, dtypes, shape)
     check_writable(out, name, device)
@@ -141,7 +165,7 @@ def check_result(out, name: str, device, dtypes: tuple, shape: tuple, others: di
     return rows
 
 
-def check_vector(array, name: str, device, dtypes: tuple, length: int) -> None:
+def check_vector(array: Any, name: str, device: Device, dtypes: tuple, length: int) -> None:
     """Raise unless `array` is (length,), of one of `dtypes`, aligned; any stride."""
     check_array(array, name, device, dtypes)
     if tuple(array.shape) != (length,):
@@ -149,7 +173,7 @@ def check_vector(array, name: str, device, dtypes: tuple, length: int) -> None:
     check_alignment(array, name, device)
 
 
-def check_weights(array, name: str, device, length: int) -> None:
+def check_weights(array: Any, name: str, device: Device, length: int) -> None:
     """Raise unless `array` is None or a contiguous float32 array (length,)."""
     if array is None:
         return
@@ -158,7 +182,7 @@ def check_weights(array, name: str, device, length: int) -> None:
         raise ValueError(f"{name}: must be contiguous; its stride is {array.strides[0]} bytes")
 
 
-def real_number(value, name: str, least: float = -math.inf) -> float:
+def real_number(value: Any, name: str, least: float = -math.inf) -> float:
     """`value` as a float.
 
     Raises
@@ -175,7 +199,7 @@ def real_number(value, name: str, least: float = -math.inf) -> float:
     return value
 
 
-def whole_number(value, name: str, low: int, high: int) -> int:
+def whole_number(value: Any, name: str, low: int, high: int) -> int:
     """`value` as an int from `low` to `high`.
 
     Raises
@@ -190,7 +214,7 @@ def whole_number(value, name: str, low: int, high: int) -> int:
     return value
 
 
-def flag(value, name: str) -> bool:
+def flag(value: Any, name: str) -> bool:
     """`value` as a bool; TypeError for what is none."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")

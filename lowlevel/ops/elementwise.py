@@ -1,11 +1,25 @@
 """Sums, multiples and casts of rows."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from lowlevel import devices
 
 from . import checks
 
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
 
-def add(x, y, *, row_ids=None, out=None, n_threads=None):
+
+def add(
+    x: Array,
+    y: Array,
+    *,
+    row_ids: Array | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
     """``x + y``: residuals, biases, and biases by expert.
 
     Parameters
@@ -63,7 +77,7 @@ def add(x, y, *, row_ids=None, out=None, n_threads=None):
     return out
 
 
-def scale(x, factor, *, n_threads=None):
+def scale(x: Array, factor: float, *, n_threads: int | None = None) -> Array:
     """``x * factor``, in place: say embeddings times sqrt(n_embd).
 
     Parameters
@@ -93,7 +107,7 @@ def scale(x, factor, *, n_threads=None):
     return x
 
 
-def cast(x, out, *, n_threads=None):
+def cast(x: Array, out: Array, *, n_threads: int | None = None) -> Array:
     """Write x as another float type, rounded to nearest even.
 
     Parameters

@@ -1,11 +1,20 @@
 """Gated activations of feed-forward blocks."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from lowlevel import devices
 
 from . import checks
 
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
 
-def swiglu(gate, up, *, out=None, n_threads=None):
+
+def swiglu(
+    gate: Array, up: Array, *, out: Array | None = None, n_threads: int | None = None
+) -> Array:
     """``silu(gate) * up`` with ``silu(x) = x / (1 + exp(-x))``.
 
     Shazeer, "GLU Variants Improve Transformer" (2020), equation 6 with beta 1.
@@ -37,7 +46,9 @@ def swiglu(gate, up, *, out=None, n_threads=None):
     return _gated("swiglu", gate, up, out, n_threads)
 
 
-def geglu(gate, up, *, out=None, n_threads=None):
+def geglu(
+    gate: Array, up: Array, *, out: Array | None = None, n_threads: int | None = None
+) -> Array:
     """``gelu(gate) * up`` with ``gelu(x) = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))``.
 
     Shazeer, "GLU Variants Improve Transformer" (2020), equation 6; GELU as Hendrycks and Gimpel, "Gaussian Error Linear Units"
@@ -46,7 +57,15 @@ def geglu(gate, up, *, out=None, n_threads=None):
     return _gated("geglu", gate, up, out, n_threads)
 
 
-def clamped_swiglu(gate, up, *, alpha=1.702, limit=7.0, out=None, n_threads=None):
+def clamped_swiglu(
+    gate: Array,
+    up: Array,
+    *,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
     """``g / (1 + exp(-alpha g)) * (u + 1)``, where g is gate but at most `limit`, and u is up within ± `limit`.
 
     As in OpenAI's gpt-oss (model card, 2025). Parameters, result and errors are those of `swiglu`; besides

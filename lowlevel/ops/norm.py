@@ -1,11 +1,25 @@
 """Root mean square layer normalisation."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from lowlevel import devices
 
 from . import checks
 
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
 
-def rms_norm(x, weight=None, *, eps=1e-6, out=None, n_threads=None):
+
+def rms_norm(
+    x: Array,
+    weight: Array | None = None,
+    *,
+    eps: float = 1e-6,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
     """Scale each row to a root mean square of 1, times a weight: ``x / sqrt(mean(x**2) + eps) * weight``.
 
     Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4.

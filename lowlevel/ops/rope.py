@@ -1,14 +1,21 @@
 """Rotary position embedding, with YaRN."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowlevel import arrays, devices
 
 from . import checks
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from lowlevel.arrays import Array
 
 PAIRS = ("adjacent", "halves")
 
@@ -34,7 +41,7 @@ class RopeFrequencies:
         """Dimensions that are turned."""
         return 2 * len(self.turns)
 
-    def to(self, device: str) -> "RopeFrequencies":
+    def to(self, device: str) -> RopeFrequencies:
         """These frequencies on a device: "cpu", "cuda:N" or "cudasim"; themselves if they are there already.
 
         Who wants them in a pool makes ``RopeFrequencies(turns, magnitude)`` of a copy there.
@@ -48,7 +55,7 @@ def rope_frequencies(
     *,
     freq_base: float = 10000.0,
     freq_scale: float = 1.0,
-    freq_factors=None,
+    freq_factors: ArrayLike | None = None,
     ext_factor: float = 0.0,
     attn_factor: float = 1.0,
     beta_fast: float = 32.0,
@@ -131,7 +138,15 @@ def _corrections(n_rot, freq_base, beta_fast, beta_slow, n_ctx_orig):
     return max(0, math.floor(ends[0])), min(n_rot - 1, math.ceil(ends[1]))
 
 
-def rope(x, positions, frequencies: RopeFrequencies, *, pairs="adjacent", offset=0, n_threads=None):
+def rope(
+    x: Array,
+    positions: Array,
+    frequencies: RopeFrequencies,
+    *,
+    pairs: str = "adjacent",
+    offset: int = 0,
+    n_threads: int | None = None,
+) -> Array:
     """Turn pairs of dimensions by their token's position, in place.
 
     A pair (a, b) becomes (a cos t - b sin t, a sin t + b cos t) times the magnitude, t the position times the pair's frequency:

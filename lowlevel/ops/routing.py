@@ -1,8 +1,15 @@
 """Choosing the experts of each token."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from lowlevel import devices
 
 from . import checks
+
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
 
 GATINGS = ("softmax", "sigmoid", "softmax_selected", "sqrt_softplus")
 MAX_EXPERTS = 1024
@@ -11,18 +18,18 @@ MAX_GROUPS = 32
 
 
 def top_k_routing(
-    logits,
-    ids,
-    weights,
+    logits: Array,
+    ids: Array,
+    weights: Array,
     *,
-    gating="softmax",
-    bias=None,
-    n_group=1,
-    n_group_used=1,
-    normalise=False,
-    scale=1.0,
-    n_threads=None,
-):
+    gating: str = "softmax",
+    bias: Array | None = None,
+    n_group: int = 1,
+    n_group_used: int = 1,
+    normalise: bool = False,
+    scale: float = 1.0,
+    n_threads: int | None = None,
+) -> tuple[Array, Array]:
     """The best experts of each token, best first, and what their outputs weigh.
 
     Shazeer et al., "Outrageously Large Neural Networks" (2017), section 2.1; bias, groups and sigmoid as in "DeepSeek-V3 Technical

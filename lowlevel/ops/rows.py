@@ -1,6 +1,9 @@
 """Rows by index: embeddings, and the outputs of experts back to their tokens."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,8 +12,12 @@ from lowlevel.pool.arena import align_up
 
 from . import checks
 
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
+    from lowlevel.pool import Pool
 
-def gather_rows(table, ids, out, *, n_threads=None):
+
+def gather_rows(table: Array, ids: Array, out: Array, *, n_threads: int | None = None) -> Array:
     """``out[i] = table[ids[i]]``, rounded to nearest even where out has fewer bits.
 
     Parameters
@@ -117,7 +124,15 @@ def plan_scatter_add(
     return ScatterPlan(where.name, n_rows, n_tokens, in_order, scratch)
 
 
-def scatter_add(rows, out, *, tokens=None, weights=None, pool=None, n_threads=None):
+def scatter_add(
+    rows: Array,
+    out: Array,
+    *,
+    tokens: Array | None = None,
+    weights: Array | None = None,
+    pool: Pool | None = None,
+    n_threads: int | None = None,
+) -> Array:
     """``out[tokens[i]] += weights[i] * rows[i]``, i rising: experts' outputs back to their tokens.
 
     The order of additions is that of the rows for any number of threads, so that bits do not depend on it: each is one
