@@ -72,20 +72,22 @@ def _launcher(device, plan, operands, state, call):
     stages = layout.fused_stages(plan.sizes, shape)
     shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, stages)
     general = _is_general(o)
-    kernel = FUSED[plan.d_k, plan.d_v, plan.q_dtype, general]
-    by_warpgroups = None if general else layout.kernel_of_warpgroups(plan.sizes)
+    kernel = FUSED[plan.d_k, plan.d_v, shape.rows, plan.q_dtype, general]
+    by_warpgroups = layout.kernel_of_warpgroups(plan.sizes, general)
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
     last = (stages, call) if shape.latent else (call,)
 
     def launch(k, v, keys):
+        mask = None if o.mask is None else o.mask[..., keys]
+        rows = (k,) if shape.latent else (k, v)
+        options = (mask, o.alibi_slopes, o.sinks)
         if by_warpgroups is not None and call["aligned"]:
-            arguments = (o.q, k, v, o.out, o.lse, o.sinks, *state, call)
+            options = options if shape.latent else (o.sinks,)
+            arguments = (o.q, *rows, o.out, o.lse, *options, *state, call)
             shared = layout.wgmma_shared_bytes(plan.sizes)
             device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
             return
-        mask = None if o.mask is None else o.mask[..., keys]
-        rows = (k,) if shape.latent else (k, v)
-        arguments = (o.q, *rows, o.out, o.lse, mask, o.alibi_slopes, o.sinks, *state, *last)
+        arguments = (o.q, *rows, o.out, o.lse, *options, *state, *last)
         device.launch(kernel, plan.n_splits * n_tiles, arguments, shared_mem=shared_bytes)
 
     return launch

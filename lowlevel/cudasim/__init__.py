@@ -17,11 +17,12 @@ What it runs
 and dynamic shared memory; ``__syncthreads`` and its variants; shuffles, votes, matches and
 reductions of a warp with any mask; atomics; ``cuda_fp16.h`` and ``cuda_bf16.h``; vector types;
 ``__dp4a``, ``__byte_perm``, ``__ldg``, SIMD-in-a-word and fast-math intrinsics; ``printf`` and
-``assert``. Instructions that CUDA C++ has no name for come through ``ptx.cuh`` and ``wgmma.cuh``
-(lowlevel/cuda/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
+``assert``. Instructions that CUDA C++ has no name for come through ``ptx.cuh``, ``wgmma.cuh`` and
+``bulk.cuh`` (lowlevel/cuda/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
 ``mma.sync`` (f16, bf16, tf32, s8), ``cp.async``, named barriers; ``wgmma`` (f16, bf16) with its
-descriptors and swizzles. Not there: textures, clusters, TMA, cooperative groups, dynamic
-parallelism, ``__device__`` variables that blocks share.
+descriptors and swizzles; barriers in shared memory (``mbarrier``) and bulk copies of tiles by the copy
+engine (TMA, bulk.cuh). Not there: textures, clusters, cooperative groups, dynamic parallelism,
+``__device__`` variables that blocks share.
 
 What it finds
 -------------
@@ -37,7 +38,9 @@ always
     early returns before them too (``strict=False`` allows those). Results that depend on unwritten
     memory: it holds NaN. Copies by ``cp.async`` and results of ``wgmma`` that nobody waited for:
     likewise. A missing ``wgmma.fence``; a missing ``fence.proxy.async`` between ``cp.async`` and
-    ``wgmma``; operands of ``wgmma`` that change before the wait for it. Endless loops
+    ``wgmma``, or between a write and a bulk copy over it; operands of ``wgmma`` that change before the
+    wait for it. Bulk copies that nobody waited for: they hold NaN; more bytes than a barrier was told of,
+    more arrivals than it was made for; fewer: a deadlock that says how many. Endless loops
     (`HangError` after ``hang_seconds`` of computing). Too many threads for ``__launch_bounds__``,
     too much shared memory, arguments of another type than declared.
 order="fifo" | "reverse" | "random" | "lifo"
@@ -74,7 +77,7 @@ of a block that wait for each other without a barrier must spin on an atomic or 
 ``__nanosleep``: a loop around a plain ``volatile`` read never lets the others run.
 """
 
-from .arguments import PointerTable
+from .arguments import PointerTable, TensorMap
 from .array import CudaSimArray, asarray, asnumpy, empty, poison
 from .errors import (
     ArgumentError,
@@ -119,6 +122,7 @@ __all__ = [
     "Settings",
     "Stream",
     "StreamError",
+    "TensorMap",
     "UndefinedBehaviourError",
     "UninitialisedError",
     "asarray",

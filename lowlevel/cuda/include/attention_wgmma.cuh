@@ -6,9 +6,6 @@
 // turn, into STAGES places each. Each of the others owns 64 rows; while the tensor cores work on the
 // scores of one tile and the weighted sum of the tile before, it turns scores into weights. Tiles with
 // keys that some row may not see are worked on one after another instead, as in attention_fused.cuh.
-//
-// Tiles in shared memory are panels of 64 columns, a panel a line of 128 bytes for each row, swizzled as
-// wgmma.cuh says.
 #pragma once
 
 #ifndef HEAD_K
@@ -30,13 +27,10 @@
 #define WARPS 12
 #endif
 
-#include "attention_rows.cuh"
-#include "wgmma.cuh"
+#include "attention_panels.cuh"
 
-constexpr int kWarpgroup = 128, kConsumers = TILE_ROWS / 64;
+constexpr int kConsumers = TILE_ROWS / 64;
 static_assert(WARPS == 4 * (kConsumers + 1), "a warpgroup that copies, and one for each 64 rows");
-constexpr int kPanel = 64;                    // columns
-constexpr int kLine = 128, kEightLines = 1024;  // bytes
 constexpr int K_PANELS = HEAD_K / kPanel, V_PANELS = HEAD_V / kPanel;
 constexpr int KEY_COLUMNS = TILE_KEYS / 8, OUT_COLUMNS = HEAD_V / 8;  // in units of a fragment
 constexpr int K_TILE = TILE_KEYS * HEAD_K, V_TILE = TILE_KEYS * HEAD_V;  // elements
@@ -53,30 +47,6 @@ constexpr int kKeysFree = kValuesReady + kConsumers * STAGES, kValuesFree = kKey
 // keeps the tensor cores busy (7 % on an H100, 192/128).
 constexpr int kTurn = kValuesFree + STAGES;
 static_assert(kConsumers == 2 && kTurn + kConsumers <= 16, "named barriers");
-
-template <class Type>
-struct Products;
-template <>
-struct Products<Bfloat16> {
-  template <int TRANSPOSED, int N, class A>
-  static __device__ __forceinline__ void multiply(float (&d)[N][4], const A& a, ptx::MatrixDescriptor b,
-                                                  bool accumulates) {
-    ptx::wgmma_bf16<TRANSPOSED>(d, a, b, accumulates);
-  }
-};
-template <>
-struct Products<Float16> {
-  template <int TRANSPOSED, int N, class A>
-  static __device__ __forceinline__ void multiply(float (&d)[N][4], const A& a, ptx::MatrixDescriptor b,
-                                                  bool accumulates) {
-    ptx::wgmma_f16<TRANSPOSED>(d, a, b, accumulates);
-  }
-};
-
-// Where chunk `chunk` of row `row` starts in a tile of `rows` rows.
-__device__ __forceinline__ int panel_offset(int row, int chunk, int rows) {
-  return (chunk / 8 * rows + row) * kPanel + ((chunk ^ row) & 7) * kChunk;
-}
 
 // Starts copying a tile; the threads of one warpgroup do. `source_row(row)` is a SourceRow.
 template <int ROWS, int PANELS, class RowSource>

@@ -321,6 +321,8 @@ void note_shared_write(const void* address, size_t bytes) {
   }
 }
 
+int unfenced_writer(unsigned window_address) { return unfenced[window_address / kChunk] - 1; }
+
 void fence_proxy_async() {
   int& left = n_unfenced[current_thread];
   for (unsigned chunk = 0; left && chunk < kSharedWindow / kChunk; ++chunk)
