@@ -8,6 +8,7 @@ from . import layout
 from .attention import describe, set_strides
 from .instances import FUSED, MERGE
 from .passes import Pass, chunk_reader, passes
+from .tensor_map import TensorMap, describable
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
 
@@ -81,9 +82,11 @@ def _launcher(device, plan, operands, state, call):
         mask = None if o.mask is None else o.mask[..., keys]
         rows = (k,) if shape.latent else (k, v)
         options = (mask, o.alibi_slopes, o.sinks)
-        if by_warpgroups is not None and call["aligned"]:
-            options = options if shape.latent else (o.sinks,)
-            arguments = (o.q, *rows, o.out, o.lse, *options, *state, call)
+        if by_warpgroups is not None and call["aligned"] and _is_boxed(device, plan, o, k):
+            if shape.latent:
+                arguments = (TensorMap(k, shape.keys), o.q, o.out, o.lse, *options, *state, call)
+            else:
+                arguments = (o.q, *rows, o.out, o.lse, o.sinks, *state, call)
             shared = layout.wgmma_shared_bytes(plan.sizes)
             device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
             return
@@ -99,6 +102,14 @@ def _is_aligned(device, array):
         return True
     starts = (device.address(array), *array.strides[:-1])
     return all(start % _ALIGNMENT == 0 for start in starts)
+
+
+def _is_boxed(device, plan, operands, k):
+    """Whether the copy engine brings K as the kernels of warpgroups want it."""
+    if not layout.fused_shape(plan.sizes).latent:
+        return True
+    in_panels = operands.v_column in (0, plan.d_k - plan.d_v)
+    return in_panels and describable(device.address(k), k.shape, k.strides)
 
 
 def _is_general(operands):

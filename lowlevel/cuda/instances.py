@@ -154,7 +154,7 @@ WGMMA = {
         name=f"attention_latent_wgmma<{FLOAT_TYPES[dtype]}, {str(general).lower()}>"
         if shape.latent
         else f"attention_wgmma<{FLOAT_TYPES[dtype]}>",
-        parameters=(*["const u2*"] * 2, "V*", *_ROW_OPERANDS, *_STATE, ATTENTION_CALL)
+        parameters=("map", "const u2*", "V*", *_ROW_OPERANDS, *_STATE, ATTENTION_CALL)
         if shape.latent
         else (*["const u2*"] * 3, "V*", "f4*", "const f4*", *_STATE, ATTENTION_CALL),
         block=32 * shape.warps,

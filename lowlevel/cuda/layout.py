@@ -105,7 +105,8 @@ def wgmma_shared_bytes(sizes):
     shape = WGMMA_SHAPES[d_k, d_v]
     if shape.latent:
         exchange = 4 * (4 * shape.rows + 2 * 4)
-        return 2 * (shape.rows * (d_k + shape.keys) + WGMMA_STAGES * shape.keys * d_k) + exchange
+        barriers = 8 * (1 + WGMMA_STAGES * (d_k // 64 + 2))
+        return 2 * (shape.rows * (d_k + shape.keys) + WGMMA_STAGES * shape.keys * d_k) + exchange + barriers
     return 2 * shape.rows * d_k + WGMMA_STAGES * (2 * shape.keys * (d_k + d_v) + 16)
 
 

@@ -249,7 +249,7 @@ def _shape(kernel, what, given, most):
 def _write_parameters(launch, values):
     offset = 0
     for index, value in enumerate(values):
-        offset = -(-offset // 16) * 16
+        offset = -(-offset // protocol.PARAMETER_ALIGNMENT) * protocol.PARAMETER_ALIGNMENT
         launch.parameter_offset[index] = offset
         for position, byte in enumerate(value):
             launch.parameters[offset + position] = byte

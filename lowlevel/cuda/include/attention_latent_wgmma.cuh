@@ -5,12 +5,13 @@
 // places. Two warpgroups each keep half the columns of the weighted sum for all rows, since no warpgroup
 // has registers for all. Of two neighbouring tiles each makes the scores and weights of one: it leaves them,
 // and the rows' maxima, in shared memory for the other, which then adds its own half of the columns. V is
-// K's own memory, read in the other order. While one warpgroup turns scores into weights, the tensor cores
-// work on the first scores of the other's tile.
+// K's own memory, read in the other order. Of a pair of tiles the tensor cores make the scores of both, then
+// the sums of both: while the first warpgroup makes weights they work on the scores of the second tile, while the
+// second does on the sums of the first, and during those of the second the next pair arrives.
 //
-// A third warpgroup copies. A tile arrives, and is given back, in two sets of panels: "early" are the first
-// half of each warpgroup's columns of V, and what of K is no part of V, "late" the rest. Half of its warps copy
-// the one, half the other, so that neither waits for the other's turn.
+// A third warpgroup copies: Q, and by one thread panels of K, each with a barrier of its own, so that scores
+// begin with the first. A tile is given back in two sets of panels: "early" are the first half of each
+// warpgroup's columns of V, and what of K is no part of V, "late" the rest.
 #pragma once
 
 #ifndef HEAD_K
@@ -30,6 +31,7 @@
 #endif
 
 #include "attention_panels.cuh"
+#include "bulk.cuh"
 
 constexpr int K_PANELS = HEAD_K / kPanel, V_PANELS = HEAD_V / kPanel;
 static_assert(WARPS == 12 && TILE_ROWS == 64 && TILE_KEYS == 64, "one product's rows, one panel of weights");
@@ -46,11 +48,16 @@ typedef unsigned Weights[TILE_KEYS / 16][1][4];  // fragments A
 typedef float Sums[kSlices][1][SLICE_COLUMNS / 8][4];
 
 enum Set { kEarly, kLate, kSets };
-constexpr int kLoaders = kWarpgroup / kSets, kWorkers = 2 * kWarpgroup;  // threads
-// Named barriers: of each set of panels and stage; of each warpgroup that makes weights; its own.
-constexpr int kReady = 1, kFree = kReady + kSets * kStages, kWeights = kFree + kSets * kStages;
-constexpr int kOwn = kWeights + 2, kEnd = kOwn + 2;
-static_assert(kEnd < 16, "named barriers");
+constexpr int kWorkers = 2 * kWarpgroup;  // threads
+// Named barriers: of each warpgroup that makes weights; its own; of both.
+constexpr int kWeights = 1, kOwn = kWeights + 2, kEnd = kOwn + 2;
+
+// Barriers of copies.
+struct Copies {
+  ptx::MemoryBarrier rows;                      // Q is there
+  ptx::MemoryBarrier ready[kStages][K_PANELS];  // a panel of K is
+  ptx::MemoryBarrier free[kStages][kSets];      // nobody reads these panels any more
+};
 
 // What warpgroups tell each other about rows, and warps of one about its tile.
 struct Exchange {
@@ -68,24 +75,23 @@ __device__ __forceinline__ constexpr int panel_of(int set, int i) {
                                : i / SLICE_PANELS * (kSlices * SLICE_PANELS) + set * SLICE_PANELS + i % SLICE_PANELS;
 }
 
-// Starts copying a set of panels of a tile; the threads of the set do. `source_row(row)` is a SourceRow.
-template <int SET, class RowSource>
-__device__ __forceinline__ void load_set(Element* tile, int v_column, RowSource source_row) {
-  constexpr int kRows = kLoaders / 8, kPasses = TILE_KEYS / kRows;
-  const int column = threadIdx.x % 8, first = threadIdx.x % kLoaders / 8;
-  const int rest = (column * kChunk < v_column ? 0 : HEAD_V) + column * kChunk;
-  Element* const target = tile + panel_offset(first, column, TILE_KEYS);
+// Where a panel's columns of Q and K start.
+__device__ __forceinline__ int column_of(int panel, int v_column) {
+  return panel == V_PANELS ? (v_column == 0 ? HEAD_V : 0) : v_column + panel * kPanel;
+}
+
+// Starts copying Q; the threads of one warpgroup do.
+__device__ __forceinline__ void load_rows(Element* tile, const AttentionCall& call, const TilePlace& place,
+                                          const Element* q) {
+  const int column = threadIdx.x % 8;
+#pragma unroll 1
+  for (int r = threadIdx.x % kWarpgroup / 8; r < TILE_ROWS; r += kWarpgroup / 8) {
+    const TileRow row = row_of_tile(call, place, r);
+    const Element* const source = row.exists ? q + row.head * call.q_head + row.token * call.q_token : q;
 #pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const SourceRow source = source_row(first + pass * kRows);
-    const Element* const values = source.address + v_column + column * kChunk;
-#pragma unroll
-    for (int i = 0; i < panels_of(SET); ++i) {
-      const int panel = panel_of(SET, i);
-      ptx::cp_async_16_zfill(target + (panel * TILE_KEYS + pass * kRows) * kPanel,
-                             panel == V_PANELS ? source.address + rest : values + panel * kPanel,
-                             source.exists ? 16 : 0);
-    }
+    for (int panel = 0; panel < K_PANELS; ++panel)
+      ptx::cp_async_16_zfill(tile + panel_offset(r, panel * 8 + column, TILE_ROWS),
+                             source + column_of(panel, call.v_column) + column * kChunk, row.exists ? 16 : 0);
   }
 }
 
@@ -104,11 +110,53 @@ __device__ __forceinline__ void keep_finite_values(Element* tile) {
   }
 }
 
+// Scores to weights, as weigh_scores, but for the sums of weights, which `add_weights` adds when there is time: the
+// tensor cores wait for weights.
+template <class Type>
+__device__ __forceinline__ bool make_weights(Weights& weights, const Scores& scores, Statistics<1>& rows,
+                                             float (&shrink)[1][2], float scale_log2) {
+  bool grown = false;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float top = -infinity();
+#pragma unroll
+    for (int n = 0; n < KEY_COLUMNS; ++n) top = fmaxf(top, fmaxf(scores[0][n][2 * i], scores[0][n][2 * i + 1]));
+    const float old = rows.top[0][i];
+    top = fmaxf(old, row_maximum(top) * scale_log2);
+    const float reference = top == -infinity() ? 0.0f : top;  // nothing but left-out keys so far
+    shrink[0][i] = ptx::exp2_approx(old - reference);
+    grown |= top > old;
+#pragma unroll
+    for (int n = 0; n < KEY_COLUMNS; ++n)
+      weights[n / 2][0][n % 2 * 2 + i] =
+          Arithmetic<Type>::pack(ptx::exp2_approx(fmaf(scores[0][n][2 * i], scale_log2, -reference)),
+                                 ptx::exp2_approx(fmaf(scores[0][n][2 * i + 1], scale_log2, -reference)));
+    rows.sum[0][i] *= shrink[0][i];
+    rows.top[0][i] = top;
+  }
+  return grown;
+}
+
+// As they are multiplied, rounded.
+template <class Type>
+__device__ __forceinline__ void add_weights(Statistics<1>& rows, const Weights& weights) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < KEY_COLUMNS; ++n) {
+      const unsigned pair = weights[n / 2][0][n % 2 * 2 + i];
+      sum += Type::widen((Element)pair) + Type::widen((Element)(pair >> 16));
+    }
+    rows.sum[0][i] += sum;
+  }
+}
+
 // `general`: mask, softcap, ALiBi, or a scale that is not positive.
 template <class Type, bool general>
 __global__ void __launch_bounds__(kThreads, 1)
-attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict__ k, void* __restrict__ out,
-                       float* __restrict__ lse, const float* __restrict__ mask, const float* __restrict__ slopes,
+attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* __restrict__ q,
+                       void* __restrict__ out, float* __restrict__ lse, const float* __restrict__ mask, const float* __restrict__ slopes,
                        const float* __restrict__ sinks, float* __restrict__ state_sums,
                        float* __restrict__ state_rows, const __grid_constant__ AttentionCall call) {
   extern __shared__ __align__(1024) Element shared[];
@@ -116,60 +164,60 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
   Element* const k_tiles = q_tile + TILE_ROWS * HEAD_K;
   Element* const weight_tile = k_tiles + kStages * K_TILE;
   Exchange& exchange = *reinterpret_cast<Exchange*>(weight_tile + TILE_ROWS * TILE_KEYS);
+  Copies& copies = *reinterpret_cast<Copies*>(&exchange + 1);
 
   const TilePlace place = place_of_block(call, blockIdx.x);
   const KeyRange keys = keys_of_tile(call, place), seen_by_all = keys_of_all(call, place);
   const int n_tiles = keys.low < keys.high ? (keys.high - keys.low + TILE_KEYS - 1) / TILE_KEYS : 0;
   // The same in all lanes, as far as the compiler can see too.
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
-  const int loader = __shfl_sync(0xffffffffu, threadIdx.x / kLoaders, 0);
+
+  if (threadIdx.x == 0) {
+    ptx::prefetch(k);
+    ptx::make_memory_barrier(&copies.rows, kWarpgroup);
+#pragma unroll
+    for (int stage = 0; stage < kStages; ++stage) {
+      for (int panel = 0; panel < K_PANELS; ++panel) ptx::make_memory_barrier(&copies.ready[stage][panel], 1);
+      for (int set = 0; set < kSets; ++set) ptx::make_memory_barrier(&copies.free[stage][set], kWorkers / 32);
+    }
+    ptx::memory_barriers_made();
+  }
+  __syncthreads();
 
   if (warpgroup == 0) {
     ptx::fewer_registers<40>();
-    k += place.head_kv * call.k_head;
-    auto copy = [&](auto set) {
+    if (n_tiles == 0) return;
+    auto load = [&](auto set, int tile) {
       constexpr int kSet = decltype(set)::value;
-      auto load = [&](int tile) {
-        const int first_key = keys.low + tile * TILE_KEYS;
-        load_set<kSet>(k_tiles + tile % kStages * K_TILE, call.v_column, [&](int r) {
-          const bool exists = first_key + r < call.n_keys;
-          return SourceRow{exists ? k + (first_key + r) * call.k_key : k, exists};
-        });
-        ptx::cp_async_commit();
-      };
-      auto tell = [&](int tile) {
-        ptx::fence_proxy_async();
-        ptx::named_barrier_arrive(kReady + kSet * kStages + tile % kStages, kLoaders + kWarpgroup);
-      };
-      if (n_tiles == 0) return;
-      load_set<kSet>(q_tile, call.v_column, [&](int r) {
-        const TileRow row = row_of_tile(call, place, r);
-        return SourceRow{row.exists ? q + row.head * call.q_head + row.token * call.q_token : q, row.exists};
-      });
-      load(0);
-      if (n_tiles > 1) {
-        load(1);
-        ptx::cp_async_wait<1>();
-      } else {
-        ptx::cp_async_wait<0>();
-      }
-      tell(0);
-      if (n_tiles > 1) {
-        ptx::cp_async_wait<0>();
-        tell(1);
-      }
-#pragma unroll 1
-      for (int tile = kStages; tile < n_tiles; ++tile) {
-        ptx::named_barrier_sync(kFree + kSet * kStages + tile % kStages, kLoaders + kWorkers);
-        load(tile);
-        ptx::cp_async_wait<0>();
-        tell(tile);
+      const int stage = tile % kStages;
+#pragma unroll
+      for (int i = 0; i < panels_of(kSet); ++i) {
+        const int panel = panel_of(kSet, i);
+        ptx::arrive_expecting(&copies.ready[stage][panel], kPanelBytes);
+        ptx::copy_box(k_tiles + stage * K_TILE + panel * (kPanelBytes / 2), k, column_of(panel, call.v_column),
+                      keys.low + tile * TILE_KEYS, place.head_kv, &copies.ready[stage][panel]);
       }
     };
-    if (loader == 0)
-      copy(Constant<kEarly>());
-    else
-      copy(Constant<kLate>());
+    auto load_first = [&](int tile) {
+      load(Constant<kEarly>(), tile);
+      load(Constant<kLate>(), tile);
+    };
+    if (threadIdx.x == 0) load_first(0);
+    load_rows(q_tile, call, place, q);
+    ptx::cp_async_commit();
+    if (threadIdx.x == 0 && n_tiles > 1) load_first(1);
+    ptx::cp_async_wait<0>();
+    ptx::fence_proxy_async();
+    ptx::arrive(&copies.rows);
+    if (threadIdx.x != 0) return;
+#pragma unroll 1
+    for (int tile = kStages; tile < n_tiles; ++tile) {
+      const unsigned parity = tile / kStages - 1 & 1;
+      ptx::await(&copies.free[tile % kStages][kEarly], parity);
+      load(Constant<kEarly>(), tile);
+      ptx::await(&copies.free[tile % kStages][kLate], parity);
+      load(Constant<kLate>(), tile);
+    }
     return;
   }
 
@@ -187,7 +235,7 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
 
   Sums sums;
   Scores scores;
-  Weights weights;
+  Weights weights;  // operands of products under way
   Statistics<1> rows;
   float shrink[1][2];
 #pragma unroll
@@ -197,14 +245,14 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
   const float scale_log2 = general ? 1.0f : call.scale * kLog2E;
 
   // Starts a set's share of the scores of this warpgroup's tile. The early one is first.
-  auto start_scores = [&](auto set) {
+  auto start_scores = [&](auto set, int tile) {
     constexpr int kSet = decltype(set)::value;
-    ptx::named_barrier_sync(kReady + kSet * kStages + half, kLoaders + kWarpgroup);
     const ptx::MatrixDescriptor q = ptx::found_anew(q_rows), k = ptx::found_anew(own_keys);
-    ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < panels_of(kSet); ++i) {
       const int panel = panel_of(kSet, i);
+      ptx::await(&copies.ready[half][panel], tile / kStages & 1);
+      ptx::wgmma_fence();
 #pragma unroll
       for (int depth = 0; depth < kPanel / 16; ++depth) {
         const int at = panel * kPanelBytes + depth * 32;
@@ -218,8 +266,9 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
     return ptx::moved(values, slice * SLICE_PANELS * kPanelBytes + step * 16 * kLine);
   };
   auto free = [&](int set, int tile) {
-    if (tile + kStages < n_tiles)
-      ptx::named_barrier_arrive(kFree + set * kStages + tile % kStages, kLoaders + kWorkers);
+    if (tile + kStages >= n_tiles) return;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::arrive(&copies.free[tile % kStages][set]);
   };
   auto shrink_all = [&](bool grown) {
     if (!__any_sync(0xffffffffu, grown)) return;
@@ -227,7 +276,7 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
     for (int slice = 0; slice < kSlices; ++slice) shrink_sums(sums[slice], shrink);
   };
 
-  // Starts adding the other warpgroup's tile; its memory is given back after the wait.
+  // Starts adding the other warpgroup's tile.
   auto start_others = [&]() {
     ptx::named_barrier_sync(kWeights + other, kWorkers);
     bool grown = false;
@@ -252,9 +301,20 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
       ptx::wgmma_commit();
     }
   };
+  // Waits for the sums of a tile, of which `LATER` groups of products were started later, and gives it back.
+  auto end_sums = [&](auto later, int tile) {
+    constexpr int kLater = decltype(later)::value;
+    ptx::wgmma_wait<kLater + 1>();
+    ptx::wgmma_received(sums[0][0]);
+    free(kEarly, tile);
+    ptx::wgmma_wait<kLater>();
+    ptx::wgmma_received(sums[1][0]);
+    free(kLate, tile);
+  };
 
-  // From the scores of this warpgroup's tile to its own half of the sums.
-  auto finish_own = [&](int tile) {
+  // From the scores of this warpgroup's tile to its own half of the sums; `others`: the other's are under way.
+  auto finish_own = [&](int tile, auto others) {
+    constexpr bool kOthers = decltype(others)::value;
     const int first_key = keys.low + tile * TILE_KEYS;
     const bool masked = first_key < seen_by_all.low || first_key + TILE_KEYS > min(seen_by_all.high, keys.high);
     adjust_scores<general>(call, place, scores, first_row, first_key, masked, mask, slopes, keys);
@@ -268,7 +328,9 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
       left_out = __any_sync(0xffffffffu, left_out);
       if (threadIdx.x % 32 == 0) exchange.leaves_out[half][threadIdx.x % kWarpgroup / 32] = left_out;
     }
-    const bool grown = weigh_scores<Type>(weights, scores, rows, shrink, scale_log2);
+    Weights made;
+    const bool grown = make_weights<Type>(made, scores, rows, shrink, scale_log2);
+    if (kOthers) end_sums(Constant<0>(), tile - 1);
     ptx::named_barrier_sync(kOwn + half, kWarpgroup);  // nobody multiplies by the other's weights any more
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -276,7 +338,7 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
 #pragma unroll
       for (int n = 0; n < KEY_COLUMNS; ++n)
         *reinterpret_cast<unsigned*>(weight_tile + tile_offset(row, n, KEY_COLUMNS) + threadIdx.x % 4 * 2) =
-            weights[n / 2][0][n % 2 * 2 + i];
+            made[n / 2][0][n % 2 * 2 + i];
       if (threadIdx.x % 4 == 0) exchange.top[half][row] = rows.top[0][i];
     }
     if (may_leave_out) {
@@ -291,6 +353,10 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
     ptx::named_barrier_arrive(kWeights + half, kWorkers);
     shrink_all(grown);
     const ptx::MatrixDescriptor values = ptx::found_anew(own_values);
+#pragma unroll
+    for (int step = 0; step < TILE_KEYS / 16; ++step)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) weights[step][0][i] = kOthers ? ptx::copied_now(made[step][0][i]) : made[step][0][i];
     ptx::wgmma_fence();
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
@@ -299,46 +365,41 @@ attention_latent_wgmma(const Element* __restrict__ q, const Element* __restrict_
         Products<Type>::template multiply<1>(sums[slice][0], weights[step][0], values_of(values, slice, step), true);
       ptx::wgmma_commit();
     }
-    ptx::wgmma_wait<1>();
-    ptx::wgmma_received(sums[0][0]);
-    free(kEarly, tile);
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_received(sums[1][0]);
-    free(kLate, tile);
+    add_weights<Type>(rows, made);
+    end_sums(Constant<0>(), tile);
   };
 
+  if (n_tiles > 0) ptx::await(&copies.rows, 0);
   if (half == 0 && n_tiles > 0) {
-    start_scores(Constant<kEarly>());
-    start_scores(Constant<kLate>());
+    start_scores(Constant<kEarly>(), 0);
+    start_scores(Constant<kLate>(), 0);
     ptx::wgmma_wait<0>();
     ptx::wgmma_received(scores[0]);
-    finish_own(0);
-  }
+    finish_own(0, Constant<false>());
 #pragma unroll 1
-  for (int tile = half == 0 ? 2 : 1; tile < n_tiles; tile += 2) {
-#ifndef LATE_SCORES
-    start_scores(Constant<kEarly>());
-    start_others();
-#else
-    start_others();
-    start_scores(Constant<kEarly>());
-#endif
-    start_scores(Constant<kLate>());
-    ptx::wgmma_wait<2>();
-    ptx::wgmma_received(sums[0][0]);
-    free(kEarly, tile - 1);
-    ptx::wgmma_wait<1>();
-    ptx::wgmma_received(sums[1][0]);
-    free(kLate, tile - 1);
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_received(scores[0]);
-    finish_own(tile);
+    for (int tile = 2; tile < n_tiles; tile += 2) {
+      start_others();
+      start_scores(Constant<kEarly>(), tile);
+      end_sums(Constant<1>(), tile - 1);
+      start_scores(Constant<kLate>(), tile);
+      ptx::wgmma_wait<0>();
+      ptx::wgmma_received(scores[0]);
+      finish_own(tile, Constant<false>());
+    }
+  } else {
+#pragma unroll 1
+    for (int tile = 1; tile < n_tiles; tile += 2) {
+      start_scores(Constant<kEarly>(), tile);
+      start_scores(Constant<kLate>(), tile);
+      ptx::wgmma_wait<0>();
+      ptx::wgmma_received(scores[0]);
+      start_others();
+      finish_own(tile, Constant<true>());
+    }
   }
   if (n_tiles > 0 && n_tiles % 2 == half) {
     start_others();
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_received(sums[0][0]);
-    ptx::wgmma_received(sums[1][0]);
+    end_sums(Constant<0>(), n_tiles - 1);
   }
 
 #pragma unroll
