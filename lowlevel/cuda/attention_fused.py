@@ -77,16 +77,18 @@ def _launcher(device, plan, operands, state, call):
     by_warpgroups = layout.kernel_of_warpgroups(plan.sizes, general)
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
     last = (stages, call) if shape.latent else (call,)
+    # attention_latent_wgmma.cuh wants V to be whole panels of K, all but the first or the last one.
+    v_in_panels = not shape.latent or o.v_column in (0, plan.d_k - plan.d_v)
 
     def launch(k, v, keys):
         mask = None if o.mask is None else o.mask[..., keys]
         rows = (k,) if shape.latent else (k, v)
         options = (mask, o.alibi_slopes, o.sinks)
-        if by_warpgroups is not None and call["aligned"] and _is_boxed(device, plan, o, k):
-            if shape.latent:
-                arguments = (TensorMap(k, shape.keys), o.q, o.out, o.lse, *options, *state, call)
-            else:
-                arguments = (o.q, *rows, o.out, o.lse, o.sinks, *state, call)
+        boxes = None
+        if by_warpgroups is not None and call["aligned"] and v_in_panels:
+            boxes = _boxes(device, rows, layout.WGMMA_SHAPES[plan.d_k, plan.d_v].keys)
+        if boxes is not None:
+            arguments = (*boxes, o.q, o.out, o.lse, *options, *state, call)
             shared = layout.wgmma_shared_bytes(plan.sizes)
             device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
             return
@@ -104,12 +106,16 @@ def _is_aligned(device, array):
     return all(start % _ALIGNMENT == 0 for start in starts)
 
 
-def _is_boxed(device, plan, operands, k):
-    """Whether the copy engine brings K as the kernels of warpgroups want it."""
-    if not layout.fused_shape(plan.sizes).latent:
-        return True
-    in_panels = operands.v_column in (0, plan.d_k - plan.d_v)
-    return in_panels and describable(device.address(k), k.shape, k.strides)
+def _boxes(device, arrays, keys):
+    """How the copy engine reads K and V, `keys` at a time; None: it cannot."""
+    boxes = []
+    for array in arrays:
+        if array.shape[0] > 1 and array.strides[0] == 0:  # the same for all heads
+            array = array[:1]
+        if not describable(device.address(array), array.shape, array.strides):
+            return None
+        boxes.append(TensorMap(array, keys))
+    return boxes
 
 
 def _is_general(operands):

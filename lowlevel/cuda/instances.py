@@ -136,8 +136,8 @@ FUSED = {
     for dtype in ("float16", "bfloat16")
     for general in (False, True)
 }
-# Fused attention where products are a warpgroup's (attention_wgmma.cuh): aligned rows, scores without options; the
-# latent one (attention_latent_wgmma.cuh) knows all options.
+# Fused attention where products are a warpgroup's and the copy engine brings K and V (attention_wgmma.cuh,
+# attention_latent_wgmma.cuh): aligned rows.
 # (d_k, d_v) -> tile; rows as in FUSED_SHAPES, for plans are made for both.
 WGMMA_SHAPES = {
     (64, 64): FusedShape(rows=128, keys=128, warps=12, blocks=1),
@@ -146,23 +146,23 @@ WGMMA_SHAPES = {
     (576, 512): FusedShape(rows=64, keys=64, warps=12, blocks=1, latent=True),
 }
 WGMMA_STAGES = 2  # STAGES: tiles of K and of V in shared memory
-# (d_k, d_v, type, general) -> kernel; without one, those of FUSED do it
+# (d_k, d_v, type, general) -> kernel
 WGMMA = {
     (d_k, d_v, dtype, general): Kernel(
         package="lowlevel.cuda",
         file=f"attention_wgmma_{d_k}_{d_v}.cu",
-        name=f"attention_latent_wgmma<{FLOAT_TYPES[dtype]}, {str(general).lower()}>"
-        if shape.latent
-        else f"attention_wgmma<{FLOAT_TYPES[dtype]}>",
-        parameters=("map", "const u2*", "V*", *_ROW_OPERANDS, *_STATE, ATTENTION_CALL)
-        if shape.latent
-        else (*["const u2*"] * 3, "V*", "f4*", "const f4*", *_STATE, ATTENTION_CALL),
+        name=f"attention_{'latent_' if shape.latent else ''}wgmma"
+        f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
+        parameters=(
+            *["map"] * (1 if shape.latent else 2),  # k, v
+            *("const u2*", "V*", *_ROW_OPERANDS, *_STATE, ATTENTION_CALL),
+        ),
         block=32 * shape.warps,
         architecture="90a",
     )
     for (d_k, d_v), shape in WGMMA_SHAPES.items()
     for dtype in ("float16", "bfloat16")
-    for general in ((False, True) if shape.latent else (False,))
+    for general in (False, True)
 }
 MERGE = {
     dtype: Kernel(

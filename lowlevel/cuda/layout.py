@@ -100,19 +100,19 @@ def fused_shared_bytes(sizes, shape, stages):
 
 
 def wgmma_shared_bytes(sizes):
-    """As `fused_shared_bytes`, of a kernel of warpgroups; four words of each stage besides."""
+    """As `fused_shared_bytes`, of a kernel of warpgroups; barriers and what warps tell each other besides."""
     d_k, d_v = sizes["d_k"], sizes["d_v"]
     shape = WGMMA_SHAPES[d_k, d_v]
     if shape.latent:
         exchange = 4 * (4 * shape.rows + 2 * 4)
         barriers = 8 * (1 + WGMMA_STAGES * (d_k // 64 + 2))
         return 2 * (shape.rows * (d_k + shape.keys) + WGMMA_STAGES * shape.keys * d_k) + exchange + barriers
-    return 2 * shape.rows * d_k + WGMMA_STAGES * (2 * shape.keys * (d_k + d_v) + 16)
+    copies = 8 * (1 + 5 * WGMMA_STAGES) + 16 * WGMMA_STAGES
+    return 2 * (shape.rows * d_k + WGMMA_STAGES * shape.keys * (d_k + d_v)) + copies
 
 
 def kernel_of_warpgroups(sizes, general=False):
-    """The kernel on a warpgroup's products, for aligned rows, where the device runs it; or None. `general`: scores
-    with options."""
+    """The kernel on a warpgroup's products, where the device runs it; or None. `general`: scores with options."""
     kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"], general))
     device = devices.get(sizes["device"])
     if kernel is None or not device.runs(kernel):

@@ -31,7 +31,6 @@
 #endif
 
 #include "attention_panels.cuh"
-#include "bulk.cuh"
 
 constexpr int K_PANELS = HEAD_K / kPanel, V_PANELS = HEAD_V / kPanel;
 static_assert(WARPS == 12 && TILE_ROWS == 64 && TILE_KEYS == 64, "one product's rows, one panel of weights");
@@ -66,7 +65,7 @@ struct Exchange {
   unsigned leaves_out[2][4];  // of each warp: whether it left keys out
 };
 
-// In Q's and K's tiles, panels 0 to 7 are V's columns and the last one is the rest, wherever V starts.
+// In Q's and K's tiles, panels 0 to 7 are V's columns and the last one is the rest, before or behind them.
 __device__ __forceinline__ constexpr int panels_of(int set) {
   return set == kEarly ? 2 * SLICE_PANELS + 1 : 2 * SLICE_PANELS;
 }
@@ -78,21 +77,6 @@ __device__ __forceinline__ constexpr int panel_of(int set, int i) {
 // Where a panel's columns of Q and K start.
 __device__ __forceinline__ int column_of(int panel, int v_column) {
   return panel == V_PANELS ? (v_column == 0 ? HEAD_V : 0) : v_column + panel * kPanel;
-}
-
-// Starts copying Q; the threads of one warpgroup do.
-__device__ __forceinline__ void load_rows(Element* tile, const AttentionCall& call, const TilePlace& place,
-                                          const Element* q) {
-  const int column = threadIdx.x % 8;
-#pragma unroll 1
-  for (int r = threadIdx.x % kWarpgroup / 8; r < TILE_ROWS; r += kWarpgroup / 8) {
-    const TileRow row = row_of_tile(call, place, r);
-    const Element* const source = row.exists ? q + row.head * call.q_head + row.token * call.q_token : q;
-#pragma unroll
-    for (int panel = 0; panel < K_PANELS; ++panel)
-      ptx::cp_async_16_zfill(tile + panel_offset(r, panel * 8 + column, TILE_ROWS),
-                             source + column_of(panel, call.v_column) + column * kChunk, row.exists ? 16 : 0);
-  }
 }
 
 // Where V's columns of a tile hold NaN or inf, they become 0: beside a key that is left out they must not
@@ -195,7 +179,7 @@ attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* 
         const int panel = panel_of(kSet, i);
         ptx::arrive_expecting(&copies.ready[stage][panel], kPanelBytes);
         ptx::copy_box(k_tiles + stage * K_TILE + panel * (kPanelBytes / 2), k, column_of(panel, call.v_column),
-                      keys.low + tile * TILE_KEYS, place.head_kv, &copies.ready[stage][panel]);
+                      keys.low + tile * TILE_KEYS, call.k_head != 0 ? place.head_kv : 0, &copies.ready[stage][panel]);
       }
     };
     auto load_first = [&](int tile) {
@@ -203,7 +187,7 @@ attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* 
       load(Constant<kLate>(), tile);
     };
     if (threadIdx.x == 0) load_first(0);
-    load_rows(q_tile, call, place, q);
+    load_rows<TILE_ROWS, K_PANELS>(q_tile, call, place, q, [&](int panel) { return column_of(panel, call.v_column); });
     ptx::cp_async_commit();
     if (threadIdx.x == 0 && n_tiles > 1) load_first(1);
     ptx::cp_async_wait<0>();
