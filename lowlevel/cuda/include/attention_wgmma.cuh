@@ -254,13 +254,8 @@ attention_wgmma(const __grid_constant__ ptx::TensorMap k, const __grid_constant_
     give_back(copies.values_free, tile);
   };
 
-#ifdef NO_TURN
-  auto await_turn = [&]() { };
-  auto pass_turn = [&]() { };
-#else
   auto await_turn = [&]() { ptx::named_barrier_sync(kTurn + consumer, 2 * kWarpgroup); };
   auto pass_turn = [&]() { ptx::named_barrier_arrive(kTurn + (consumer ^ 1), 2 * kWarpgroup); };
-#endif
   auto clean_tiles = [&](int first, int end) {
     score(first);
     if (consumer == 1) pass_turn();
