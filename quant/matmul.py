@@ -1,14 +1,19 @@
 """Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
 
 import functools
+import math
+import operator
 
 import numpy as np
 
 from lowlevel import arrays, devices
-from lowlevel.arena import align_up
+from lowlevel.pool.arena import align_up
 
 from .formats import block_format
-from .tensor import QuantTensor
+from .tensor import QuantTensor, check_tensor
+
+# Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
+_MOST_VALUES = 2**54
 
 
 def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=None):
@@ -54,9 +59,9 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     both calls every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
-    vectors: 0.0055 / sqrt(columns) (0.0064 with K-quants) for int8 activations, which is ggml's
-    too; at most half a step, 1/254 of the largest x of the block, for each value. With
-    ``exact=True`` below 1e-6.
+    vectors: 0.0055 / sqrt(columns) (0.0071 with K-quants) for int8 activations, which is ggml's
+    too: for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
+    at most half a step. With ``exact=True`` below 1e-6.
 
     A NaN or an infinity in a row of x: with float32 activations it goes through the products; with
     int8 activations the whole output row is NaN. Values below 2**-100 in a block whose values are
@@ -126,15 +131,21 @@ class _Outline:
 
     def __init__(self, qtype, shape):
         self.format = block_format(qtype)
-        self.shape = tuple(int(size) for size in shape)
+        try:
+            self.shape = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"t: expected a shape of ints, got {shape!r}") from None
+        if self.shape and min(self.shape) < 0:
+            raise ValueError(f"t: expected a shape of lengths of at least 0, got {self.shape}")
         self.format.row_blocks(self.shape[-1])
 
 
 def _plan(n, t, exact, n_threads, device):
+    _check_sizes(n, t.shape)
     if device != "cpu":
         if n_threads is not None:
             raise ValueError(f"n_threads: {device} has no use for it; leave it out")
-        from .cuda.matmul_plan import plan_matmul as plan_on_device
+        from .gpu.matmul_plan import plan_matmul as plan_on_device
 
         return plan_on_device(n, t.format, t.shape[-1], len(t.shape) == 3, bool(exact))
     plan_matmul, resolve_n_threads = _cpu_planner()
@@ -151,14 +162,14 @@ def _plan(n, t, exact, n_threads, device):
 def _cpu_planner():
     from lowlevel.cpu.threads import resolve_n_threads
 
-    from .cpu.matmul_plan import plan_matmul
+    from .cpu.matmul.plan import plan_matmul
 
     return plan_matmul, resolve_n_threads
 
 
 @functools.cache
 def _cpu_run():
-    from .cpu import matmul_run
+    from .cpu.matmul import run as matmul_run
 
     return matmul_run.run
 
@@ -183,13 +194,25 @@ def _into(out, plan, device, x, t, order, used, counts, scratch):
     elif device.name == "cpu":
         _cpu_run()(plan, x, t, out, order, used, counts, scratch)
     else:
-        from .cuda import matmul as launcher
+        from .gpu import matmul as launcher
 
         launcher.run(plan, device, x, t, out, order, used, counts, scratch)
     return out
 
 
 # ---------------------------------------------------------------- checks
+
+
+@functools.lru_cache(maxsize=512)  # most calls are of few sizes
+def _check_sizes(n, shape):
+    """Raise unless x, out and t are of a size that a memory may have."""
+    rows, columns = shape[-2:]
+    for name, n_values, what in (
+        ("t", math.prod(shape), f"weights of shape {shape}"),
+        ("n", n * max(rows, columns), f"{n} rows of x, of {columns} columns and {rows} products,"),
+    ):
+        if n_values > _MOST_VALUES:
+            raise ValueError(f"{name}: {what} are more than any memory holds")
 
 
 def _check_flags(exact):
@@ -204,8 +227,7 @@ def _check_pool(pool, device):
 
 def _checked_device(t, experts):
     """The device of a tensor that fits."""
-    if not isinstance(t, QuantTensor):
-        raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
+    check_tensor(t)
     if experts is None and t.ndim != 2:
         hint = "; a stack of matrices needs experts=" if t.ndim == 3 else ""
         raise ValueError(f"t: expected shape (rows, columns), got {t.shape}{hint}")
@@ -267,7 +289,8 @@ def _sorted_by_expert(experts, n, t):
     """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
     if experts is None:
         return None, [0], [n]
-    experts = arrays.asnumpy(experts) if hasattr(experts, "dtype") else np.asarray(experts)
+    has_dtype = hasattr(experts, "dtype")
+    experts = arrays.asnumpy(experts, "experts") if has_dtype else np.asarray(experts)
     if experts.shape != (n,):
         raise ValueError(
             f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"

@@ -22,6 +22,8 @@ import threading
 
 import numpy as np
 
+# More than this, or than there are CPUs if those are more, are refused: each is a thread, with scratch.
+MOST_THREADS = 256
 # A worker returns to the interpreter after about this much work, to let signals through.
 SLICE_SECONDS = 0.05
 # No task number reaches this: writing it into a counter stops every worker at its next task.
@@ -50,6 +52,11 @@ def resolve_n_threads(n_threads):
         raise TypeError(f"n_threads: expected a positive int or None (all CPUs), got {n_threads!r}")
     if n_threads < 1:
         raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
+    most = max(MOST_THREADS, cpu_count())
+    if n_threads > most:
+        raise ValueError(
+            f"n_threads: expected at most {most}, got {n_threads}; None takes all CPUs"
+        )
     return int(n_threads)
 
 

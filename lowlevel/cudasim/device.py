@@ -4,9 +4,9 @@ import contextlib
 
 import numpy as np
 
-from lowlevel.cuda.kernel_device import KernelDevice
-from lowlevel.cuda.loader import Library
-from lowlevel.cuda.tensor_map import TensorMap as DescribedArray
+from lowlevel.gpu.kernel_device import KernelDevice
+from lowlevel.gpu.loader import Library
+from lowlevel.gpu.tensor_map import TensorMap as DescribedArray
 from lowlevel.sizes import format_size
 
 from . import streams

@@ -19,8 +19,8 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel import cudasim, devices
-from lowlevel.cuda import instances, layout, loader
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.gpu import instances, layout, loader
 from quant import dequantize, quantize
 
 KERNELS = tuple(k for t in (instances.FUSED, instances.WGMMA, instances.MERGE) for k in t.values())
@@ -68,7 +68,7 @@ def dtype(request):
     ids=str,
 )
 def test_tiles_are_those_of_the_sources(sizes, shape, file):
-    text = loader.source_text("lowlevel.cuda", file.format(*sizes))
+    text = loader.source_text("lowlevel.gpu", file.format(*sizes))
     defined = {}
     for name, value in re.findall(r"#define (\w+) (\d+)", text):
         defined.setdefault(name, int(value))

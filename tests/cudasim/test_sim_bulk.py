@@ -9,7 +9,7 @@ import pytest
 from sim_kernels import ORDERS
 
 from lowlevel import cudasim
-from lowlevel.cuda.tensor_map import TensorMap
+from lowlevel.gpu.tensor_map import TensorMap
 
 
 def swizzled(lines):

@@ -11,9 +11,9 @@ import threading
 import numpy as np
 import pytest
 
-from lowlevel import pool_memory
-from lowlevel.arena import Arena
 from lowlevel.pool import BudgetError, MemoryCorruptionError, Pool
+from lowlevel.pool import memory as pool_memory
+from lowlevel.pool.arena import Arena
 
 
 @pytest.fixture(params=["plain", "debug", "cudasim", "cudasim debug"])
@@ -256,7 +256,7 @@ class InterruptAt:
     and where a lock would stay taken.
     """
 
-    files = tuple(f"lowlevel/{name}.py" for name in ("pool", "arena", "pool_memory"))
+    files = tuple(f"lowlevel/pool/{name}.py" for name in ("pool", "arena", "memory"))
 
     def __init__(self, n):
         self.left = n
