@@ -129,7 +129,7 @@ def test_every_instance_of_warpgroups(key, device, launched, rng):
 
 
 def test_which_kernel(launched, rng):
-    """Options, rows at odd addresses and other devices: the kernels of warp products; few rows: small tiles."""
+    """Rows at odd addresses and other devices: the kernels of warp products; few rows: small tiles."""
     operands = random_operands(rng, 2, 1, 33, 40, 64, 64, "float16")
     by_warpgroups, plain = (
         instances.WGMMA[64, 64, "float16", False],
@@ -144,7 +144,7 @@ def test_which_kernel(launched, rng):
         check("cudasim", operands, {}, HALF_BOUND)
         check("cudasim", random_operands(rng, 1, 1, 2, 9, 128, 128, "float16"), {}, HALF_BOUND)
     check("cudasim", random_operands(rng, 2, 1, 17, 9, 192, 128, "float16"), {}, HALF_BOUND)
-    general = instances.FUSED[64, 64, 128, "float16", True]
+    general = instances.WGMMA[64, 64, "float16", True]
     few = [
         instances.FUSED[128, 128, 32, "float16", False],
         instances.FUSED[192, 128, 64, "float16", False],

@@ -306,7 +306,10 @@ attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* 
     constexpr bool kOthers = decltype(others)::value;
     const int first_key = keys.low + tile * TILE_KEYS;
     const bool masked = first_key < seen_by_all.low || first_key + TILE_KEYS > min(seen_by_all.high, keys.high);
-    adjust_scores<general>(call, place, scores, first_row, first_key, masked, mask, slopes, keys);
+    if (general)
+      adjust_by_options(call, place, scores, first_row, first_key, masked, mask, slopes, keys);
+    else
+      adjust_scores<false>(call, place, scores, first_row, first_key, masked, nullptr, nullptr, keys);
     const bool may_leave_out = masked || (general && mask != nullptr);
     if (may_leave_out) {
       bool left_out = false;

@@ -231,7 +231,12 @@ attention_wgmma(const __grid_constant__ ptx::TensorMap k, const __grid_constant_
   auto any_tile = [&](int tile) {
     const int stage = tile % STAGES;
     score(tile);
-    adjust_scores<general>(call, place, scores, first_row, keys.low + tile * TILE_KEYS, true, mask, slopes, keys);
+    const int first_key = keys.low + tile * TILE_KEYS;
+    const bool masked = tile < first_clean || tile >= end_of_clean;
+    if (general)
+      adjust_by_options(call, place, scores, first_row, first_key, masked, mask, slopes, keys);
+    else
+      adjust_scores<false>(call, place, scores, first_row, first_key, masked, nullptr, nullptr, keys);
     const bool grown = weigh_scores<Type>(weights, scores, rows, shrink, unit);
     if (__any_sync(0xffffffffu, grown)) shrink_sums(sums, shrink);
     ptx::await(&copies.values_ready[stage], phase(tile));
