@@ -117,6 +117,8 @@ def test_every_instance_of_warpgroups(key, device, launched, rng):
     if not devices.get(device).runs(instances.WGMMA[key]):
         pytest.skip("the device has no products of warpgroups")
     q, k, v = random_operands(rng, 4, 2, 70, 1000, *sizes, dtype)
+    if np.shares_memory(k, v):
+        v = k[..., int(rng.choice([0, 64])) :][..., : sizes[1]]  # whole panels
     options = {"softcap": 30.0} if general else {}
     check(device, [q, k, v], options, HALF_BOUND)
     check(device, [q, k, v], {"causal": False, **options}, HALF_BOUND)
