@@ -46,5 +46,5 @@ def parts(target, sources, axis):
     start = 0
     for source in sources:
         stop = start + source.shape[axis]
-        yield target[(*before, slice(start, stop))], source
+        yield target[before + (slice(start, stop),)], source
         start = stop

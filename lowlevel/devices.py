@@ -39,8 +39,8 @@ _MODULES = {
     "cudasim": "lowlevel.cudasim.device",
 }
 _NAME = re.compile(r"cpu|cudasim|cuda(?::([0-9]+))?", re.ASCII)
-_open = {}
-_by_name = {}  # as somebody spelt it -> device
+_open: dict = {}
+_by_name: dict = {}  # as somebody spelt it -> device
 
 
 def canonical_name(name):

@@ -80,16 +80,14 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
         return out if out is not None else device.empty((n, n_rows), np.dtype(np.float32))
     if pool is None:
         return _into(out, plan, device, x, t, order, used, counts, _own_scratch(plan, device))
-    with pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes)):  # marks it in a trace
-        if not plan.scratch_bytes:
-            if pool.closed:
-                raise ValueError("pool: it is closed")
-            return _into(out, plan, device, x, t, order, used, counts, None)
-        scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
-        try:
-            return _into(out, plan, device, x, t, order, used, counts, scratch)
-        finally:
-            pool.free(scratch)
+    if not plan.scratch_bytes and pool.closed:
+        raise ValueError("pool: it is closed")
+    call = pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes))  # marks it in a trace
+    with call, pool.scope("matmul"):  # which gives the scratch back, whatever happens
+        scratch = None
+        if plan.scratch_bytes:
+            scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
+        return _into(out, plan, device, x, t, order, used, counts, scratch)
 
 
 def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None, device=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ __all__ = [
     "mib",
     "note",
     "note_what_cannot_run",
+    "paused",
     "print_json",
     "print_sweep",
     "print_table",
@@ -195,8 +197,19 @@ def progress():
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        redirect_stdout=False,  # what is printed meanwhile goes where it was sent, not beside the bar
         disable=not console.is_terminal,
     )
+
+
+@contextlib.contextmanager
+def paused(progress):
+    """No bar while something is printed."""
+    progress.stop()
+    try:
+        yield
+    finally:
+        progress.start()
 
 
 def mib(n_bytes, digits=2):

@@ -1,6 +1,5 @@
 """Attention inside a memory budget: the public call, its checks, and merging partial results."""
 
-import contextlib
 import math
 import numbers
 from typing import Any, NamedTuple
@@ -209,8 +208,8 @@ def attention(
             **sizes, method=method, assemble=assemble, n_threads=n_threads, budget=budget
         )
 
-    attempts = PLANS_UNDER_CONTENTION if plan is None else 1
-    with _scratch(pool, make_plan, attempts) as (plan, blocks):
+    def compute(plan, blocks):
+        nonlocal operands
         # Outputs are made after everything that can be refused was accepted.
         if out is None:
             operands = operands._replace(out=device.empty(out_shape, out_dtype))
@@ -218,25 +217,19 @@ def attention(
             operands = operands._replace(lse=device.empty(out_shape[:2], np.float32))
         if n_tokens:
             device.attention.run(plan, operands, blocks)
+
+    if pool is None:
+        own = make_plan(None)
+        with Pool(own.scratch_bytes, device=own.device) as pool:
+            _in_scratch(pool, own, compute)
+    else:
+        attempts = PLANS_UNDER_CONTENTION if plan is None else 1
+        _in_free_scratch(pool, make_plan, attempts, compute)
     return (operands.out, operands.lse) if return_lse else operands.out
 
 
-@contextlib.contextmanager
-def _scratch(pool, make_plan, attempts):
-    """(plan, {tag: array of float32}) with the plan's blocks taken from `pool`, freed at the end."""
-    if pool is None:
-        plan = make_plan(None)
-        pool = Pool(plan.scratch_bytes, device=plan.device)
-        with pool, _taken(pool, plan) as blocks:
-            yield plan, blocks
-        return
-    with contextlib.ExitStack() as taken:
-        plan, blocks = _plan_and_take(taken, pool, make_plan, attempts)
-        yield plan, blocks
-
-
-def _plan_and_take(taken, pool, make_plan, attempts):
-    """(plan, its blocks); `taken`: the ExitStack that gives them back."""
+def _in_free_scratch(pool, make_plan, attempts, compute):
+    """``compute(plan, blocks)`` by a plan for what is free in `pool`."""
     for left in reversed(range(attempts)):
         # Blocks whose rounded sizes add up to the largest hole always fit, however fragmented the
         # rest, unless another thread takes from it between this line and the next.
@@ -245,11 +238,27 @@ def _plan_and_take(taken, pool, make_plan, attempts):
             plan = make_plan(free)
         except BudgetError as error:
             raise (_refusal(error, pool) if pool.used else error) from None
-        try:
-            return plan, taken.enter_context(_taken(pool, plan))
-        except BudgetError:
-            if not left:
-                raise
+        if _in_scratch(pool, plan, compute, may_miss=left > 0):
+            return
+
+
+def _in_scratch(pool, plan, compute, may_miss=False):
+    """``compute(plan, {tag: array of float32})`` with the plan's blocks; False: `pool` had not all of them.
+
+    Whatever happens meanwhile, an interrupt too: the scope gives the blocks back.
+    """
+    is_taken = False
+    sizes = dict(n_head=plan.n_head, n_tokens=plan.n_tokens, n_kv=plan.n_kv, method=plan.method)
+    call = pool.call("attention", **sizes, scratch_bytes=plan.scratch_bytes)  # marks it in a trace
+    try:
+        with call, pool.scope("attention"):
+            blocks = {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
+            is_taken = True
+            compute(plan, blocks)
+    except BudgetError:
+        if is_taken or not may_miss:
+            raise
+    return is_taken
 
 
 def _refusal(error, pool):
@@ -267,18 +276,6 @@ def _refusal(error, pool):
         f"pool of {exact_size(smallest)}, which would hold it with the present blocks where they are",
         **{name: state[name] for name in names},
     )
-
-
-@contextlib.contextmanager
-def _taken(pool, plan):
-    sizes = dict(n_head=plan.n_head, n_tokens=plan.n_tokens, n_kv=plan.n_kv, method=plan.method)
-    call = pool.call("attention", **sizes, scratch_bytes=plan.scratch_bytes)  # marks it in a trace
-    scope = pool.scope("attention")
-    try:
-        with call, scope:
-            yield {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
-    finally:
-        scope.close()
 
 
 def merge_states(outs, lses):

@@ -33,7 +33,7 @@ _CALLER, _HELPER = "caller", "helper"
 # Calls that offered parts so far, for helpers that wait awake for the next one (see spin.rest).
 _bell = np.zeros(1, np.int64)
 _lock = threading.Lock()
-_tasks = queue.SimpleQueue()  # a `_Part` each, for the helper threads
+_tasks: queue.SimpleQueue = queue.SimpleQueue()  # a `_Part` each, for the helper threads
 _n_helpers = 0
 
 
@@ -209,13 +209,16 @@ def run_workers(n_workers, worker, counter):
     parts = [_Part(help_out, i, flags) for i in range(1, n_workers)]
     try:
         try:
-            _submit(parts)
-            drain(0)
-        except BaseException:
-            counter[0] = STOP
-            raise
+            try:
+                _submit(parts)
+                drain(0)
+            except BaseException:
+                counter[0] = STOP
+                raise
+            finally:
+                _settle(parts, flags)
         finally:
-            _settle(parts, flags)
+            _settle(parts, flags)  # an interrupt as the first one begins skips all of it
         if errors:
             raise errors[0]
     finally:
@@ -226,17 +229,17 @@ def _settle(parts, flags):
     """Call off what has not started and wait for the rest, whatever happens meanwhile.
 
     Workers use memory that the caller is about to free, and one that has not started yet has
-    nothing left to do.
+    nothing left to do. A second time it does nothing.
     """
     interrupted = None
-    while True:
+    while parts:
         try:
             running = [part for part in parts if not part.is_called_off()]
             if running:
                 _spin(flags)
             for part in running:
                 part.wait()
-            break
+            parts.clear()
         except KeyboardInterrupt as error:
             interrupted = error
     if interrupted is not None:

@@ -21,11 +21,12 @@ import ctypes
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import json
 import os
 import pathlib
 import tempfile
+
+from lowlevel.extras import pip_install
 
 MIN_CAPABILITY = 8, 0  # bfloat16 conversions, asynchronous copies
 
@@ -53,24 +54,11 @@ def _how_to_install():
     major = _driver_major()
     if major is None:
         found = "no NVIDIA driver is found here (libcuda.so.1); with one for CUDA 12 or 13"
-        wanted = [_requirement("cuda12"), _requirement("cuda13")]
+        wanted = "cuda12", "cuda13"
     else:
         found = f"for this machine's driver (CUDA {major})"
-        wanted = [_requirement("cuda12" if major < 13 else "cuda13")]
-    return f"{found}: " + " or ".join(f"pip install '{what}'" for what in wanted)
-
-
-def _requirement(extra):
-    """What an extra of the installed kqcap stands for: no package index has kqcap itself. Of a checkout, the extra."""
-    try:
-        required = importlib.metadata.requires("kqcap") or ()
-    except importlib.metadata.PackageNotFoundError:
-        required = ()
-    for line in required:
-        requirement, _, marker = line.partition(";")
-        if extra in marker:
-            return requirement.strip()
-    return f".[{extra}]"
+        wanted = ("cuda12" if major < 13 else "cuda13",)
+    return f"{found}: " + " or ".join(pip_install(extra) for extra in wanted)
 
 
 def _driver_major():

@@ -20,7 +20,8 @@ _LIBRARY = (
 )
 _CLUSTERS = "clusters and distributed shared memory are not simulated"
 _HOST = (
-    "calls of the host's runtime API do not run in a kernel: dynamic parallelism is not simulated"
+    "calls of the host's runtime API are not here: launch from Python, and put host code behind "
+    "#ifndef CUDASIM; kernels that launch kernels are not simulated"
 )
 _SMALL = "8-bit and smaller floats are not here: decode their bytes with integers"
 _DPX = "DPX instructions are not here: write them with min and max, which compile to the same"

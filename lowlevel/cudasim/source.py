@@ -8,7 +8,7 @@ messages and debug information keep the source's own lines.
   (source_variables.py).
 - ``__global__`` functions are listed, with their parameters' names; their attributes become checks
   at the start of the kernel's body.
-- Inline PTX is refused by file and line.
+- Inline PTX and launches by ``<<< >>>`` are refused by file and line.
 """
 
 import pathlib
@@ -23,6 +23,7 @@ from .source_text import (
     place_of,
     split_top_level,
     statement_start,
+    without_literals,
 )
 from .source_variables import rewrite_device, rewrite_shared
 
@@ -63,6 +64,7 @@ def rewrite(text):
     start = text.index(_END_OF_PRELUDE)  # the prelude has nothing to rewrite, and is long
     own = text[start:]
     _refuse_ptx(own)
+    _refuse_launches(own)
     own, kernels = _rewrite_kernels(own)
     return text[:start] + _keep_noinline(rewrite_device(rewrite_shared(own))), kernels
 
@@ -104,6 +106,17 @@ def _refuse_ptx(text):
             f"{file}:{line}: inline PTX does not run here. Put it behind #ifndef CUDASIM with what it "
             "does as C++ beside it, or call the functions of ptx.cuh and wgmma.cuh "
             "(lowlevel/gpu/include), which are one on a device and the other here"
+        )
+
+
+def _refuse_launches(text):
+    launch = re.search(r"\w\s*<<<", without_literals(text)) if "<<<" in text else None
+    if launch:
+        file, line, _ = place_of(text, launch.start())
+        raise ValueError(
+            f"{file}:{line}: a launch by <<< >>>: launch from Python, as Module(...).get_function(name)"
+            "(grid, block, arguments), and put host code behind #ifndef CUDASIM; kernels that launch "
+            "kernels are not simulated"
         )
 
 

@@ -9,6 +9,7 @@ import itertools
 
 import numpy as np
 
+from lowlevel.extras import pip_install
 from lowlevel.sizes import format_size
 
 WIDTH, PANEL_HEIGHT, DPI = 1200, 420, 100  # pixels; a panel is a pool's chart
@@ -26,7 +27,6 @@ PALETTE = (
 HATCH = "////"
 INK, FAINT, GRID = "#1e2228", "#6e747c", "#e2e5e9"
 BUDGET, CALL = "#000000", "#464c54"
-_EXTRA = "pip install 'kqcap[plot]'"
 
 
 def png(data):
@@ -70,7 +70,7 @@ def _load_matplotlib():
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "matplotlib"
         what = "it is not installed" if missing else f"it cannot be loaded ({error})"
-        raise ImportError(f"a PNG needs matplotlib: {what}; {_EXTRA}") from error
+        raise ImportError(f"a PNG needs matplotlib: {what}; {pip_install('plot')}") from error
     return backend_agg
 
 

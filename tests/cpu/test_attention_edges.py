@@ -154,17 +154,17 @@ def test_steps_on_keys_that_blas_cannot_read(axis):
 
 
 def test_interrupted_as_the_scope_is_left(monkeypatch):
-    """Ctrl-C may strike as `Scope.__exit__` is entered: the scratch is given back all the same."""
+    """Ctrl-C may strike as `Scope._leave` begins: the scratch is given back all the same."""
     q = np.zeros((4, 50, 64), np.float32)
-    leave, struck = Scope.__exit__, []
+    leave, struck = Scope._leave, []
 
-    def strike_once(scope, *error):
+    def strike_once(scope, *arguments):
         if not struck:
             struck.append(scope)
             raise KeyboardInterrupt
-        return leave(scope, *error)
+        return leave(scope, *arguments)
 
-    monkeypatch.setattr(Scope, "__exit__", strike_once)
+    monkeypatch.setattr(Scope, "_leave", strike_once)
     with lowlevel.Pool("8MiB") as pool:
         with pytest.raises(KeyboardInterrupt):
             lowlevel.attention(q, q, q, pool=pool)

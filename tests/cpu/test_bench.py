@@ -1,5 +1,6 @@
 """kqcap bench for real, tiny: its rows, its checks, its default file."""
 
+import importlib.metadata
 import json
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from lowlevel.cuda import cupy_api
 from lowlevel.cudasim.errors import CompilerNotFoundError
 from quant.models.geometry import named_geometry
 from quant.models.synthetic.make_gguf import make_gguf
-from tools import process
+from tools import process, tables
 from tools.bench import default_model, device_bench, measure
 from tools.bench.workload import make_workload
 from tools.cli import main
@@ -129,6 +130,18 @@ def test_table(capsys, latent_model):
     assert captured.err == ""  # no progress bar off a terminal
 
 
+def test_a_bar_takes_nothing_from_standard_output(capsys, monkeypatch):
+    """On a terminal: what is printed beside the bar goes where standard output goes, a file or a pipe."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes anything for a terminal
+    with tables.progress() as progress:
+        progress.add_task("runs", total=2)
+        with tables.paused(progress):
+            print("a row")
+        print("another")
+    out, err = capsys.readouterr()
+    assert out == "a row\nanother\n" and "left" in err
+
+
 def test_spread_is_of_three_runs_at_least(capsys, latent_model):
     for n_runs, has_spread in ((2, False), (3, True)):
         argv = ["-m", latent_model, "-p", "256", "-ub", "64", "-amb", "0", "--method", "auto"]
@@ -191,7 +204,7 @@ def test_without_cupy_or_a_compiler_it_says_what_is_missing(capsys, monkeypatch)
         'cupy-cuda12x>=13; extra == "cuda12"',
         'cupy-cuda13x>=14; extra == "cuda13"',
     ]
-    monkeypatch.setattr(cupy_api.importlib.metadata, "requires", lambda name: required)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
     assert main(["bench", "--device", "cuda"]) == 2
     err = capsys.readouterr().err
     assert "(CUDA 12): pip install 'cupy-cuda12x>=13'" in err and "13x" not in err

@@ -127,6 +127,8 @@ def test_a_source_without_kernels_says_so():
     ("\n__shared__ int a[4];\n", r"k\.cu:2: a __shared__ variable at file scope: declare it inside"),
     ('__device__ void f() {\n  asm volatile(\n"bar.sync 0;");\n}\n', r"k\.cu:2: inline PTX.*ptx\.cuh"),
     ('__device__ int f(int x) { asm("" : "+r"(x)); return y; }\n', "‘y’ was not declared|'y'"),
+    ('__device__ const char* s = "<<<";\nint main() { fill<<<1, 2>>>(0, 1); }\n',
+     r"k\.cu:2: a launch by <<< >>>: launch from Python.*ifndef CUDASIM"),
     ("#include <curand_kernel.h>\n", r"curand_kernel\.h: cuRAND is not here"),
     ("#include <cuda/barrier>\n", r"cuda/barrier: barriers of <cuda/barrier>.*__syncthreads"),
     ("#include <cuda_fp8.h>\n", r"cuda_fp8\.h: 8-bit.*decode"),

@@ -15,6 +15,7 @@ import pytest
 from traces import Lines, mutant, record
 
 import lowlevel
+from lowlevel.extras import pip_install
 from lowlevel.pool.trace import Trace
 from tools.cli import main
 from tools.pool.common import shown
@@ -192,7 +193,7 @@ def test_a_png_without_matplotlib_writes_nothing(capsys, said, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib.backends", None)
     before = files_of(tmp_path)
     outputs = ["-o", str(tmp_path / "a.html"), "-o", str(tmp_path / "a.png")]
-    assert "pip install 'kqcap[plot]'" in fails(capsys, "timeline", said["path"], *outputs)
+    assert pip_install("plot") in fails(capsys, "timeline", said["path"], *outputs)
     assert files_of(tmp_path) == before
 
 

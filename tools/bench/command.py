@@ -157,7 +157,8 @@ def run(args):
         document = dict(model=str(path), layer=args.layer, full=args.full, seed=args.seed)
         document.update(_sizes(model.attention, args.layer), rows=[], interrupted=False)
         if not args.json:
-            tables.note(f"{path}, layer {args.layer}")
+            with tables.paused(progress):
+                tables.note(f"{path}, layer {args.layer}")
         for n_prompt, kv_type in itertools.product(args.n_prompt, args.kv_type):
             try:
                 rows, interrupted = _test(args, model, progress, deadline, n_prompt, kv_type)
@@ -165,7 +166,8 @@ def run(args):
                 rows, interrupted = [], True
             document["rows"] += rows
             if rows and not args.json:
-                _print(args, document, rows)
+                with tables.paused(progress):
+                    _print(args, document, rows)
             if interrupted:
                 document["interrupted"] = True
                 break

@@ -32,7 +32,7 @@ def path(advance=None) -> pathlib.Path:
     found = cache_folder.users_own(cache_folder.MODELS) / NAME
     if _is_whole(found):  # even if nothing more can be written there
         return found
-    refused = "none that is ours can be written to"
+    refused: object = "none that is ours can be written to"
     for folder in cache_folder.usable(cache_folder.MODELS):
         if _is_whole(folder / NAME):
             return folder / NAME

@@ -12,7 +12,7 @@ from .common import shown
 def add_timeline_options(parser):
     _add_outputs(
         parser,
-        "the picture, .html or .png (needs kqcap[plot]; default: FILE.html); may be given twice",
+        "the picture, .html or .png (needs matplotlib; default: FILE.html); may be given twice",
     )
     parser.add_argument("--json", action="store_true", help="print the picture's data instead")
 
