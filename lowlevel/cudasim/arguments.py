@@ -24,7 +24,13 @@ _FIRST_ADDRESS = 0x20_0000_0000
 _GAP = 1 << 30
 _MAP_BYTES = 128
 _BOX = np.dtype(
-    [("address", "<u8"), ("lengths", "<u8", 3), ("strides", "<u8", 2), ("box", "<u4", 3), ("magic", "<u4")]
+    [
+        ("address", "<u8"),
+        ("lengths", "<u8", 3),
+        ("strides", "<u8", 2),
+        ("box", "<u4", 3),
+        ("magic", "<u4"),
+    ]
 )
 _BOX_MAGIC = 0x50414D54
 _LARGEST_ALIGNMENT = 16  # of any vector load: what the layout keeps of an array's own address
@@ -108,7 +114,9 @@ class TensorMap:
         if not missing and not describable(array.ctypes.data, array.shape, array.strides):
             missing = ["rows that start at multiples of 16 bytes, one behind the other"]
         if missing:
-            raise ArgumentError(f"tensor map: expected {missing[0]}, got {_describe(array)}, {rows} rows")
+            raise ArgumentError(
+                f"tensor map: expected {missing[0]}, got {_describe(array)}, {rows} rows"
+            )
         self.array, self.rows = array, rows
 
     def bytes_at(self, address):

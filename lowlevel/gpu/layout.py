@@ -106,7 +106,11 @@ def wgmma_shared_bytes(sizes):
     if shape.latent:
         exchange = 4 * (4 * shape.rows + 2 * 4)
         barriers = 8 * (1 + WGMMA_STAGES * (d_k // 64 + 2))
-        return 2 * (shape.rows * (d_k + shape.keys) + WGMMA_STAGES * shape.keys * d_k) + exchange + barriers
+        return (
+            2 * (shape.rows * (d_k + shape.keys) + WGMMA_STAGES * shape.keys * d_k)
+            + exchange
+            + barriers
+        )
     copies = 8 * (1 + 5 * WGMMA_STAGES) + 16 * WGMMA_STAGES
     return 2 * (shape.rows * d_k + WGMMA_STAGES * shape.keys * (d_k + d_v)) + copies
 

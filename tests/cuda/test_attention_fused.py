@@ -64,7 +64,10 @@ def dtype(request):
         for sizes, shapes in instances.FEW_ROWS_SHAPES.items()
         for shape in shapes
     ]
-    + [(sizes, shape, "attention_wgmma_{}_{}.cu") for sizes, shape in instances.WGMMA_SHAPES.items()],
+    + [
+        (sizes, shape, "attention_wgmma_{}_{}.cu")
+        for sizes, shape in instances.WGMMA_SHAPES.items()
+    ],
     ids=str,
 )
 def test_tiles_are_those_of_the_sources(sizes, shape, file):

@@ -69,7 +69,9 @@ def multiplies(rng, name, exact, n, one_expert=False):
 def attends(rng, d_k, d_v, rows, dtype, general):
     """Packed heads, a tile of rows and part of the next, three tiles of keys, NaN that few rows see."""
     wide = d_k == 576
-    n_head, n_tokens, n_kv = (4, 17, 100) if wide else (2, 70 if rows == 128 else rows // 2 - 3, 150)
+    n_head, n_tokens, n_kv = (
+        (4, 17, 100) if wide else (2, 70 if rows == 128 else rows // 2 - 3, 150)
+    )
     operands = random_operands(rng, n_head, 1, n_tokens, n_kv, d_k, d_v, dtype)
     if general:
         options = {"softcap": 20.0, "alibi_slopes": np.full(n_head, 0.1, np.float32)}

@@ -66,7 +66,9 @@ def found_in(kernel, rng, bug, order, **checks):
     with cudasim.settings(order=order, **checks):
         try:
             return (
-                None if run_sums(kernel("bulk.cu", "bulk_sums", f"BUG_{bug}", **checks), rng) else "wrong"
+                None
+                if run_sums(kernel("bulk.cu", "bulk_sums", f"BUG_{bug}", **checks), rng)
+                else "wrong"
             )
         except cudasim.KernelError as error:
             return str(error)
@@ -103,6 +105,13 @@ def test_a_place_that_is_not_free(kernel, rng):
 
 def test_arrays_that_no_map_describes():
     x = np.zeros((2, 40, 72), np.uint16)
-    for array, rows in ((x[0], 8), (x.view(np.uint8), 8), (x[:, :, 1:], 8), (x[:, ::-1], 8), (x, 300), (x[:, :, ::2], 8)):
+    for array, rows in (
+        (x[0], 8),
+        (x.view(np.uint8), 8),
+        (x[:, :, 1:], 8),
+        (x[:, ::-1], 8),
+        (x, 300),
+        (x[:, :, ::2], 8),
+    ):
         with pytest.raises(cudasim.ArgumentError, match="tensor map: expected"):
             cudasim.TensorMap(array, rows)
