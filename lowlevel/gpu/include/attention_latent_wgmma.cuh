@@ -49,7 +49,7 @@ typedef float Sums[kSlices][1][SLICE_COLUMNS / 8][4];
 enum Set { kEarly, kLate, kSets };
 constexpr int kWorkers = 2 * kWarpgroup;  // threads
 // Named barriers: of each warpgroup that makes weights; its own; of both.
-constexpr int kWeights = 1, kOwn = kWeights + 2, kEnd = kOwn + 2;
+constexpr int kWeights = 1, kSelf = kWeights + 2, kEnd = kSelf + 2;
 
 // Barriers of copies.
 struct Copies {
@@ -323,7 +323,7 @@ attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* 
     Weights made;
     const bool grown = make_weights<Type>(made, scores, rows, shrink, unit);
     if (kOthers) end_sums(Constant<0>(), tile - 1);
-    ptx::named_barrier_sync(kOwn + half, kWarpgroup);  // nobody multiplies by the other's weights any more
+    ptx::named_barrier_sync(kSelf + half, kWarpgroup);  // nobody multiplies by the other's weights any more
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = row_of_lane(first_row, 0, i);
@@ -338,7 +338,7 @@ attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* 
       if (any.x | any.y | any.z | any.w) {
         keep_finite_values<Type>(k_tiles + half * K_TILE);
         ptx::fence_proxy_async();
-        ptx::named_barrier_sync(kOwn + half, kWarpgroup);
+        ptx::named_barrier_sync(kSelf + half, kWarpgroup);
       }
     }
     ptx::fence_proxy_async();
