@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 from lowlevel import cache_folder
 
@@ -16,7 +17,7 @@ QTYPE = "IQ4_NL"
 NAME = f"{GEOMETRY}-attention-1-layer-{QTYPE}-v1.gguf"
 
 
-def path(advance=None) -> pathlib.Path:
+def path(advance: Callable[[int, int], object] | None = None) -> pathlib.Path:
     """The file, made at the first use in the first folder that can be written to.
 
     Parameters
