@@ -104,7 +104,7 @@ class TensorMap:
         Of a box, of 64 columns.
     """
 
-    def __init__(self, array, rows):
+    def __init__(self, array: np.ndarray, rows: int) -> None:
         problems = {
             "an array (heads, rows, columns)": isinstance(array, np.ndarray) and array.ndim == 3,
             "16-bit elements": getattr(array, "itemsize", 0) == 2,
@@ -119,7 +119,7 @@ class TensorMap:
             )
         self.array, self.rows = array, rows
 
-    def bytes_at(self, address):
+    def bytes_at(self, address: int) -> bytes:
         """runtime.h's Box, in 128 bytes, of the array at a device address."""
         shape = self.array.shape
         box = np.zeros(1, _BOX)

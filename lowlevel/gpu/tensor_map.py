@@ -33,7 +33,7 @@ class TensorMap(NamedTuple):
     rows: int
 
 
-def describable(address, shape, strides):
+def describable(address: int, shape: tuple, strides: tuple) -> bool:
     """Whether an array of 16-bit elements at an address can be described: rows of aligned starts, that do not
     overlap and go forwards."""
     n_heads, n_rows, n_columns = shape
@@ -46,14 +46,14 @@ def describable(address, shape, strides):
     )
 
 
-def whole_strides(shape, strides):
+def whole_strides(shape: tuple, strides: tuple) -> tuple[int, int]:
     """(of rows, of heads) in bytes, with such as a map may have where an axis has one element."""
     row = strides[1] if shape[1] > 1 else -(-2 * shape[2] // _ALIGNMENT) * _ALIGNMENT
     return row, strides[0] if shape[0] > 1 else row * shape[1]
 
 
 @functools.lru_cache(maxsize=256)  # a call of the driver takes some microseconds
-def encode(address, shape, strides, rows):
+def encode(address: int, shape: tuple, strides: tuple, rows: int) -> np.ndarray:
     """The driver's description of an array in a GPU's memory.
 
     Returns
