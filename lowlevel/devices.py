@@ -4,6 +4,7 @@ A device is an object that its own package provides as `open_device(index)` in a
 `device`, loaded when first asked for; nothing on the ground imports one. What pools and `concat` need:
 
     name                                  "cpu", "cuda:0", ...
+    room                                  "cpu" or "gpu": the folder, on any floor, with kernels for it
     allocate(n_bytes)                     flat memory of n_bytes, 256-byte aligned, contents undefined
     view(memory, offset, shape, dtype)    C-contiguous array over part of it that keeps it alive
     address(array)                        address of the first element (int), or None for what is no array of the device
