@@ -4,6 +4,7 @@ from .arrays import asarray, asnumpy
 from .attention import AttentionPlan, attention, merge_states, plan_attention
 from .concat import concat
 from .pool import Block, BudgetError, Pool, Trace
+from .version import __version__
 
 __all__ = [
     "AttentionPlan",
@@ -11,6 +12,7 @@ __all__ = [
     "BudgetError",
     "Pool",
     "Trace",
+    "__version__",
     "asarray",
     "asnumpy",
     "attention",

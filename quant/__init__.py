@@ -4,6 +4,8 @@ The modules imported here are light: what compiles kernels (quant.cpu) or needs 
 is imported when a call first needs it.
 """
 
+from lowlevel.version import __version__
+
 from .dequantize import dequantize
 from .formats import FORMATS, BlockFormat, block_format
 from .gguf.model_file import ModelFile, ModelFileError, open
@@ -21,6 +23,7 @@ __all__ = [
     "ModelFile",
     "ModelFileError",
     "QuantTensor",
+    "__version__",
     "block_format",
     "dequantize",
     "matmul",

@@ -8,7 +8,7 @@ from lowlevel import arrays, devices
 from lowlevel.pool.arena import align_up
 
 from .formats import block_format
-from .tensor import QuantTensor
+from .tensor import QuantTensor, check_tensor
 
 
 def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=None):
@@ -204,8 +204,7 @@ def _check_pool(pool, device):
 
 def _checked_device(t, experts):
     """The device of a tensor that fits."""
-    if not isinstance(t, QuantTensor):
-        raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
+    check_tensor(t)
     if experts is None and t.ndim != 2:
         hint = "; a stack of matrices needs experts=" if t.ndim == 3 else ""
         raise ValueError(f"t: expected shape (rows, columns), got {t.shape}{hint}")

@@ -149,6 +149,16 @@ class QuantTensor:
         return QuantTensor(arrays.asarray(self.data, device), self.format, self.shape)
 
 
+def check_tensor(t):
+    """Raise TypeError, which says what it is, for a `t` that is no `QuantTensor`."""
+    if isinstance(t, QuantTensor):
+        return
+    given = type(t).__name__
+    if hasattr(t, "dtype"):
+        given = f"an array of {t.dtype}, no weight in one of GGUF's formats"
+    raise TypeError(f"t: expected a QuantTensor, got {given}")
+
+
 def _product(sizes):
     result = 1
     for size in sizes:

@@ -103,6 +103,12 @@ def compile_module(text, name, options, expressions, architecture):
     return load().RawModule(code=text, options=options, name_expressions=expressions)
 
 
+def cubin_folder():
+    """Where binaries of one architecture are kept, as files "kqcap-...": CuPy's own folder of kernels."""
+    default = pathlib.Path.home() / ".cupy" / "kernel_cache"
+    return pathlib.Path(os.environ.get("CUPY_CACHE_DIR", default))
+
+
 class _SpecificModule:
     """Kernels compiled for an architecture such as "90a", which RawModule does not take."""
 
@@ -110,8 +116,7 @@ class _SpecificModule:
         options = (*options, f"-arch=sm_{architecture}", "--device-as-default-execution-space")
         nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
         key = repr((text, options, expressions, nvrtc.getVersion())).encode()
-        default = pathlib.Path.home() / ".cupy" / "kernel_cache"  # CuPy's own
-        folder = pathlib.Path(os.environ.get("CUPY_CACHE_DIR", default))
+        folder = cubin_folder()
         path = folder / f"kqcap-{hashlib.sha256(key).hexdigest()}.cubin"
         names = path.with_suffix(".json")
         if not names.exists():  # written last

@@ -33,11 +33,26 @@ def export(path, format):
     ValueError
         No such format; a snapshot, which has no history, for "rmm".
     """
+    data = contents(path, format)
+    if format == "torch":
+        return pickle.dumps(data, protocol=PICKLE_PROTOCOL)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, RMM_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(data)
+    return text.getvalue().encode()
+
+
+def contents(path, format):
+    """What `export` writes, as plain data: `torch_snapshot`'s dict or `rmm_log`'s rows.
+
+    Raises
+    ------
+    As `export`.
+    """
     if format not in FORMATS:
         raise ValueError(f"format: one of {', '.join(FORMATS)}; got {format!r}")
-    if format == "torch":
-        return pickle.dumps(torch_snapshot(path), protocol=PICKLE_PROTOCOL)
-    return rmm_log(path).encode()
+    return torch_snapshot(path) if format == "torch" else rmm_log(path)
 
 
 def torch_snapshot(path):
@@ -70,14 +85,17 @@ def torch_snapshot(path):
 
 
 def rmm_log(path):
-    """A trace as RMM's logging_resource_adaptor writes it: CSV with a line for each allocation and release.
+    """A trace as the rows of the CSV that RMM's logging_resource_adaptor writes: one for each allocation and release.
 
     Threads are numbers in the order of their appearance (0: not known), times are UTC, the stream is 0;
     blocks without bytes are left out, and refused requests, at which RMM's own replay benchmark would stop.
+
+    Returns
+    -------
+    list of dict
+        `RMM_COLUMNS` of each row.
     """
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(RMM_COLUMNS)
+    rows = []
     addresses = _Addresses()
     threads = {"": 0}
 
@@ -91,12 +109,13 @@ def rmm_log(path):
                 continue
             thread = threads.setdefault(block.thread, len(threads))
             action = "allocate" if taken else "free"
-            writer.writerow((thread, time, action, hex(base + block.offset), block.n_bytes, 0))
+            values = (thread, time, action, hex(base + block.offset), block.n_bytes, 0)
+            rows.append(dict(zip(RMM_COLUMNS, values, strict=True)))
 
     run = read_run(path, record)
     if any(pool.from_snapshot for pool in run.pools.values()):
         raise ValueError(f"{path}: a snapshot; RMM's log needs a trace")
-    return lines.getvalue()
+    return rows
 
 
 class _Addresses:

@@ -4,9 +4,13 @@
     result = replay(requests, budget=128 * 2**20)
     result.fits, result.failure, smallest_budget(requests)
 
-The requests come in the order in which they came, each block lives as long as it lived. What a program would have
-done after a refusal, or with a request that was refused then, no trace can say: the first refusal is what counts,
-and the rest is replayed without that block.
+The requests come in the order in which they came, each block lives as long as it lived. A request that was refused
+when it was recorded is one as well: to fit, it needs room at its moment. How long its block would have lived no trace
+can say, so it is given back at once.
+
+Nor can a trace say what a program would have done after a request that ended otherwise than it did then (often the
+program ended there): `Replayed.known_until` is that moment. What comes after it is replayed as it was recorded,
+without the blocks that are refused here.
 """
 
 import dataclasses
@@ -19,6 +23,7 @@ from .run import read_run
 
 TAKE, GIVE, REFUSED = range(3)
 MAX_BUDGET = 2**62
+RECORDED_POLICY = "best-fit"  # what pools do
 
 
 @dataclasses.dataclass
@@ -30,7 +35,9 @@ class Requests:
     pool : int
     device : str
     budget, peak : int
-        Bytes; the peak is the least that any allocator needs.
+        Bytes, as recorded.
+    demand : int
+        Bytes that any allocator needs at least: the peak, or what was live at a refusal with what was refused.
     steps : list of (int, int)
         (TAKE or GIVE, index of the block), or (REFUSED, index in `refused`).
     sizes, tags, times : list
@@ -43,11 +50,24 @@ class Requests:
     device: str
     budget: int
     peak: int = 0
+    demand: int = 0
     steps: list = dataclasses.field(default_factory=list)
     sizes: list = dataclasses.field(default_factory=list)
     tags: list = dataclasses.field(default_factory=list)
     times: list = dataclasses.field(default_factory=list)
     refused: list = dataclasses.field(default_factory=list)
+
+    @property
+    def n_after_refusal(self):
+        """Blocks that were taken after the first refusal; None where nothing was refused."""
+        kinds = [kind for kind, _ in self.steps]
+        return kinds[kinds.index(REFUSED) :].count(TAKE) if self.refused else None
+
+    def request(self, kind, index):
+        """t, size and tag of a step that takes or was refused."""
+        if kind == REFUSED:
+            return self.refused[index]
+        return {"t": self.times[index], "size": self.sizes[index], "tag": self.tags[index]}
 
 
 @dataclasses.dataclass
@@ -59,17 +79,20 @@ class Replayed:
     budget : int
     policy : str
     fits : bool
-        Nothing was refused that was granted when it was recorded.
+        Nothing that was asked for is refused, what was refused when it was recorded included.
     n_refused : int
-        Requests that were granted then and are refused here.
+        Requests that are refused here.
     failure : dict or None
-        The first of them: t, size, tag, used, largest_free, fragmented.
+        The first of them: t, size, tag, used, largest_free, fragmented, refused_then.
+    known_until : float or None
+        The moment (seconds) of the first request that was granted when it was recorded and is refused here, or the other
+        way round: what the program would have asked for from there on no trace can say. None: all ended as it did then.
     peak : int
         Bytes taken at most, the policy's rounding included.
     end : int
         The highest address in use at any time: what lies above was never needed.
     n_refused_then, n_granted_now : int
-        Requests that were refused when it was recorded, and how many of them would find room here.
+        Requests that were refused when it was recorded, and how many of them find room here.
     """
 
     budget: int
@@ -77,6 +100,7 @@ class Replayed:
     fits: bool = True
     n_refused: int = 0
     failure: dict | None = None
+    known_until: float | None = None
     peak: int = 0
     end: int = 0
     n_refused_then: int = 0
@@ -112,11 +136,13 @@ def read_requests(path):
     if any(pool.from_snapshot for pool in run.pools.values()):
         raise ValueError(f"{path}: a snapshot; only a trace says what was asked for when")
     for number, recorder in recorders.items():
-        recorder.requests.peak = run.pools[number].peak
+        requests = recorder.requests
+        requests.peak = run.pools[number].peak
+        requests.demand = max(requests.demand, requests.peak)
     return {number: recorder.requests for number, recorder in recorders.items()}
 
 
-def replay(requests, budget=None, policy="best-fit"):
+def replay(requests, budget=None, policy=RECORDED_POLICY):
     """Run the requests against an empty arena.
 
     Parameters
@@ -125,7 +151,7 @@ def replay(requests, budget=None, policy="best-fit"):
     budget : int or str, optional
         None: as recorded.
     policy : str
-        One of `lowlevel.pool.policies.POLICIES`; "best-fit" is what pools do.
+        One of `lowlevel.pool.policies.POLICIES`.
 
     Returns
     -------
@@ -146,8 +172,9 @@ def replay(requests, budget=None, policy="best-fit"):
     return result
 
 
-def smallest_budget(requests, policy="best-fit"):
-    """The smallest budget found under which everything fits; each try is a replay, so the answer is proven.
+def smallest_budget(requests, policy=RECORDED_POLICY):
+    """The smallest budget found under which everything fits, what was refused then included; each try is a replay, so
+    the answer is proven, up to the first refusal of the recording.
 
     (More room does not always help an allocator, so a smaller one may work too where this is above the peak.)
 
@@ -156,7 +183,7 @@ def smallest_budget(requests, policy="best-fit"):
     int
         Bytes.
     """
-    low = requests.peak
+    low = requests.demand
     if _fits(requests, low, policy):
         return low
     high = low + ALIGNMENT
@@ -192,6 +219,7 @@ class _Recorder:
         if event["op"] == "refuse":
             requests.steps.append((REFUSED, len(requests.refused)))
             requests.refused.append({key: event[key] for key in ("t", "size", "tag")})
+            requests.demand = max(requests.demand, pool.used + _rounded(event["size"]))
 
 
 def _fits(requests, budget, policy):
@@ -203,42 +231,51 @@ def _fits(requests, budget, policy):
 def _run(requests, result, stop_at_failure):
     arena = POLICIES[result.policy](result.budget // ALIGNMENT * ALIGNMENT)
     offset_of = {}
+    # In the budget of the recording a refusal is a fact, also where holes from before the recording were its cause.
+    as_recorded = result.policy == RECORDED_POLICY and arena.size == (
+        requests.budget // ALIGNMENT * ALIGNMENT
+    )
     for kind, index in requests.steps:
         if kind == GIVE:
             offset = offset_of.pop(index, None)
             if offset is not None:
                 arena.give(offset, _rounded(requests.sizes[index]))
-        elif kind == TAKE:
-            n_bytes = _rounded(requests.sizes[index])
-            if not n_bytes:
-                continue
-            offset = arena.take(n_bytes)
-            if offset is None:
-                _refuse(requests, result, arena, index, n_bytes)
-                if stop_at_failure:
-                    return
-                continue
+            continue
+        request = requests.request(kind, index)
+        n_bytes = _rounded(request["size"])
+        if not n_bytes:
+            continue
+        offset = None if as_recorded and kind == REFUSED else arena.take(n_bytes)
+        if (offset is None) != (kind == REFUSED) and result.known_until is None:
+            result.known_until = request["t"]
+        if offset is None:
+            _refuse(result, arena, request, n_bytes, kind)
+            if stop_at_failure:
+                return
+            continue
+        result.peak = max(result.peak, arena.used)
+        result.end = max(result.end, offset + n_bytes)
+        if kind == REFUSED:
+            result.n_granted_now += 1
+            arena.give(offset, n_bytes)
+        else:
             offset_of[index] = offset
-            result.peak = max(result.peak, arena.used)
-            result.end = max(result.end, offset + n_bytes)
-        elif not stop_at_failure:
-            n_bytes = _rounded(requests.refused[index]["size"])
-            result.n_granted_now += n_bytes <= arena.largest_free
 
 
 def _rounded(n_bytes):
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def _refuse(requests, result, arena, index, n_bytes):
+def _refuse(result, arena, request, n_bytes, kind):
     result.fits = False
     result.n_refused += 1
     if result.failure is None:
         result.failure = {
-            "t": requests.times[index],
+            "t": request["t"],
             "size": n_bytes,
-            "tag": requests.tags[index],
+            "tag": request["tag"],
             "used": arena.used,
             "largest_free": arena.largest_free,
             "fragmented": n_bytes <= arena.size - arena.used,
+            "refused_then": kind == REFUSED,
         }

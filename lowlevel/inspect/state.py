@@ -18,7 +18,7 @@ MAX_NESTED_CALLS = 100
 
 
 class LiveBlock(NamedTuple):
-    """A block as the trace tells it: the fields of `lowlevel.pool.block.Block`, and when it was taken (seconds)."""
+    """A block as the trace tells it: the fields of `lowlevel.pool.block.Block`, and when it was taken (seconds; None in a snapshot)."""
 
     offset: int
     n_bytes: int
@@ -29,7 +29,7 @@ class LiveBlock(NamedTuple):
     scope: str
     thread: str
     site: str
-    t: float
+    t: float | None
 
     def to_dict(self):
         return {**self._asdict(), "shape": list(self.shape)}
@@ -113,8 +113,8 @@ class PoolState:
     device : str
     budget, used, peak : int
         Bytes; `peak` is the highest `used` in the file, whatever "reset_peak" says.
-    peak_t : float
-        When it was reached.
+    peak_t : float or None
+        When it was reached, seconds; None where that cannot be said: a snapshot has no times.
     earlier_peak : int
         The pool's own peak when its recording began.
     live : dict of int to LiveBlock
@@ -171,7 +171,8 @@ class PoolState:
         """The state that a `Pool.snapshot()` describes; ValueError if its parts contradict each other."""
         pool = cls(1, snapshot["device"], snapshot["budget"])
         pool.from_snapshot = True
-        at_peak = [live_block(block, 0.0) for block in snapshot["at_peak"]["live"]]
+        pool.peak_t = None
+        at_peak = [live_block(block, None) for block in snapshot["at_peak"]["live"]]
         for block in at_peak:
             pool._add(block)
         peak = snapshot["peak"]
@@ -184,7 +185,7 @@ class PoolState:
         for block in at_peak:
             pool._remove(block)
         for block in snapshot["live"]:
-            pool._add(live_block(block, 0.0))
+            pool._add(live_block(block, None))
         if pool.used != snapshot["used"] or pool.used > peak:
             raise ValueError(
                 f"the live blocks hold {pool.used} bytes, used are {snapshot['used']}, the peak is {peak}"

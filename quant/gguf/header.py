@@ -8,11 +8,13 @@ allocated on the word of the file, arrays are only skipped over, and whatever is
 import itertools
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from .other_types import type_name
 
 MAGIC = b"GGUF"
 SUPPORTED_VERSIONS = (2, 3)
@@ -22,6 +24,7 @@ MAX_DIMS = 4
 MAX_ENTRIES = 2**20  # metadata entries, and tensors, of one file
 MAX_KEY_BYTES = 2**16 - 1  # the GGUF specification's own limit
 MAX_ARRAY_STRINGS = 2**24  # strings in all arrays of one file together
+MAX_WEIGHTS = 2**60  # of a tensor, empty axes counted as 1: eight bytes a weight fit in an int64
 
 STRING, ARRAY = 8, 9
 # value type -> (name, NumPy type)
@@ -75,13 +78,17 @@ class TensorInfo:
     qtype : gguf.GGMLQuantizationType or int
         A plain int is a type number that this version of the gguf package does not know.
     shape : tuple of int
-        NumPy order, slowest axis first: (..., rows, columns), in weights.
+        NumPy order, slowest axis first: (..., rows, columns), in weights. An axis may be 0, and
+        there may be none at all, which is one weight.
     path : str
         The file, of a split model the part, that holds the tensor.
     offset : int
         Of its first byte in that file.
-    n_bytes : int or None
-        None where the type is unknown.
+    n_bytes : int
+        Of a type whose blocks are unknown: all up to the next tensor or the file's end, which is at
+        most the padding too much.
+    size_known : bool
+        False where `n_bytes` is such a bound.
     """
 
     name: str
@@ -89,11 +96,13 @@ class TensorInfo:
     shape: tuple
     path: str
     offset: int
-    n_bytes: int | None
+    n_bytes: int
+    size_known: bool = True
 
     @property
     def type_name(self):
-        return self.qtype.name if isinstance(self.qtype, GGMLQuantizationType) else str(self.qtype)
+        """GGUF's name of the type, ik_llama.cpp's, or the number of one that nobody here knows."""
+        return type_name(self.qtype)
 
 
 @dataclass(frozen=True)
@@ -197,14 +206,14 @@ def read_header(path, buffer):
     metadata = _read_metadata(cursor, n_metadata)
     alignment = _alignment(cursor, metadata)
     rows = [_read_tensor_row(cursor, index) for index in range(n_tensors)]
-    data_start = -(-cursor.position // alignment) * alignment
+    data_start = _rounded_up(cursor.position, alignment)
     tensors = {}
     for row in rows:
         info = _tensor_info(cursor, row, data_start, alignment)
         if info.name in tensors:
             raise cursor.error(f"corrupt: two tensors are named {shown(info.name)}")
         tensors[info.name] = info
-    _refuse_overlap(cursor, tensors.values())
+    _settle_sizes(cursor, tensors)
     return Header(version, alignment, data_start, metadata, tensors)
 
 
@@ -336,8 +345,8 @@ def _read_tensor_row(cursor, index):
     name = cursor.text(f"the name of tensor {index}", MAX_KEY_BYTES)
     what = f"tensor {shown(name)}"
     n_dims = cursor.u32(f"the number of dimensions of {what}")
-    if not 1 <= n_dims <= MAX_DIMS:
-        raise cursor.error(f"corrupt: {what} has {n_dims} dimensions; 1 to {MAX_DIMS} are allowed")
+    if n_dims > MAX_DIMS:
+        raise cursor.error(f"corrupt: {what} has {n_dims} dimensions; up to {MAX_DIMS} are allowed")
     ne = struct.unpack_from(
         f"<{n_dims}Q", cursor.buffer, cursor.require(8 * n_dims, f"the shape of {what}")
     )
@@ -347,42 +356,58 @@ def _read_tensor_row(cursor, index):
 def _tensor_info(cursor, row, data_start, alignment):
     what = f"tensor {shown(row.name)}"
     shape = row.ne[::-1]
-    if 0 in shape:
-        raise cursor.error(f"corrupt: {what} has the shape {shape}, with a dimension of 0")
-    n_weights = math.prod(shape)
-    if n_weights >= 2**63:
-        raise cursor.error(f"corrupt: {what} has the shape {shape}, more than 2**63 weights")
+    if math.prod(max(n, 1) for n in shape) > MAX_WEIGHTS:
+        raise cursor.error(f"corrupt: {what} has the shape {shape}, more than 2**60 weights")
     if row.offset % alignment:
         raise cursor.error(
             f"corrupt: {what} lies at offset {row.offset}, not a multiple of the alignment {alignment}"
         )
-    try:
-        qtype = GGMLQuantizationType(row.type_number)
-        block_weights, block_bytes = GGML_QUANT_SIZES[qtype]
-    except (ValueError, KeyError):
-        qtype, n_bytes = row.type_number, None
-    else:
-        if shape[-1] % block_weights:
-            raise cursor.error(
-                f"corrupt: {what} has {shape[-1]} columns, not a multiple of the "
-                f"{block_weights} weights of a {qtype.name} block"
-            )
-        n_bytes = n_weights // block_weights * block_bytes
+    n_weights = math.prod(shape)
+    qtype, n_bytes = _type_and_bytes(cursor, what, row.type_number, shape, n_weights)
     start = data_start + row.offset
+    # Of an unknown type the first byte is there, and `_settle_sizes` finds where it ends.
     end = start + (1 if n_bytes is None else n_bytes)
-    if end > cursor.size:
+    # An empty tensor lies where the next one would: behind the padding, which the file may lack.
+    if end > (cursor.size if n_weights else _rounded_up(cursor.size, alignment)):
         raise cursor.error(
             f"truncated or corrupt: {what} takes bytes {start} to {end}, the file ends at {cursor.size}"
         )
-    return TensorInfo(row.name, qtype, shape, cursor.path, start, n_bytes)
+    known = n_bytes is not None
+    return TensorInfo(row.name, qtype, shape, cursor.path, start, n_bytes if known else 1, known)
 
 
-def _refuse_overlap(cursor, tensors):
-    ordered = sorted(tensors, key=lambda info: info.offset)
+def _type_and_bytes(cursor, what, type_number, shape, n_weights):
+    """(type, bytes) of a tensor; of a type that the gguf package does not know (number, None)."""
+    try:
+        qtype = GGMLQuantizationType(type_number)
+        block_weights, block_bytes = GGML_QUANT_SIZES[qtype]
+    except (ValueError, KeyError):
+        return type_number, None if n_weights else 0
+    columns = shape[-1] if shape else 1
+    if columns % block_weights:
+        raise cursor.error(
+            f"corrupt: {what} has {columns} columns, not a multiple of the "
+            f"{block_weights} weights of a {qtype.name} block"
+        )
+    return qtype, n_weights // block_weights * block_bytes
+
+
+def _settle_sizes(cursor, tensors):
+    """Refuse tensors that share a byte; bound a size that is unknown by what lies behind it."""
+    ordered = sorted(
+        (info for info in tensors.values() if info.n_bytes), key=lambda info: info.offset
+    )
     for before, after in itertools.pairwise(ordered):
-        # Of an unknown type only the first byte is known to be there.
-        if before.offset + (before.n_bytes or 1) > after.offset:
+        if before.offset + before.n_bytes > after.offset:
             raise cursor.error(
                 f"corrupt: tensors {shown(before.name)} and {shown(after.name)} overlap "
                 f"at offset {after.offset}"
             )
+    ends = [info.offset for info in ordered[1:]] + [cursor.size]
+    for info, end in zip(ordered, ends, strict=False):
+        if not info.size_known:
+            tensors[info.name] = replace(info, n_bytes=end - info.offset)
+
+
+def _rounded_up(position, alignment):
+    return -(-position // alignment) * alignment

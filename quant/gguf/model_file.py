@@ -15,6 +15,7 @@ from ..formats import FORMATS, supported_names
 from ..models.geometry import AttentionGeometry
 from ..tensor import QuantTensor
 from .header import ModelFileError, decode, read_header, shown
+from .other_types import ARRAY_DTYPES, described
 
 _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -76,6 +77,10 @@ class Metadata(Mapping):
 class ModelFile(Mapping):
     """An open model file: a mapping from tensor names to `QuantTensor`. See `open`.
 
+    Tensors of plain numbers (F64, I8, I16, I32, I64) are read-only NumPy arrays. One of a type that
+    is not supported raises `ModelFileError` when it is asked for; `tensor_info` and `tensor_bytes`
+    serve those as well. A tensor without axes is a row of one weight.
+
     Tensors are views into the mapped file: nothing is read before it is used, and they stay valid
     after `close`. (A file that somebody cuts short while it is mapped ends the process by SIGBUS
     when the missing bytes are touched, as with every mapped file.)
@@ -99,7 +104,7 @@ class ModelFile(Mapping):
         self._tensors = {}  # name -> TensorInfo
         named = _Part(path)
         self.paths = (path,)
-        n_parts = named.number("split.count", 1)
+        n_parts = named.n_parts
         parts = [named]
         if n_parts > 1 or _PART_NAME.fullmatch(path):
             self.paths = _part_paths(named, n_parts)
@@ -120,15 +125,15 @@ class ModelFile(Mapping):
 
     def __getitem__(self, name):
         info = self.tensor_info(name)
-        if not self._parts:
-            raise ValueError(f"{self.paths[0]}: the model file is closed")
-        if info.qtype not in FORMATS:
+        if info.qtype not in FORMATS and info.qtype not in ARRAY_DTYPES:
             raise ModelFileError(
-                f"{info.path}: tensor {shown(info.name)} has the type {info.type_name}, which is not "
-                f"supported; supported: {supported_names()}"
+                f"{info.path}: tensor {shown(info.name)} has the type {described(info.qtype)}, which "
+                f"is not supported; supported: {supported_names()}"
             )
-        data = np.frombuffer(self._parts[info.path], np.uint8, info.n_bytes, info.offset)
-        return QuantTensor(data, info.qtype, info.shape)
+        data = self.tensor_bytes(name)
+        if info.qtype in ARRAY_DTYPES:
+            return data.view(ARRAY_DTYPES[info.qtype]).reshape(info.shape)
+        return QuantTensor(data, info.qtype, info.shape or (1,))
 
     def __contains__(self, name):
         return name in self._tensors
@@ -156,12 +161,21 @@ class ModelFile(Mapping):
         except (KeyError, TypeError):
             raise KeyError(_not_found(self.paths[0], "tensor", name, self._tensors)) from None
 
+    def tensor_bytes(self, name):
+        """The bytes of a tensor of any type, uint8 and read-only: `tensor_info(name).n_bytes`."""
+        info = self.tensor_info(name)
+        if not self._parts:
+            raise ValueError(f"{self.paths[0]}: the model file is closed")
+        if not info.n_bytes:  # may lie behind the last byte, where NumPy sees no buffer
+            return np.frombuffer(b"", np.uint8)
+        return np.frombuffer(self._parts[info.path], np.uint8, info.n_bytes, info.offset)
+
     @property
     def n_bytes_by_type(self):
-        """Bytes of all tensors by type name, largest first; types of unknown size count 0."""
+        """Bytes of all tensors by type name, largest first. See `TensorInfo.n_bytes`."""
         totals = {}
         for info in self._tensors.values():
-            totals[info.type_name] = totals.get(info.type_name, 0) + (info.n_bytes or 0)
+            totals[info.type_name] = totals.get(info.type_name, 0) + info.n_bytes
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
     @property
@@ -232,6 +246,11 @@ class _Part:
             raise ModelFileError(f"{self.path}: metadata {key!r} is {shown(value)}, not a count")
         return value
 
+    @property
+    def n_parts(self):
+        """Of a whole file 1: what llama.cpp has merged says ``split.count`` 0."""
+        return self.number("split.count", 1) or 1
+
 
 def _part_paths(named, n_parts):
     """Paths of all parts, from the name and metadata of one."""
@@ -248,6 +267,8 @@ def _part_paths(named, n_parts):
             f"{path}: its name says one of {int(match['count'])} parts, its metadata split.count says "
             f"{n_parts}; if it is a whole model by itself, give it another name"
         )
+    if not 1 <= int(match["number"]) <= n_parts:
+        raise ModelFileError(f"{path}: by its name part {int(match['number'])} of {n_parts}")
     paths = tuple(
         f"{match['stem']}-{number:05d}-of-{n_parts:05d}.gguf" for number in range(1, n_parts + 1)
     )
@@ -262,7 +283,7 @@ def _check_parts(parts):
     """Refuse parts whose split.* metadata contradict their names or each other."""
     n_tensors = sum(len(part.header.tensors) for part in parts)
     for index, part in enumerate(parts):
-        number, count = part.number("split.no", 0), part.number("split.count", 1)
+        number, count = part.number("split.no", 0), part.n_parts
         if (number, count) != (index, len(parts)):
             raise ModelFileError(
                 f"{part.path}: by its metadata part {number + 1} of {count} (split.no {number}, "
@@ -273,6 +294,25 @@ def _check_parts(parts):
             raise ModelFileError(
                 f"{part.path}: split.tensors.count says {total} tensors, "
                 f"the {len(parts)} parts hold {n_tensors}"
+            )
+        _check_same_model(parts[0], part)
+
+
+def _check_same_model(first, part):
+    """Refuse a part whose metadata says another architecture, or other sizes, than the first one's.
+
+    Parts but the first usually say neither.
+    """
+    architecture = "general.architecture"
+    prefix = f"{first.metadata.get(architecture)}."
+    for key in part.metadata:
+        if key != architecture and not key.startswith(prefix):
+            continue
+        found, expected = part.metadata[key], first.metadata.get(key)
+        if not np.array_equal(found, expected):
+            raise ModelFileError(
+                f"{part.path}: metadata {shown(key)} is {shown(found)}, in {first.path} it is "
+                f"{shown(expected)}: parts of two models"
             )
 
 

@@ -1,8 +1,7 @@
 """What fits: weights, K/V cache and scratch on each device, and the largest context, u-batch and amb that do.
 
-Pure arithmetic over a `ModelMemory`, which `quant.models.memory_model` makes from a model file or a named geometry.
-Attention's scratch is that of `plan_attention`, to the byte. Activations are those of a straightforward float32
-forward pass, by tensor; this version runs no whole model, so nothing has measured them.
+Pure arithmetic over a `ModelMemory`, which `quant.models.memory_model` makes from a model file or a named geometry, by
+the rule of an engine (`quant.models.engines`): what it caches, and what it computes in.
 """
 
 import dataclasses
@@ -10,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowlevel.attention.plan import plan_attention
 from lowlevel.pool.budget_error import BudgetError
 
 # type of K and V: its name in plans, values that share a block, bytes of a block
@@ -37,18 +35,27 @@ class Weight(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Values per token of what one layer keeps and works on.
+    """What one layer keeps and works on.
 
     Attributes
     ----------
-    k_width, v_width : int
-        Of a row of the K/V cache; with latent attention the latent and 0.
+    n_head, n_head_kv, d_k, d_v : int
+        Of its attention; with latent attention those of the decompressed heads. 0: it has none.
+    window : int
+        Keys that it sees; 0: all.
+    latent, n_rot : int
+        Width of the latent (`kv_lora_rank`) and of the RoPE part beside it; 0: no latent attention.
     phases : dict of str to dict of str to int
         For each phase the tensors that live at once: name to values per token.
     """
 
-    k_width: int
-    v_width: int
+    n_head: int
+    n_head_kv: int
+    d_k: int
+    d_v: int
+    window: int
+    latent: int
+    n_rot: int
     phases: dict
 
 
@@ -62,8 +69,10 @@ class ModelMemory:
     weights : tuple of Weight
     layers : tuple of Layer
     context_length, n_vocab, n_embd : int
-    n_head, n_head_kv, d_k, d_v : int
-        Of the layer whose attention takes most.
+    mla_form : str
+        How its tensors hold the decompression of latents: "split", "fused", "both"; "": none.
+    notes : tuple of str
+        What a reader of the numbers should know of the file.
     """
 
     name: str
@@ -72,22 +81,60 @@ class ModelMemory:
     context_length: int
     n_vocab: int
     n_embd: int
-    n_head: int
-    n_head_kv: int
-    d_k: int
-    d_v: int
+    mla_form: str = ""
+    notes: tuple = ()
 
 
 class Setting(NamedTuple):
-    """What is chosen: tokens of context and u-batch, the cap on attention's scratch (bytes, None: no cap), ..."""
+    """What is chosen.
+
+    Attributes
+    ----------
+    n_ctx, n_ubatch : int
+        Tokens of context and u-batch.
+    amb : int or None
+        Bytes: the cap on attention's scratch, as the engine understands it; None: no cap.
+    kv_type : str
+        Of KV_TYPES.
+    mla : int or None
+        The form of latent attention, one of the engine's; None: its default.
+    flash : bool
+        Flash attention, where the engine can do without.
+    method, n_threads, device
+        kqcap's plan of attention: as for `plan_attention`.
+    """
 
     n_ctx: int
     n_ubatch: int
     amb: int | None = None
     kv_type: str = "f16"
+    mla: int | None = None
+    flash: bool = True
     method: str = "auto"
     n_threads: int | None = None
     device: str = "cpu"
+
+
+class Compute(NamedTuple):
+    """Bytes of what lives at once while a u-batch passes: K*Q and its like, mask, ...
+
+    Attributes
+    ----------
+    scratch : int
+        K*Q, and what attention works in.
+    mask : int
+    decompressed : int
+        K and V of latent attention, decompressed.
+    logits : int
+    activations : int
+        The rest.
+    """
+
+    scratch: int = 0
+    mask: int = 0
+    decompressed: int = 0
+    logits: int = 0
+    activations: int = 0
 
 
 class DeviceMemory(NamedTuple):
@@ -98,21 +145,22 @@ class DeviceMemory(NamedTuple):
     layers : list of int
     has_output : bool
         The output norm and matrix are here.
-    weights, kv, activations, scratch, reserve, vram : int
+    weights, kv : int
+    compute : Compute
+    reserve, vram : int
     """
 
     layers: list
     has_output: bool
     weights: int
     kv: int
-    activations: int
-    scratch: int
+    compute: Compute
     reserve: int
     vram: int
 
     @property
     def total(self):
-        return self.weights + self.kv + self.activations + self.scratch + self.reserve
+        return self.weights + self.kv + sum(self.compute) + self.reserve
 
     @property
     def free(self):
@@ -120,7 +168,8 @@ class DeviceMemory(NamedTuple):
         return self.vram - self.total
 
     def to_dict(self):
-        return {**self._asdict(), "total": self.total, "free": self.free}
+        data = {**self._asdict(), **self.compute._asdict(), "compute": sum(self.compute)}
+        return {**data, "total": self.total, "free": self.free}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +184,9 @@ class Fit:
     devices : list of DeviceMemory
     host_weights : int
         Bytes of the tensors that stay in the host's memory: the token embedding.
-    amb_most : int
-        Whole MiB that attention may take at most on every device beside the rest; more than the whole K*Q is of no use.
-    scratch_at_most : int
-        What its plan takes at that cap.
+    amb_most : int or None
+        The largest amb (whole MiB, in bytes) at which the setting fits, perhaps only with it; None where there is none,
+        where the engine has no amb, where one was given, or where it changes nothing.
     frontier : list of dict
         For each u-batch: n_ubatch, n_ctx (the largest that fits, 0: none), amb_most.
     smallest_vram : int
@@ -149,8 +197,7 @@ class Fit:
     fits: bool
     devices: list
     host_weights: int
-    amb_most: int
-    scratch_at_most: int
+    amb_most: int | None
     frontier: list
     smallest_vram: int
 
@@ -189,41 +236,26 @@ def split_layers(n_layer, shares):
     return np.searchsorted(ends, parts, side="right").tolist()
 
 
-def kv_bytes(layer, n_ctx, kv_type):
-    """Bytes of one layer's K/V cache."""
+def row_bytes(width, kv_type):
+    """Bytes of one cached row of `width` values."""
     _, block_values, block_bytes = KV_TYPES[kv_type]
-    return sum(-(-width // block_values) * block_bytes * n_ctx for width in layer[:2])
+    return -(-width // block_values) * block_bytes
 
 
-def activation_bytes(layer, n_tokens):
-    """Bytes of float32 that live at once at most while a u-batch passes through a layer."""
-    return max(4 * n_tokens * sum(tensors.values()) for tensors in layer.phases.values())
+def phase_bytes(layer, n_tokens, phase=None):
+    """Bytes of float32 that live at once at most while a u-batch passes through a layer, or through one phase of it."""
+    phases = layer.phases.values() if phase is None else [layer.phases.get(phase, {})]
+    return max((4 * n_tokens * sum(tensors.values()) for tensors in phases), default=0)
 
 
-def scratch_bytes(model, setting):
-    """What attention takes from the pool, to the byte; BudgetError where `setting.amb` is too little."""
-    plan = plan_attention(
-        n_head=model.n_head,
-        n_head_kv=model.n_head_kv,
-        n_tokens=min(setting.n_ubatch, setting.n_ctx),
-        n_kv=setting.n_ctx,
-        d_k=model.d_k,
-        d_v=model.d_v,
-        kv_dtype=KV_TYPES[setting.kv_type][0],
-        budget=setting.amb,
-        method=setting.method,
-        n_threads=setting.n_threads,
-        device=setting.device,
-    )
-    return plan.scratch_bytes
-
-
-def device_memory(model, setting, vram, shares, reserve=0):
+def device_memory(model, rule, setting, vram, shares, reserve=0):
     """What each device holds.
 
     Parameters
     ----------
     model : ModelMemory
+    rule : quant.models.engines.Engine
+        Whose memory is counted.
     setting : Setting
     vram : sequence of int
         Bytes of each device.
@@ -242,8 +274,6 @@ def device_memory(model, setting, vram, shares, reserve=0):
         `setting.amb` is below the smallest tile.
     """
     device_of = split_layers(len(model.layers), shares)
-    n_tokens = min(setting.n_ubatch, setting.n_ctx)
-    scratch = scratch_bytes(model, setting)
     weights = [0] * len(vram)
     for weight in model.weights:
         if weight.layer != INPUT:
@@ -253,17 +283,13 @@ def device_memory(model, setting, vram, shares, reserve=0):
         numbers = [number for number, device in enumerate(device_of[:-1]) if device == index]
         layers = [model.layers[number] for number in numbers]
         has_output = device_of[-1] == index
-        phases = [activation_bytes(layer, n_tokens) for layer in layers]
-        if has_output:  # the last token's logits; the hidden state and its norm
-            phases.append(4 * (model.n_vocab + 2 * model.n_embd * n_tokens))
         devices.append(
             DeviceMemory(
                 layers=numbers,
                 has_output=has_output,
                 weights=weights[index],
-                kv=sum(kv_bytes(layer, setting.n_ctx, setting.kv_type) for layer in layers),
-                activations=max(phases, default=0),
-                scratch=scratch if layers else 0,
+                kv=sum(rule.kv_bytes(model, layer, setting) for layer in layers),
+                compute=rule.compute(model, layers, has_output, setting),
                 reserve=reserve,
                 vram=size,
             )
@@ -271,12 +297,14 @@ def device_memory(model, setting, vram, shares, reserve=0):
     return devices
 
 
-def fit(model, vram, *, shares=None, reserve=0, n_ctx=None, ubatches=UBATCHES, **choices):
+def fit(model, rule, vram, *, shares=None, reserve=0, n_ctx=None, ubatches=UBATCHES, **choices):
     """The largest context, then u-batch, then amb, that fit; u-batches below 512 where no larger one fits.
 
     Parameters
     ----------
     model : ModelMemory
+    rule : quant.models.engines.Engine
+        Whose memory is counted.
     vram : sequence of int
         Bytes of each device.
     shares : sequence of float, optional
@@ -288,8 +316,7 @@ def fit(model, vram, *, shares=None, reserve=0, n_ctx=None, ubatches=UBATCHES, *
     ubatches : sequence of int
         The u-batches to try.
     **choices
-        amb, kv_type, method, n_threads and device (of attention: "cpu", or "cudasim", which plans as a GPU does) as in
-        `Setting`.
+        The rest of a `Setting` by name. (device "cudasim" plans attention as a GPU does.)
 
     Returns
     -------
@@ -308,29 +335,27 @@ def fit(model, vram, *, shares=None, reserve=0, n_ctx=None, ubatches=UBATCHES, *
         )
 
     def devices_at(setting):
-        return device_memory(model, setting, vram, shares, reserve)
+        return device_memory(model, rule, setting, vram, shares, reserve)
 
     frontier, best = [], None
     for n_ubatch in sorted(set(ubatches)):
         setting = Setting(n_ctx or 0, n_ubatch, **choices)
         context = _largest_context(model, setting, devices_at, n_ctx)
-        row = {"n_ubatch": n_ubatch, "n_ctx": context, "amb_most": 0}
+        row = {"n_ubatch": n_ubatch, "n_ctx": context, "amb_most": None}
         if context:
             setting = setting._replace(n_ctx=context)
-            row["amb_most"] = _amb_most(model, setting, devices_at(setting))
+            row["amb_most"] = _amb_most(model, rule, setting, devices_at)
             if best is None or context >= best.n_ctx or best.n_ubatch < GOOD_UBATCH <= n_ubatch:
                 best = setting
         frontier.append(row)
     setting = best or Setting(n_ctx or CONTEXT_STEP, min(ubatches), **choices)
     devices = devices_at(setting)
-    amb_most = _amb_most(model, setting, devices) if best else 0
     return Fit(
         setting=setting,
         fits=best is not None,
         devices=devices,
         host_weights=sum(weight.n_bytes for weight in model.weights if weight.layer == INPUT),
-        amb_most=amb_most,
-        scratch_at_most=scratch_bytes(model, setting._replace(amb=amb_most)) if amb_most else 0,
+        amb_most=_amb_most(model, rule, setting, devices_at),
         frontier=frontier,
         smallest_vram=max(device.total for device in devices),
     )
@@ -360,11 +385,27 @@ def _largest_context(model, setting, devices_at, n_ctx):
     return low * CONTEXT_STEP
 
 
-def _amb_most(model, setting, devices):
-    """Whole MiB in bytes, as -amb takes them."""
-    room = min(device.free + device.scratch for device in devices if device.layers)
-    whole = 4 * model.n_head * min(setting.n_ubatch, setting.n_ctx) * setting.n_ctx
-    return min(room // MIB, -(-whole // MIB)) * MIB
+def _amb_most(model, rule, setting, devices_at):
+    """The largest whole MiB, in bytes, with which it fits and that still changes something; None: see `Fit`."""
+    if setting.amb is not None or not rule.amb_matters(model, setting):
+        return None
+    whole = 4 * max(layer.n_head for layer in model.layers) * setting.n_ubatch * setting.n_ctx
+
+    def fits(amb):
+        try:
+            devices = devices_at(setting._replace(amb=amb * MIB))
+        except BudgetError:  # below the smallest tile
+            return None
+        return all(device.free >= 0 for device in devices)
+
+    low, high = 0, -(-whole // MIB)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle) is not False:
+            low = middle
+        else:
+            high = middle - 1
+    return low * MIB if low and fits(low) else None
 
 
 def weights_by_kind(model):

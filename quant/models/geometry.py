@@ -9,10 +9,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .architectures import LATENT, architecture_of, refuse_unmodelled_keys, windowed_layers
+
 ARCHITECTURES = ("llama", "deepseek2")
 # llama.cpp's llama_expert_gating_func_type
 EXPERT_GATING = {"softmax": 1, "sigmoid": 2}
 MLA_FORMS = ("split", "fused", "both")
+# The largest that each size may be: far more than any model has, little enough that a file of it is either
+# written a few MiB at a time or refused for its size. (n_vocab: what the tokenizer can name, model_metadata.)
+MOST = {
+    "n_layer": 4096,
+    "n_layer_dense": 4096,
+    "n_embd": 2**20,
+    "n_head": 2**16,
+    "n_head_kv": 2**16,
+    "d_k": 2**12,
+    "d_v": 2**12,
+    "n_rot": 2**12,
+    "q_lora_rank": 2**20,
+    "kv_lora_rank": 2**13,
+    "n_ff": 2**20,
+    "n_ff_expert": 2**20,
+    "n_expert": 2**12,
+    "n_expert_used": 2**12,
+    "n_expert_shared": 2**8,
+    "context_length": 2**31 - 1,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,12 @@ class AttentionGeometry:
         Dimensions of a head that RoPE turns.
     kv_lora_rank : int or None
         Width of the latent of MLA; None without MLA.
+    window : int or tuple of int
+        Keys that a layer sees, for each layer where they differ; 0: all.
+    d_k_window, d_v_window : int or None
+        Head sizes of the layers with a window, where they are others.
+    n_predictor : int
+        Layers behind the `n_layer` that predict further tokens (NextN): no part of a plain pass.
     """
 
     architecture: str
@@ -47,10 +75,23 @@ class AttentionGeometry:
     d_v: int
     n_rot: int
     kv_lora_rank: int | None = None
+    window: int | tuple = 0
+    d_k_window: int | None = None
+    d_v_window: int | None = None
+    n_predictor: int = 0
 
     @property
     def is_mla(self):
         return self.kv_lora_rank is not None
+
+    @property
+    def no_heads(self):
+        """The message where no layer has attention heads."""
+        return (
+            f"no layer has attention heads with K and V: '{self.architecture}.attention.head_count' is "
+            f"{self.n_head} and '{self.architecture}.attention.head_count_kv' {self.n_head_kv} "
+            "(an architecture without attention?)"
+        )
 
     @property
     def d_k_latent(self):
@@ -70,11 +111,25 @@ class AttentionGeometry:
         if not isinstance(architecture, str):
             raise ValueError(f"metadata 'general.architecture' is {architecture!r}, not a name")
         keys = _Keys(metadata, architecture)
-        n_layer = keys.count("block_count")
+        n_block = keys.count("block_count")
+        if n_block > MOST["n_layer"]:
+            raise ValueError(
+                f"metadata '{architecture}.block_count' is {n_block}; at most {MOST['n_layer']} layers can be read"
+            )
+        n_predictor = keys.count("nextn_predict_layers", 0)
+        if n_predictor >= n_block:
+            raise ValueError(
+                f"metadata '{architecture}.nextn_predict_layers' is {n_predictor}, of {n_block} layers"
+            )
+        n_layer = n_block - n_predictor
         n_embd = keys.count("embedding_length")
         n_head = keys.count_or_per_layer("attention.head_count", n_layer)
         n_head_kv = keys.count_or_per_layer("attention.head_count_kv", n_layer, n_head)
+        traits = architecture_of(architecture)
+        refuse_unmodelled_keys(metadata, architecture)
         kv_lora_rank = keys.count("attention.kv_lora_rank", 0) or None
+        if traits.cache != LATENT:
+            kv_lora_rank = None
         head_size = n_embd // max(1, n_head if isinstance(n_head, int) else max(n_head))
         d_k = keys.count("attention.key_length", head_size)
         d_v = keys.count("attention.value_length", head_size)
@@ -95,6 +150,10 @@ class AttentionGeometry:
             d_v=d_v,
             n_rot=keys.count("rope.dimension_count", d_k),
             kv_lora_rank=kv_lora_rank,
+            window=keys.windows(traits, n_layer),
+            d_k_window=keys.count("attention.key_length_swa", 0) or None,
+            d_v_window=keys.count("attention.value_length_swa", 0) or None,
+            n_predictor=n_predictor,
         )
 
 
@@ -132,8 +191,40 @@ class _Keys:
                 f"metadata {key!r} has {len(value)} counts from {value.min(initial=0)}; "
                 f"{n_layer} layers need {n_layer} of at least 0"
             )
-        per_layer = tuple(value[:n_layer].tolist())
-        return per_layer[0] if len(set(per_layer)) == 1 else per_layer
+        return _one_or_all(tuple(value[:n_layer].tolist()))
+
+    def windows(self, traits, n_layer):
+        """Keys that each layer sees, 0: all; one number where layers are alike.
+
+        Files name the window, and some the pattern: a period, or for each layer whether it has one.
+        """
+        window = self.count("attention.sliding_window", traits.window_default)
+        key, pattern = self._get("attention.sliding_window_pattern", traits.window_period)
+        if traits.ignores_window or not window:
+            return 0
+        if not traits.window_period:
+            raise ValueError(
+                f"metadata '{self.architecture}.attention.sliding_window' is {window}: "
+                f"which layers of {self.architecture!r} have a window is not modelled here"
+            )
+        if (
+            isinstance(pattern, np.ndarray)
+            and pattern.dtype == np.bool_
+            and len(pattern) >= n_layer
+        ):
+            windowed = pattern[:n_layer].tolist()
+        elif type(pattern) is int and pattern >= 0:
+            windowed = windowed_layers(pattern, n_layer)
+        else:
+            raise ValueError(
+                f"metadata {key!r} is neither a period nor a bool for each of {n_layer} layers"
+            )
+        return _one_or_all(tuple(window if is_windowed else 0 for is_windowed in windowed))
+
+
+def _one_or_all(per_layer):
+    """One number where all layers have the same."""
+    return per_layer[0] if len(set(per_layer)) == 1 else per_layer
 
 
 @dataclass(frozen=True)
@@ -197,15 +288,19 @@ class ModelGeometry:
     def resized(self, **sizes):
         """A copy with other sizes, checked; names are those of the attributes.
 
-        Sizes that follow from another one follow it unless they are given too: `n_head_kv` keeps
-        its ratio to `n_head`, fewer experts than are used are all used, and of fewer layers than
-        were dense the last one still has experts.
+        Sizes that follow from another one follow it unless they are given too: where the heads
+        make up the width, `n_embd` and `n_head` follow each other and the size of a head stays,
+        or follows where both are given (`_of_whole_heads`); `n_head_kv` keeps its ratio to
+        `n_head`, fewer experts than are used are all used, and of fewer layers than were dense the
+        last one still has experts.
 
         Raises
         ------
         ValueError
             The sizes do not make a model; the message names one.
         """
+        if not self.kv_lora_rank and self.n_embd == self.n_head * self.d_k:
+            sizes = {**self._of_whole_heads(sizes), **sizes}
         if "n_head" in sizes and "n_head_kv" not in sizes:
             sizes["n_head_kv"] = max(1, sizes["n_head"] * self.n_head_kv // self.n_head)
         if "n_expert" in sizes and "n_expert_used" not in sizes:
@@ -216,6 +311,29 @@ class ModelGeometry:
         changed.check()
         return changed
 
+    def _of_whole_heads(self, given):
+        """The sizes that keep n_embd = n_head d_k, and d_v and n_rot at d_k, beside those that are given.
+
+        None where there are no such whole numbers.
+        """
+        follow = {}
+        n_embd, n_head, d_k = (
+            given.get(name, getattr(self, name)) for name in ("n_embd", "n_head", "d_k")
+        )
+        if min(n_embd, n_head, d_k) < 1:
+            return follow  # `check` names the one that was given
+        if "n_embd" not in given:
+            follow["n_embd"] = n_head * d_k
+        elif "n_head" not in given and n_embd % d_k == 0:
+            follow["n_head"] = n_embd // d_k
+        elif "n_head" in given and "d_k" not in given and n_embd % n_head == 0:
+            follow["d_k"] = n_embd // n_head
+        d_k = follow.get("d_k", d_k)
+        return {
+            **{name: d_k for name in ("d_v", "n_rot") if getattr(self, name) == self.d_k},
+            **follow,
+        }
+
     def check(self):
         """Raise ValueError, naming the size, where the sizes do not make a model."""
         mandatory = ("n_layer", "n_embd", "n_head", "n_head_kv", "d_k", "d_v", "n_rot", "n_vocab")
@@ -225,6 +343,8 @@ class ModelGeometry:
                 lowest = 1 if field.name in mandatory else 0
                 if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                     raise ValueError(f"{field.name}: at least {lowest}; got {value!r}")
+                if value > MOST.get(field.name, value):
+                    raise ValueError(f"{field.name}: at most {MOST[field.name]}; got {value!r}")
         for rule, held in (
             (
                 f"architecture: one of {', '.join(ARCHITECTURES)}",

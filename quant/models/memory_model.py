@@ -9,6 +9,7 @@ from .geometry import GEOMETRIES, named_geometry
 from .synthetic.make_gguf import plan_tensors
 
 _LAYER = re.compile(r"blk\.(\d{1,6})\.")
+PREDICTORS = "predictors (NextN)"  # layers behind those of a plain pass
 # The first pattern that a tensor's name contains says its class.
 _KINDS = (
     ("token_embd", "token embedding"),
@@ -51,31 +52,42 @@ def memory_model(model, qtype="Q8_0", mla_form=None):
             (tensor.spec.name, tensor.block.name, tensor.n_bytes, tensor.spec.shape)
             for tensor in plan_tensors(geometry, qtype)
         ]
-        return _memory_model(geometry.name, tensors, geometry.attention, geometry.n_expert_used)
+        form = geometry.mla_form if geometry.kv_lora_rank else ""
+        return _memory_model(
+            geometry.name, tensors, geometry.attention, geometry.n_expert_used, form
+        )
     with open_model(model) as file:
+        attention = file.attention
         infos = [file.tensor_info(name) for name in file]
-        for info in infos:
-            if info.n_bytes is None:
-                raise ModelFileError(
-                    f"{info.path}: tensor {info.name!r} has a type of unknown size"
-                )
         tensors = [(info.name, info.type_name, info.n_bytes, info.shape) for info in infos]
-        key = f"{file.attention.architecture}.expert_used_count"
+        key = f"{attention.architecture}.expert_used_count"
         n_expert_used = file.metadata.get(key, 0)
         if type(n_expert_used) is not int or not 0 <= n_expert_used < 2**32:
             raise ModelFileError(f"{file.paths[0]}: metadata {key!r} is no count")
-        if file.attention.n_layer > len(tensors):
+        if attention.n_layer > len(tensors):
             raise ModelFileError(
-                f"{file.paths[0]}: {file.attention.n_layer} layers by its metadata, {len(tensors)} tensors"
+                f"{file.paths[0]}: {attention.n_layer} layers by its metadata, {len(tensors)} tensors"
             )
-        return _memory_model(str(model), tensors, file.attention, n_expert_used)
+        form = _mla_form(file) if attention.is_mla else ""
+        bounded = sorted({info.type_name for info in infos if not info.size_known})
+        notes = (
+            f"type {', '.join(bounded)}: of unknown size, bounded by where the next tensor begins",
+        ) * bool(bounded)
+        return _memory_model(str(model), tensors, attention, n_expert_used, form, notes)
 
 
-def _memory_model(name, tensors, attention, n_expert_used):
+def _mla_form(file):
+    """How a file holds the decompression: llama.cpp absorbs it where the keys say the heads' sizes."""
+    if f"{file.attention.architecture}.attention.key_length_mla" in file.metadata:
+        return "split"
+    return "both" if "blk.0.attn_k_b.weight" in file else "fused"
+
+
+def _memory_model(name, tensors, attention, n_expert_used, mla_form="", notes=()):
     n_layer = attention.n_layer
     rows_of = {tensor: shape[-2] for tensor, _, _, shape in tensors if len(shape) > 1}
     weights = [
-        Weight(tensor, _kind(tensor), qtype, n_bytes, _layer(tensor, n_layer))
+        Weight(tensor, _kind(tensor, n_layer), qtype, n_bytes, _layer(tensor, n_layer))
         for tensor, qtype, n_bytes, _ in tensors
     ]
     if (
@@ -86,56 +98,66 @@ def _memory_model(name, tensors, attention, n_expert_used):
             for weight in weights
             if weight.name == "token_embd.weight"
         ]
-    heads = list(
-        zip(*(_per_layer(n, n_layer) for n in (attention.n_head, attention.n_head_kv)), strict=True)
+    if any(weight.kind == PREDICTORS for weight in weights):
+        notes += (
+            f"{PREDICTORS}: counted, although a run that does not use them may leave them out",
+        )
+    per_layer = [
+        _per_layer(n, n_layer) for n in (attention.n_head, attention.n_head_kv, attention.window)
+    ]
+    layers = tuple(
+        _layer_memory(number, attention, *sizes, rows_of, n_expert_used)
+        for number, sizes in enumerate(zip(*per_layer, strict=True))
     )
-    n_head, n_head_kv = max((layer for layer in heads if all(layer)), default=(0, 0))
-    if not n_head:
-        raise ValueError(f"{name}: no layer has attention heads")
+    if not any(layer.n_head_kv for layer in layers):
+        raise ValueError(f"{name}: {attention.no_heads}")
     return ModelMemory(
         name=name,
         weights=tuple(weights),
-        layers=tuple(
-            _layer_memory(number, attention, *heads[number], rows_of, n_expert_used)
-            for number in range(n_layer)
-        ),
+        layers=layers,
         context_length=attention.context_length,
         n_vocab=rows_of.get("output.weight", rows_of.get("token_embd.weight", 0)),
         n_embd=attention.n_embd,
-        n_head=n_head,
-        n_head_kv=n_head_kv,
-        d_k=attention.d_k,
-        d_v=attention.d_v,
+        mla_form=mla_form,
+        notes=notes,
     )
 
 
-def _layer_memory(number, attention, n_head, n_head_kv, rows_of, n_expert_used):
+def _layer_memory(number, attention, n_head, n_head_kv, window, rows_of, n_expert_used):
     def rows(tensor):
         return rows_of.get(f"blk.{number}.{tensor}.weight", 0)
 
     n_embd = attention.n_embd
-    if attention.is_mla:
-        k_width, v_width = attention.d_k_latent, 0
-    else:
-        k_width, v_width = n_head_kv * attention.d_k, n_head_kv * attention.d_v
-    experts = n_expert_used if rows("ffn_gate_exps") else 0
+    if not (n_head and n_head_kv):
+        n_head = n_head_kv = 0
+    d_k, d_v = attention.d_k, attention.d_v
+    if window:
+        d_k, d_v = attention.d_k_window or d_k, attention.d_v_window or d_v
+    latent, n_rot = (attention.kv_lora_rank, attention.n_rot) if attention.is_mla else (0, 0)
+    experts = n_expert_used if rows("ffn_gate_exps") or rows("ffn_gate_up_exps") else 0
+    gate_up = 2 * rows("ffn_gate_exps") + rows("ffn_gate_up_exps")
     stream = {"residual": n_embd, "normed": n_embd}
     return Layer(
-        k_width=k_width,
-        v_width=v_width,
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        d_k=d_k,
+        d_v=d_v,
+        window=window,
+        latent=latent,
+        n_rot=n_rot,
         phases={
             "attention": {
                 **stream,
                 "compressed q": rows("attn_q_a"),
-                "q": n_head * attention.d_k,
-                "k, v": k_width + v_width,
-                "kqv": n_head * attention.d_v,
+                "q": n_head * d_k,
+                "k, v": latent + n_rot if latent else n_head_kv * (d_k + d_v),
+                "kqv": n_head * d_v,
             },
-            "attention output": {"residual": n_embd, "kqv": n_head * attention.d_v, "out": n_embd},
+            "attention output": {"residual": n_embd, "kqv": n_head * d_v, "out": n_embd},
             "feed-forward": {
                 **stream,
                 "gate, up": 2 * rows("ffn_gate"),
-                "experts' gate, up": 2 * experts * rows("ffn_gate_exps"),
+                "experts' gate, up": experts * gate_up,
                 "experts' out": experts * n_embd,
                 "shared gate, up": 2 * rows("ffn_gate_shexp"),
                 "out": n_embd,
@@ -144,7 +166,10 @@ def _layer_memory(number, attention, n_head, n_head_kv, rows_of, n_expert_used):
     )
 
 
-def _kind(tensor):
+def _kind(tensor, n_layer):
+    match = _LAYER.match(tensor)
+    if match and int(match[1]) >= n_layer:
+        return PREDICTORS
     return next((kind for pattern, kind in _KINDS if pattern in tensor), "other")
 
 

@@ -1,6 +1,7 @@
 """kqcap bench for real, tiny: its rows, its checks, its default file."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_the_default_file_is_made_once(monkeypatch, tmp_path, blocked):
     if blocked:
         cache.write_text("a file where the cache folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr(default_model.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     # the real geometry, but narrow: it is made in a moment
     monkeypatch.setattr(
         "quant.models.geometry.named_geometry",

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import numpy as np
 import pytest
@@ -212,10 +213,26 @@ def test_read_only_cache_folder(cache, tmp_path):
         total, used = out.split()
         assert total == "15"
         if folder.name == "below":
-            assert (
-                pathlib.Path(used).name.startswith("kqcap-cudasim-")
-                and pathlib.Path(used).parent == tmp_path
-            )
+            assert pathlib.Path(used) == tmp_path / f"kqcap-{os.getuid()}" / "cudasim"
+
+
+def test_from_within_a_zip_it_says_so(tmp_path):
+    """No compiler can read what lies there."""
+    with zipfile.ZipFile(tmp_path / "kqcap.zip", "w") as file:
+        for path in sorted((ROOT / "lowlevel").rglob("*.py")):
+            file.write(path, path.relative_to(ROOT))
+    out = _python(
+        f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path / "kqcap.zip")!r})
+        from lowlevel import cudasim
+        try:
+            cudasim.Module("fill.cu", code={FILL!r})
+        except cudasim.CudaSimError as error:
+            print(error)
+        """
+    )
+    assert "kqcap.zip" in out and "unzipped" in out
 
 
 def test_no_compiler_says_what_to_install():

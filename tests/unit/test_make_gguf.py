@@ -2,11 +2,19 @@
 
 import argparse
 import collections
+import dataclasses
 import importlib.util
+import io
 import json
 import math
+import pathlib
+import re
 import secrets
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 
 import gguf
@@ -14,13 +22,15 @@ import numpy as np
 import pytest
 
 import quant
-from quant.models.geometry import GEOMETRIES, MLA_FORMS, Llama3Scaling, named_geometry
+from quant.models.geometry import GEOMETRIES, MLA_FORMS, MOST, Llama3Scaling, named_geometry
+from quant.models.synthetic.load_elsewhere import load_failures
 from quant.models.synthetic.make_gguf import make_gguf, plan_tensors
-from quant.models.synthetic.metadata import MIN_VOCAB, tokenizer
+from quant.models.synthetic.metadata import MAX_VOCAB, MIN_VOCAB, tokenizer
 from quant.models.synthetic.tensor_list import tensor_list
 from tools import cli
 from tools import make_gguf as command
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Small enough for a test, odd enough to meet the fallbacks: rows of 32, 48, 64, 96 and 320 columns.
 SMALL = {
     "deepseek-v2-lite": dict(
@@ -123,6 +133,75 @@ def test_resizing():
 
 
 @pytest.mark.parametrize(
+    ("sizes", "expected"),  # n_embd, n_head, n_head_kv, d_k = d_v = n_rot
+    [
+        (dict(), (4096, 32, 8, 128)),
+        (dict(n_head=7), (896, 7, 1, 128)),
+        (dict(n_embd=512), (512, 4, 1, 128)),
+        (dict(n_embd=512, n_head=8), (512, 8, 2, 64)),
+        (dict(d_k=64), (2048, 32, 8, 64)),
+        (dict(n_embd=500, n_head=8), (500, 8, 2, 128)),  # no whole heads: as given
+        (dict(n_embd=512, n_head=8, d_k=32, d_v=32, n_rot=32), (512, 8, 2, 32)),
+    ],
+)
+def test_heads_and_width_of_llama_hang_together(sizes, expected):
+    geometry = named_geometry("llama-8b").resized(**sizes)
+    found = geometry.n_embd, geometry.n_head, geometry.n_head_kv, geometry.d_k
+    assert found == expected and geometry.d_v == geometry.n_rot == geometry.d_k
+    assert geometry.resized(n_layer=3) == dataclasses.replace(geometry, n_layer=3)
+
+
+@pytest.mark.parametrize("name", [*MOST, "n_vocab"])
+def test_every_size_has_an_end(name):
+    for architecture in GEOMETRIES:
+        geometry = dataclasses.replace(named_geometry(architecture), **{name: 99999999999999})
+        with pytest.raises(ValueError, match=rf"^{name}: at most \d+; got 99999999999999"):
+            plan_tensors(geometry)
+    sizes = {field.name for field in dataclasses.fields(geometry) if field.type is int}
+    assert sizes == {*MOST, "n_vocab"}
+
+
+def test_the_longest_rows_have_an_end():
+    geometry = dataclasses.replace(named_geometry("deepseek-r1"), n_head=2**16, n_head_kv=2**16)
+    with pytest.raises(ValueError, match=r"blk\.0\.attn_output\.weight: rows of 8388608 weights"):
+        plan_tensors(geometry)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "engines", "reason"),
+    [
+        ("llama-8b", dict(), [], ""),
+        ("llama-8b", dict(n_embd=512, n_head=8), [], ""),
+        ("llama-8b", dict(n_embd=512, n_head=8, d_k=128), ["ik"], "n_embd / n_head = 64; here it is 128"),
+        ("llama-8b", dict(n_rot=64), ["lcp", "ik"], r"whole heads \(d_k 128\) there, not 64"),
+        ("llama-8b", dict(n_layer=513), ["lcp", "ik"], "513 layers; 512"),
+        ("deepseek-v2-lite", dict(), [], ""),
+        ("deepseek-v2-lite", dict(n_layer=26), [], ""),
+        ("deepseek-v2-lite", dict(n_layer=2), ["ik"], "with 2 it looks for attn_q_a"),
+        ("deepseek-r1", dict(n_layer=2), [], ""),
+        ("deepseek-r1", dict(n_layer=2, mla_form="fused"), [], ""),
+        ("deepseek-r1", dict(n_layer=2, mla_form="both"), ["lcp"], "more tensors"),
+        ("deepseek-r1", dict(n_layer=2, n_head=6), ["ik"], "512, rope 64 and heads in fours, not 512, 64 and 6"),
+        ("deepseek-r1", dict(n_layer=2, kv_lora_rank=256), ["ik"], "kv_lora 512.*not 256"),
+        ("deepseek-r1", dict(n_layer=2, kv_lora_rank=256, mla_form="fused"), [], ""),
+        ("deepseek-r1", dict(n_layer=2, n_head=1, mla_form="fused"), ["ik"], "one K/V head"),
+        ("deepseek-r1", dict(n_layer=27), ["lcp", "ik"], "attn_q is looked for"),
+        ("deepseek-r1", dict(n_layer=48, n_vocab=128256), ["lcp"], "48 layers"),
+        ("deepseek-r1", dict(n_expert_shared=0), ["lcp", "ik"], "ffn_gate_shexp"),
+        ("deepseek-r1", dict(n_expert=513), ["lcp", "ik"], "513 experts; 512"),
+        ("deepseek-r1", dict(n_expert=0, n_layer_dense=61, n_expert_shared=0), [], ""),
+    ],
+)  # fmt: skip
+def test_what_others_will_not_load(name, sizes, engines, reason):
+    found = load_failures(named_geometry(name).resized(**sizes))
+    names = {"lcp": "llama.cpp", "ik": "ik_llama.cpp"}
+    assert [failure.engine for failure in found] == [names[engine] for engine in engines]
+    assert all(re.search(reason, failure.reason) for failure in found)
+    both = load_failures(named_geometry(name), only_attention=True)
+    assert [failure.engine for failure in both] == list(names.values())
+
+
+@pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
         ("llama-8b", dict(n_layer=0), "n_layer: at least 1; got 0"),
@@ -177,7 +256,7 @@ def test_tokenizer(n_vocab):
         assert max(rank[left], rank[right]) < rank[left + right]
 
 
-@pytest.mark.parametrize("n_vocab", [MIN_VOCAB - 1, 10**6])
+@pytest.mark.parametrize("n_vocab", [MIN_VOCAB - 1, MAX_VOCAB + 1, 10**6])
 def test_vocabularies_that_do_not_work(n_vocab, tmp_path):
     with pytest.raises(ValueError, match=rf"n_vocab: at (least|most) \d+.*got {n_vocab}"):
         make_gguf(tmp_path / "x.gguf", small("llama-8b", n_vocab=n_vocab))
@@ -357,6 +436,41 @@ def test_a_disk_too_small(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_is_as_large_as_it_is(tmp_path, monkeypatch):
+    """Nothing is kept back: a file whose tensors just fit beside its header is written."""
+    tensors = plan_tensors(small("llama-8b"), "F16")
+    need = sum(-(-tensor.n_bytes // 32) * 32 for tensor in tensors)
+    free = iter([need, need, need, need - 1])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
+    make_gguf(tmp_path / "m.gguf", small("llama-8b"), "F16")
+    with pytest.raises(OSError, match="the disk has"):  # the header took what was left
+        make_gguf(tmp_path / "n.gguf", small("llama-8b"), "F16")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    command_line = [
+        sys.executable,
+        "-m",
+        "tools",
+        "make-gguf",
+        "llama-8b",
+        "--layers=3",
+        "--vocab=300",
+    ]
+    process = subprocess.Popen(
+        [*command_line, str(tmp_path / "m.gguf")], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    while not list(tmp_path.glob(".*.part")) and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
 def test_bad_arguments(tmp_path):
     path = tmp_path / "m.gguf"
     geometry = small("llama-8b")
@@ -425,6 +539,33 @@ def test_command_dry_run(tmp_path, capsys):
     assert not path.exists()
 
 
+def test_it_is_said_before_what_will_be_written(tmp_path, capsys):
+    argv = ["make-gguf", "deepseek-v2-lite", "--layers", "2", "--heads", "4", "--dry-run", "--json"]
+    assert cli.main([*argv, str(tmp_path / "m.gguf")]) == 0
+    out, err = capsys.readouterr()
+    assert "GiB of tensors" in err and "--dense-layers" not in err and "--heads-kv 4" in err
+    assert "ik_llama.cpp will not load it: " in err
+    assert [failure["engine"] for failure in json.loads(out)["not_loaded_by"]] == ["ik_llama.cpp"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "written"), [(None, False), ("n\n", False), ("", False), ("y\n", True)]
+)
+def test_large_files_are_asked_about(tmp_path, capsys, monkeypatch, answer, written):
+    monkeypatch.setattr(command, "ASK_ABOVE", 10**5)
+    path = tmp_path / "m.gguf"
+    argv = ["make-gguf", "llama-8b", *map(str, as_options(SMALL["llama-8b"])), str(path)]
+    if answer is not None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert cli.main(argv) == (0 if written else 2)
+    err = capsys.readouterr().err
+    assert "--yes" in err if answer is None else "[y/N]" in err
+    assert path.exists() == written
+    assert cli.main([*argv, "--yes", "--force"]) == 0 and path.exists()
+
+
 # ---------------------------------------------------------------- llama.cpp
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
@@ -471,3 +612,43 @@ def test_llama_cpp_loads_and_runs_them(tmp_path, name, form, qtype):
     assert logits.shape == (len(tokens), 512)
     assert np.isfinite(logits).all()
     assert 0.3 < logits.std() < 3  # as unit-variance weights give
+
+
+_LOAD_IN_IK = """
+import sys
+import ik_llama_cpp._ctypes_api as ik
+
+ik.llama_backend_init()
+for path in sys.argv[1:]:
+    model = ik.llama_model_load_from_file(path.encode(), ik.llama_model_default_params())
+    print("loaded" if model else "refused", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ik_llama_cpp") is None,
+    reason="NOT CHECKED what ik_llama.cpp loads: ik_llama_cpp_python is not installed",
+)
+def test_ik_llama_cpp_loads_what_is_said_to_load(tmp_path):
+    """But for what makes it abort: latents that it does not know, more experts than it holds."""
+    mla = dict(n_head=4, d_k=192, d_v=128, n_rot=64, kv_lora_rank=512)
+    shapes = [
+        ("llama-8b", dict()),
+        ("llama-8b", dict(d_k=64, d_v=64, n_rot=64)),
+        ("deepseek-v2-lite", dict(n_layer=2, **mla)),
+        ("deepseek-v2-lite", dict(n_layer=26, **mla)),
+        ("deepseek-r1", dict(n_layer=3, **mla)),
+        ("deepseek-r1", dict(n_layer=26, **mla)),
+        ("deepseek-r1", dict(n_expert_shared=0, **mla)),
+    ]
+    paths, expected = [], []
+    for number, (name, sizes) in enumerate(shapes):
+        geometry = small(name, **sizes)
+        paths.append(str(tmp_path / str(number)))
+        make_gguf(paths[-1], geometry)
+        refused = any(failure.engine == "ik_llama.cpp" for failure in load_failures(geometry))
+        expected.append("refused" if refused else "loaded")
+    done = subprocess.run([sys.executable, "-c", _LOAD_IN_IK, *paths], capture_output=True)
+    lines = done.stderr.decode("utf-8", "replace").splitlines()  # it cuts names in mid-character
+    found = [line for line in lines if line in ("loaded", "refused")]
+    assert found == expected and set(found) == {"loaded", "refused"}

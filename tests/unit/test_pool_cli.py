@@ -1,5 +1,6 @@
 """``kqcap pool`` through main([...]): answers, exit codes, and that it writes where it was told to and nowhere else."""
 
+import io
 import json
 import os
 import pathlib
@@ -67,7 +68,9 @@ def test_stats(capsys, said):
     assert f"peak {said['peak']} B" in out and "as planned" in out
     (pool,) = run_json(capsys, "stats", said["snapshot_path"])["pools"]
     assert pool["peak"] == said["peak"]
-    assert f"peak {said['peak']} B" in run(capsys, "stats", said["snapshot_path"])
+    assert pool["peak_t"] is None  # a snapshot has no times
+    out = run(capsys, "stats", said["snapshot_path"])
+    assert f"peak {said['peak']} B" in out and " s, used at the end" not in out
 
 
 def test_map(capsys, said):
@@ -84,6 +87,10 @@ def test_map(capsys, said):
     assert len(rows) <= 4 and all(len(row) == 40 for row in rows[:-1]) and "A" in "".join(rows)
     for when in ("soon", "-1", "nan"):
         assert "--at" in fails(capsys, "map", said["path"], f"--at={when}")
+    assert "has no times" in fails(capsys, "map", said["snapshot_path"], "--at", "0.1")
+    (pool,) = run_json(capsys, "map", said["snapshot_path"])["pools"]
+    assert all(block["t"] is None for block in pool["blocks"])
+    assert " s)" not in run(capsys, "map", said["snapshot_path"])
     assert "--pool 7" in fails(capsys, "map", said["path"], "--pool", "7")
 
 
@@ -136,8 +143,32 @@ def test_replay(capsys, said):
     smallest = document["replays"][0]["smallest"]
     assert said["peak"] <= smallest
     run(capsys, "replay", said["path"], "--budget", str(smallest))
+    if said["n_refused"]:  # in its own budget it was refused
+        assert "answers hold up to there" in run(capsys, "replay", said["path"], code=1)
     assert "NO" in run(capsys, "replay", said["path"], "--budget", "1KiB", code=1)
     assert "a snapshot" in fails(capsys, "replay", said["snapshot_path"])
+
+
+def test_a_replay_of_a_refused_run_says_what_cannot_be_known(capsys, tmp_path):
+    lines = Lines(budget=1024).alloc(1, 0, 512)
+    path = str(lines.add("refuse", size=768, tag="kq", error={}).write(tmp_path / "t"))
+    out = run(capsys, "replay", path, code=1)
+    assert "NO" in out and "the program took nothing more" in out
+    out = run(capsys, "replay", path, "--budget", "1280", "--smallest")
+    assert "yes, to 0.003000 s" in out and out.count("1280 B") == 3
+    (result,) = run_json(capsys, "replay", path, "--budget", "1280")["replays"]
+    assert result["unknown"]["since"] == result["known_until"] == 0.003
+    assert "1 request(s) were refused" in run(capsys, "check", path, "--max", "1KiB")
+    assert "FILE2 had refusals" in run(capsys, "diff", path, path)
+
+
+def test_export_as_json(capsys, said, tmp_path):
+    before = files_of(tmp_path)
+    rows = run_json(capsys, "export", said["path"], "--format", "rmm")
+    assert sum(row["Action"] == "allocate" for row in rows) >= said["n_taken"] - 5
+    document = run_json(capsys, "export", said["path"], "--format", "torch")
+    assert document["segments"][0]["allocated_size"] == said["snapshot"]["used"]
+    assert files_of(tmp_path) == before
 
 
 def test_exports_and_pictures_go_where_they_are_told(capsys, said, tmp_path):
@@ -330,4 +361,20 @@ def test_devices_are_not_replaced(capsys, said):
 def test_the_bar_of_top_has_a_line_of_its_own(capsys, tmp_path):
     path = str(Lines(budget=1024).alloc(1, 0, 512).write(tmp_path / "t"))
     bars = [line for line in run(capsys, "top", path, "--once").splitlines() if "━" in line]
-    assert bars == ["━" * 60]
+    assert bars == ["━" * 30 + "─" * 30]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_no_character_is_too_much_for_a_terminal(monkeypatch, tmp_path, encoding):
+    """LC_ALL=C and the like: `top`'s bar, and names out of the file."""
+    lines = Lines(budget=1024).alloc(1, 0, 512, "Schlüssel 🦙 ±")
+    path = str(lines.write(tmp_path / "t"))
+    for argv in (["top", "--once"], ["stats"], ["map"], ["replay", "--smallest"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["pool", *argv, path]) == 0
+        stream.flush()
+        out = stream.buffer.getvalue().decode(encoding)
+        if argv[0] == "top":
+            assert "=" * 30 + "-" * 30 in out
+        assert argv[0] == "replay" or "ssel \\U0001f999" in out

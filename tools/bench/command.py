@@ -269,9 +269,12 @@ def _print(args, document):
     runs = f"timed runs: {max(len(row['seconds']) for row in rows)}"
     sizes = "{n_head} heads, {n_head_kv} K/V heads, d_k {d_k}, d_v {d_v}".format(**document)
     tables.note(f"{document['model']}, layer {document['layer']}")
-    tables.print_sweep(f"{sizes}; {what}; {runs}; sizes in MiB", rows, PARAMETERS, COLUMNS, _cells)
-    for reason in dict.fromkeys(row["cannot_run"] for row in rows if row["cannot_run"]):
-        tables.note(f"cannot run: {reason}")
+    tables.print_sweep(
+        f"{sizes}; {what}; {runs}; sizes in MiB", rows, PARAMETERS, COLUMNS, _cells, n_keys=2
+    )
+    tables.note_what_cannot_run(
+        [(row["needs_bytes"], row["cannot_run"]) for row in rows if row["cannot_run"]]
+    )
     for row in rows:
         for broken in row["broken"]:
             tables.note(f"BROKEN: {row['method']}, amb {row['amb_mib']}: {broken}")

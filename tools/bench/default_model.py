@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import tempfile
+
+from lowlevel import cache_folder
 
 from ..options import UsageError
 
@@ -29,14 +29,14 @@ def path(advance=None) -> pathlib.Path:
     UsageError
         There is no such folder.
     """
-    folders = [folder for folder in _folders() if _is_ours(folder)]
-    for folder in folders:
+    found = cache_folder.users_own(cache_folder.MODELS) / NAME
+    if _is_whole(found):  # even if nothing more can be written there
+        return found
+    refused = "none that is ours can be written to"
+    for folder in cache_folder.usable(cache_folder.MODELS):
         if _is_whole(folder / NAME):
             return folder / NAME
-    refused = "none is ours"
-    for folder in folders:
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return _make(folder / NAME, advance)
         except OSError as error:
             refused = error
@@ -62,18 +62,3 @@ def _make(target, advance):
     # overwrite: another process may be making the same file; either one is whole
     make_gguf(target, geometry, QTYPE, only_attention=True, overwrite=True, progress=advance)
     return target
-
-
-def _folders():
-    """The user's cache folder, then one of the user's own among the temporary files."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    return [pathlib.Path(cache) / "kqcap", pathlib.Path(tempfile.gettempdir()) / f"kqcap-{user}"]
-
-
-def _is_ours(folder):
-    """Anybody can make a folder of our name among the temporary files."""
-    try:
-        return not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
-    except OSError:
-        return True  # not there yet, or `mkdir` will say why not

@@ -45,6 +45,9 @@ def run_diff(args):
         print_table(
             columns_of(["", "A", "B", "B - A", "B / A"]), [_difference_row(*row) for row in rows]
         )
+    for index, name in enumerate(("FILE", "FILE2")):
+        if any(pair["totals"]["n_refused"][index] for pair in pairs):
+            note(f"{name} had refusals: its peak is what it got, not what it asked for")
     if broken:
         note(f"BROKEN: the peak grew by {growth} bytes, more than {args.max_growth}")
     return int(broken)
@@ -82,16 +85,25 @@ def add_replay_options(parser):
 def run_replay(args):
     from lowlevel.inspect.replay import read_requests, replay, smallest_budget
 
-    from ..tables import print_json, print_table
+    from ..tables import note, print_json, print_table
 
-    results = []
+    results, notes = [], []
     for number, requests in chosen(read_requests(args.file), args.pool, args.file).items():
+        unknown = _unknown(number, requests)
+        notes += [unknown["what"]] if unknown else []
         for policy in args.policy:
             smallest = smallest_budget(requests, policy) if args.smallest else None
             for budget in args.budget or [requests.budget]:
                 result = replay(requests, budget, policy).to_dict()
                 results.append(
-                    {"pool": number, "recorded_peak": requests.peak, **result, "smallest": smallest}
+                    {
+                        "pool": number,
+                        "recorded_peak": requests.peak,
+                        "demand": requests.demand,
+                        **result,
+                        "smallest": smallest,
+                        "unknown": unknown,
+                    }
                 )
     if args.json:
         print_json({"file": args.file, "replays": results})
@@ -99,7 +111,27 @@ def run_replay(args):
         columns = ["pool", "policy", "budget", "fits", "refused", "peak", "first refusal"]
         columns += ["smallest that works"] if args.smallest else []
         print_table(columns_of(columns), [_replay_row(args, result) for result in results])
+        for text in notes:
+            note(text)
     return int(not all(result["fits"] for result in results))
+
+
+def _unknown(number, requests):
+    """What a trace with refusals cannot say, and from when on; None where nothing was refused."""
+    if not requests.refused:
+        return None
+    first, n_after = requests.refused[0], requests.n_after_refusal
+    then = (
+        f"{n_after:,} block(s) were taken by a program that had been refused"
+        if n_after
+        else "the program took nothing more"
+    )
+    what = (
+        f"pool {number}: {len(requests.refused):,} request(s) were refused when this was recorded, the first at "
+        f"{first['t']:.6f} s, after which {then}. What it would have asked for had it been granted, the "
+        f"trace cannot say: answers hold up to there"
+    )
+    return {"since": first["t"], "n_taken_after": n_after, "what": what}
 
 
 def _replay_row(args, result):
@@ -113,12 +145,18 @@ def _replay_row(args, result):
         )
     row = [str(result["pool"]), result["policy"], exact(result["budget"])]
     row += [
-        "yes" if result["fits"] else "NO",
+        _fits(result),
         str(result["n_refused"]),
         exact(result["peak"]),
         first,
     ]
     return row + ([exact(result["smallest"])] if args.smallest else [])
+
+
+def _fits(result):
+    if not result["fits"]:
+        return "NO"
+    return "yes" if result["known_until"] is None else f"yes, to {result['known_until']:.6f} s"
 
 
 def add_check_options(parser):
@@ -156,19 +194,25 @@ def run_check(args):
         raise UsageError(f"{args.file}: no pool was recorded, so there is nothing to check")
     peaks = {device: level.peak for device, level in run.devices.items()}
     whole = run.stopped or not run.header  # a snapshot is
+    n_refused = sum(pool.n_refused for pool in run.pools.values())
     totals = [calls for pool in run.pools.values() for calls in pool.calls.values()]
     n_planned = sum(calls.n_planned for calls in totals)
     if args.plan and not n_planned:
         raise UsageError(f"--plan: no call in {args.file} says what it planned")
     if args.json:
         document = {"file": args.file, "held": not broken, "whole": whole, "peaks": peaks}
-        print_json({**document, "n_planned_calls": n_planned, "broken": broken})
+        document.update(n_planned_calls=n_planned, n_refused=n_refused, broken=broken)
+        print_json(document)
     else:
         for one in broken:
             note(f"BROKEN: {one['what']}")
         if not broken:
             held = ", ".join(f"{shown(device)} {exact(peak)}" for device, peak in peaks.items())
             note(f"held; peak: {held}")
+        if n_refused and not args.no_refusals:
+            note(
+                f"{n_refused:,} request(s) were refused: the peak is what was got, not what was asked for"
+            )
         if args.plan:
             note(f"{n_planned:,} call(s) had a plan")
         if not whole:

@@ -42,11 +42,19 @@ def add_export_options(parser):
         help="torch: a pickle for pytorch.org/memory_viz; rmm: RMM's CSV log",
     )
     _add_outputs(parser, "(default: FILE.pickle or FILE.csv)")
+    parser.add_argument(
+        "--json", action="store_true", help="print as JSON what the file would hold instead"
+    )
 
 
 def run_export(args):
-    from lowlevel.inspect.export import export
+    from lowlevel.inspect.export import contents, export
 
+    if args.json:
+        from ..tables import print_json
+
+        print_json(contents(args.file, args.format))
+        return 0
     suffix = {"torch": "pickle", "rmm": "csv"}[args.format]
     if args.output and len(args.output) > 1:
         raise UsageError("-o: give one file")

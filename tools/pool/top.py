@@ -102,7 +102,7 @@ def _pool_view(pool):
         f"fragmentation {pool.fragmentation:.0%}, {len(pool.live):,} blocks, {pool.n_refused:,} refused"
     )
     n_full = round(BAR_WIDTH * pool.used / max(pool.budget, 1))
-    yield Text.assemble(("━" * n_full, "cyan"), ("━" * (BAR_WIDTH - n_full), "bright_black"))
+    yield Text.assemble(("━" * n_full, "cyan"), ("─" * (BAR_WIDTH - n_full), "bright_black"))
     table = Table(box=None, pad_edge=False)
     for heading, justify in (
         ("tag", "left"),
@@ -110,7 +110,7 @@ def _pool_view(pool):
         ("at most", "right"),
         ("blocks", "right"),
     ):
-        table.add_column(heading, justify=justify, no_wrap=True)
+        table.add_column(heading, justify=justify, no_wrap=justify == "right", overflow="fold")
     tags = sorted(pool.tags.items(), key=lambda item: (-item[1].used, -item[1].peak, item[0]))
     for tag, totals in tags[:ROWS]:
         sizes = (format_size(totals.used), format_size(totals.peak), str(totals.n_live))

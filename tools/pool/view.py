@@ -33,7 +33,7 @@ def _print_pool(pool):
     data = pool.to_dict()
     note(
         f"pool {pool.number} on {shown(pool.device)}: budget {exact(pool.budget)}, "
-        f"peak {exact(pool.peak)} at {pool.peak_t:.6f} s, used at the end {exact(pool.used)}, "
+        f"peak {exact(pool.peak)}{_when(pool, ' at {:.6f} s')}, used at the end {exact(pool.used)}, "
         f"largest free block {exact(data['largest_free'])}, "
         f"fragmentation {data['fragmentation']:.0%} (at the peak {data['peak_fragmentation']:.0%})"
     )
@@ -81,6 +81,11 @@ def _print_pool(pool):
         )
 
 
+def _when(pool, form):
+    """The moment of the peak in words, where it is known: a snapshot has no times."""
+    return "" if pool.peak_t is None else form.format(pool.peak_t)
+
+
 def add_map_options(parser):
     add_common(parser)
     parser.add_argument(
@@ -102,6 +107,8 @@ def run_map(args):
     when = args.at or "peak"
     run = read_run(args.file, until=_moment(when))
     pools = pools_of(run, args.pool)
+    if when not in ("peak", "end") and any(pool.from_snapshot for pool in pools):
+        raise UsageError(f"--at {when}: a snapshot has no times, only its peak and its end")
     if args.json:
         blocks = [
             {
@@ -149,7 +156,9 @@ def _print_map(args, pool, blocks, when):
     size = pool.arena_bytes if args.whole else None
     picture = block_map(blocks, width * args.rows, size)
     arena = Arena(pool.arena_bytes, [(block.offset, block.n_bytes) for block in blocks])
-    moment = {"peak": f"the peak ({pool.peak_t:.6f} s)", "end": "the end"}.get(when, f"{when} s")
+    moment = {"peak": f"the peak{_when(pool, ' ({:.6f} s)')}", "end": "the end"}.get(
+        when, f"{when} s"
+    )
     note(
         f"pool {pool.number} on {shown(pool.device)} at {moment}: {exact(arena.used)} of "
         f"{exact(pool.budget)} in {len(blocks)} block(s), largest hole {exact(arena.largest_free)}; "

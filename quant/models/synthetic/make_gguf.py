@@ -24,8 +24,8 @@ from .random_weights import slabs
 from .tensor_list import TensorSpec, tensor_list
 from .type_mix import tensor_type
 
-HEADER_RESERVE = 64 * 2**20  # more than any header, for the check of free disk space
 MAX_SEED = 2**63 - 1
+MAX_ROW = 2**22  # weights: rows are made one by one at least
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ def plan_tensors(geometry, qtype="Q8_0", *, types=None, pure=False, only_attenti
             f"{geometry.d_v}; only_attention=True writes such a file for kqcap alone"
         )
     specs = tensor_list(geometry, only_attention)
+    longest = max(specs, key=lambda spec: spec.shape[-1])
+    if longest.shape[-1] > MAX_ROW:
+        raise ValueError(
+            f"{longest.name}: rows of {longest.shape[-1]} weights; at most {MAX_ROW}, with fewer or "
+            "smaller heads, or a smaller width"
+        )
     unknown = set(types or ()) - {spec.kind.role for spec in tensor_list(geometry)}
     if unknown:
         roles = sorted({spec.kind.role for spec in specs})
@@ -127,14 +133,16 @@ def make_gguf(
     tensors = plan_tensors(geometry, bulk, types=types, pure=pure, only_attention=only_attention)
     metadata = model_metadata(geometry, bulk)
     _check_target(path, overwrite)
-    _check_disk(path, sum(map(_padded_bytes, tensors)))
+    n_bytes = sum(map(_padded_bytes, tensors))
+    _check_disk(path, n_bytes)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         _write_header(unfinished, geometry.architecture, metadata, tensors)
+        _check_disk(path, n_bytes)  # beside the header, which is there now
         _append_tensors(unfinished, geometry, tensors, seed, n_threads, progress)
         _check_target(path, overwrite)  # somebody else may have made it meanwhile
         os.replace(unfinished, path)
-    finally:  # on Ctrl-C too
+    finally:  # on Ctrl-C too; the command makes SIGTERM an exception (tools/cli.py)
         unfinished.unlink(missing_ok=True)
     return tensors
 
@@ -158,7 +166,7 @@ def _check_target(path, overwrite):
 
 def _check_disk(path, n_bytes):
     free = shutil.disk_usage(path.parent).free
-    if n_bytes + HEADER_RESERVE > free:
+    if n_bytes > free:
         raise OSError(
             f"{path}: takes {format_size(n_bytes)}, the disk has {format_size(free)} free; "
             "fewer layers or experts, or a smaller type, take less"

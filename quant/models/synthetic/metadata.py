@@ -32,6 +32,8 @@ _LLAMA_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_
 _SPECIAL = {"deepseek2": _DEEPSEEK_SPECIAL, "llama": _LLAMA_SPECIAL}
 N_FIXED = 256 + 3  # one token a byte, and the special ones
 MIN_VOCAB = N_FIXED + 1  # llama.cpp refuses a BPE vocabulary without merges
+WORD_LENGTHS = range(2, 5)
+MAX_VOCAB = N_FIXED + sum(len(string.ascii_lowercase) ** length for length in WORD_LENGTHS)
 
 
 def model_metadata(geometry, qtype):
@@ -124,6 +126,8 @@ def check_vocab(geometry):
             f"n_vocab: at least {MIN_VOCAB} (256 bytes, 3 special tokens, 1 word); "
             f"got {geometry.n_vocab}"
         )
+    if geometry.n_vocab > MAX_VOCAB:
+        raise ValueError(f"n_vocab: at most {MAX_VOCAB}; got {geometry.n_vocab}")
 
 
 def tokenizer(geometry):
@@ -132,8 +136,6 @@ def tokenizer(geometry):
     check_vocab(geometry)
     n_words = geometry.n_vocab - N_FIXED
     words = list(itertools.islice(_words(), n_words))
-    if len(words) < n_words:
-        raise ValueError(f"n_vocab: at most {N_FIXED + len(words)}; got {geometry.n_vocab}")
     special = _SPECIAL[geometry.architecture]
     tokens = [*special, *_byte_letters(), *words]
     types = [int(TokenType.CONTROL)] * len(special)
@@ -154,7 +156,7 @@ def tokenizer(geometry):
 
 def _words():
     """Words of two letters and more, after all their beginnings."""
-    for length in range(2, 5):
+    for length in WORD_LENGTHS:
         yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
 
 
