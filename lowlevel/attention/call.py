@@ -545,9 +545,9 @@ def _shown(value):
 
 
 def _blas_reads(source):
-    """Whether BLAS can read a dense source where it lies; NumPy would copy a whole head of it."""
+    """Whether BLAS can read a source's floats where they lie; NumPy would copy a whole head of them."""
     if source.type.in_chunks:
-        return False
+        return True  # what it is decoded to
     data = source.data
     row, stray = divmod(data.strides[1], data.itemsize)
     return source.shape[1] <= 1 or (data.shape[2] <= row < 2**31 and not stray)

@@ -12,7 +12,7 @@ heads and tokens whose states lie in scratch from chunk to chunk.
 from typing import NamedTuple
 
 from lowlevel import devices
-from lowlevel.attention.plan import DENSE_DTYPES
+from lowlevel.attention.kv_source import DENSE_DTYPES
 
 from .instances import FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
 

@@ -53,10 +53,12 @@ def test_random_calls_in_random_budgets(seed):
     for _ in range(60):
         case = rounded_case(rng)
         n_threads = int(rng.integers(1, 4))
-        free = lowlevel.plan_attention(**case.sizes, n_threads=n_threads)
+        free = lowlevel.plan_attention(**case.sizes, n_threads=n_threads, precision="bf16")
         budget = int(rng.integers(free.scratch_bytes // 2, free.scratch_bytes + 1))
         try:
-            plan = lowlevel.plan_attention(**case.sizes, n_threads=n_threads, budget=budget)
+            plan = lowlevel.plan_attention(
+                **case.sizes, n_threads=n_threads, budget=budget, precision="bf16"
+            )
         except lowlevel.BudgetError:
             plan = free
         with lowlevel.Pool(plan.scratch_bytes) as pool:

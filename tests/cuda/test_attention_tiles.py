@@ -10,6 +10,7 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel import cudasim, devices
+from lowlevel.attention.kv_source import kv_type_of
 from lowlevel.attention.reference import attention_float64
 from lowlevel.gpu import instances, layout, loader
 
