@@ -1,6 +1,8 @@
 """Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
 
 import functools
+import math
+import operator
 
 import numpy as np
 
@@ -9,6 +11,9 @@ from lowlevel.pool.arena import align_up
 
 from .formats import block_format
 from .tensor import QuantTensor, check_tensor
+
+# Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
+_MOST_VALUES = 2**54
 
 
 def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=None):
@@ -54,9 +59,9 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     both calls every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
-    vectors: 0.0055 / sqrt(columns) (0.0064 with K-quants) for int8 activations, which is ggml's
-    too; at most half a step, 1/254 of the largest x of the block, for each value. With
-    ``exact=True`` below 1e-6.
+    vectors: 0.0055 / sqrt(columns) (0.0071 with K-quants) for int8 activations, which is ggml's
+    too: for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
+    at most half a step. With ``exact=True`` below 1e-6.
 
     A NaN or an infinity in a row of x: with float32 activations it goes through the products; with
     int8 activations the whole output row is NaN. Values below 2**-100 in a block whose values are
@@ -75,16 +80,14 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
         return out if out is not None else device.empty((n, n_rows), np.dtype(np.float32))
     if pool is None:
         return _into(out, plan, device, x, t, order, used, counts, _own_scratch(plan, device))
-    with pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes)):  # marks it in a trace
-        if not plan.scratch_bytes:
-            if pool.closed:
-                raise ValueError("pool: it is closed")
-            return _into(out, plan, device, x, t, order, used, counts, None)
-        scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
-        try:
-            return _into(out, plan, device, x, t, order, used, counts, scratch)
-        finally:
-            pool.free(scratch)
+    if not plan.scratch_bytes and pool.closed:
+        raise ValueError("pool: it is closed")
+    call = pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes))  # marks it in a trace
+    with call, pool.scope("matmul"):  # which gives the scratch back, whatever happens
+        scratch = None
+        if plan.scratch_bytes:
+            scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
+        return _into(out, plan, device, x, t, order, used, counts, scratch)
 
 
 def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None, device=None):
@@ -126,11 +129,17 @@ class _Outline:
 
     def __init__(self, qtype, shape):
         self.format = block_format(qtype)
-        self.shape = tuple(int(size) for size in shape)
+        try:
+            self.shape = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"t: expected a shape of ints, got {shape!r}") from None
+        if self.shape and min(self.shape) < 0:
+            raise ValueError(f"t: expected a shape of lengths of at least 0, got {self.shape}")
         self.format.row_blocks(self.shape[-1])
 
 
 def _plan(n, t, exact, n_threads, device):
+    _check_sizes(n, t.shape)
     if device != "cpu":
         if n_threads is not None:
             raise ValueError(f"n_threads: {device} has no use for it; leave it out")
@@ -190,6 +199,18 @@ def _into(out, plan, device, x, t, order, used, counts, scratch):
 
 
 # ---------------------------------------------------------------- checks
+
+
+@functools.lru_cache(maxsize=512)  # most calls are of few sizes
+def _check_sizes(n, shape):
+    """Raise unless x, out and t are of a size that a memory may have."""
+    rows, columns = shape[-2:]
+    for name, n_values, what in (
+        ("t", math.prod(shape), f"weights of shape {shape}"),
+        ("n", n * max(rows, columns), f"{n} rows of x, of {columns} columns and {rows} products,"),
+    ):
+        if n_values > _MOST_VALUES:
+            raise ValueError(f"{name}: {what} are more than any memory holds")
 
 
 def _check_flags(exact):
@@ -266,7 +287,8 @@ def _sorted_by_expert(experts, n, t):
     """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
     if experts is None:
         return None, [0], [n]
-    experts = arrays.asnumpy(experts) if hasattr(experts, "dtype") else np.asarray(experts)
+    has_dtype = hasattr(experts, "dtype")
+    experts = arrays.asnumpy(experts, "experts") if has_dtype else np.asarray(experts)
     if experts.shape != (n,):
         raise ValueError(
             f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"

@@ -133,6 +133,8 @@ def _refuse_foreign_options(args, rule):
     for name, value in given.items():
         if value is not None and name not in rule.options:
             raise UsageError(f"{spelt[name]}: --engine {rule.name} has none")
+    if rule.name == "kqcap" and "steps" in (args.method or ()) and args.device != "cpu":
+        raise UsageError("--method steps: with --device cpu; a GPU's plan has none")
     if args.device and rule.name != "kqcap":
         raise UsageError("--device: for --engine kqcap")
     if args.attention_mla is not None and args.attention_mla not in rule.mla:

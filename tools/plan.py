@@ -171,6 +171,10 @@ def _model_geometry(path, mla):
         model=str(path),
         context_length=attention.context_length,
     )
+    if attention.window:
+        windows = attention.window
+        windows = (windows,) * attention.n_layer if isinstance(windows, int) else windows
+        geometry["windows"] = {n: windows.count(n) for n in sorted(set(windows) - {0})}
     if mla is not None and not attention.is_mla:
         raise UsageError(f"-mla: {path} has no latent attention")
     if mla in (1, 2):
@@ -274,6 +278,10 @@ def _print(args, geometry, rows, warnings):
     tables.note_what_cannot_run(
         [(row["needs_bytes"], row["error"]) for row in rows if row["error"]]
     )
+    for window, n_layers in geometry.get("windows", {}).items():
+        tables.note(
+            f"{n_layers} layers see a window of {window} keys: their n_kv is at most that and a u-batch"
+        )
     for warning in warnings:
         tables.note(warning)
 

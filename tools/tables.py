@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 __all__ = [
     "mib",
     "note",
     "note_what_cannot_run",
+    "paused",
     "print_json",
     "print_sweep",
     "print_table",
@@ -185,10 +193,23 @@ def progress():
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=console,
         transient=True,
+        redirect_stdout=False,  # what is printed meanwhile goes where it was sent, not beside the bar
         disable=not console.is_terminal,
     )
+
+
+@contextlib.contextmanager
+def paused(progress):
+    """No bar while something is printed."""
+    progress.stop()
+    try:
+        yield
+    finally:
+        progress.start()
 
 
 def mib(n_bytes, digits=2):

@@ -6,6 +6,7 @@ The same plan that is shown is the one that runs: `attention` takes exactly
 
 import dataclasses
 import functools
+import math
 import numbers
 
 from .. import devices
@@ -17,6 +18,8 @@ from .kv_source import CHUNK_PADDING, KVType, kv_type_of
 METHODS = ("auto", "steps")
 ASSEMBLIES = ("write", "concat")
 PRECISIONS = ("float32", "bf16")
+# Kernels count tokens, keys, heads and columns in 32 bits, and round some of them up to whole tiles.
+MOST_OF_A_KIND = 2**31 - 64
 # Keys decoded at a time where method "steps" meets K or V that are not float32.
 STEP_CHUNK_KEYS = 512
 
@@ -191,7 +194,7 @@ def plan_attention(
         V is a range of K's columns (latent MLA), so that one decoded chunk serves both.
     kv_strided : bool
         Method "steps": K or V are float32 in an order that BLAS cannot read in place (zero, negative
-        or overlapping strides between keys), and are copied a chunk at a time.
+        or overlapping strides between keys, or not aligned), and are copied a chunk at a time.
     precision : {"float32", "bf16"}
         As for `attention`.
 
@@ -425,8 +428,8 @@ def _is_made_anew(plan):
 def _count(name, value, least):
     if type(value) is not int and not _is_integral(value):
         raise TypeError(f"{name}: expected an int >= {least}, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected an int >= {least}, got {value}")
+    if not least <= value <= MOST_OF_A_KIND:
+        raise ValueError(f"{name}: expected an int, {least} to {MOST_OF_A_KIND}, got {value}")
     return int(value)
 
 
@@ -435,7 +438,8 @@ def _is_integral(value):
 
 
 def _largest_divisor(n, at_most):
-    return max(d for d in range(1, min(n, at_most) + 1) if n % d == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return max(d for d in (*small, *(n // d for d in small)) if d <= at_most)
 
 
 def _kv_types(kv_dtype):

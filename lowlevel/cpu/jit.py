@@ -14,7 +14,7 @@ import numba
 from numba.core import ccallback, sigutils
 
 from .inline_compiler import InlineCompiler
-from .kernel_cache import KernelCache
+from .kernel_cache import KernelCache, NoCache
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
@@ -31,11 +31,11 @@ def _sources_digest(folder):
 
 
 def _disk_cache(function):
-    """A Numba disk cache for `function`, or None where no cache folder is writable."""
+    """A Numba disk cache for `function`, or a `NoCache` where no cache folder is writable."""
     try:
         cache = KernelCache(function)
     except RuntimeError:  # "cannot cache function: no locator available"
-        return None
+        return NoCache()
     folder = pathlib.Path(function.__code__.co_filename).resolve().parent
     cache.add_stamp(_sources_digest(folder))
     return cache
@@ -66,9 +66,8 @@ def kernel(function=None, *, fastmath=False, inline=False, allocates=False):
     if inline:
         options["pipeline_class"] = InlineCompiler
     dispatcher = numba.njit(**options)(function)
-    cache = None if inline else _disk_cache(function)
-    if cache is not None:
-        dispatcher._cache = cache
+    if not inline:
+        dispatcher._cache = _disk_cache(function)
     return dispatcher
 
 
@@ -83,9 +82,7 @@ class CKernel:
         signature = sigutils.normalize_signature(self.signature)
         options = {"nopython": True, "error_model": "numpy"}
         compiled = ccallback.CFunc(self.function, signature, locals={}, options=options)
-        cache = _disk_cache(self.function)
-        if cache is not None:
-            compiled._cache = cache
+        compiled._cache = _disk_cache(self.function)
         compiled.compile()
         return compiled
 

@@ -26,6 +26,8 @@ from numba.core.extending import _Intrinsic
 
 from lowlevel import cache_folder
 
+from . import compile_notice
+
 
 def _identity(value):
     """What tells one captured value from another, the same in every process.
@@ -150,11 +152,25 @@ class KernelCache(caching.FunctionCache):
 
     def load_overload(self, sig, target_context):
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception:
             # A broken file can raise anything; the compiled kernel will take its place.
-            return None
+            found = None
+        if found is None:
+            compile_notice.begin(pathlib.Path(self.cache_path).parent)
+        return found
 
     def save_overload(self, sig, data):
         with contextlib.suppress(OSError):  # a full disk, a folder that is gone: as without a cache
             super().save_overload(sig, data)
+        compile_notice.end()
+
+
+class NoCache(caching.NullCache):
+    """Where nothing can be kept: all that it does is to say that kernels are compiled."""
+
+    def load_overload(self, sig, target_context):
+        compile_notice.begin(None)
+
+    def save_overload(self, sig, data):
+        compile_notice.end()

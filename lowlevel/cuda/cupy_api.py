@@ -17,6 +17,7 @@ device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it
 tests/cuda with ``-m gpu`` runs all of it.
 """
 
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -25,7 +26,8 @@ import os
 import pathlib
 import tempfile
 
-_EXTRAS = "pip install 'kqcap[cuda12]' (driver for CUDA 12) or 'kqcap[cuda13]' (CUDA 13)"
+from lowlevel.extras import pip_install
+
 MIN_CAPABILITY = 8, 0  # bfloat16 conversions, asynchronous copies
 
 
@@ -43,8 +45,31 @@ def load():
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
         what = "CuPy is not installed" if missing else f"CuPy cannot be loaded ({error})"
-        raise ImportError(f'device: "cuda" needs CuPy: {what}; {_EXTRAS}') from error
+        raise ImportError(f'device: "cuda" needs CuPy: {what}; {_how_to_install()}') from error
     return cupy
+
+
+def _how_to_install():
+    """What pip should be told, for the driver of this machine."""
+    major = _driver_major()
+    if major is None:
+        found = "no NVIDIA driver is found here (libcuda.so.1); with one for CUDA 12 or 13"
+        wanted = "cuda12", "cuda13"
+    else:
+        found = f"for this machine's driver (CUDA {major})"
+        wanted = ("cuda12" if major < 13 else "cuda13",)
+    return f"{found}: " + " or ".join(pip_install(extra) for extra in wanted)
+
+
+def _driver_major():
+    """The CUDA version that the driver is for: 12; None where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000 or None
 
 
 def check_device(index):

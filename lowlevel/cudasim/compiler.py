@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from lowlevel import cache_folder
 
-from . import source
+from . import source, source_text, source_variables
+from .advice import advice
 from .errors import CompileError, CompilerNotFoundError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -93,8 +94,9 @@ def _own_digest():
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for module in (source.__file__, __file__):
-        digest.update(pathlib.Path(module).read_bytes())
+    for module in (source, source_text, source_variables):
+        digest.update(pathlib.Path(module.__file__).read_bytes())
+    digest.update(pathlib.Path(__file__).read_bytes())
     return digest.hexdigest()
 
 
@@ -173,7 +175,8 @@ def _run(command, what):
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
     if answer.returncode:
-        raise CompileError(f"{what} does not compile:\n{answer.stderr.strip()[:6000]}")
+        text = answer.stderr.strip()
+        raise CompileError(f"{what} does not compile:\n{text[:6000]}{advice(text)}")
     return answer.stdout
 
 

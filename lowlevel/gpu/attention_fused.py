@@ -12,6 +12,8 @@ from .instances import FUSED, MERGE
 from .passes import chunk_reader
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
+# Between them, log2(e) times a scale is a normal float32.
+_SCALES_WITHIN_RANGE = 1e-37, 1e38
 
 
 def run(device, plan, operands, scratch):
@@ -67,6 +69,8 @@ def _run_pass(device, plan, each, chunk_keys, scratch):
             call[name] = value
         launch(k, v, keys)
     if plan.n_splits > 1:
+        if _is_general(o):
+            call["scale"] = 1  # maxima are of whole scores, not of q.k
         merged = (*state, o.sinks, o.out, o.lse, plan.d_v, call)
         device.launch(MERGE[plan.q_dtype], n_head * n_tokens, merged)
 
@@ -107,4 +111,7 @@ def _is_aligned(device, array):
 def _is_general(operands):
     """Whether scores need more than a positive scale, causality and a window."""
     o = operands
-    return o.scale <= 0 or any(x is not None for x in (o.softcap, o.mask, o.alibi_slopes))
+    low, high = _SCALES_WITHIN_RANGE
+    return not low < o.scale < high or any(
+        x is not None for x in (o.softcap, o.mask, o.alibi_slopes)
+    )

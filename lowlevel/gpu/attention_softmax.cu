@@ -77,7 +77,7 @@ __device__ __forceinline__ void add_not_finite(const AttentionCall& call, const 
 constexpr int kHeld = 16;
 
 // `kq`: scores in, weights out, rows `kq_row` apart. `sums` (rows of d_v) are scaled down where the
-// maximum has grown. `state`: maximum (units of log2) and sum of each row.
+// maximum has grown. `state`: maximum and sum of each row.
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
 attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __restrict__ state,
@@ -110,7 +110,7 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
   float top = -infinity();
   if (call.softcap <= 0.0f && mask_row == nullptr && slope == 0.0f) {
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) held[i] = seen(i, held[i] * call.scale * kLog2E);
+    for (int i = 0; i < kHeld; ++i) held[i] = seen(i, __fmul_rn(held[i], call.scale));
   } else {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
@@ -135,14 +135,14 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
   for (int i = 0; i < kHeld; ++i) {
     const int key = threadIdx.x + i * kThreads;
     if (key >= call.n_keys) continue;
-    const float weight = exp2f(held[i] - reference);
+    const float weight = exp2f((held[i] - reference) * kLog2E);
     kq[key] = weight;
     sum += weight;
     met |= (weight > 0.0f) & (not_finite[key] != 0.0f);
   }
   put_of_warp<Sum>(sum, parts);
   met = __syncthreads_or(met);  // the weights are there, too
-  const float shrink = exp2f(old - reference);
+  const float shrink = exp2f((old - reference) * kLog2E);
   if (threadIdx.x < d_v) sums[threadIdx.x] = call.resume ? first_column * shrink : 0.0f;
   for (int column = threadIdx.x + kThreads; column < d_v; column += kThreads)
     sums[column] = call.resume ? sums[column] * shrink : 0.0f;

@@ -45,7 +45,7 @@ def check(run, *, limit=None, no_refusals=False, no_leaks=False, kept_plans=Fals
             refused = {"pool": pool.number, "n_refused": pool.n_refused}
             broken.append({"check": "no-refusals", "what": what, **refused})
         if no_leaks and pool.live:
-            held = ", ".join(f"{holder['tag']!r:.60}" for holder in holders(pool.live.values())[:5])
+            held = ", ".join(map(_holder, holders(pool.live.values())[:5]))
             what = f"{name} holds {len(pool.live)} block(s), {pool.used} bytes, at the end: {held}"
             left = {"pool": pool.number, "n_live": len(pool.live), "used": pool.used}
             broken.append({"check": "no-leaks", "what": what, **left})
@@ -58,6 +58,11 @@ def check(run, *, limit=None, no_refusals=False, no_leaks=False, kept_plans=Fals
             )
             broken.append({"check": "plan", "what": what, "pool": pool.number, "n_off_plan": n_off})
     return broken
+
+
+def _holder(holder):
+    site = f" (taken at {holder['sites'][0]:.100})" if holder["sites"] else ""
+    return f"{holder['tag']!r:.60}{site}"
 
 
 def diff(run_a, run_b):

@@ -2,6 +2,9 @@
 
 Memory is bounded by the longest line that is allowed, not by the file; what the numbers mean together (blocks that
 overlap, a block freed twice) is `lowlevel.inspect.run`'s to check.
+
+Lines are checked by hand: jsonschema takes 180 us a line instead of 4.5; msgspec takes 0.7, but refuses the lone surrogates that
+Python has in names of files that are no UTF-8, and with them traces that kqcap writes.
 """
 
 import importlib.resources

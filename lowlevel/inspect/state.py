@@ -18,7 +18,8 @@ MAX_NESTED_CALLS = 100
 
 
 class LiveBlock(NamedTuple):
-    """A block as the trace tells it: the fields of `lowlevel.pool.block.Block`, and when it was taken (seconds; None in a snapshot)."""
+    """A block as the trace tells it: the fields of `lowlevel.pool.block.Block`, and when it was taken: seconds, None where
+    that is not known (before the recording; in a snapshot)."""
 
     offset: int
     n_bytes: int
@@ -93,8 +94,8 @@ class CallTotals:
 
 
 @dataclasses.dataclass
-class TagTotals:
-    """Bytes and blocks of one tag: now, at most, and in all."""
+class Totals:
+    """Bytes and blocks of one tag, scope or site: now, at most, and in all."""
 
     used: int = 0
     peak: int = 0
@@ -122,7 +123,7 @@ class PoolState:
     unlisted : int
         Bytes that were taken when the recording began, by blocks that are listed next. Above 0 only in a file that
         is not whole.
-    tags : dict of str to TagTotals
+    tags, scopes, sites : dict of str to Totals
     calls : dict of str to CallTotals
     open_calls : dict of int to Call
     off_plan : list of Call
@@ -146,7 +147,7 @@ class PoolState:
         self.peak_t = t
         self.earlier_peak = peak
         self.live = {}
-        self.tags = {}
+        self.tags, self.scopes, self.sites = {}, {}, {}
         self.calls = {}
         self.open_calls = {}
         self.off_plan = []
@@ -204,6 +205,27 @@ class PoolState:
         """The live blocks, by offset."""
         return by_offset(self.live.values())
 
+    def left(self):
+        """What is live: at the end of a trace, what was never freed.
+
+        Returns
+        -------
+        list of dict
+            tag, scope, site, n_bytes, n_blocks and since (of the oldest: seconds, None where it is not known) of the blocks
+            that have the first three in common; most bytes first.
+        """
+        groups = {}
+        for block in self.live.values():
+            key = block.tag, block.scope, block.site
+            group = groups.setdefault(key, {"n_bytes": 0, "n_blocks": 0, "since": block.t})
+            group["n_bytes"] += block.n_bytes
+            group["n_blocks"] += 1
+            known = None not in (block.t, group["since"])
+            group["since"] = min(block.t, group["since"]) if known else None
+        names = ("tag", "scope", "site")
+        left = [{**dict(zip(names, key, strict=True)), **group} for key, group in groups.items()]
+        return sorted(left, key=lambda group: (-group["n_bytes"], *(group[name] for name in names)))
+
     @property
     def largest_free(self):
         return self._arena(self.live.values()).largest_free
@@ -239,12 +261,10 @@ class PoolState:
             "attached": self.attached,
             "holders": holders(self.live.values()),
             "holders_at_peak": holders(at_peak),
-            "tags": {
-                tag: dataclasses.asdict(totals)
-                for tag, totals in sorted(
-                    self.tags.items(), key=lambda item: (-item[1].peak, item[0])
-                )
-            },
+            "left": self.left(),
+            "tags": _by_peak(self.tags),
+            "scopes": _by_peak(self.scopes),
+            "sites": _by_peak(self.sites),
             "calls": {name: dataclasses.asdict(totals) for name, totals in self.calls.items()},
             "open_calls": [call.to_dict() for call in self.open_calls.values()],
             "off_plan": [call.to_dict() for call in self.off_plan],
@@ -254,6 +274,7 @@ class PoolState:
     # ------------------------------------------------------------ events
 
     def alloc(self, event):
+        listed = self.unlisted > 0  # live since before the recording, and counted in `used` already
         block = LiveBlock(
             event["offset"],
             event["size"],
@@ -264,9 +285,8 @@ class PoolState:
             event["scope"],
             event["thread"],
             event["site"],
-            event["t"],
+            None if listed else event["t"],
         )
-        listed = self.unlisted > 0  # live since before the recording, and counted in `used` already
         if listed:
             self.unlisted -= block.n_bytes
             self.used -= block.n_bytes
@@ -370,12 +390,20 @@ class PoolState:
         self._n_seen += 1
         self._seen_at[block.number] = self._n_seen
         self.used += block.n_bytes
-        totals = self.tags.setdefault(block.tag, TagTotals())
-        totals.used += block.n_bytes
-        totals.peak = max(totals.peak, totals.used)
-        totals.n_live += 1
-        totals.n_taken += 1
-        totals.taken += block.n_bytes
+        n_bytes = block.n_bytes
+        for all_totals, name in self._totals_of(block):
+            totals = all_totals.get(name)
+            if totals is None:
+                totals = all_totals[name] = Totals()
+            totals.used += n_bytes
+            if totals.used > totals.peak:
+                totals.peak = totals.used
+            totals.n_live += 1
+            totals.n_taken += 1
+            totals.taken += n_bytes
+
+    def _totals_of(self, block):
+        return (self.tags, block.tag), (self.scopes, block.scope), (self.sites, block.site)
 
     def _place(self, block):
         end = block.offset + block.n_bytes
@@ -397,9 +425,10 @@ class PoolState:
             del self._offsets[bisect_left(self._offsets, block.offset)]
             del self._end_of[block.offset]
         self.used -= block.n_bytes
-        totals = self.tags[block.tag]
-        totals.used -= block.n_bytes
-        totals.n_live -= 1
+        for all_totals, name in self._totals_of(block):
+            totals = all_totals[name]
+            totals.used -= block.n_bytes
+            totals.n_live -= 1
         if self._seen_at.pop(block.number) <= self._n_seen_at_peak:
             self._freed_since_peak.append(block)
         for call in self._calls_of.pop(block.number, ()):
@@ -416,6 +445,11 @@ class PoolState:
 
     def _arena(self, blocks):
         return Arena(self.arena_bytes, [(block.offset, block.n_bytes) for block in blocks])
+
+
+def _by_peak(all_totals):
+    order = sorted(all_totals.items(), key=lambda item: (-item[1].peak, item[0]))
+    return {name: dataclasses.asdict(totals) for name, totals in order}
 
 
 def live_block(block, t):

@@ -1,5 +1,6 @@
 """What a pool knows of one array, and sums over many."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,11 @@ class Block(NamedTuple):
     scope: str
     thread: str
     site: str
+
+    @property
+    def array_bytes(self):
+        """Bytes of the array's elements, without what `n_bytes` is rounded up by."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def to_dict(self):
         """The fields as plain data (JSON)."""

@@ -1,8 +1,11 @@
 """The memory behind a pool's offsets: one arena, or (debug mode) guarded blocks."""
 
 import collections
+import math
 import os
 import sys
+
+import numpy as np
 
 from .arena import ALIGNMENT
 
@@ -41,6 +44,9 @@ class ArenaMemory:
     def give(self, array, block):
         pass
 
+    def reset(self, arrays):
+        pass
+
     def offset_of(self, address):
         """Offset that an address has in the arena, or None."""
         offset = address - self._address
@@ -51,7 +57,11 @@ class ArenaMemory:
 
 
 class GuardedMemory:
-    """Every block in memory of its own between guards, poisoned, kept aside for a while when freed."""
+    """Every block in memory of its own between guards, poisoned, kept aside for a while when freed.
+
+    The guard behind an array starts with the first byte after its last element: what a block is rounded up by
+    belongs to it.
+    """
 
     def __init__(self, device, n_bytes):
         self._device = device
@@ -62,9 +72,11 @@ class GuardedMemory:
     def take(self, offset, n_bytes, shape, dtype):
         memory = self._device.allocate(n_bytes + 2 * GUARD_BYTES)
         end = GUARD_BYTES + n_bytes
+        array_end = GUARD_BYTES + math.prod(shape) * dtype.itemsize
         self._device.fill(memory, 0, GUARD_BYTES, CANARY)
         self._device.fill(memory, GUARD_BYTES, end, TAKEN)
-        self._device.fill(memory, end, end + GUARD_BYTES, CANARY)
+        # A pattern has two bytes: of an array with an odd number of them it takes the last as well.
+        self._device.fill(memory, array_end & ~1, end + GUARD_BYTES, CANARY)
         array = self._device.view(memory, GUARD_BYTES, shape, dtype)
         self._cells[self._device.address(memory) + GUARD_BYTES] = (offset, n_bytes, memory)
         return array
@@ -73,7 +85,7 @@ class GuardedMemory:
         _, n_bytes, memory = self._cells.pop(self._device.address(array))
         end = GUARD_BYTES + n_bytes
         before = self._device.holds(memory, 0, GUARD_BYTES, CANARY)
-        after = self._device.holds(memory, end, end + GUARD_BYTES, CANARY)
+        after = self._holds_after(memory, GUARD_BYTES + block.array_bytes, end + GUARD_BYTES)
         self._device.fill(memory, GUARD_BYTES, end, FREED)
         self._device.synchronise()  # another stream may look at it next
         self._device.freeze(array)
@@ -84,6 +96,20 @@ class GuardedMemory:
         self._quarantine_bytes += n_bytes
         while self._quarantine_bytes > QUARANTINE_BYTES:
             self._release_oldest()
+
+    def reset(self, arrays):
+        """After an interruption at an unknown point: only `arrays` are live."""
+        live = {self._device.address(array) for array in arrays}
+        self._cells = {start: cell for start, cell in self._cells.items() if start in live}
+        self._quarantine_bytes = sum(block.n_bytes for block, _ in self._quarantine)
+
+    def _holds_after(self, memory, start, end):
+        """Whether the guard from any byte `start` on is as it was."""
+        if start % 2:
+            (byte,) = self._device.to_host(self._device.view(memory, start, (1,), np.dtype("u1")))
+            if byte != CANARY >> 8:
+                return False
+        return self._device.holds(memory, start + start % 2, end, CANARY)
 
     def offset_of(self, address):
         """Offset of an address in a live block; -1 in a freed one; None elsewhere."""
@@ -112,7 +138,7 @@ def call_site():
     """Who called the pool: "file.py:12 function < caller.py:3 main"."""
     frame = sys._getframe(1)
     here = os.path.dirname(__file__)
-    own = {os.path.join(here, name) for name in ("pool.py", "pool_memory.py")}
+    own = {os.path.join(here, name) for name in ("pool.py", "memory.py")}
     while frame and frame.f_code.co_filename in own:
         frame = frame.f_back
     sites = []

@@ -25,17 +25,19 @@ works on it, as the current one. Memory that another stream freed may be taken a
 
 import contextlib
 import threading
+from typing import NamedTuple
 
 from lowlevel import devices
 from lowlevel.fork_lock import fork_lock
 from lowlevel.shapes import array_layout
 from lowlevel.sizes import parse_size
+from lowlevel.sure_exit import SureExit, id_of_handled
 
 from .arena import ALIGNMENT, Arena, align_up, smallest_size
 from .block import Block, by_offset, holders
 from .budget_error import BudgetError, exact_size, refusal
 from .memory import ArenaMemory, GuardedMemory, MemoryCorruptionError, call_site
-from .scope import Scope
+from .scope import OfThread, Scope
 from .stream_order import StreamOrder
 
 __all__ = [
@@ -49,6 +51,14 @@ __all__ = [
 
 SNAPSHOT_VERSION = 1
 _NOT_TRACED = contextlib.nullcontext()
+
+
+class _AtPeak(NamedTuple):
+    """The highest use: how many bytes, the block that made it, and which of its blocks are freed by now."""
+
+    used: int
+    number: int
+    freed: dict  # number -> block
 
 
 class Pool:
@@ -97,12 +107,13 @@ class Pool:
         self._order = StreamOrder(self._device) if self._device.has_streams else None
         self._live = {}  # id(array) -> (array, block, scope): what is taken; all else follows
         self._number = 0
-        self._peak = 0
-        self._peak_number = 0  # the block that made the peak
-        self._freed_since_peak = []  # those of the peak's blocks that are freed by now
+        self._at_peak = _AtPeak(0, 0, {})
         self._trace = None
         self._lock = fork_lock()
-        self._of_thread = threading.local()
+        self._of_thread = OfThread()
+        self._in_doubt = False  # while the books are being changed: `_live` alone is right
+        self._unwanted = {}  # id(array) -> array: taken by calls that an interrupt ended
+        self._handled_outside = id(None)
 
     def empty(self, shape, dtype="float32", *, tag=""):
         """Take an array; its contents are undefined.
@@ -131,40 +142,43 @@ class Pool:
         if not isinstance(tag, str):
             raise TypeError(f"tag: expected a str, got {tag!r}")
         n_bytes = align_up(requested)
-        scopes = self._scopes()
-        scope = scopes[-1] if scopes else None
+        scope = self._of_thread.innermost
         path = scope.path if scope else ""
         thread = threading.current_thread().name
         site = call_site() if self._debug else ""
         array = None
-        with self._lock:
-            self._check_open()
-            try:
+        try:
+            with self._lock:
+                if self._memory is None:
+                    self._check_open()
+                if self._in_doubt or self._unwanted:
+                    self._rebuild()
+                self._in_doubt = True
                 offset = self._arena.take(n_bytes) if n_bytes else 0
                 if offset is None:
+                    self._in_doubt = False
                     raise self._refusal(requested, n_bytes, shape, dtype, tag)
                 if self._order and n_bytes:
                     self._order.taken(offset, n_bytes)
                 array = self._memory.take(offset, n_bytes, shape, dtype)
-                number = self._number + 1
+                number = self._number = self._number + 1
                 block = Block(offset, n_bytes, number, shape, dtype, tag, path, thread, site)
-                self._live[id(array)] = (array, block, scope)
+                key = id(array)
                 if scope:
-                    scope.arrays[id(array)] = array
-                self._number = number
+                    scope.arrays[key] = array
+                self._live[key] = (array, block, scope)
                 used = self._arena.used
-                if used > self._peak:
-                    self._peak = used
-                    self._peak_number = number
-                    self._freed_since_peak = []
+                if used > self._at_peak.used:
+                    self._at_peak = _AtPeak(used, number, {})
                 if self._trace:
                     self._trace.block("alloc", block, used)
-            except BudgetError:
-                raise
-            except BaseException:  # an interrupt, or a device that fails: nothing was taken
-                self._undo_empty(array, scope)
-                raise
-        return array
+                self._in_doubt = False
+            return array
+        except BaseException:  # refused, an interrupt, or a device that fails: nothing was taken
+            if array is not None:
+                self._unwanted[id(array)] = array
+            self._mend()
+            raise
 
     def free(self, array):
         """Give back an array that `empty` returned.
@@ -174,19 +188,17 @@ class Pool:
         ValueError
             Not a live array of this pool: freed before, a view of one, or from elsewhere; the pool is closed.
         """
-        with self._lock:
-            self._check_open()
-            try:
-                entry = self._live.pop(id(array), None)
-                if entry:
-                    self._settle(entry)
-            except (
-                BaseException
-            ):  # an interrupt, or a block that was overrun: it is free all the same
-                self._rebuild()
-                raise
-            if entry is None:
-                raise ValueError(self._why_not_mine(array))
+        try:
+            with self._lock:
+                if self._memory is None:
+                    self._check_open()
+                if self._in_doubt or self._unwanted:
+                    self._rebuild()
+                if not self._give(array):
+                    raise ValueError(self._why_not_mine(array))
+        except BaseException:  # an interrupt, or a block that was overrun: it is free all the same
+            self._mend()
+            raise
 
     def scope(self, name):
         """Context manager that frees, when left, what this thread took inside. Leave scopes innermost first.
@@ -201,8 +213,18 @@ class Pool:
         return Scope(self, name)
 
     def close(self):
-        """Free everything and let go of the arena. A second call does nothing."""
-        leaked = self._close()
+        """Free everything and let go of the arena. A second call does nothing.
+
+        Raises
+        ------
+        RuntimeError
+            Of a debug pool only. Another thread holds blocks in a scope, or in a call such as attention: the pool
+            stays as it is, because to poison what they work on would spoil their results. Or blocks were not
+            freed: they are now, and the pool is closed.
+        MemoryCorruptionError
+            Of a debug pool: something wrote outside a block or into a freed one. The pool is closed.
+        """
+        leaked = self._close(must=True)
         if leaked and self._debug:
             lines = "".join(f"\n  {block}" for block in leaked)
             raise RuntimeError(f"pool closed while {len(leaked)} block(s) were not freed:{lines}")
@@ -210,11 +232,11 @@ class Pool:
     def reset_peak(self):
         """Let `peak` start again from what is used now."""
         with self._lock:
-            self._peak = self._arena.used
-            self._peak_number = self._number
-            self._freed_since_peak = []
+            self._settle_doubts()
+            used = self._arena.used
+            self._at_peak = _AtPeak(used, self._number, {})
             if self._trace:
-                self._trace.event("reset_peak", self._peak)
+                self._trace.event("reset_peak", used)
 
     def call(self, name, **details):
         """Context manager that marks the start and end of a call in the trace, if there is one.
@@ -239,6 +261,7 @@ class Pool:
             largest first: tag, n_bytes, n_blocks, sites); live (the fields of Block); at_peak (used, holders, live).
         """
         with self._lock:
+            self._settle_doubts()
             return self._snapshot()
 
     @property
@@ -247,25 +270,29 @@ class Pool:
 
     @property
     def used(self):
+        self._mend()
         return self._arena.used
 
     @property
     def peak(self):
-        return self._peak
+        return self._at_peak.used
 
     @property
     def largest_free(self):
         with self._lock:
+            self._settle_doubts()
             return self._arena.largest_free
 
     @property
     def fragmentation(self):
         with self._lock:
+            self._settle_doubts()
             return self._fragmentation()
 
     @property
     def live(self):
         with self._lock:
+            self._settle_doubts()
             return self._blocks()
 
     @property
@@ -281,13 +308,16 @@ class Pool:
         return self._memory is None
 
     def __enter__(self):
+        self._handled_outside = id_of_handled()
         return self
 
-    def __exit__(self, kind, error, traceback):
-        if kind is None:
+    __exit__ = SureExit()
+
+    def _leave(self, error, again):
+        if id(error) == self._handled_outside:
             self.close()
         else:
-            self._close()  # a complaint about leaked blocks would hide the error
+            self._close(must=False)  # a complaint about leaked blocks would hide the error
 
     def __reduce__(self):
         raise TypeError(
@@ -313,8 +343,10 @@ class Pool:
 
     def _snapshot(self):
         live = self._blocks()
-        at_peak = [block for block in live if block.number <= self._peak_number]
-        at_peak = by_offset(at_peak + self._freed_since_peak)
+        peak, last, freed = self._at_peak
+        # By number: an interrupt may leave one in both.
+        at_peak = {**freed, **{block.number: block for block in live if block.number <= last}}
+        at_peak = by_offset(at_peak.values())
         return {
             "version": SNAPSHOT_VERSION,
             "device": self._device.name,
@@ -322,13 +354,13 @@ class Pool:
             "closed": self.closed,
             "budget": self._budget,
             "used": self._arena.used,
-            "peak": self._peak,
+            "peak": peak,
             "largest_free": self._arena.largest_free,
             "fragmentation": self._fragmentation(),
             "holders": holders(live),
             "live": [block.to_dict() for block in live],
             "at_peak": {
-                "used": self._peak,
+                "used": peak,
                 "holders": holders(at_peak),
                 "live": [block.to_dict() for block in at_peak],
             },
@@ -338,99 +370,135 @@ class Pool:
         free = self._arena.size - self._arena.used
         return 1 - self._arena.largest_free / free if free else 0.0
 
-    def _release(self, arrays):
-        """Give back live arrays: all of them, even if an interrupt or a corrupted block comes between."""
-        try:
-            while arrays:
-                entry = self._live.pop(id(arrays[-1]), None)
-                if entry:
-                    self._settle(entry)
-                arrays.pop()
-        except BaseException:
-            for array in arrays:
-                self._forget(array)
-            self._rebuild()
-            raise
-
-    def _settle(self, entry):
-        """What follows from taking `entry` out of the live blocks."""
-        array, block, scope = entry
+    def _give(self, array):
+        """Take back a live array; False: it is none."""
+        key = id(array)
+        entry = self._live.get(key)
+        if entry is None:
+            return False
+        _, block, scope = entry
+        self._in_doubt = True
+        self._forget(key, block, scope)
         if block.n_bytes:
             if self._order:
                 self._order.freed(block.offset, block.n_bytes)
             self._arena.give(block.offset, block.n_bytes)
-        if scope:
-            scope.arrays.pop(id(array), None)
-        if block.number <= self._peak_number:
-            self._freed_since_peak.append(block)
         if self._trace:
             self._trace.block("free", block, self._arena.used)
         self._memory.give(array, block)
+        self._in_doubt = False
+        return True
 
-    def _forget(self, array):
-        """The least that frees an array: what `_rebuild` goes by."""
-        _, block, scope = self._live.pop(id(array), (None, None, None))
+    def _forget(self, key, block, scope):
+        """The least that frees a block: what `_rebuild` goes by."""
+        if block.number <= self._at_peak.number:
+            self._at_peak.freed[block.number] = block
+        del self._live[key]
         if scope:
-            scope.arrays.pop(id(array), None)
-        if block and block.number <= self._peak_number:
-            self._freed_since_peak.append(block)
+            scope.arrays.pop(key, None)
 
-    def _undo_empty(self, array, scope):
-        self._live.pop(id(array), None)
-        if scope:
-            scope.arrays.pop(id(array), None)
-        self._rebuild()
+    def _release(self, arrays):
+        """Take back live arrays, the last one first; one that was overrun keeps none of the others."""
+        failure = None
+        for array in reversed(arrays):
+            try:
+                self._give(array)
+            except Exception as error:
+                failure = failure or error
+                self._rebuild()
+        if failure:
+            raise failure
+
+    def _settle_doubts(self):
+        if self._in_doubt or self._unwanted:
+            self._rebuild()
 
     def _rebuild(self):
-        """After an interruption at an unknown point: the arena as the live blocks say."""
+        """After an interruption at an unknown point: all books as the live blocks say."""
+        self._in_doubt = True
+        for key in list(self._unwanted):
+            entry = self._live.get(key)
+            if entry:
+                self._forget(key, *entry[1:])
+            self._unwanted.pop(key, None)
         blocks = self._blocks()
         self._arena = Arena(self._arena.size, [(block.offset, block.n_bytes) for block in blocks])
+        if self._memory is not None:
+            self._memory.reset([array for array, _, _ in self._live.values()])
+        if self._order:
+            self._order.reset([block.offset for block in blocks if block.n_bytes])
         if self._trace:
             live = [block.to_dict() for block in blocks]
             self._trace.event("resync", self._arena.used, live=live)
-        if self._order:
-            self._order.reset([block.offset for block in blocks if block.n_bytes])
+        self._in_doubt = False
 
-    def _close(self):
+    def _close(self, must):
+        """Close, and return what was live; `must`: raise where a debug pool cannot."""
         with self._lock:
-            if self._memory is None:
-                return []
-            leaked = self._blocks()
-            memory = self._memory
-            try:
-                self._release([array for array, _, _ in self._live.values()])
-            finally:
+            self._settle_doubts()
+            memory, leaked, failure = self._memory, [], None
+            if memory is not None:
+                if self._debug and (at_work := self._blocks_of_other_threads()):
+                    if must:
+                        raise RuntimeError(_text_of_refused_close(at_work))
+                    return []
+                leaked = self._blocks()
+                try:
+                    self._release([array for array, _, _ in self._live.values()])
+                except Exception as error:
+                    failure = error
+                nothing = Arena(0)
                 self._memory = None
-                self._arena = Arena(0)
-                if self._trace:
-                    self._trace.event("detach", 0, snapshot=self._snapshot())
-                    self._trace = None
-            memory.close()
+                self._arena = nothing
+            if self._trace:
+                write = self._trace.prepare("detach", 0, snapshot=self._snapshot())
+                self._trace = None
+                write()
+            if memory is not None:
+                memory.close()
+            if failure:
+                raise failure
             return leaked
+
+    def _blocks_of_other_threads(self):
+        """Blocks in scopes that other threads are in."""
+        here = threading.current_thread()
+        return [
+            block
+            for _, block, scope in self._live.values()
+            if scope and scope.thread is not here and scope.thread.is_alive()
+        ]
 
     def _start_trace(self, recorder):
         with self._lock:
             self._check_open()
+            self._settle_doubts()
             if self._trace:
                 raise ValueError("the pool is traced already")
-            used = self._arena.used
-            recorder.event(
-                "attach",
-                used,
+            write = recorder.prepare_attach(
+                self._blocks(),
+                self._arena.used,
                 device=self._device.name,
                 budget=self._budget,
-                peak=self._peak,
+                peak=self._at_peak.used,
                 debug=self._debug,
             )
-            for block in self._blocks():
-                recorder.block("alloc", block, used)
             self._trace = recorder
+            write()
 
     def _stop_trace(self, recorder):
         with self._lock:
             if self._trace is recorder:
-                recorder.event("detach", self._arena.used, snapshot=self._snapshot())
+                self._settle_doubts()
+                write = recorder.prepare("detach", self._arena.used, snapshot=self._snapshot())
                 self._trace = None
+                write()
+
+    def _mend(self):
+        """Without the lock: after an interrupt, anybody's, put the books right."""
+        if self._in_doubt or self._unwanted:
+            with self._lock:
+                self._settle_doubts()
 
     # ------------------------------------------------------------ texts
 
@@ -483,13 +551,19 @@ class Pool:
 
     def _free_scope(self, scope):
         with self._lock:
+            self._settle_doubts()
             if self._memory is not None:
                 self._release(list(scope.arrays.values()))
+            scope.arrays.clear()  # an interrupt may leave one there that is free already
 
     def _scopes(self):
         """The scopes this thread is in, outermost first."""
-        try:
-            return self._of_thread.scopes
-        except AttributeError:
-            self._of_thread.scopes = []
-            return self._of_thread.scopes
+        return self._of_thread.scopes()
+
+
+def _text_of_refused_close(blocks):
+    lines = "".join(f"\n  {block}, by thread {block.thread!r}" for block in blocks)
+    return (
+        f"debug pool not closed: other threads work on {len(blocks)} block(s), and poisoning them would "
+        f"spoil their results; close it when they have left their scopes and calls:{lines}"
+    )

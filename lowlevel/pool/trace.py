@@ -30,15 +30,20 @@ is killed loses what happened in that time; half a line may then end the file, w
 import atexit
 import collections
 import contextlib
+import functools
 import itertools
 import json
 import os
+import queue
 import sys
 import threading
 import time
 import weakref
+from typing import NamedTuple
 
 import numpy as np
+
+from lowlevel.sure_exit import SureExit, id_of_handled
 
 from .block import Block
 
@@ -81,15 +86,15 @@ class Trace:
         self._file = open(self.path, "wb", buffering=0)
         self._events = collections.deque()
         self._start = time.perf_counter()
-        self._n_events = 0
         self._call_ids = itertools.count(1)
         self._encoded = {}
         self._pool_ids = itertools.count(1)
         self._pools = []
         self._error = None
         self._stopped = False
+        self._is_over = False
         self._write_lock = threading.Lock()
-        self._wake = threading.Event()
+        self._wake = queue.SimpleQueue()  # C's own: an Event that is interrupted stays locked
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -97,7 +102,10 @@ class Trace:
             "program": os.path.basename(sys.argv[0]) if sys.argv else "",
             "started": time.time(),
         }
-        self._file.write(_encode(header).encode())
+        start = _encode(header).encode()
+        self._file.write(start)
+        self._batch = _Batch([], b"", len(start), 0, False)
+        self._is_torn = False  # an interrupt has come while a batch was written
         _active.add(self)
         self._writer = threading.Thread(
             target=_write_until_stopped, args=(weakref.ref(self), self._wake), daemon=True
@@ -115,8 +123,12 @@ class Trace:
         if self._stopped:
             raise ValueError(f"the trace {self.path} is stopped")
         recorder = PoolRecorder(self, next(self._pool_ids))
-        pool._start_trace(recorder)
-        self._pools.append((weakref.ref(pool), recorder))
+        self._pools.append((weakref.ref(pool), recorder))  # first: `stop` must know of it
+        try:
+            pool._start_trace(recorder)
+        except BaseException:
+            pool._stop_trace(recorder)
+            raise
 
     def detach(self, pool):
         """Stop recording a pool; its snapshot goes into the file. One that is not recorded is left alone."""
@@ -127,32 +139,32 @@ class Trace:
     def flush(self):
         """Write all events so far."""
         with self._write_lock:
-            while self._events and self._error is None and not self._file.closed:
-                self._write_some()
+            self._write_all()
 
     def stop(self):
         """Detach every pool, write the rest and close the file. A second call does nothing."""
-        if self._stopped:
+        if self._is_over:
             return
         for known, recorder in self._pools:
             pool = known()
             if pool is not None:
                 pool._stop_trace(recorder)
         self._stopped = True
-        self._wake.set()
-        self.flush()
-        self._append((time.perf_counter(), "stop", None, {"n_events": self._n_events}, None))
-        self.flush()
+        self._wake.put(None)
         with self._write_lock:
+            self._write_all()
             self._file.close()
         _active.discard(self)
+        self._is_over = True
         if self._error is not None:
             raise self._error
 
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, error, traceback):
+    __exit__ = SureExit()
+
+    def _leave(self, error, again):
         self.stop()
 
     # ------------------------------------------------------------ recording
@@ -164,15 +176,40 @@ class Trace:
 
     # ------------------------------------------------------------ writing (under the write lock)
 
-    def _write_some(self):
-        lines = []
-        while self._events and len(lines) < LINES_PER_WRITE:
-            lines.append(self._line(self._events.popleft()))
-        self._n_events += len(lines)
+    def _write_all(self):
+        """Every event once, also after an interrupt between any two steps: `_batch` says how far it has come."""
+        while self._error is None and not self._is_over and not self._file.closed:
+            if self._batch.data:
+                self._write_batch()
+            elif self._batch.is_last:
+                return
+            elif self._events:
+                self._prepare([*itertools.islice(self._events, LINES_PER_WRITE)])
+            elif self._stopped:
+                fields = {"n_events": self._batch.n_events}
+                self._prepare([(time.perf_counter(), "stop", None, fields, None)], is_last=True)
+            else:
+                return
+
+    def _prepare(self, events, is_last=False):
+        data = "".join(map(self._line, events)).encode()
+        self._batch = _Batch(events, data, self._batch.start, self._batch.n_events, is_last)
+
+    def _write_batch(self):
+        events, data, start, n_events, is_last = self._batch
+        for event in events:
+            if self._events and self._events[0] is event:  # else it was removed before an interrupt
+                self._events.popleft()
         try:
-            _write_all(self._file, "".join(lines).encode())
+            rest = memoryview(data)[self._file.tell() - start if self._is_torn else 0 :]
+            self._is_torn = True
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             self._fail(error)
+            return
+        self._batch = _Batch([], b"", start + len(data), n_events + len(events), is_last)
+        self._is_torn = False
 
     def _line(self, event):
         seconds, op, pool, what, used = event
@@ -208,14 +245,12 @@ class Trace:
     def _fail(self, error):
         """The disk is full or gone: the traced program goes on, untraced."""
         self._error = error
-        self._append = _ignore
-        self._events.clear()
+        self._events = collections.deque(maxlen=0)
 
     def _abandon(self):
         """In a forked child: the file belongs to the parent."""
-        self._stopped = True
-        self._append = _ignore
-        self._events.clear()
+        self._stopped = self._is_over = True
+        self._events = collections.deque(maxlen=0)
         self._write_lock = threading.Lock()
 
 
@@ -225,6 +260,18 @@ class PoolRecorder:
     def __init__(self, trace, pool_id):
         self._trace = trace
         self._id = pool_id
+
+    def prepare(self, op, used, **fields):
+        """An event as a call that is C's own: right after the change that it tells of, nothing comes in between."""
+        event = (time.perf_counter(), op, self._id, fields, used)
+        return functools.partial(self._trace._events.append, event)
+
+    def prepare_attach(self, blocks, used, **fields):
+        """The same for the start: "attach", and an "alloc" for each block."""
+        now = time.perf_counter()
+        events = [(now, "attach", self._id, fields, used)]
+        events += [(now, "alloc", self._id, block, used) for block in blocks]
+        return functools.partial(self._trace._events.extend, events)
 
     def block(self, op, block, used):
         self._trace._append((time.perf_counter(), op, self._id, block, used))
@@ -242,13 +289,41 @@ class _Call:
         self._pool = pool
         self._fields = {"call": number, "name": name, "thread": threading.current_thread().name}
         self._details = details
+        self._is_open = False
 
     def __enter__(self):
-        self._recorder.event("begin", self._pool.used, **self._fields, details=self._details)
-        return self
+        self._handled_outside = id_of_handled()
+        begin = self._recorder.prepare(
+            "begin", self._pool.used, **self._fields, details=self._details
+        )
+        try:
+            self._is_open = True
+            begin()
+            return self
+        except BaseException:
+            self._end(False)
+            raise
 
-    def __exit__(self, kind, error, traceback):
-        self._recorder.event("end", self._pool.used, **self._fields, ok=kind is None)
+    __exit__ = SureExit()
+
+    def _leave(self, error, again):
+        self._end(id(error) == self._handled_outside)
+
+    def _end(self, ok):
+        if self._is_open:
+            end = self._recorder.prepare("end", self._pool.used, **self._fields, ok=ok)
+            self._is_open = False
+            end()
+
+
+class _Batch(NamedTuple):
+    """Lines on their way into the file."""
+
+    events: list
+    data: bytes
+    start: int  # where in the file they belong
+    n_events: int  # those in the file before them
+    is_last: bool
 
 
 def _encode(line):
@@ -272,24 +347,18 @@ def _constant_part(op, block):
     return _dumps(fields)[1:-1]
 
 
-def _write_all(file, data):
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
 def _write_until_stopped(trace_ref, wake):
     """The writer thread; it does not keep a forgotten trace alive."""
-    while not wake.wait(LAG_SECONDS):
-        trace = trace_ref()
+    while True:
+        try:
+            wake.get(timeout=LAG_SECONDS)
+            return
+        except queue.Empty:
+            trace = trace_ref()
         if trace is None:
             return
         trace.flush()
         del trace
-
-
-def _ignore(event):
-    pass
 
 
 def _stop_all():

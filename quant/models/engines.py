@@ -83,6 +83,15 @@ class Engine:
             return ABSORBED if model.mla_form == "split" else HEADS
         return self.mla[self.default_mla if setting.mla is None else setting.mla]
 
+    def check(self, setting):
+        """Raise ValueError where the engine does not run with a setting."""
+        _, block_values, _ = KV_TYPES[setting.kv_type]
+        if "flash" in self.options and not setting.flash and block_values > 1:
+            raise ValueError(
+                f"kv_type {setting.kv_type}: {self.name} caches quantised V with flash attention only; "
+                "f16 works without"
+            )
+
 
 def _kinds(layers):
     """One of each kind of layers with attention: sizes are per layer, and so equal for a kind."""
@@ -208,8 +217,12 @@ def _llama_kv_bytes(model, layer, setting):
 
 def _llama_masks(layers, setting):
     """One mask for the layers that see all keys, and one for those with a window."""
-    rows = sum({_rows(layer, setting, CELLS) for layer in _kinds(layers)})
-    return rows * min(setting.n_ubatch, setting.n_ctx) * (2 if setting.flash else 4)
+    masks = {(bool(layer.window), _rows(layer, setting, CELLS)) for layer in _kinds(layers)}
+    return (
+        sum(rows for _, rows in masks)
+        * min(setting.n_ubatch, setting.n_ctx)
+        * (2 if setting.flash else 4)
+    )
 
 
 def _llama_compute(model, layers, has_output, setting):
@@ -217,7 +230,7 @@ def _llama_compute(model, layers, has_output, setting):
     absorbed = LLAMA_CPP.form(model, setting) == ABSORBED
     mask = _llama_masks(layers, setting)
     phases = [
-        Compute(mask=mask, activations=phase_bytes(layer, n_tokens, "feed-forward"))
+        Compute(mask=mask, activations=4 * n_tokens * _llama_feed_forward(model, layer))
         for layer in layers
     ]
     for layer in _kinds(layers):
@@ -236,6 +249,16 @@ def _llama_compute(model, layers, has_output, setting):
         logits = 4 * n_tokens * model.n_vocab
         phases.append(Compute(mask=mask, logits=logits, activations=6 * stream))
     return _largest(phases)
+
+
+def _llama_feed_forward(model, layer):
+    """Values a token: gate, up and their product; the experts' results where they do not fit where the first two lay."""
+    ff = layer.feed_forward
+    results = ff.n_used * model.n_embd
+    widths = [3 * ff.dense, 3 * ff.n_used * ff.expert, results + 3 * ff.shared]
+    if results > 2 * ff.n_used * ff.expert:
+        widths[1] += results
+    return 5 * model.n_embd + max(widths)
 
 
 # ik_llama.cpp
@@ -263,7 +286,7 @@ def _ik_compute(model, layers, has_output, setting):
     n_tokens = min(setting.n_ubatch, setting.n_ctx)
     mask = _ik_rows(setting) * n_tokens * (2 if setting.flash else 4)
     phases = [
-        Compute(mask=mask, activations=phase_bytes(layer, n_tokens, "feed-forward"))
+        Compute(mask=mask, activations=4 * n_tokens * _ik_feed_forward(model, layer))
         for layer in layers
     ]
     for layer in _kinds(layers):
@@ -272,6 +295,14 @@ def _ik_compute(model, layers, has_output, setting):
         logits = 4 * n_tokens * model.n_vocab
         phases.append(Compute(logits=logits, activations=8 * n_tokens * model.n_embd))
     return _largest(phases)
+
+
+def _ik_feed_forward(model, layer):
+    """Values a token: gate and up are one operation, of which only the product is kept."""
+    ff = layer.feed_forward
+    results = ff.n_used * model.n_embd
+    experts = results + max(ff.n_used * ff.expert, ff.shared)
+    return 3 * model.n_embd + max(ff.dense, experts)
 
 
 def _ik_attention(model, layer, form, setting):

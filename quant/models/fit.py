@@ -34,6 +34,23 @@ class Weight(NamedTuple):
     layer: int | str
 
 
+class FeedForward(NamedTuple):
+    """Widths of a layer's feed-forward part; 0: it has no such part.
+
+    Attributes
+    ----------
+    dense, expert, shared : int
+        Of the dense part, of one expert, and of the shared experts together.
+    n_used : int
+        Experts a token.
+    """
+
+    dense: int = 0
+    expert: int = 0
+    shared: int = 0
+    n_used: int = 0
+
+
 class Layer(NamedTuple):
     """What one layer keeps and works on.
 
@@ -45,6 +62,7 @@ class Layer(NamedTuple):
         Keys that it sees; 0: all.
     latent, n_rot : int
         Width of the latent (`kv_lora_rank`) and of the RoPE part beside it; 0: no latent attention.
+    feed_forward : FeedForward
     phases : dict of str to dict of str to int
         For each phase the tensors that live at once: name to values per token.
     """
@@ -56,6 +74,7 @@ class Layer(NamedTuple):
     window: int
     latent: int
     n_rot: int
+    feed_forward: FeedForward
     phases: dict
 
 
@@ -270,9 +289,12 @@ def device_memory(model, rule, setting, vram, shares, reserve=0):
 
     Raises
     ------
+    ValueError
+        The engine does not run so.
     BudgetError
         `setting.amb` is below the smallest tile.
     """
+    rule.check(setting)
     device_of = split_layers(len(model.layers), shares)
     weights = [0] * len(vram)
     for weight in model.weights:

@@ -4,7 +4,7 @@ import re
 
 from ..gguf.model_file import ModelFileError
 from ..gguf.model_file import open as open_model
-from .fit import INPUT, OUTPUT, Layer, ModelMemory, Weight
+from .fit import INPUT, OUTPUT, FeedForward, Layer, ModelMemory, Weight
 from .geometry import GEOMETRIES, named_geometry
 from .synthetic.make_gguf import plan_tensors
 
@@ -47,15 +47,7 @@ def memory_model(model, qtype="Q8_0", mla_form=None):
     """
     if str(model) in GEOMETRIES:
         geometry = named_geometry(str(model))
-        geometry = geometry.resized(mla_form=mla_form) if mla_form else geometry
-        tensors = [
-            (tensor.spec.name, tensor.block.name, tensor.n_bytes, tensor.spec.shape)
-            for tensor in plan_tensors(geometry, qtype)
-        ]
-        form = geometry.mla_form if geometry.kv_lora_rank else ""
-        return _memory_model(
-            geometry.name, tensors, geometry.attention, geometry.n_expert_used, form
-        )
+        return of_geometry(geometry.resized(mla_form=mla_form) if mla_form else geometry, qtype)
     with open_model(model) as file:
         attention = file.attention
         infos = [file.tensor_info(name) for name in file]
@@ -74,6 +66,16 @@ def memory_model(model, qtype="Q8_0", mla_form=None):
             f"type {', '.join(bounded)}: of unknown size, bounded by where the next tensor begins",
         ) * bool(bounded)
         return _memory_model(str(model), tensors, attention, n_expert_used, form, notes)
+
+
+def of_geometry(geometry, qtype):
+    """The `ModelMemory` of a `ModelGeometry` whose bulk has a type."""
+    tensors = [
+        (tensor.spec.name, tensor.block.name, tensor.n_bytes, tensor.spec.shape)
+        for tensor in plan_tensors(geometry, qtype)
+    ]
+    form = geometry.mla_form if geometry.kv_lora_rank else ""
+    return _memory_model(geometry.name, tensors, geometry.attention, geometry.n_expert_used, form)
 
 
 def _mla_form(file):
@@ -136,6 +138,12 @@ def _layer_memory(number, attention, n_head, n_head_kv, window, rows_of, n_exper
     latent, n_rot = (attention.kv_lora_rank, attention.n_rot) if attention.is_mla else (0, 0)
     experts = n_expert_used if rows("ffn_gate_exps") or rows("ffn_gate_up_exps") else 0
     gate_up = 2 * rows("ffn_gate_exps") + rows("ffn_gate_up_exps")
+    feed_forward = FeedForward(
+        dense=rows("ffn_gate") or rows("ffn_up"),
+        expert=gate_up // 2 if experts else 0,
+        shared=rows("ffn_gate_shexp"),
+        n_used=experts,
+    )
     stream = {"residual": n_embd, "normed": n_embd}
     return Layer(
         n_head=n_head,
@@ -145,6 +153,7 @@ def _layer_memory(number, attention, n_head, n_head_kv, window, rows_of, n_exper
         window=window,
         latent=latent,
         n_rot=n_rot,
+        feed_forward=feed_forward,
         phases={
             "attention": {
                 **stream,
@@ -156,10 +165,10 @@ def _layer_memory(number, attention, n_head, n_head_kv, window, rows_of, n_exper
             "attention output": {"residual": n_embd, "kqv": n_head * d_v, "out": n_embd},
             "feed-forward": {
                 **stream,
-                "gate, up": 2 * rows("ffn_gate"),
+                "gate, up": 2 * feed_forward.dense,
                 "experts' gate, up": experts * gate_up,
                 "experts' out": experts * n_embd,
-                "shared gate, up": 2 * rows("ffn_gate_shexp"),
+                "shared gate, up": 2 * feed_forward.shared,
                 "out": n_embd,
             },
         },

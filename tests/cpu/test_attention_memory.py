@@ -119,6 +119,8 @@ CHILD = textwrap.dedent(
         lowlevel.attention(q, k, v, pool=pool, out=out, method=method, n_threads=2)
 
     budget = 256 * 2**20 if method == "steps" else 2**20
+    # Python's table of interned strings grows by megabytes at once, whenever it happens to be full: now.
+    interned = [sys.intern(f"interned {i}") for i in range(50_000)]
     warm = operands(40, 300)
     with lowlevel.Pool(budget) as pool:
         call(*warm, pool, np.empty((4, 40, 128), np.float32))

@@ -105,4 +105,4 @@ def check(device, operands, options, bound, what="", **more):
     bound = bound_for(operands[0], bound)
     expected, expected_lse = attention_float64(*operands, return_lse=True, **options)
     assert_close(out.astype(np.float64), expected, bound, f"{what} {sorted(options)}")
-    assert_close(lse, expected_lse, bound, f"lse {what} {sorted(options)}")
+    assert_close(lse, expected_lse, bound, f"lse {what} {sorted(options)}", least=1)

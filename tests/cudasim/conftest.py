@@ -58,7 +58,8 @@ def anywhere(request, kernel):
     cupy = pytest.importorskip("cupy")
     include = KERNELS.parents[2] / "lowlevel" / "gpu" / "include"
     toolkit = os.environ.get("CUDA_PATH", "/usr/local/cuda")
-    options = (f"-I{include}", f"-I{toolkit}/include", "-std=c++17")
+    toolkit_includes = (f"-I{toolkit}/include", f"-I{toolkit}/include/cccl")
+    options = (f"-I{include}", *toolkit_includes, "-std=c++17")
 
     def get(file, name, architecture=None):
         text = (KERNELS / file).read_text()

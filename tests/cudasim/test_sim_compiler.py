@@ -149,12 +149,6 @@ def test_shared_declarations_of_every_shape():
         assert out.tolist() == [2 + 3 + 1 + 4 + 8 + 15, 2 + 20 + 200, 1]
 
 
-def test_dynamic_shared_memory_at_file_scope_is_explained():
-    code = "extern __shared__ float s[];\n" + FILL
-    with pytest.raises(cudasim.KernelLaunchError, match="declare it inside the kernel"):
-        cudasim.Module("scope.cu", code=code).get_function("fill")
-
-
 def test_included_files_are_part_of_the_content(tmp_path, cache):
     (tmp_path / "value.cuh").write_text("#define VALUE 1\n")
     source = tmp_path / "k.cu"

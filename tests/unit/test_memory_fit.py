@@ -17,6 +17,7 @@ from quant.models.fit import (
     MIB,
     OUTPUT,
     BudgetError,
+    FeedForward,
     Layer,
     ModelMemory,
     Setting,
@@ -148,7 +149,17 @@ def test_shares_that_make_no_sense(shares):
 def small_model(rng, n_layer=6):
     """Layers of different K/V widths."""
     layers = tuple(
-        Layer(8, rng.choice([1, 2, 4]), 64, 64, 0, 0, 0, {"all": {"x": 100 * rng.randrange(9)}})
+        Layer(
+            8,
+            rng.choice([1, 2, 4]),
+            64,
+            64,
+            0,
+            0,
+            0,
+            FeedForward(),
+            {"all": {"x": 100 * rng.randrange(9)}},
+        )
         for _ in range(n_layer)
     )
     weights = [Weight(f"{i}", "attention", "Q8_0", rng.randrange(2**22), i) for i in range(n_layer)]
@@ -246,7 +257,7 @@ def test_a_files_tensors_are_all_somewhere_once(files, name):
     devices = device_memory(model, KQCAP, Setting(256, 128, n_threads=1), [2**30] * 3, [1] * 3)
     answer = fit(model, KQCAP, [2**30] * 3, n_threads=1)
     assert sum(device.weights for device in devices) + answer.host_weights == file.n_bytes
-    kinds = {layer[:-1] for layer in model.layers}
+    kinds = {layer[:7] for layer in model.layers}
     latent = (2, 2, 192, 128, 0, 512, 64) if attention.is_mla else (4, 2, 128, 128, 0, 0, 0)
     assert kinds == {latent}
 
@@ -322,6 +333,11 @@ def test_the_command(capsys, files):
         (
             ["llama-8b", "--vram", "24GB", "--engine", "ik", "--method", "steps"],
             "--method: .* has none",
+        ),
+        (["llama-8b", "--vram", "24GB", "--method", "steps"], "--method steps: with --device cpu"),
+        (
+            ["llama-8b", "--vram", "24GB", "--engine", "ik", "-fa", "0", "--kv-type", "q8_0"],
+            "quantised V with flash attention only",
         ),
         (["llama-8b", "--vram", "24GB", "-fa", "0"], "-fa: --engine kqcap has none"),
         (["llama-8b", "--vram", "24GB", "--engine", "ik", "--device", "cpu"], "--device: for"),

@@ -15,6 +15,7 @@ import pytest
 from traces import Lines, mutant, record
 
 import lowlevel
+from lowlevel.extras import pip_install
 from lowlevel.pool.trace import Trace
 from tools.cli import main
 from tools.pool.common import shown
@@ -81,7 +82,7 @@ def test_map(capsys, said):
     assert sum(b["n_bytes"] for b in document["pools"][0]["blocks"]) == said["peak"]
     half = said["halfway"]
     (pool,) = run_json(capsys, "map", said["path"], f"--at={half}")["pools"]
-    assert all(b["t"] <= half for b in pool["blocks"])
+    assert all(b["t"] is None or b["t"] <= half for b in pool["blocks"])
     out = run(capsys, "map", said["path"], "--width", "40", "--rows", "4", "--whole")
     rows = [line[15:] for line in out.splitlines() if line[:14].strip().replace(",", "").isdigit()]
     assert len(rows) <= 4 and all(len(row) == 40 for row in rows[:-1]) and "A" in "".join(rows)
@@ -186,6 +187,32 @@ def test_exports_and_pictures_go_where_they_are_told(capsys, said, tmp_path):
     assert files_of(tmp_path) == sorted(before + new + ["run.jsonl.csv", "run.jsonl.html"])
     document = run_json(capsys, "timeline", said["path"])
     assert document["pools"][0]["peak"] == said["peak"]
+
+
+def test_a_png_without_matplotlib_writes_nothing(capsys, said, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends", None)
+    before = files_of(tmp_path)
+    outputs = ["-o", str(tmp_path / "a.html"), "-o", str(tmp_path / "a.png")]
+    assert pip_install("plot") in fails(capsys, "timeline", said["path"], *outputs)
+    assert files_of(tmp_path) == before
+
+
+def test_stats_by_line_and_scope_and_what_was_never_freed(capsys, tmp_path):
+    path = tmp_path / "t.jsonl"
+    said = record(path, random.Random(4), debug=True)
+    (pool,) = run_json(capsys, "stats", str(path))["pools"]
+    assert sum(group["n_bytes"] for group in pool["left"]) == said["snapshot"]["used"]
+    assert {group["since"] is None for group in pool["left"] if group["tag"] == "early"} == {True}
+    for kind in ("tags", "scopes", "sites"):
+        assert sum(totals["used"] for totals in pool[kind].values()) == said["snapshot"]["used"]
+    out = run(capsys, "stats", str(path))
+    assert "| source line" in out and "| layer 0/x" in out and "record < test_pool_cli.py:" in out
+    assert f"never freed: {pool['n_live']} block(s), {said['snapshot']['used']} B" in out
+    out = run(capsys, "check", str(path), "--no-leaks", code=1)
+    assert "(taken at traces.py:" in out
+    Lines().alloc(1, 0, 256).write(path)
+    out = run(capsys, "stats", str(path))
+    assert "live now: 1 block(s)" in out and "source line" not in out
 
 
 def test_nothing_is_replaced_unasked(capsys, said, tmp_path):

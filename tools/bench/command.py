@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import statistics
+import sys
 import time
 
 from ..options import UsageError, add_sweep, choices, fill_list_defaults, new_parser, positive
@@ -29,11 +30,12 @@ columns:
                 resident memory during the run (VmHWM, reset before; VmRSS where that is not
                 allowed) minus the resident memory before (VmRSS). Inputs, output, compiled code
                 and BLAS's buffers are there before; freed memory that is used again does not count
-  t/s           tokens a second of this one layer's attention: median +- half the range
+  t/s           tokens a second of this one layer's attention: median +- half the range, from 3 runs on
   ratio         speed over steps at amb 0, median of the rounds (higher is faster)
   error         against float64 on sampled rows of all heads, over the largest output
-Runs of all rows are interleaved, in a new order each round. A row that cannot run says what it
-would need. Checked limits: pool peak equals the plan and is within the budget; error <= 5e-6
+Runs of all rows are interleaved, in a new order each round; budgets whose plans are equal are one run
+and one row. The rows of a prompt length and type appear when they are finished; Ctrl-C keeps what is
+measured. A row that cannot run says what it would need. Checked limits: pool peak equals the plan and is within the budget; error <= 5e-6
 (growing with the largest score where their standard deviation is over 3).
 
 With --vs: dequantisation, products, attention and start-up, held against other software on the same
@@ -47,10 +49,13 @@ measured in the same rounds. -t is 1,2 by default. About 8 minutes on two idle c
   ours f16      the same with f16 K and V
   ours bf16     the same with precision="bf16", where the CPU has it
   scratch       MiB that one call takes
-  bar           what this project set itself to reach (--check: exit code 1 where it is
+  bar           with --check: what this project set itself to reach (exit code 1 where it is
                 missed); floor: what work as fast as traffic, or reading, alone would have reached"""
 
 DEFAULT_REPETITIONS = 3
+# Fewer runs have no spread worth the name.
+SPREAD_RUNS = 3
+INTERRUPTED = 130
 DEFAULT_SECONDS = 110
 
 PARAMETERS = [
@@ -149,14 +154,29 @@ def run(args):
         progress = stack.enter_context(tables.progress())
         path = args.model or _default_model(progress)
         model = stack.enter_context(quant.open(path))
-        tests = [
-            _test(args, model, progress, deadline, n_prompt, kv_type)
-            for n_prompt, kv_type in itertools.product(args.n_prompt, args.kv_type)
-        ]
         document = dict(model=str(path), layer=args.layer, full=args.full, seed=args.seed)
-        document.update(_sizes(model.attention, args.layer))
-    document["rows"] = [row for test in tests for row in test]
-    _print(args, document)
+        document.update(_sizes(model.attention, args.layer), rows=[], interrupted=False)
+        if not args.json:
+            with tables.paused(progress):
+                tables.note(f"{path}, layer {args.layer}")
+        for n_prompt, kv_type in itertools.product(args.n_prompt, args.kv_type):
+            try:
+                rows, interrupted = _test(args, model, progress, deadline, n_prompt, kv_type)
+            except KeyboardInterrupt:  # before anything was measured
+                rows, interrupted = [], True
+            document["rows"] += rows
+            if rows and not args.json:
+                with tables.paused(progress):
+                    _print(args, document, rows)
+            if interrupted:
+                document["interrupted"] = True
+                break
+    if args.json:
+        tables.print_json(document)
+    if document["interrupted"]:
+        n_rows = len(document["rows"])
+        print(f"kqcap bench: interrupted; {n_rows} rows are measured", file=sys.stderr)
+        return INTERRUPTED
     if all(row["cannot_run"] for row in document["rows"]):
         raise UsageError(document["rows"][0]["cannot_run"])
     return int(any(row["broken"] for row in document["rows"]))
@@ -181,7 +201,7 @@ def _sizes(attention, layer):
 
 
 def _test(args, model, progress, deadline, n_prompt, kv_type):
-    """The rows of one prompt length and type of K and V."""
+    """The finished rows of one prompt length and type of K and V, and whether they were interrupted."""
     from . import measure, workload
 
     ubatches = list(dict.fromkeys(min(n, n_prompt) for n in args.ubatch_size))
@@ -206,17 +226,31 @@ def _test(args, model, progress, deadline, n_prompt, kv_type):
         for n_ubatch, n_threads, method, amb_mib in asked
     ]
     repetitions = args.repetitions or DEFAULT_REPETITIONS
-    with _task(progress, "runs", len(cases) * (1 + repetitions)) as advance:
-        results = measure.measure(
+    task = progress.add_task("runs", total=None)
+
+    def advance(result):
+        progress.advance(task)
+        if len(result.seconds) == 1:
+            progress.console.print(
+                _first_words(result, prompts[result.case.n_ubatch]), highlight=False
+            )
+
+    try:
+        results, interrupted = measure.measure(
             prompts,
             cases,
             repetitions=repetitions,
             deadline=None if args.repetitions else deadline,
             seed=args.seed,
-            advance=lambda: advance(1),
+            begin=lambda n_runs: progress.update(task, total=n_runs),
+            advance=advance
+            if progress.console.is_terminal
+            else lambda result: progress.advance(task),
         )
+    finally:
+        progress.remove_task(task)
     by_case = {result.case: result for result in results}
-    return [
+    rows = [
         {
             "n_prompt": n_prompt,
             "kv_type": kv_type,
@@ -224,7 +258,20 @@ def _test(args, model, progress, deadline, n_prompt, kv_type):
             **_derived(result, by_case.get(result.case.reference), prompts[result.case.n_ubatch]),
         }
         for result in results
+        if result.is_finished
     ]
+    return rows, interrupted
+
+
+def _first_words(result, prompt):
+    """A line for the terminal once a row has been timed for the first time; the table comes later."""
+    from ..tables import mib
+
+    case = result.case
+    return (
+        f"  {case.method}, u-batch {case.n_ubatch}, amb {case.amb_mib or 'none'}, {case.n_threads} thread(s): "
+        f"{mib(result.peak_bytes)} MiB, {prompt.n_tokens / result.seconds[0]:.2f} t/s so far"
+    )
 
 
 def _derived(result, reference, prompt):
@@ -238,7 +285,7 @@ def _derived(result, reference, prompt):
         score_max=prompt.score_max,
         error_bound=prompt.error_bound,
         tokens_per_second=statistics.median(speeds) if speeds else None,
-        spread=(max(speeds) - min(speeds)) / 2 if speeds else None,
+        spread=(max(speeds) - min(speeds)) / 2 if len(speeds) >= SPREAD_RUNS else None,
         ratio=measure.ratio(result, reference),
     )
 
@@ -258,32 +305,47 @@ def _task(progress, description, total):
         progress.remove_task(task)
 
 
-def _print(args, document):
+def _print(args, document, rows):
+    """The table of some rows, budgets that changed nothing in one."""
     from .. import tables
 
-    if args.json:
-        tables.print_json(document)
-        return
-    rows = document["rows"]
+    merged = _merged(rows)
     what = "whole prompt" if args.full else "last u-batch of the prompt"
-    runs = f"timed runs: {max(len(row['seconds']) for row in rows)}"
+    counts = {len(row["seconds"]) for row in rows if not row["cannot_run"]} or {0}
+    runs = f"timed runs: {'-'.join(map(str, sorted({min(counts), max(counts)})))}"
     sizes = "{n_head} heads, {n_head_kv} K/V heads, d_k {d_k}, d_v {d_v}".format(**document)
-    tables.note(f"{document['model']}, layer {document['layer']}")
     tables.print_sweep(
-        f"{sizes}; {what}; {runs}; sizes in MiB", rows, PARAMETERS, COLUMNS, _cells, n_keys=2
+        f"{sizes}; {what}; {runs}; sizes in MiB", merged, PARAMETERS, COLUMNS, _cells, n_keys=2
     )
+    if len(merged) < len(rows):
+        tables.note("budgets in one row have the same plan: one run stands for all of them")
     tables.note_what_cannot_run(
         [(row["needs_bytes"], row["cannot_run"]) for row in rows if row["cannot_run"]]
     )
-    for row in rows:
+    for row in merged:
         for broken in row["broken"]:
-            tables.note(f"BROKEN: {row['method']}, amb {row['amb_mib']}: {broken}")
+            tables.note(f"BROKEN: {row['method']}, amb {row['amb']}: {broken}")
+
+
+def _merged(rows):
+    """Rows with the text of all their budgets as "amb": one of those whose plans, and so whose runs, are equal."""
+    from .measure import unbudgeted
+
+    merged = {}
+    for row in rows:
+        same = {key: value for key, value in row.items() if key not in ("amb_mib", "budget")}
+        if row["plan"] is not None:
+            same["plan"] = unbudgeted(row["plan"])
+        key = row["amb_mib"] if row["cannot_run"] else None, repr(same)
+        found = merged.setdefault(key, {**row, "ambs": []})
+        found["ambs"].append(row["amb_mib"])
+    return [{**row, "amb": ",".join(map(str, row["ambs"]))} for row in merged.values()]
 
 
 def _cells(row):
     from ..tables import mib, tile
 
-    start = [row["method"], str(row["amb_mib"])]
+    start = [row["method"], row["amb"]]
     if row["cannot_run"]:
         needs = f"needs {mib(row['needs_bytes'])}"
         return [*start, "-", "-", needs, "-", "-", "-", "-", "-"]
@@ -295,7 +357,8 @@ def _cells(row):
         mib(row["scratch_bytes"]),
         mib(row["peak_bytes"]),
         mib(row["growth_bytes"]),
-        f"{row['tokens_per_second']:.2f} ± {row['spread']:.2f}",
+        f"{row['tokens_per_second']:.2f}"
+        + ("" if row["spread"] is None else f" ± {row['spread']:.2f}"),
         ratio,
         f"{row['error']:.1e}",
     ]

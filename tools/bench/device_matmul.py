@@ -23,8 +23,8 @@ ROTATED_BYTES = 400 << 20
 _MAX_CALLS = 64
 TYPES = ("IQ4_NL", "Q2_K", "Q3_K", "Q6_K", "Q8_0", "Q4_K", "Q4_0")
 SIZES = (1, 2, 4, 8, 16, 64, 512)
-# Of one value, over the norms' product and columns**-0.5: int8 activations' 0.0064 rms, sixfold.
-BOUND = 0.04
+# Of one value, over the norms' product and columns**-0.5: int8 activations' 0.0071 rms, sixfold.
+BOUND = 0.043
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import statistics
 import time
@@ -48,6 +49,7 @@ class Measurement:
     """What became of a case. Sizes in bytes, times in seconds; None: not measured."""
 
     case: Case
+    plans: list = field(default_factory=list)  # of each u-batch
     plan: object = None
     scratch_bytes: int | None = None
     budget: int | None = None
@@ -59,10 +61,28 @@ class Measurement:
     cannot_run: str = ""
     broken: list = field(default_factory=list)
 
+    @property
+    def is_finished(self):
+        """Whether it was timed at least once, or cannot run."""
+        return bool(self.seconds or self.cannot_run)
+
+    def share_with(self, other):
+        """Give what was measured to a case with equal plans."""
+        for name in (
+            "peak_bytes",
+            "growth_bytes",
+            "seconds",
+            "error",
+            "needs_bytes",
+            "cannot_run",
+            "broken",
+        ):
+            setattr(other, name, copy.copy(getattr(self, name)))
+
     def to_dict(self):
         """Plain data, for JSON."""
         data = {**asdict(self.case), **vars(self)}
-        del data["case"]
+        del data["case"], data["plans"]
         return {**data, "plan": None if self.plan is None else self.plan.to_dict()}
 
 
@@ -174,8 +194,20 @@ class Prompt:
         return scaled_error(self.out[:, self.rows], self.expected)
 
 
-def measure(prompts, cases, *, repetitions, deadline=None, seed=0, advance=lambda: None):
+def measure(
+    prompts,
+    cases,
+    *,
+    repetitions,
+    deadline=None,
+    seed=0,
+    begin=lambda n_runs: None,
+    advance=lambda run: None,
+):
     """Run each case once for memory and error, then time all of them in mixed order.
+
+    Cases whose plans are equal are one run: a larger budget changes nothing in it. Ctrl-C ends the
+    measurement and keeps what is there.
 
     Parameters
     ----------
@@ -187,35 +219,69 @@ def measure(prompts, cases, *, repetitions, deadline=None, seed=0, advance=lambd
         happens on the machine hits all of them alike.
     deadline : float, optional
         `time.monotonic()` by which to end: after the first round none is begun that would be late.
+    begin : callable
+        Told how many runs there will be at most, before the first.
     advance : callable
-        Called after each run, for a progress bar.
+        Told the `Measurement` after each run of it, for a progress bar.
 
     Returns
     -------
     list of Measurement
+    bool
+        Whether it was interrupted.
     """
+    results = [Measurement(case) for case in cases]
+    try:
+        _measure(prompts, cases, results, repetitions, deadline, seed, begin, advance)
+    except KeyboardInterrupt:
+        return results, True
+    return results, False
+
+
+def _measure(prompts, cases, results, repetitions, deadline, seed, begin, advance):
     for prompt in prompts.values():
         _warm_up(prompt, cases)
-    results = [Measurement(case) for case in cases]
+    groups = _of_equal_plans(prompts, results)
+    begin(len(groups) * (1 + repetitions))
     runs = []
+    try:
+        for group in groups:
+            run = _first_run(prompts[group[0].case.n_ubatch], group[0])
+            if run is not None:
+                runs.append(run)
+            advance(group[0])
+        order = random.Random(seed)
+        for _ in _rounds(repetitions, deadline):
+            for run in order.sample(runs, len(runs)):
+                run.timed()
+                advance(run.result)
+    finally:
+        for first, *others in groups:
+            for other in others:
+                first.share_with(other)
+
+
+def unbudgeted(plan):
+    """What a plan decided (its `to_dict()`), without the budget that it was made for."""
+    return {key: value for key, value in plan.items() if key != "budget"}
+
+
+def _of_equal_plans(prompts, results):
+    """The results that can run, with their plans, in groups of the same ones; the smallest budget goes first."""
+    groups = {}
     for result in results:
-        run = _prepare(prompts[result.case.n_ubatch], result)
-        if run is not None:
-            runs.append(run)
-            advance()
-    order = random.Random(seed)
-    for _ in _rounds(repetitions, deadline):
-        for run in order.sample(runs, len(runs)):
-            run.timed()
-            advance()
-    return results
+        if _plan(prompts[result.case.n_ubatch], result):
+            key = result.case.n_ubatch, repr([unbudgeted(plan.to_dict()) for plan in result.plans])
+            groups.setdefault(key, []).append(result)
+    return [sorted(group, key=lambda result: result.budget) for group in groups.values()]
 
 
 def ratio(result, reference):
     """Speed over that of `reference`: the median over the rounds, each against its own round."""
     if reference is None or not reference.seconds or not result.seconds:
         return None
-    pairs = zip(reference.seconds, result.seconds, strict=True)
+    # an interrupted round has some of them only
+    pairs = zip(reference.seconds, result.seconds, strict=False)
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
@@ -232,9 +298,9 @@ def _rounds(count, deadline):
 class _Run:
     """A case that can run, with its plans and a pool of its own."""
 
-    def __init__(self, prompt, plans, result):
+    def __init__(self, prompt, result):
         """The first run, in a fresh pool: how the process grows meanwhile."""
-        self._prompt, self._plans, self._result = prompt, plans, result
+        self._prompt, self._plans, self.result = prompt, result.plans, result
         process.hand_back_freed()
         peak_is_exact = process.reset_peak_resident()
         before = process.resident_bytes()
@@ -246,12 +312,12 @@ class _Run:
         self._check_error()
 
     def timed(self):
-        self._result.seconds.append(self._run())
+        self.result.seconds.append(self._run())
         self._check_error()
 
     def _run(self):
         seconds, peaks = self._prompt.run(self._plans, self._pool)
-        result = self._result
+        result = self.result
         result.peak_bytes = max(result.peak_bytes or 0, *peaks)
         if peaks != [plan.scratch_bytes for plan in self._plans]:
             self._broken("pool peak is not the plan's scratch")
@@ -260,30 +326,46 @@ class _Run:
         return seconds
 
     def _check_error(self):
-        result, error = self._result, self._prompt.error()
+        result, error = self.result, self._prompt.error()
         result.error = float(np.maximum(error, result.error or 0.0))  # NaN stays
         if not error <= self._prompt.error_bound:
             self._broken(f"error is over {self._prompt.error_bound:g}")
 
     def _broken(self, what):
-        if what not in self._result.broken:
-            self._result.broken.append(what)
+        if what not in self.result.broken:
+            self.result.broken.append(what)
 
 
-def _prepare(prompt, result):
-    """A `_Run` of the case, or None and the reason in `result`."""
+def _plan(prompt, result):
+    """Plan the case; False, with the reason in `result`, where nothing can."""
     case = result.case
     try:
-        plans = prompt.plans(case)
-        result.plan = plans[-1]  # what a row shows: of the whole prompt the u-batch with most keys
-        result.scratch_bytes = max(plan.scratch_bytes for plan in plans)
-        result.budget = case.amb_mib * MIB or result.scratch_bytes
-        _check_memory(result.scratch_bytes)
-        return _Run(prompt, plans, result)
+        result.plans = prompt.plans(case)
     except MemoryError as error:  # BudgetError is one
-        result.needs_bytes = getattr(error, "requested", result.scratch_bytes)
-        result.cannot_run = str(error)
+        return _cannot_run(result, error)
+    result.plan = result.plans[
+        -1
+    ]  # what a row shows: of the whole prompt the u-batch with most keys
+    result.scratch_bytes = max(plan.scratch_bytes for plan in result.plans)
+    result.budget = case.amb_mib * MIB or result.scratch_bytes
+    return True
+
+
+def _first_run(prompt, result):
+    """A `_Run` of the case, or None and the reason in `result`."""
+    try:
+        _check_memory(result.scratch_bytes)
+        return _Run(prompt, result)
+    except MemoryError as error:
+        _cannot_run(result, error)
         return None
+
+
+def _cannot_run(result, error):
+    result.needs_bytes = getattr(error, "requested", result.scratch_bytes)
+    # MemoryError of NumPy or Python may have no text, and an empty one would mean that it can run
+    result.cannot_run = str(error) or "out of memory"
+    return False
 
 
 def _check_memory(n_bytes):

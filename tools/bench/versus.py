@@ -127,7 +127,7 @@ def run(args):
     if args.json:
         tables.print_json(document)
     else:
-        versus_report.print_tables(document)
+        versus_report.print_tables(document, bars=args.check)
     return int(args.check and versus_report.is_missed(document))
 
 

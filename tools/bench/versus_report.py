@@ -12,6 +12,8 @@ __all__ = ["is_missed", "judge", "print_tables"]
 # Shown as one table column, the fastest of its forms.
 _GROUPED = ("torch", "numpy")
 _UNITS = {"fill": "GB/s", "read": "GB/s", "fma": "GFLOP/s", "int8 dot": "GOP/s"}
+# Fewer rounds have no least and most worth showing.
+_SPREAD_ROUNDS = 3
 _TITLES = {
     "dequantize": "Dequantise to float32, 64 MiB out; GB/s of output",
     "matvec": "Matrix times vector, 16384 x 4096; GB/s of blocks, read from copies that no cache holds",
@@ -106,11 +108,13 @@ def _share(result, columns, found, name, n_threads):
     """Our rate over a limit's, round by round."""
     ratio = _ratio(columns[found["column"]], columns[name], n_threads)
     work = result["work"] / columns[found["column"]]["info"]["work"]
-    return {key: work * value for key, value in ratio.items()}
+    return {key: work * ratio[key] for key in ("median", "least", "most")}
 
 
 def _spread(values):
-    return dict(median=statistics.median(values), least=min(values), most=max(values))
+    return dict(
+        median=statistics.median(values), least=min(values), most=max(values), n_rounds=len(values)
+    )
 
 
 def _verdict(result, columns, row, bar):
@@ -181,7 +185,8 @@ def _startup_verdicts(result, row):
 # ---------------------------------------------------------------- tables
 
 
-def print_tables(document):
+def print_tables(document, bars=True):
+    """Print everything; what this project set itself to reach only with `bars`."""
     from .. import tables
 
     _print_machine(document)
@@ -193,12 +198,12 @@ def print_tables(document):
         by_kind.setdefault(key, []).append(case)
     for key, cases in by_kind.items():
         tables.note(f"\n{_TITLES[key]}")
-        _PRINT.get(key, _print_measured)(cases)
+        _PRINT.get(key, _print_measured)(cases, bars)
         for case in cases:
             for text in case["notes"]:
                 tables.note(f"{case['name']}: {text}")
     _print_growth(document)
-    _print_summary(document)
+    _print_summary(document, bars)
 
 
 def _print_machine(document):
@@ -219,7 +224,7 @@ def _print_machine(document):
     )
 
 
-def _print_measured(cases):
+def _print_measured(cases, bars):
     from .. import tables
 
     groups = list(
@@ -230,7 +235,7 @@ def _print_measured(cases):
     has_scratch = cases[0]["kind"] == "attention"
     columns = [("case", "left"), ("t", "right"), ("ours ms", "right"), ("rate", "right")]
     columns += [("roofline", "right"), *((group, "right") for group in groups)]
-    columns += [("scratch", "right")] * has_scratch + [("bar", "left")]
+    columns += [("scratch", "right")] * has_scratch + [("bar", "left")] * bars
     rows = []
     for case in cases:
         for row in case["rows"]:
@@ -242,7 +247,7 @@ def _print_measured(cases):
             cells += [_ratio_cell(row, group) for group in groups]
             if has_scratch:
                 cells.append(_scratch_cell(case))
-            rows.append([*cells, _bar_cell(row["bars"])])
+            rows.append([*cells, *_bar_cells(row, bars)])
     tables.print_table(columns, rows)
 
 
@@ -267,13 +272,18 @@ def _ratio_cell(row, group):
     ratio, form = row["ratios"][fastest], fastest.removeprefix(group)
     digits = 0 if ratio["median"] >= 20 else 2
     median, least, most = (f"{ratio[key]:.{digits}f}" for key in ("median", "least", "most"))
-    spread = f" ({least}-{most})" if ratio["least"] < ratio["most"] else ""
+    has_spread = ratio["n_rounds"] >= _SPREAD_ROUNDS and ratio["least"] < ratio["most"]
+    spread = f" ({least}-{most})" if has_spread else ""
     return f"{median}{spread}{form}"
 
 
 def _scratch_cell(case):
     found = [c["info"].get("scratch_bytes") for c in case["columns"] if c["name"] == "ours"]
     return f"{found[0] / MIB:.2f}" if found and found[0] is not None else "-"
+
+
+def _bar_cells(row, bars):
+    return [_bar_cell(row["bars"])] if bars else []
 
 
 def _bar_cell(verdicts):
@@ -298,17 +308,17 @@ def _verdict_text(verdict):
     return f"{value:.2f} {verdict['text']} {sign} {bound:g}{most}"
 
 
-def _print_import(cases):
+def _print_import(cases, bars):
     from .. import tables
 
     tables.print_table(
-        [("what", "left"), ("s", "right"), ("loads", "left"), ("bar", "left")],
+        [("what", "left"), ("s", "right"), ("loads", "left"), *[("bar", "left")] * bars],
         [
             [
                 row["name"],
                 f"{row['seconds']:.2f}",
                 ", ".join(row["modules"]) or "-",
-                _bar_cell(row["bars"]),
+                *_bar_cells(row, bars),
             ]
             for case in cases
             for row in case["rows"]
@@ -316,12 +326,12 @@ def _print_import(cases):
     )
 
 
-def _print_compile(cases):
+def _print_compile(cases, bars):
     from .. import tables
 
     headings = [("first call", "left"), ("s", "right"), ("kernels", "right")]
     tables.print_table(
-        [*headings, ("slowest kernel", "left"), ("s", "right"), ("bar", "left")],
+        [*headings, ("slowest kernel", "left"), ("s", "right"), *[("bar", "left")] * bars],
         [
             [
                 row["name"],
@@ -329,7 +339,7 @@ def _print_compile(cases):
                 str(len(row["kernels"])),
                 row["slowest"],
                 f"{row['seconds']:.2f}",
-                _bar_cell(row["bars"]),
+                *_bar_cells(row, bars),
             ]
             for case in cases
             for row in case["rows"]
@@ -367,12 +377,10 @@ def _print_growth(document):
             )
 
 
-def _print_summary(document):
+def _print_summary(document, bars):
     from .. import tables
 
     verdicts = [v for case in document["cases"] for row in case["rows"] for v in row["bars"]]
     counts = [sum(v["met"] is met for v in verdicts) for met in (True, False, None)]
-    tables.note(
-        "\nbars: {} met, {} missed, {} not measured; ".format(*counts)
-        + f"took {document['seconds']:.0f} s"
-    )
+    said = "bars: {} met, {} missed, {} not measured; ".format(*counts) if bars else ""
+    tables.note(f"\n{said}took {document['seconds']:.0f} s")

@@ -10,7 +10,10 @@ from .common import shown
 
 
 def add_timeline_options(parser):
-    _add_outputs(parser, "the picture, .html or .png (default: FILE.html); may be given twice")
+    _add_outputs(
+        parser,
+        "the picture, .html or .png (needs matplotlib; default: FILE.html); may be given twice",
+    )
     parser.add_argument("--json", action="store_true", help="print the picture's data instead")
 
 
@@ -29,8 +32,12 @@ def run_timeline(args):
         if pathlib.Path(out).suffix not in makers:
             raise UsageError(f"-o: a name that ends in .html or .png; got {out!r}")
         _check_output(out, args)
-    for out in outputs:
-        _write_output(out, makers[pathlib.Path(out).suffix](data))
+    try:
+        pictures = [makers[pathlib.Path(out).suffix](data) for out in outputs]
+    except ImportError as error:
+        raise UsageError(str(error)) from None
+    for out, picture in zip(outputs, pictures, strict=True):
+        _write_output(out, picture)
     return 0
 
 

@@ -9,6 +9,7 @@ from ..options import UsageError, positive
 from .common import add_common, columns_of, exact, n_of, note_header, pools_of, print_run, shown
 
 SHOWN_TAGS = 20
+SHOWN_NAME, SHOWN_LINE = 60, 100  # characters; the innermost of a line's callers stands first
 MAP_ROWS = 16
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
@@ -23,11 +24,11 @@ def run_stats(args):
         return print_run(run, pools=[pool.to_dict() for pool in pools])
     note_header(run, args.file)
     for pool in pools:
-        _print_pool(pool)
+        _print_pool(run, pool)
     return 0
 
 
-def _print_pool(pool):
+def _print_pool(run, pool):
     from ..tables import note, print_table
 
     data = pool.to_dict()
@@ -39,25 +40,13 @@ def _print_pool(pool):
     )
     if pool.earlier_peak > pool.peak:
         note(f"before its recording began the pool had reached {exact(pool.earlier_peak)}")
-    at_peak = {holder["tag"]: holder["n_bytes"] for holder in data["holders_at_peak"]}
-    columns = ["tag", "at the peak", "share", "at most", "now", "live", "taken"]
-    rows = [
-        [
-            shown(tag, markup=True),
-            f"{at_peak.get(tag, 0):,}",
-            f"{at_peak.get(tag, 0) / pool.peak:.1%}" if pool.peak else "-",
-            f"{totals['peak']:,}",
-            f"{totals['used']:,}",
-            f"{totals['n_live']:,}",
-            "-" if pool.from_snapshot else f"{totals['n_taken']:,}",
-        ]
-        for tag, totals in sorted(
-            data["tags"].items(), key=lambda item: -at_peak.get(item[0], item[1]["peak"] / 1e20)
-        )
-    ]
-    print_table(columns_of(columns), rows[:SHOWN_TAGS])
-    if len(rows) > SHOWN_TAGS:
-        note(f"and {len(rows) - SHOWN_TAGS} tag(s) more (--json has them)")
+    for heading, field, totals in (
+        ("tag", "tag", data["tags"]),
+        ("scope", "scope", data["scopes"]),
+        ("source line", "site", data["sites"]),
+    ):
+        if field == "tag" or any(totals):  # blocks without a scope or (but in debug mode) a line
+            _print_totals(pool, heading, field, totals)
     if data["calls"]:
         columns = ["call", "calls", "failed", "mean ms", "scratch at most", "as planned"]
         print_table(
@@ -74,11 +63,75 @@ def _print_pool(pool):
                 for name, totals in data["calls"].items()
             ],
         )
+    _print_left(run, pool, data["left"])
     for refused in data["refused"][:1]:
         note(
             f"{pool.n_refused} request(s) refused, the first at {refused['t']:.6f} s: "
             f"{exact(refused['size'])} for {shown(refused['tag'])}, {exact(refused['used'])} used"
         )
+
+
+def _print_totals(pool, heading, field, all_totals):
+    """Bytes by tag, scope or source line."""
+    at_peak = {}
+    for block in pool.at_peak():
+        name = getattr(block, field)
+        at_peak[name] = at_peak.get(name, 0) + block.n_bytes
+    columns = [heading, "at the peak", "share", "at most", "now", "live", "taken"]
+    rows = [
+        [
+            _name(field, name),
+            f"{at_peak.get(name, 0):,}",
+            f"{at_peak.get(name, 0) / pool.peak:.1%}" if pool.peak else "-",
+            f"{totals['peak']:,}",
+            f"{totals['used']:,}",
+            f"{totals['n_live']:,}",
+            "-" if pool.from_snapshot else f"{totals['n_taken']:,}",
+        ]
+        for name, totals in sorted(
+            all_totals.items(), key=lambda item: -at_peak.get(item[0], item[1]["peak"] / 1e20)
+        )
+    ]
+    _print_first(columns_of(columns), rows, f"{heading}(s)")
+
+
+def _print_left(run, pool, left):
+    """What was never freed; of a trace that goes on, what is live."""
+    from ..tables import note
+
+    if not left:
+        return
+    ended = run.stopped or not pool.attached
+    note(
+        f"{'never freed' if ended else 'live now'}: {len(pool.live):,} block(s), {exact(pool.used)}"
+    )
+    early = "-" if pool.from_snapshot else "before the recording"
+    columns = [("tag", "left"), ("scope", "left"), ("taken at", "left")]
+    columns += [("blocks", "right"), ("bytes", "right"), ("since", "right")]
+    rows = [
+        [
+            *(_name(field, group[field]) for field in ("tag", "scope", "site")),
+            f"{group['n_blocks']:,}",
+            f"{group['n_bytes']:,}",
+            early if group["since"] is None else f"{group['since']:.6f} s",
+        ]
+        for group in left
+    ]
+    _print_first(columns, rows, "group(s)")
+
+
+def _print_first(columns, rows, what):
+    from ..tables import note, print_table
+
+    print_table(columns, rows[:SHOWN_TAGS])
+    if len(rows) > SHOWN_TAGS:
+        note(f"and {len(rows) - SHOWN_TAGS} {what} more (--json has them)")
+
+
+def _name(field, name):
+    if field != "tag" and not name:
+        return "-"
+    return shown(name, markup=True, limit=SHOWN_LINE if field == "site" else SHOWN_NAME)
 
 
 def _when(pool, form):

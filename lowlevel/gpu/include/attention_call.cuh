@@ -19,7 +19,7 @@ struct AttentionCall {
   int aligned;         // rows of Q, K and V start at multiples of 16 bytes
   int out_is_float32;  // else out has the type of Q
   int resume, finish;  // continue from the state; write the result, not the state
-  float scale, softcap;  // softcap 0: none
+  float scale, softcap;  // softcap 0: none; attention_merge: scale of the states' maxima
 };
 
 // Where a block works: grid index = (((split * n_head_kv) + head_kv) * head_tiles + head tile) *
@@ -88,8 +88,9 @@ __device__ __forceinline__ KeyRange keys_of_all(const AttentionCall& call, const
           visible_keys(call, place.first_token).high};
 }
 
-// The options that come on top of scale * q.k, in units of log2; `score` is q.k. Unless `exact`, the
-// softcap errs by some 1e-7 of itself.
+// The options that come on top of scale * q.k; `score` is q.k. Unless `exact`, the softcap errs by some
+// 1e-7 of itself. Not in units of log2: scores and masks may reach float32's ends, and log2(e) times more
+// is past them.
 template <bool exact>
 __device__ __forceinline__ float general_score(const AttentionCall& call, float score, const float* mask_row,
                                                int key, float slope, int position) {
@@ -104,7 +105,27 @@ __device__ __forceinline__ float general_score(const AttentionCall& call, float 
     // -inf leaves the key out even where the score is NaN
     score = bias == -infinity() ? bias : score + bias;
   }
-  return (score - slope * fabsf((float)(position - key))) * kLog2E;
+  return score - slope * fabsf((float)(position - key));
+}
+
+// The fused kernels keep a row's maximum as its scores are: q.k, or what general_score makes of it. `unit`
+// is what turns those into units of log2. A weight is 2 ** (score * unit - reference), one multiply-add,
+// where the reference is the row's maximum * unit, rounded: the same for all of its weights, so that the
+// rounding cancels. Where the reference is far from 0 it would not; there the maximum is subtracted before
+// anything is multiplied, which is exact enough at any size.
+constexpr float kFar = 1024.0f;
+
+__device__ __forceinline__ bool is_far(float reference) { return fabsf(reference) > kFar; }
+
+// What scores are measured from, as the maximum is: 0 where there are no keys but left-out ones so far.
+__device__ __forceinline__ float base_of(float top) { return top == -infinity() ? 0.0f : top; }
+
+__device__ __forceinline__ float reference_of(float base, float unit) { return __fmul_rn(base, unit); }
+
+// log2 of what sums measured from the maximum `old` are multiplied by to be measured from `base`.
+__device__ __forceinline__ float log2_of_shrink(float old, float base, float unit) {
+  const float reference = reference_of(base, unit);
+  return is_far(reference) ? (old - base) * unit : reference_of(old, unit) - reference;
 }
 
 // The rows' state between launches, one after another: [split][K/V head][head of group][token].
@@ -115,20 +136,23 @@ __device__ __forceinline__ long long state_row(const AttentionCall& call, const 
 }
 
 // What a finished row's sums are multiplied by, and the log of its denominator. `top` is the row's
-// maximum in units of log2, `sum` that of 2 ** (score - top); a sink joins both and has no value.
+// maximum, `sum` that of exp(score - top); a sink joins both and has no value. A maximum past float32
+// makes the row NaN; keys below it count as left out.
 struct RowEnd {
   float factor, lse;
 };
 
 __device__ __forceinline__ RowEnd finish_row(float top, float sum, const float* sinks, int head) {
+  if (top == infinity()) sum *= top - top;  // NaN
+  if (top == -infinity()) sum *= 0.0f;      // but for NaN
   float shrink = 1.0f;
-  const float sink = sinks == nullptr ? -infinity() : sinks[head] * kLog2E;
+  const float sink = sinks == nullptr ? -infinity() : sinks[head];
   if (sink != -infinity()) {
     const float new_top = fmaxf(top, sink);
-    shrink = exp2f(top - new_top);
-    sum = sum * shrink + exp2f(sink - new_top);
+    shrink = exp2f((top - new_top) * kLog2E);
+    sum = sum * shrink + exp2f((sink - new_top) * kLog2E);
     top = new_top;
   }
   if (sum == 0.0f) return {0.0f, -infinity()};
-  return {shrink / sum, (top + log2f(sum)) * kLn2};
+  return {shrink / sum, top + log2f(sum) * kLn2};
 }

@@ -92,14 +92,14 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, ptx::SharedPlace q
   }
 }
 
-// What a row's scores are measured from, in units of log2: its maximum, or 0 where there is none yet.
+// What a row's scores are measured from, in units of log2; see attention_call.cuh.
 typedef float References[M_TILES][2];
 
 // Takes the maxima of scores in; sums so far are scaled down where one has grown.
-__device__ __forceinline__ void raise_maxima(References& references, const Scores& scores, Sums& sums,
-                                             Statistics<M_TILES>& rows, float scale_log2) {
-  bool grown = false;
-  float shrink[M_TILES][2];
+__device__ __forceinline__ void raise_maxima(References& references, Scores& scores, Sums& sums,
+                                             Statistics<M_TILES>& rows, float unit) {
+  bool grown = false, far = false;
+  float old[M_TILES][2];
 #pragma unroll
   for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
@@ -108,29 +108,35 @@ __device__ __forceinline__ void raise_maxima(References& references, const Score
 #pragma unroll
       for (int n = 0; n < KEY_COLUMNS; ++n)
         top = fmaxf(top, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
-      const float old = rows.top[m][i];
-      top = fmaxf(old, row_maximum(top) * scale_log2);
-      const float reference = top == -infinity() ? 0.0f : top;  // nothing but left-out keys so far
-      shrink[m][i] = ptx::exp2_approx(old - reference);
-      grown |= top > old;
-      rows.top[m][i] = top;
-      references[m][i] = reference;
+      old[m][i] = rows.top[m][i];
+      rows.top[m][i] = fmaxf(old[m][i], row_maximum(top));
+      grown |= rows.top[m][i] > old[m][i];
     }
-  if (!__any_sync(0xffffffffu, grown)) return;
+  if (__any_sync(0xffffffffu, grown)) {
 #pragma unroll
-  for (int m = 0; m < M_TILES; ++m) {
-    rows.sum[m][0] *= shrink[m][0], rows.sum[m][1] *= shrink[m][1];
+    for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
-    for (int n = 0; n < OUT_COLUMNS; ++n)
+      for (int i = 0; i < 2; ++i) {
+        const float shrink = ptx::exp2_approx(log2_of_shrink(old[m][i], base_of(rows.top[m][i]), unit));
+        rows.sum[m][i] *= shrink;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[m][n][i] *= shrink[m][i / 2];
+        for (int n = 0; n < OUT_COLUMNS; ++n) sums[m][n][2 * i] *= shrink, sums[m][n][2 * i + 1] *= shrink;
+      }
   }
+#pragma unroll
+  for (int m = 0; m < M_TILES; ++m)  // only now: registers are scarce above
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      references[m][i] = reference_of(base_of(rows.top[m][i]), unit);
+      far |= is_far(references[m][i]);
+    }
+  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.top);
 }
 
 // Scores of 16 keys to weights.
 template <class Type>
 __device__ __forceinline__ void weigh(unsigned (&weights)[M_TILES][4], const Scores& scores, int keys,
-                                      const References& references, Statistics<M_TILES>& rows, float scale_log2) {
+                                      const References& references, Statistics<M_TILES>& rows, float unit) {
 #pragma unroll
   for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
@@ -138,8 +144,8 @@ __device__ __forceinline__ void weigh(unsigned (&weights)[M_TILES][4], const Sco
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const float(&pair)[4] = scores[m][keys * 2 + j];
-        const float low = ptx::exp2_approx(fmaf(pair[2 * i], scale_log2, -references[m][i]));
-        const float high = ptx::exp2_approx(fmaf(pair[2 * i + 1], scale_log2, -references[m][i]));
+        const float low = ptx::exp2_approx(fmaf(pair[2 * i], unit, -references[m][i]));
+        const float high = ptx::exp2_approx(fmaf(pair[2 * i + 1], unit, -references[m][i]));
         // Two neighbouring score fragments of a row tile are one fragment A of weights.
         weights[m][j * 2 + i] = Arithmetic<Type>::pack(low, high);
         rows.sum[m][i] += sum_of_pair<Type>(low, high, weights[m][j * 2 + i]);
@@ -210,7 +216,7 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
   Statistics<M_TILES> rows;
   start_sums(call, place, sums, first_row, 0, state_sums);
   start_statistics(call, place, rows, first_row, true, state_rows);
-  const float scale_log2 = general ? 1.0f : call.scale * kLog2E;
+  const float unit = general ? kLog2E : call.scale * kLog2E;
 
   // Tiles start at multiples of TILE_KEYS: splits and launches do, so that they never share one.
   const int first = keys.low / TILE_KEYS * TILE_KEYS;
@@ -255,15 +261,15 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
     }
     adjust_scores<general>(call, place, scores, first_row, key, masked, mask, slopes, keys);
     References references;
-    raise_maxima(references, scores, sums, rows, scale_log2);
+    raise_maxima(references, scores, sums, rows, unit);
     if (STAGES_K == 2) await_values();
     if (careful) {
       Weights weights;
       // Unless all weights are made first in any case.
-      const float scale_apart = kAhead < KEY_PARTS - 1 ? ptx::apart(scale_log2) : scale_log2;
+      const float unit_apart = kAhead < KEY_PARTS - 1 ? ptx::apart(unit) : unit;
 #pragma unroll
       for (int part = 0; part < KEY_PARTS; ++part)
-        weigh<Type>(weights[part], scores, part, references, rows, scale_apart);
+        weigh<Type>(weights[part], scores, part, references, rows, unit_apart);
       add_values_carefully<Type>(sums, weights, [&](unsigned (&b)[4], int key, int chunk) {
         load_b<V_CHUNKS>(b, v_place, key, chunk);
       });
@@ -273,7 +279,7 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
 #pragma unroll
       for (int part = -kAhead; part < KEY_PARTS; ++part) {
         if (part + kAhead < KEY_PARTS)
-          weigh<Type>(weights[(part + kAhead) % (kAhead + 1)], scores, part + kAhead, references, rows, scale_log2);
+          weigh<Type>(weights[(part + kAhead) % (kAhead + 1)], scores, part + kAhead, references, rows, unit);
         if (part >= 0) add_values<Type>(sums, weights[part % (kAhead + 1)], v_place, part);
       }
     }
@@ -283,5 +289,6 @@ attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, co
   for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
     for (int i = 0; i < 2; ++i) rows.sum[m][i] = row_sum(rows.sum[m][i]);
-  end_rows<Type>(call, place, sums, rows, first_row, 0, out, lse, sinks, state_sums, state_rows);
+  end_rows<Type>(call, place, sums, rows, first_row, 0, general ? 1.0f : call.scale, out, lse, sinks, state_sums,
+                 state_rows);
 }

@@ -68,45 +68,52 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, ptx::SharedPlace q
   }
 }
 
-// Leaves this warp's maxima, of the scores times `scale_log2`, where the other warp of its rows finds them.
-__device__ __forceinline__ void tell_maxima(Exchange& exchange, const Scores& scores, float scale_log2,
-                                            int first_row, int half) {
+// Leaves this warp's maxima where the other warp of its rows finds them.
+__device__ __forceinline__ void tell_maxima(Exchange& exchange, const Scores& scores, int first_row, int half) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float top = -infinity();
 #pragma unroll
     for (int n = 0; n < KEY_COLUMNS; ++n) top = fmaxf(top, fmaxf(scores[0][n][2 * i], scores[0][n][2 * i + 1]));
-    top = row_maximum(top) * scale_log2;
+    top = row_maximum(top);
     if (threadIdx.x % 4 == 0) exchange.top[half][row_of_lane(first_row, 0, i)] = top;
   }
 }
 
 // Scores to weights, in shared memory; true if a maximum has grown, so that sums must shrink.
 template <class Type>
-__device__ __forceinline__ bool weigh(Exchange& exchange, Element* weight_tile, const Scores& scores,
-                                      Statistics<1>& rows, float scale_log2, int first_row, int half) {
-  bool grown = false;
+__device__ __forceinline__ bool weigh(Exchange& exchange, Element* weight_tile, Scores& scores,
+                                      Statistics<1>& rows, float unit, int first_row, int half) {
+  bool grown = false, far = false;
+  float references[1][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = row_of_lane(first_row, 0, i);
     const float old = rows.top[0][i];
     const float top = fmaxf(old, fmaxf(exchange.top[0][row], exchange.top[1][row]));
-    const float reference = top == -infinity() ? 0.0f : top;  // nothing but left-out keys so far
-    const float shrink = ptx::exp2_approx(old - reference);
+    references[0][i] = reference_of(base_of(top), unit);
+    const float shrink = ptx::exp2_approx(log2_of_shrink(old, base_of(top), unit));
+    rows.sum[0][i] *= shrink;
+    rows.top[0][i] = top;
+    grown |= top > old;
+    far |= is_far(references[0][i]);
+    if (half == 0 && threadIdx.x % 4 == 0) exchange.shrink[row] = shrink;
+  }
+  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.top);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = row_of_lane(first_row, 0, i);
     float sum = 0.0f;
 #pragma unroll
     for (int n = 0; n < KEY_COLUMNS; ++n) {
-      const float low = ptx::exp2_approx(fmaf(scores[0][n][2 * i], scale_log2, -reference));
-      const float high = ptx::exp2_approx(fmaf(scores[0][n][2 * i + 1], scale_log2, -reference));
+      const float low = ptx::exp2_approx(fmaf(scores[0][n][2 * i], unit, -references[0][i]));
+      const float high = ptx::exp2_approx(fmaf(scores[0][n][2 * i + 1], unit, -references[0][i]));
       const unsigned pair = Arithmetic<Type>::pack(low, high);
       sum += sum_of_pair<Type>(low, high, pair);
       const int at = tile_offset(row, half * KEY_COLUMNS + n, WEIGHT_CHUNKS) + threadIdx.x % 4 * 2;
       *reinterpret_cast<unsigned*>(weight_tile + at) = pair;
     }
-    rows.sum[0][i] = rows.sum[0][i] * shrink + sum;
-    rows.top[0][i] = top;
-    grown |= top > old;
-    if (half == 0 && threadIdx.x % 4 == 0) exchange.shrink[row] = shrink;
+    rows.sum[0][i] += sum;
   }
   return grown;
 }
@@ -194,7 +201,7 @@ attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, v
   Statistics<1> rows;
   start_sums(call, place, sums, 0, first_column, state_sums);
   start_statistics(call, place, rows, first_row, half == 0, state_rows);
-  const float scale_log2 = general ? 1.0f : call.scale * kLog2E;
+  const float unit = general ? kLog2E : call.scale * kLog2E;
 
   // Tiles start at multiples of TILE_KEYS: splits and launches do, so that they never share one.
   const int first = keys.low / TILE_KEYS * TILE_KEYS;
@@ -222,9 +229,9 @@ attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, v
     Scores scores;
     multiply_keys<Type>(scores, q_place, k_place + stage * kStageBytes);
     adjust_scores<general>(call, place, scores, first_row, key + half * WARP_KEYS, masked, mask, slopes, keys);
-    tell_maxima(exchange, scores, scale_log2, first_row, half);
+    tell_maxima(exchange, scores, first_row, half);
     ptx::named_barrier_sync(1 + warp / 2, 64);  // the two warps of these rows
-    const bool grown = weigh<Type>(exchange, weight_tile, scores, rows, scale_log2, first_row, half);
+    const bool grown = weigh<Type>(exchange, weight_tile, scores, rows, unit, first_row, half);
     if (__syncthreads_or(grown)) shrink_sums(sums, exchange);  // weights are there
     if (careful)
       add_values<Type, true>(sums, weight_place, v_places, stage * kStageBytes);
@@ -254,5 +261,6 @@ attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, v
       whole_rows.top[m][i] = exchange.top[0][row];
       whole_rows.sum[m][i] = exchange.sum[0][row] + exchange.sum[1][row];
     }
-  end_rows<Type>(call, place, sums, whole_rows, 0, first_column, out, lse, sinks, state_sums, state_rows);
+  end_rows<Type>(call, place, sums, whole_rows, 0, first_column, general ? 1.0f : call.scale, out, lse, sinks,
+                 state_sums, state_rows);
 }

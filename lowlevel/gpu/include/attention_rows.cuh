@@ -6,7 +6,7 @@
 #include "attention_call.cuh"
 #include "attention_mma.cuh"
 
-// Units of log2; `sum` is this lane's part of a row's.
+// `top`: as scores are, see attention_call.cuh; `sum` is this lane's part of a row's.
 template <int M>
 struct Statistics {
   float top[M][2], sum[M][2];
@@ -16,7 +16,7 @@ __device__ __forceinline__ int row_of_lane(int first_row, int m, int i) {
   return first_row + m * 16 + i * 8 + threadIdx.x % 32 / 4;
 }
 
-// Options and left-out keys; with `general`, scores become units of log2.
+// Options and left-out keys.
 template <bool general, int M, int N>
 __device__ __forceinline__ void adjust_scores(const AttentionCall& call, const TilePlace& place,
                                               float (&scores)[M][N][4], int first_row, int first_key, bool masked,
@@ -84,12 +84,28 @@ __device__ __forceinline__ void start_sums(const AttentionCall& call, const Tile
     }
 }
 
+// Measures scores from their row's maximum where its reference is far from 0, and sets that to 0.
+template <int M, int N>
+__device__ __forceinline__ void measure_from_far(float (&scores)[M][N][4], float (&references)[M][2],
+                                                 const float (&tops)[M][2]) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (!is_far(references[m][i])) continue;
+      references[m][i] = 0.0f;
+#pragma unroll
+      for (int n = 0; n < N; ++n) scores[m][n][2 * i] -= tops[m][i], scores[m][n][2 * i + 1] -= tops[m][i];
+    }
+}
+
 // Scores to weights, fragments A: two neighbouring score fragments of a row tile are one. What sums so far
 // must be multiplied by goes to `shrink`; true if that is not 1 for some row of this lane.
 template <class Type, int M, int N>
-__device__ __forceinline__ bool weigh_scores(unsigned (&weights)[N / 2][M][4], const float (&scores)[M][N][4],
-                                             Statistics<M>& rows, float (&shrink)[M][2], float scale_log2) {
-  bool grown = false;
+__device__ __forceinline__ bool weigh_scores(unsigned (&weights)[N / 2][M][4], float (&scores)[M][N][4],
+                                             Statistics<M>& rows, float (&shrink)[M][2], float unit) {
+  bool grown = false, far = false;
+  float references[M][2];
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -98,21 +114,28 @@ __device__ __forceinline__ bool weigh_scores(unsigned (&weights)[N / 2][M][4], c
 #pragma unroll
       for (int n = 0; n < N; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
       const float old = rows.top[m][i];
-      top = fmaxf(old, row_maximum(top) * scale_log2);
-      const float reference = top == -infinity() ? 0.0f : top;  // nothing but left-out keys so far
-      shrink[m][i] = ptx::exp2_approx(old - reference);
+      top = fmaxf(old, row_maximum(top));
+      references[m][i] = reference_of(base_of(top), unit);
+      shrink[m][i] = ptx::exp2_approx(log2_of_shrink(old, base_of(top), unit));
       grown |= top > old;
+      far |= is_far(references[m][i]);
+      rows.top[m][i] = top;
+    }
+  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.top);
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
       float sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        const float low = ptx::exp2_approx(fmaf(scores[m][n][2 * i], scale_log2, -reference));
-        const float high = ptx::exp2_approx(fmaf(scores[m][n][2 * i + 1], scale_log2, -reference));
+        const float low = ptx::exp2_approx(fmaf(scores[m][n][2 * i], unit, -references[m][i]));
+        const float high = ptx::exp2_approx(fmaf(scores[m][n][2 * i + 1], unit, -references[m][i]));
         const unsigned pair = Arithmetic<Type>::pack(low, high);
         weights[n / 2][m][n % 2 * 2 + i] = pair;
         sum += sum_of_pair<Type>(low, high, pair);
       }
       rows.sum[m][i] = rows.sum[m][i] * shrink[m][i] + sum;
-      rows.top[m][i] = top;
     }
   return grown;
 }
@@ -127,12 +150,12 @@ __device__ __forceinline__ void shrink_sums(float (&sums)[M][N][4], const float 
       for (int i = 0; i < 4; ++i) sums[m][n][i] *= shrink[m][i / 2];
 }
 
-// Writes results, or the state where more keys follow. `rows.sum`: the whole sums.
+// Writes results, or the state where more keys follow. `rows.sum`: the whole sums; `scale`: of its maxima.
 template <class Type, int M, int N>
 __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePlace& place,
                                          const float (&sums)[M][N][4], const Statistics<M>& rows, int first_row,
-                                         int first_column, void* out, float* lse, const float* sinks,
-                                         float* state_sums, float* state_rows) {
+                                         int first_column, float scale, void* out, float* lse,
+                                         const float* sinks, float* state_sums, float* state_rows) {
   const int column = first_column + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int m = 0; m < M; ++m)
@@ -153,7 +176,7 @@ __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePl
               make_float2(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
         continue;
       }
-      const RowEnd end = finish_row(top, sum, sinks, row.head);
+      const RowEnd end = finish_row(top * scale, sum, sinks, row.head);
       if (lse != nullptr && column == 0) lse[row.head * call.lse_head + row.token] = end.lse;
       const long long at = row.head * call.out_head + row.token * call.out_token;
 #pragma unroll

@@ -234,7 +234,7 @@ attention_wgmma(const Element* __restrict__ q, const Element* __restrict__ k, co
   float shrink[1][2];
   start_sums(call, place, sums, first_row, 0, state_sums);
   start_statistics(call, place, rows, first_row, true, state_rows);
-  const float scale_log2 = call.scale * kLog2E;
+  const float unit = call.scale * kLog2E;
 
   // Scores of a tile that is there, not overlapped with anything.
   auto score = [&](int tile) {
@@ -255,7 +255,7 @@ attention_wgmma(const Element* __restrict__ q, const Element* __restrict__ k, co
   auto masked_tile = [&](int tile) {
     score(tile);
     adjust_scores<false>(call, place, scores, first_row, keys.low + tile * TILE_KEYS, true, nullptr, nullptr, keys);
-    const bool grown = weigh_scores<Type>(weights, scores, rows, shrink, scale_log2);
+    const bool grown = weigh_scores<Type>(weights, scores, rows, shrink, unit);
     if (__any_sync(0xffffffffu, grown)) shrink_sums(sums, shrink);
     await(kValuesReady, tile);
     const uint4 met = *reinterpret_cast<const uint4*>(careful[tile % STAGES]);
@@ -276,7 +276,7 @@ attention_wgmma(const Element* __restrict__ q, const Element* __restrict__ k, co
   auto clean_tiles = [&](int first, int end) {
     score(first);
     if (consumer == 1) pass_turn();
-    bool grown = weigh_scores<Type>(weights, scores, rows, shrink, scale_log2);
+    bool grown = weigh_scores<Type>(weights, scores, rows, shrink, unit);
     if (__any_sync(0xffffffffu, grown)) shrink_sums(sums, shrink);
 #pragma unroll 1
     for (int tile = first + 1; tile < end; ++tile) {
@@ -291,7 +291,7 @@ attention_wgmma(const Element* __restrict__ q, const Element* __restrict__ k, co
       ptx::wgmma_received(scores[0]);
       release(kKeysFree, tile);
       Weights next;
-      grown = weigh_scores<Type>(next, scores, rows, shrink, scale_log2);
+      grown = weigh_scores<Type>(next, scores, rows, shrink, unit);
       ptx::wgmma_wait<0>();
       ptx::wgmma_received(sums[0]);
       release(kValuesFree, tile - 1);
@@ -319,5 +319,5 @@ attention_wgmma(const Element* __restrict__ q, const Element* __restrict__ k, co
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) rows.sum[0][i] = row_sum(rows.sum[0][i]);
-  end_rows<Type>(call, place, sums, rows, first_row, 0, out, lse, sinks, state_sums, state_rows);
+  end_rows<Type>(call, place, sums, rows, first_row, 0, call.scale, out, lse, sinks, state_sums, state_rows);
 }

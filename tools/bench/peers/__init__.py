@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 # What to install for each peer that --vs knows.
 INSTALL = {
-    "torch": "pip install kqcap[peers]",
-    "ggml": "pip install kqcap[peers]  (llama-cpp-python brings ggml's libraries)",
+    "torch": "pip install torch",
+    "ggml": "pip install llama-cpp-python  (which brings ggml's libraries)",
     "gguf": "pip install gguf",
     "numpy": "pip install numpy",
 }
