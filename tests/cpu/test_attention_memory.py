@@ -119,8 +119,15 @@ CHILD = textwrap.dedent(
         lowlevel.attention(q, k, v, pool=pool, out=out, method=method, n_threads=2)
 
     budget = 256 * 2**20 if method == "steps" else 2**20
-    # Python's table of interned strings grows by megabytes at once, whenever it happens to be full: now.
-    interned = [sys.intern(f"interned {i}") for i in range(50_000)]
+    # Python's table of interned strings grows by a megabyte at once when it happens to be full: let it be now.
+    interned = [None] * 10**6
+    tracemalloc.start()
+    for i in range(len(interned)):
+        before = tracemalloc.get_traced_memory()[0]
+        interned[i] = sys.intern(f"interned {i}")
+        if tracemalloc.get_traced_memory()[0] - before > 2**18:
+            break
+    tracemalloc.stop()
     warm = operands(40, 300)
     with lowlevel.Pool(budget) as pool:
         call(*warm, pool, np.empty((4, 40, 128), np.float32))
