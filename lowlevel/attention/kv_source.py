@@ -6,7 +6,7 @@ Dense float32, float16 and bfloat16 arrays are handled here. Anything else takes
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 from .. import devices
 from ..shapes import dtype_name
@@ -44,7 +44,6 @@ class KVType:
         return 0
 
 
-@runtime_checkable
 class KVSource(Protocol):
     """K or V, (n_head_kv, n_kv, d), as attention reads it.
 
@@ -67,7 +66,13 @@ class KVSource(Protocol):
 
     shape: tuple
     type: KVType
-    arrays: tuple
+
+    @property
+    def arrays(self) -> tuple: ...
+
+
+class DecodedSource(KVSource, Protocol):
+    """A source that is not dense: its values come by a reader."""
 
     def reader(
         self, device: Any, heads: slice, scratch: Any = None, n_threads: int = 1
