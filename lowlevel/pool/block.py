@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, TypeVar
 
-    AnyBlock = TypeVar("AnyBlock", bound=Any)  # what has an `offset`: a `Block`, or one that a trace tells of
+    AnyBlock = TypeVar(
+        "AnyBlock", bound=Any
+    )  # what has an `offset`: a `Block`, or one that a trace tells of
 
 
 SHOWN_SITES = 3
