@@ -15,6 +15,7 @@ from .formats import BlockFormat, block_format
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
+    from lowlevel.attention.kv_source import KVSource
 
 QType: TypeAlias = GGMLQuantizationType | str | BlockFormat
 
@@ -140,7 +141,7 @@ class QuantTensor:
         """
         return self.data.view(_array_dtype(self.format))
 
-    def kv_source(self) -> Any:
+    def kv_source(self) -> KVSource:
         """This tensor, (n_head_kv, n_kv, d), as K or V of attention: see lowlevel/attention/kv_source.py.
 
         Raises

@@ -165,7 +165,7 @@ def _kqcap_kv_bytes(model, layer, setting):
 def kqcap_plan(layer: Layer, setting: Setting, form: str) -> AttentionPlan:
     """The `AttentionPlan` of one layer's attention at the full context; BudgetError where amb is too little."""
     absorbed = form == ABSORBED and layer.latent
-    sizes = (
+    sizes: dict[str, Any] = (
         dict(n_head_kv=1, d_k=layer.latent + layer.n_rot, d_v=layer.latent, v_in_k=True)
         if absorbed
         else dict(n_head_kv=layer.n_head_kv, d_k=layer.d_k, d_v=layer.d_v)
