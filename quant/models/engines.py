@@ -18,6 +18,8 @@ from .fit import KV_TYPES, MIB, Compute, phase_bytes, row_bytes
 from .ik_rule import ik_steps
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from lowlevel.attention.plan import AttentionPlan
     from quant.models.fit import Layer, ModelMemory, Setting
 
