@@ -126,9 +126,10 @@ def _encoder(name):
         return _FLOAT_ENCODERS[name]
     module = importlib.import_module(f".cpu.quantize.{name.lower()}", __package__)
     kernel = getattr(module, f"quantize_{name.lower()}")
+    block_weights = block_format(name).block_weights
 
     def encode(weights, out):
-        kernel(weights.ctypes.data, len(weights) // module.BLOCK_WEIGHTS, out)
+        kernel(weights.ctypes.data, len(weights) // block_weights, out)
 
     return encode
 
