@@ -35,7 +35,7 @@ def quantize(x, qtype, *, n_threads=None):
         Any strides and memory layout. Columns fill whole blocks (256 for K types, 32 for the
         other quantised ones, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
     qtype : gguf.GGMLQuantizationType or str
-        Q8_0, Q4_0, IQ4_NL, Q2_K, Q3_K, Q4_K, Q6_K, F32, F16 or BF16 (both nearest, ties to even).
+        Any supported type; F16 and BF16 are the nearest, ties to even.
     n_threads : int, optional
         None: every CPU this process may use. The bytes are the same for any number.
 

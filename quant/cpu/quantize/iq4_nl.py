@@ -49,7 +49,7 @@ def _weighted_fit(x, inverse):
 
 
 @kernel(inline=True)
-def _search_scale(x):
+def search_scale(x):
     """The scale that fits best among 16 candidates: ggml's search, on 16 blocks at once."""
     largest, peak = peaks(x, BLOCK_WEIGHTS)
     is_zero = largest < SMALLEST_PEAK
@@ -80,7 +80,7 @@ def quantize_iq4_nl(address, n_blocks, out):
     for block in range(0, n_blocks, LANES):
         n_here = min(LANES, n_blocks - block)
         read_lanes(x, address, block * BLOCK_WEIGHTS, BLOCK_WEIGHTS, n_here)
-        scale = _search_scale(x)
+        scale = search_scale(x)
         simd.store(scales, 0, scale)
         zero = simd.splat(_ZERO)
         inverse = simd.select(scale == _ZERO, zero, simd.splat(_ONE) / scale)
