@@ -221,6 +221,17 @@ FORMATS = {
             sub_block=16,
             scales=(-128, 127),
         ),
+        _format(
+            "IQ4_XS",
+            256,
+            ("d", "<f2", 1),
+            ("scales_h", "<u2", 1),
+            ("scales_l", "u1", 4),
+            ("qs", "u1", 128),
+            values=IQ4_VALUES,
+            sub_block=32,
+            scales=(-32, 31),
+        ),
     )
 }
 # Formats that divide head sizes such as 64, 128, 192 and 576: what quantised K and V can be.
