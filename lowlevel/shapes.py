@@ -1,14 +1,23 @@
 """Shapes and dtypes as callers give them, checked."""
 
+from __future__ import annotations
+
 import math
 import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, SupportsIndex, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 
 MAX_NDIM = 32  # what NumPy 1 holds; NumPy 2 holds 64
 
 
-def array_layout(shape, dtype):
+def array_layout(shape: Shape, dtype: DTypeLike) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, dtype and bytes of an array with elements of fixed size.
 
     Parameters
@@ -29,21 +38,22 @@ def array_layout(shape, dtype):
     TypeError, ValueError
     """
     dtype = resolve_dtype(dtype)
+    lengths: tuple[int, ...]
     if type(shape) is int:
-        shape = (shape,)
+        lengths = (shape,)
     else:
         try:
-            shape = tuple(map(operator.index, shape))
+            lengths = tuple(map(operator.index, shape))  # type: ignore[arg-type]  # or TypeError
         except TypeError:
-            shape = (_one_length(shape),)
-    if shape and min(shape) < 0:
-        raise ValueError(f"shape: expected lengths of at least 0, got {shape}")
-    if len(shape) > MAX_NDIM:
-        raise ValueError(f"shape: expected at most {MAX_NDIM} axes, got {len(shape)}")
-    return shape, dtype, math.prod(shape) * dtype.itemsize
+            lengths = (_one_length(shape),)
+    if lengths and min(lengths) < 0:
+        raise ValueError(f"shape: expected lengths of at least 0, got {lengths}")
+    if len(lengths) > MAX_NDIM:
+        raise ValueError(f"shape: expected at most {MAX_NDIM} axes, got {len(lengths)}")
+    return lengths, dtype, math.prod(lengths) * dtype.itemsize
 
 
-def resolve_dtype(dtype):
+def resolve_dtype(dtype: DTypeLike) -> np.dtype:
     """`dtype` as a numpy.dtype whose elements are plain bytes of one fixed size."""
     if dtype is None:
         raise TypeError('dtype: expected a dtype or its name, such as "float32"; got None')

@@ -52,8 +52,8 @@ def _halves(block, data, out):
         middle = data.shape[-1] // block.block_bytes // 2
         cuts = [(middle * block.block_bytes, middle * block.block_weights)]
     for cut, out_cut in cuts:
-        yield data[(*before, slice(cut))], out[(*before, slice(out_cut))]
-        yield data[(*before, slice(cut, None))], out[(*before, slice(out_cut, None))]
+        yield data[before + (slice(cut),)], out[before + (slice(out_cut),)]
+        yield data[before + (slice(cut, None),)], out[before + (slice(out_cut, None),)]
 
 
 def _launch(block, data, out, device, n_rows, strides, row_blocks):
