@@ -20,7 +20,7 @@ _HERE = pathlib.Path(__file__).resolve().parent
 _tables = {}  # package folder -> files beside it that its kernels take constants from
 
 
-def takes_constants_from(package_file, *table_files):
+def takes_constants_from(package_file: str, *table_files: str) -> None:
     """Let the kernels of a package be compiled anew when one of these files changes.
 
     Parameters

@@ -202,6 +202,6 @@ def of_source(source):
     return tuple(k for k in _table_of(source[0]).KERNELS if k.source == source)
 
 
-def generated(package, file):
+def generated(package: str, file: str) -> str | None:
     """The text of a header that a package makes from its tables; None if it makes none of that name."""
     return getattr(_table_of(package), "GENERATED", {}).get(file)

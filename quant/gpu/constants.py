@@ -6,6 +6,8 @@ Kernels get them as text: ``#include "constants/q2_k.cuh"`` is a header of no fi
 import functools
 from typing import NamedTuple
 
+from ..formats import BlockFormat
+
 # Weights of a super-block that a lane takes at a time: matmul_formats.cuh's kLaneWeights.
 UNIT_WEIGHTS = 64
 _WIDEST = 16  # bytes of a load
@@ -39,7 +41,7 @@ class Constants(NamedTuple):
     interleaved: bool
 
     @property
-    def run_factors(self):
+    def run_factors(self) -> int:
         """Factors of 256 weights that tiles keep beside the weights; 0 where products are folded into them."""
         return 256 // self.run if self.runs > 1 and self.fold_offset < 0 else 0
 
@@ -52,7 +54,7 @@ def _fold_offset(block):
 
 
 @functools.cache
-def constants(block):
+def constants(block: BlockFormat) -> Constants:
     """The `Constants` of a `BlockFormat` with blocks."""
     units = max(1, block.block_weights // UNIT_WEIGHTS)
     return Constants(
@@ -72,7 +74,7 @@ def _words(values):
     return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
 
 
-def header(block):
+def header(block: BlockFormat) -> str:
     """The text of a header: a struct of the format's name in namespace `constants`: `Constants`, offsets of fields, values."""
     of = constants(block)
     numbers = {
