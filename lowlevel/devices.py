@@ -1,7 +1,7 @@
 """Devices by name: "cpu", "cuda:N" and "cudasim".
 
 A device is an object that its own package provides as `open_device(index)` in a module named
-`device`, loaded when first asked for; nothing on the ground imports one. `Device` says what pools and `concat` ask of it.
+`device`, loaded when first asked for; nothing on the ground imports one. `Device` says what all calls ask of it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ _NAME = re.compile(r"cpu|cudasim|cuda(?::([0-9]+))?", re.ASCII)
 
 
 class Device(Protocol):
-    """What pools, `concat` and `asarray` ask of a device."""
+    """What any call asks of a device: memory, copies, plans, kernels."""
 
     name: str  # "cpu", "cuda:0", ...
+    room: str  # "cpu" or "gpu": the folder, on any floor, with kernels for it
+    planner: Any  # tiles and scratch of attention, pure arithmetic: cpu/layout.py, gpu/layout.py
     has_streams: bool  # whether work is queued on streams; then also what stands below
 
     def allocate(self, n_bytes: int) -> Array:
@@ -77,6 +79,17 @@ class Device(Protocol):
 
     def to_host(self, array: Array) -> np.ndarray:
         """An array's contents as a NumPy array."""
+
+    def resolve_n_threads(self, n_threads: int | None) -> int:
+        """Threads, or multiprocessors, that a call may use; None: all there are."""
+
+    @property
+    def plan_limits(self) -> tuple:
+        """What plans go by besides sizes and `n_threads`; hashable."""
+
+    @property
+    def attention(self) -> Any:
+        """The module with ``run(plan, operands, scratch)``; asking for it loads kernels."""
 
 
 class StreamDevice(Device, Protocol):

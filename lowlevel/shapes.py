@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 
 MAX_NDIM = 32  # what NumPy 1 holds; NumPy 2 holds 64
+_SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def array_layout(shape: Shape, dtype: DTypeLike) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -90,3 +92,21 @@ def _extension_dtype(name):
         raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None
     except (AttributeError, TypeError):
         raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None
+
+
+def dtype_name(dtype: object, argument: str = "dtype") -> str:
+    """The name of a dense dtype or quantised type: "float32", "bfloat16", "Q8_0"."""
+    if isinstance(dtype, str):
+        return _SHORT_NAMES.get(dtype, dtype)
+    try:
+        name = _name_of(dtype)
+    except TypeError:  # one that cannot be looked up
+        name = _name_of.__wrapped__(dtype)
+    if name is None:
+        raise TypeError(f'{argument}: expected a dtype or a name such as "float32", got {dtype!r}')
+    return name
+
+
+@functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
+def _name_of(dtype):
+    return getattr(dtype, "name", None) or getattr(dtype, "__name__", None)

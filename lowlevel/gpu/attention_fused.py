@@ -4,10 +4,13 @@ Dense K and V take one launch. Quantised ones are decoded a chunk of keys at a t
 the kernel goes on from chunk to chunk with its rows' sums, maxima and denominators in scratch.
 """
 
+from lowlevel.attention.passes import Pass, passes
+
 from . import layout
 from .attention import describe, set_strides
 from .instances import FUSED, MERGE
-from .passes import Pass, chunk_reader, passes
+from .passes import chunk_reader
+from .tensor_map import TensorMap, describable
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
 # Between them, log2(e) times a scale is a normal float32.
@@ -17,7 +20,7 @@ _SCALES_WITHIN_RANGE = 1e-37, 1e38
 def run(device, plan, operands, scratch):
     """Compute ``operands.out`` (and lse); see `attention.run`."""
     if layout.is_decoded(plan.sizes):
-        for each in passes(plan, operands):
+        for each in passes(plan, operands, plan.heads, plan.rows):
             _run_pass(device, plan, each, plan.keys, scratch)
         return
     everything = Pass(
@@ -41,9 +44,12 @@ def _run_pass(device, plan, each, chunk_keys, scratch):
     for name, value in {**fields, **tiles}.items():
         call[name] = value
     state = scratch.get("partial results"), scratch.get("row state")
-    read_k = chunk_reader(device, o.k, each.kv_heads, scratch.get("k chunk"), plan.q_dtype)
+    own = scratch.get("decode k"), scratch.get("decode v")
+    read_k = chunk_reader(device, o.k, each.kv_heads, scratch.get("k chunk"), plan.q_dtype, own[0])
     if not plan.v_in_k:
-        read_v = chunk_reader(device, o.v, each.kv_heads, scratch.get("v chunk"), plan.q_dtype)
+        read_v = chunk_reader(
+            device, o.v, each.kv_heads, scratch.get("v chunk"), plan.q_dtype, own[1]
+        )
     launch = _launcher(device, plan, o, state, call)
     q_aligned = _is_aligned(device, o.q)
     for keys, position, is_first, is_last in each.chunks(chunk_keys):
@@ -76,20 +82,26 @@ def _launcher(device, plan, operands, state, call):
     stages = layout.fused_stages(plan.sizes, shape)
     shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, stages)
     general = _is_general(o)
-    kernel = FUSED[plan.d_k, plan.d_v, plan.q_dtype, general]
-    by_warpgroups = None if general else layout.kernel_of_warpgroups(plan.sizes)
+    kernel = FUSED[plan.d_k, plan.d_v, shape.rows, plan.q_dtype, general]
+    by_warpgroups = layout.kernel_of_warpgroups(plan.sizes, general)
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
     last = (stages, call) if shape.latent else (call,)
+    # attention_latent_wgmma.cuh wants V to be whole panels of K, all but the first or the last one.
+    v_in_panels = not shape.latent or o.v_column in (0, plan.d_k - plan.d_v)
 
     def launch(k, v, keys):
-        if by_warpgroups is not None and call["aligned"]:
-            arguments = (o.q, k, v, o.out, o.lse, o.sinks, *state, call)
+        mask = None if o.mask is None else o.mask[..., keys]
+        rows = (k,) if shape.latent else (k, v)
+        options = (mask, o.alibi_slopes, o.sinks)
+        boxes = None
+        if by_warpgroups is not None and call["aligned"] and v_in_panels:
+            boxes = _boxes(device, rows, layout.WGMMA_SHAPES[plan.d_k, plan.d_v].keys)
+        if boxes is not None:
+            arguments = (*boxes, o.q, o.out, o.lse, *options, *state, call)
             shared = layout.wgmma_shared_bytes(plan.sizes)
             device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
             return
-        mask = None if o.mask is None else o.mask[..., keys]
-        rows = (k,) if shape.latent else (k, v)
-        arguments = (o.q, *rows, o.out, o.lse, mask, o.alibi_slopes, o.sinks, *state, *last)
+        arguments = (o.q, *rows, o.out, o.lse, *options, *state, *last)
         device.launch(kernel, plan.n_splits * n_tiles, arguments, shared_mem=shared_bytes)
 
     return launch
@@ -101,6 +113,18 @@ def _is_aligned(device, array):
         return True
     starts = (device.address(array), *array.strides[:-1])
     return all(start % _ALIGNMENT == 0 for start in starts)
+
+
+def _boxes(device, arrays, keys):
+    """How the copy engine reads K and V, `keys` at a time; None: it cannot."""
+    boxes = []
+    for array in arrays:
+        if array.shape[0] > 1 and array.strides[0] == 0:  # the same for all heads
+            array = array[:1]
+        if not describable(device.address(array), array.shape, array.strides):
+            return None
+        boxes.append(TensorMap(array, keys))
+    return boxes
 
 
 def _is_general(operands):

@@ -12,9 +12,9 @@ heads and tokens whose states lie in scratch from chunk to chunk.
 from typing import NamedTuple
 
 from lowlevel import devices
-from lowlevel.attention.plan import DENSE_DTYPES
+from lowlevel.attention.kv_source import DENSE_DTYPES
 
-from .instances import FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
+from .instances import FEW_ROWS_SHAPES, FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
 
 Q_DTYPES = OUT_DTYPES = ("float32", "float16", "bfloat16")
 METHODS = ("auto",)
@@ -44,6 +44,11 @@ class Tile(NamedTuple):
     rows: int
     keys: int
     splits: int
+    # Of the CPU's plans alone: here a decoded pass is the tile.
+    pass_heads: int = 0
+    pass_rows: int = 0
+    pass_keys: int = 0
+    least_workers: int = 1
 
 
 def is_fused(sizes):
@@ -74,9 +79,12 @@ def _decoded(sizes):
 
 def fused_shape(sizes):
     """The FusedShape of the fused kernel for these sizes on this device, or None."""
-    shape = FUSED_SHAPES.get((sizes["d_k"], sizes["d_v"]))
+    d_k, d_v = sizes["d_k"], sizes["d_v"]
+    shape = FUSED_SHAPES.get((d_k, d_v))
     if shape is None or (shape.latent and not sizes["v_in_k"]):
         return None
+    rows = sizes["n_head"] // sizes["n_head_kv"] * sizes["n_tokens"]  # of a K/V head
+    shape = next((few for few in FEW_ROWS_SHAPES.get((d_k, d_v), ()) if rows <= few.rows), shape)
     most = devices.get(sizes["device"]).max_shared_bytes
     return shape if fused_shared_bytes(sizes, shape, 1) <= most else None
 
@@ -97,18 +105,28 @@ def fused_shared_bytes(sizes, shape, stages):
 
 
 def wgmma_shared_bytes(sizes):
-    """As `fused_shared_bytes`, of a kernel of warpgroups; four words of each stage besides."""
+    """As `fused_shared_bytes`, of a kernel of warpgroups; barriers and what warps tell each other besides."""
     d_k, d_v = sizes["d_k"], sizes["d_v"]
     shape = WGMMA_SHAPES[d_k, d_v]
-    return 2 * shape.rows * d_k + WGMMA_STAGES * (2 * shape.keys * (d_k + d_v) + 16)
+    if shape.latent:
+        exchange = 4 * (4 * shape.rows + 2 * 4)
+        barriers = 8 * (1 + WGMMA_STAGES * (d_k // 64 + 2))
+        return (
+            2 * (shape.rows * (d_k + shape.keys) + WGMMA_STAGES * shape.keys * d_k)
+            + exchange
+            + barriers
+        )
+    copies = 8 * (1 + 5 * WGMMA_STAGES) + 16 * WGMMA_STAGES
+    return 2 * (shape.rows * d_k + WGMMA_STAGES * shape.keys * (d_k + d_v)) + copies
 
 
-def kernel_of_warpgroups(sizes):
-    """The kernel on a warpgroup's products, for aligned rows and scores without options, where the device runs it;
-    or None."""
-    kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"]))
+def kernel_of_warpgroups(sizes, general=False):
+    """The kernel on a warpgroup's products, where the device runs it; or None. `general`: scores with options."""
+    kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"], general))
     device = devices.get(sizes["device"])
     if kernel is None or not device.runs(kernel):
+        return None
+    if fused_shape(sizes).rows != WGMMA_SHAPES[sizes["d_k"], sizes["d_v"]].rows:
         return None
     return kernel if wgmma_shared_bytes(sizes) <= device.max_shared_bytes else None
 
@@ -121,6 +139,14 @@ def count_tiles(sizes, tile):
     else:
         head_tiles = sizes["n_head_kv"] * -(-group // tile.heads)
     return head_tiles * -(-sizes["n_tokens"] // tile.rows)
+
+
+tiles_at_once = count_tiles
+
+
+def path_of(sizes, tile):
+    """Which kernels run, as `AttentionPlan.path` says it."""
+    return "fused" if is_fused(sizes) else "tiles"
 
 
 def scratch_parts(sizes, tile):
@@ -234,6 +260,7 @@ def _fused_scratch(sizes, tile):
         n_head, n_tokens = tile.heads, tile.rows
         keys = kv_heads_of(sizes, tile) * min(tile.keys, max(sizes["n_kv"], 1))
         parts = [(f"{name} chunk", 2 * keys * sizes[f"d_{name}"]) for name in _decoded(sizes)]
+        parts += _decoders_own(sizes, tile)
     if tile.splits > 1 or (decoded and tile.keys < sizes["n_kv"]):
         rows = tile.splits * n_head * n_tokens
         parts += [("partial results", 4 * rows * sizes["d_v"]), ("row state", 4 * rows * 2)]
@@ -273,6 +300,13 @@ def kv_heads_of(sizes, tile):
     return max(1, tile.heads // (sizes["n_head"] // sizes["n_head_kv"]))
 
 
+def _decoders_own(sizes, tile):
+    """What decoding one chunk takes besides the chunk."""
+    chunk = kv_heads_of(sizes, tile), min(tile.keys, max(sizes["n_kv"], 1))
+    own = [kind.scratch_bytes(sizes["device"], *chunk) for kind in sizes["kv_types"]]
+    return [(f"decode {name}", n) for name, n in zip("kv", own, strict=True) if n]
+
+
 def _tiles_scratch(sizes, tile):
     rows, keys = tile.heads * tile.rows, kv_heads_of(sizes, tile) * tile.keys
     n_scores = rows * tile.keys
@@ -285,4 +319,5 @@ def _tiles_scratch(sizes, tile):
         ("kv chunk", 4 * keys * max(sizes["d_k"], sizes["d_v"])),
         ("not finite", 4 * keys),
         ("gemm workspace", min(max(workspace, LEAST_WORKSPACE), MOST_WORKSPACE)),
+        *_decoders_own(sizes, tile),
     )

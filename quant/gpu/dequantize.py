@@ -1,7 +1,7 @@
 """Dequantisation on a device that runs CUDA kernels: finds rows of blocks and launches kernels on them."""
 
-from lowlevel.attention.plan import dtype_name
 from lowlevel.axes import join_axes
+from lowlevel.shapes import dtype_name
 
 from .constants import constants
 from .instances import DEQUANTIZE, OUTPUTS
