@@ -1,8 +1,20 @@
 """Which block format each tensor of a model gets: the bulk's, but for the table's exceptions."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from gguf import GGMLQuantizationType as QType
 
 from ...formats import KV_FORMATS, block_format
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from quant.formats import BlockFormat
+    from quant.models.synthetic.tensor_list import TensorSpec
+
 
 # Always float32, as llama.cpp keeps them: they are small, and precision counts.
 F32_ROLES = ("norm", "router", "rope_freqs")
@@ -31,7 +43,9 @@ def _finer(block, columns):
     return min(fitting, key=lambda row: row.bits_per_weight)
 
 
-def tensor_type(spec, bulk, overrides=None, pure=False):
+def tensor_type(
+    spec: TensorSpec, bulk: str, overrides: Mapping[str, Any] | None = None, pure: bool = False
+) -> BlockFormat:
     """The `BlockFormat` for one tensor.
 
     Parameters
