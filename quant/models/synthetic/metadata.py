@@ -13,6 +13,8 @@ from ..geometry import EXPERT_GATING, Llama3Scaling, Yarn
 if TYPE_CHECKING:
     from typing import Any
 
+    from gguf import GGMLQuantizationType
+
     from quant.models.geometry import ModelGeometry
 
 
@@ -32,17 +34,13 @@ WORD_LENGTHS = range(2, 5)
 MAX_VOCAB = N_FIXED + sum(len(string.ascii_lowercase) ** length for length in WORD_LENGTHS)
 
 
-<<<<<<< HEAD
-def file_type(qtype):
+def file_type(qtype: GGMLQuantizationType) -> LlamaFileType:
     """The gguf.LlamaFileType of a file whose bulk is of a type: where mixes have sizes, the small one's."""
     names = (f"ALL_{qtype.name}", f"MOSTLY_{qtype.name}", f"MOSTLY_{qtype.name}_S")
     return next(LlamaFileType[name] for name in names if name in LlamaFileType.__members__)
 
 
-def model_metadata(geometry, qtype):
-=======
 def model_metadata(geometry: ModelGeometry, qtype: QType) -> list[tuple[str, Any, Any]]:
->>>>>>> main
     """All metadata of a model file: a list of (key, gguf.GGUFValueType, value).
 
     Parameters
