@@ -40,7 +40,9 @@ def file_type(qtype: GGMLQuantizationType) -> LlamaFileType:
     return next(LlamaFileType[name] for name in names if name in LlamaFileType.__members__)
 
 
-def model_metadata(geometry: ModelGeometry, qtype: GGMLQuantizationType) -> list[tuple[str, Any, Any]]:
+def model_metadata(
+    geometry: ModelGeometry, qtype: GGMLQuantizationType
+) -> list[tuple[str, Any, Any]]:
     """All metadata of a model file: a list of (key, gguf.GGUFValueType, value).
 
     Parameters
