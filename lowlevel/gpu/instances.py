@@ -2,7 +2,8 @@
 ``python -m lowlevel.gpu.resources`` share.
 
 The ground's own kernels stand here. A floor above lists its own in a module of the same shape, named
-in `TABLES` and imported only by those who want all there is.
+in `TABLES` and imported only by those who want all there is. Where sources include headers that are made
+from a table, that module has them too: ``GENERATED``, name -> text.
 """
 
 import importlib
@@ -228,7 +229,16 @@ def all_kernels():
     return tuple(kernel for table in TABLES for kernel in importlib.import_module(table).KERNELS)
 
 
+def _table_of(package):
+    (table,) = (name for name in TABLES if name.rpartition(".")[0] == package)
+    return importlib.import_module(table)
+
+
 def of_source(source):
     """The kernels of one file, (package, file): they are compiled together."""
-    (table,) = (name for name in TABLES if name.rpartition(".")[0] == source[0])
-    return tuple(k for k in importlib.import_module(table).KERNELS if k.source == source)
+    return tuple(k for k in _table_of(source[0]).KERNELS if k.source == source)
+
+
+def generated(package: str, file: str) -> str | None:
+    """The text of a header that a package makes from its tables; None if it makes none of that name."""
+    return getattr(_table_of(package), "GENERATED", {}).get(file)
