@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 OF_NUMBA = ("lowlevel/cpu/simd/", "quant/cpu/")
 NOT_YET = (
     "lowlevel/cpu/", "lowlevel/cuda/", "lowlevel/cudasim/", "lowlevel/gpu/", "lowlevel/ops/",
-    "quant/formats.py", "quant/gpu/", "tools/",
+    "quant/gpu/", "tools/",
 )  # fmt: skip
 
 
