@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -15,8 +15,8 @@ _TYPES = ("float32", "float16", "bfloat16")
 
 
 def merge_states(
-    outs: Sequence[Array],
-    lses: Sequence[Array],
+    outs: Iterable[Array],
+    lses: Iterable[Array],
     *,
     out: Array | None = None,
     lse: Array | None = None,
