@@ -11,7 +11,8 @@ from .. import devices
 from ..arrays import Array
 from ..shapes import dtype_name
 
-_TYPES = ("float32", "float16", "bfloat16")
+_TYPES: tuple[str, ...] = ("float32", "float16", "bfloat16")
+_FLOAT32: tuple[str, ...] = ("float32",)
 
 
 def merge_states(
@@ -55,9 +56,9 @@ def merge_states(
     device = devices.of_array(outs[0], "outs[0]")
     shape = outs[0].shape
     named = [(f"outs[{i}]", x, shape, _TYPES) for i, x in enumerate(outs)]
-    named += [(f"lses[{i}]", x, shape[:-1], ("float32",)) for i, x in enumerate(lses)]
+    named += [(f"lses[{i}]", x, shape[:-1], _FLOAT32) for i, x in enumerate(lses)]
     given = [("out", out, shape), ("lse", lse, shape[:-1])]
-    named += [(name, x, of, ("float32",)) for name, x, of in given if x is not None]
+    named += [(name, x, of, _FLOAT32) for name, x, of in given if x is not None]
     for name, array, wanted, types in named:
         _check(array, name, wanted, types, device)
     for name, array, _ in given:
