@@ -48,7 +48,7 @@ def matmul(
     out : array of float32, (n, rows), optional
         On the device of x; where to write. A contiguous last axis, any row stride. Must not overlap `x` or `t`.
     exact : bool
-        False: x is rounded to signed bytes, with a scale for every 32 (Q8_0, Q4_0, IQ4_NL) or 256
+        False: x is rounded to signed bytes, with a scale for every 32 or 256
         (K-quants) values, as ggml does; products and sums within a block are exact integers.
         True: x stays float32. With F32, F16 and BF16 weights x always stays float32.
     experts : sequence or array of int, (n,), optional
