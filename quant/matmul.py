@@ -1,8 +1,11 @@
 """Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
 
+from __future__ import annotations
+
 import functools
 import math
 import operator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +15,26 @@ from lowlevel.pool.arena import align_up
 from .formats import block_format
 from .tensor import QuantTensor, check_tensor
 
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
+    from lowlevel.pool import Pool
+
+    from .tensor import QType
+
 # Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
 _MOST_VALUES = 2**54
 
 
-def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=None):
+def matmul(
+    x: Array,
+    t: QuantTensor,
+    *,
+    pool: Pool | None = None,
+    out: Array | None = None,
+    exact: bool = False,
+    experts: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
     """``x @ t.T`` without ever making the weights floats as a whole.
 
     Parameters
@@ -30,7 +48,7 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     out : array of float32, (n, rows), optional
         On the device of x; where to write. A contiguous last axis, any row stride. Must not overlap `x` or `t`.
     exact : bool
-        False: x is rounded to signed bytes, with a scale for every 32 (Q8_0, Q4_0, IQ4_NL) or 256
+        False: x is rounded to signed bytes, with a scale for every 32 or 256
         (K-quants) values, as ggml does; products and sums within a block are exact integers.
         True: x stays float32. With F32, F16 and BF16 weights x always stays float32.
     experts : sequence or array of int, (n,), optional
@@ -90,7 +108,14 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
         return _into(out, plan, device, x, t, order, used, counts, scratch)
 
 
-def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None, device=None):
+def matmul_scratch_bytes(
+    n: int,
+    t: QuantTensor | tuple[QType, tuple[int, ...]],
+    *,
+    exact: bool = False,
+    n_threads: int | None = None,
+    device: str | None = None,
+) -> int:
     """Bytes that `matmul` takes from its pool for `n` rows of x, to the byte.
 
     Parameters
