@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from quant.formats import BlockFormat
     from quant.models.synthetic.tensor_list import TensorSpec
 
+    from ...tensor import QType
+
 
 # Always float32, as llama.cpp keeps them: they are small, and precision counts.
 F32_ROLES = ("norm", "router", "rope_freqs")
@@ -44,7 +46,7 @@ def _finer(block, columns):
 
 
 def tensor_type(
-    spec: TensorSpec, bulk: str, overrides: Mapping[str, Any] | None = None, pure: bool = False
+    spec: TensorSpec, bulk: QType, overrides: Mapping[str, Any] | None = None, pure: bool = False
 ) -> BlockFormat:
     """The `BlockFormat` for one tensor.
 
