@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from quant.formats import BlockFormat
     from quant.models.synthetic.tensor_list import TensorSpec
 
-    from ...tensor import QType
-
 
 # Always float32, as llama.cpp keeps them: they are small, and precision counts.
 F32_ROLES = ("norm", "router", "rope_freqs")
@@ -46,7 +44,10 @@ def _finer(block, columns):
 
 
 def tensor_type(
-    spec: TensorSpec, bulk: QType, overrides: Mapping[str, Any] | None = None, pure: bool = False
+    spec: TensorSpec,
+    bulk: QType | str | BlockFormat,
+    overrides: Mapping[str, Any] | None = None,
+    pure: bool = False,
 ) -> BlockFormat:
     """The `BlockFormat` for one tensor.
 
