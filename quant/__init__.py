@@ -6,7 +6,7 @@ is imported when a call first needs it.
 
 from .dequantize import dequantize
 from .formats import FORMATS, BlockFormat, block_format
-from .matmul import matmul, matmul_scratch_bytes
+from .matmul import matmul, matmul_plan, matmul_scratch_bytes
 from .model_file import ModelFile, ModelFileError, open
 from .quantize import quantize
 from .tensor import QuantTensor
@@ -20,6 +20,7 @@ __all__ = [
     "block_format",
     "dequantize",
     "matmul",
+    "matmul_plan",
     "matmul_scratch_bytes",
     "open",
     "quantize",

@@ -15,7 +15,8 @@ _EXACT_ROWS = 32  # kExactRows
 _FLOAT_UNIT_BYTES = 16
 _DEPTH = 256  # kDepth
 _STAGES = 2  # kStages
-_WGMMA_STAGES, _LINE_BYTES = 3, 128  # kWgmmaStages, kLine
+# Of matmul_wgmma.cuh: kMostShared, kMostStages, kBarrierBytes, kLine.
+_WGMMA_SHARED, _WGMMA_STAGES, _BARRIER_BYTES, _LINE_BYTES = 227 << 10, 6, 128, 128
 
 
 def _unit(block):
@@ -64,5 +65,6 @@ def wgmma_shared(block, tile):
     """Shared memory of a thread block: see WgmmaTile."""
     raw_bytes = _DEPTH // block.block_weights * block.block_bytes
     raw_pitch = 16 * ((raw_bytes + 30) // 16 | 1)
-    stages = _WGMMA_STAGES * (WGMMA_ROWS + tile.columns) * _LINE_BYTES
-    return stages + 2 * WGMMA_ROWS * raw_pitch
+    rest = 2 * WGMMA_ROWS * raw_pitch + _BARRIER_BYTES
+    stage = (WGMMA_ROWS + tile.columns) * _LINE_BYTES
+    return min((_WGMMA_SHARED - rest) // stage, _WGMMA_STAGES) * stage + rest

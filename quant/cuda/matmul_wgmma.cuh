@@ -2,25 +2,27 @@
 // dequantisation to bfloat16 gives them, and meet x as bfloat16; sums are float32.
 //
 // A block stays on its multiprocessor and makes tiles of kTileRows rows of weights times kColumns rows of
-// x, one after another. Its last two warpgroups multiply, 64 rows of weights each. The others bring 64
-// columns at a time into one of kWgmmaStages places: x is copied as it lies in the image that tile_rows
-// (matmul_x.cu) made of it, weights are decoded from raw blocks, which come 256 weights of each row at a
-// time and one such chunk ahead.
+// x, one after another, 64 columns at a time in one of kStages places. Its last two warpgroups multiply, 64
+// rows of weights each; one of their threads has the copy engine bring x, as it lies in the image that
+// tile_rows (matmul_x.cu) made of it. The other warpgroups decode weights from raw blocks, which come 256
+// weights of each row at a time and one such chunk ahead.
 //
 // Operands are K-major and swizzled by 128 bytes, see wgmma.cuh: a line is 64 values of a row.
 #pragma once
+#include "bulk.cuh"
 #include "dequantize.cuh"
 #include "matmul_call.cuh"
 #include "wgmma.cuh"
 
 constexpr int kWarpgroup = 128, kConsumers = 2 * kWarpgroup;
-constexpr int kTileRows = 128, kStep = 64, kChunk = 256;  // rows of weights; columns
+constexpr int kTileRows = 128, kStep = 64, kChunk = 256;   // rows of weights; columns
+constexpr int kChunkSteps = kChunk / kStep;
 constexpr int kLine = 2 * kStep, kEightLines = 8 * kLine;  // bytes
-
-// Named barriers. What is ready is told to each multiplying warpgroup on its own: they need not keep step.
-constexpr int kWgmmaStages = 3;
-constexpr int kRawReady = 1, kReady = 2, kFree = kReady + 2 * kWgmmaStages;
-static_assert(kFree + kWgmmaStages <= 16, "named barriers");
+constexpr int kMostShared = 227 << 10, kMostStages = 6;
+constexpr int kDecoders = 1;  // named barrier
+// Of each thread, of 168 that 384 threads start with.
+constexpr int kFewRegisters = 120, kManyRegisters = 192;
+static_assert(kWarpgroup * kFewRegisters + kConsumers * kManyRegisters <= 384 * 168, "or a block waits forever");
 
 template <class Format, int kThreads, int kColumns>
 struct WgmmaTile {
@@ -31,7 +33,11 @@ struct WgmmaTile {
   static constexpr int kWeightBytes = kTileRows * kLine, kXBytes = kColumns * kLine;
   static constexpr int kStageBytes = kWeightBytes + kXBytes;
   static constexpr int kRawBuffer = kTileRows * kRawPitch;
-  static constexpr int kSharedBytes = kWgmmaStages * kStageBytes + 2 * kRawBuffer;
+  static constexpr int kBarrierBytes = 128;
+  static constexpr int kFitting = (kMostShared - kBarrierBytes - 2 * kRawBuffer) / kStageBytes;
+  static constexpr int kStages = kFitting < kMostStages ? kFitting : kMostStages;
+  static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kRawBuffer + kBarrierBytes;
+  static_assert(16 * kMostStages <= kBarrierBytes, "two barriers a stage");
 };
 
 // One tile: rows of one matrix, slots of x.
@@ -65,70 +71,104 @@ __device__ __forceinline__ WgmmaPlace wgmma_place(const unsigned char* __restric
   return place;
 }
 
-// Starts copying a chunk of the rows' blocks.
+// Starts copying a chunk of the rows' blocks, 16 threads a row. Rows beyond the last are the last one again.
 template <class T>
 __device__ __forceinline__ void copy_raw(unsigned char* raw, const WgmmaPlace& place, const MatmulCall& call,
                                          int chunk) {
+  constexpr int kAtOnce = T::kProducers / 16;  // rows; so many lie a multiple of 16 bytes apart
   const int begin = chunk * T::kRawBytes, n_bytes = min(T::kRawBytes, call.row_bytes - begin);
-#pragma unroll 2
-  for (int i = threadIdx.x; i < kTileRows * T::kPieces; i += T::kProducers) {
-    const int row = i / T::kPieces, piece = i % T::kPieces;
-    if (row >= place.n_rows) break;
-    const unsigned char* const from = place.rows + ((long long)row * call.row_stride + begin);
+  const int first = threadIdx.x / 16, piece = threadIdx.x % 16;
+  auto row_at = [&](int row) { return place.rows + ((long long)min(row, place.n_rows - 1) * call.row_stride + begin); };
+  if (place.whole && place.n_rows == kTileRows) {
+    const unsigned char* from = row_at(first);
+    const int skew = skew_of(from, true);
+    from += 16 * piece - skew;
+    ptx::SharedPlace to = ptx::shared_place(raw + first * T::kRawPitch + 16 * piece);
+    const long long next = (long long)kAtOnce * call.row_stride;
+    const bool mine = 16 * piece < n_bytes + skew, more = 16 * piece + 256 < n_bytes + skew;
+#pragma unroll
+    for (int i = 0; i < kTileRows / kAtOnce; ++i) {
+      if (mine && piece < T::kPieces) ptx::cp_async_16(to + i * kAtOnce * T::kRawPitch, from);
+      if (T::kPieces > 16 && more) ptx::cp_async_16(to + (i * kAtOnce * T::kRawPitch + 256), from + 256);
+      from += next;
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int row = first; row < kTileRows; row += kAtOnce) {
+    const unsigned char* const from = row_at(row);
     const int skew = skew_of(from, place.whole);
-    copy_piece(raw + row * T::kRawPitch + 16 * piece, from + (16 * piece - skew), n_bytes + skew - 16 * piece,
-               place.whole);
+#pragma unroll 1
+    for (int i = piece; i < T::kPieces; i += 16)
+      copy_piece(raw + row * T::kRawPitch + 16 * i, from + (16 * i - skew), n_bytes + skew - 16 * i, place.whole);
   }
 }
 
-// Starts copying the part of x that a step needs.
-template <class T>
-__device__ __forceinline__ void copy_x(unsigned char* to, const unsigned char* __restrict__ image,
-                                       const WgmmaPlace& place, const MatmulCall& call, int step) {
-  const long long line = (long long)step * call.image_slots + place.first_slot;
-  const unsigned char* const from = image + line * kLine + 16 * threadIdx.x;
-  const ptx::SharedPlace target = ptx::shared_place(to + 16 * threadIdx.x);
+// A block's bytes as `Bytes` gives them; of blocks at even addresses words come as two that are at multiples of 4.
+template <int kAlignment>
+struct SharedBytes : Bytes<kAlignment> {
+  template <int kMultiple, int N>
+  __device__ __forceinline__ void words(int offset, unsigned (&words)[N]) const {
+    if constexpr (kAlignment >= 4 && kMultiple >= 4) {
+      Bytes<kAlignment>::template words<kMultiple>(offset, words);
+    } else {
+      const unsigned address = (unsigned)(size_t)this->first + offset;
+      const unsigned char* const from = this->first + offset - (address & 2);
+      const bool shifted = address & 2;
+      const unsigned selector = shifted ? 0x5432 : 0x3210;
+      unsigned part[N + 1];
 #pragma unroll
-  for (int i = 0; i < T::kXBytes / (16 * T::kProducers); ++i)
-    ptx::cp_async_16(target + 16 * T::kProducers * i, from + 16 * T::kProducers * i);
-}
+      for (int i = 0; i < N; ++i) part[i] = *reinterpret_cast<const unsigned*>(from + 4 * i);
+      part[N] = 0;  // nothing may follow
+      if (shifted) part[N] = *reinterpret_cast<const unsigned short*>(from + 4 * N);
+#pragma unroll
+      for (int i = 0; i < N; ++i) words[i] = ptx::permute(part[i], part[i + 1], selector);
+    }
+  }
+};
 
-// Decodes a step's weights: 32 of a row at a time. Everything beyond the matrix is zeros.
+// Decodes a step's weights: 32 of a row at a time. Columns beyond the matrix are zeros.
 template <class Format, class T>
 __device__ __forceinline__ void decode_weights(unsigned char* to, const unsigned char* raw, const WgmmaPlace& place,
                                                const MatmulCall& call, int step) {
-  const int half = threadIdx.x % 2;
-  const int in_chunk = step % (kChunk / kStep) * kStep + 32 * half;
+  constexpr int kPasses = 2 * kTileRows / T::kProducers;
+  const int half = threadIdx.x % 2, first = threadIdx.x / 2;
+  int in_chunk = step % kChunkSteps * kStep + 32 * half;
+  const bool inside = kChunk == Format::kBlockWeights || step * kStep + 32 * half < call.columns;
+  if (!inside) in_chunk = 0;
   const int block = in_chunk / Format::kBlockWeights, index = in_chunk % Format::kBlockWeights;
-  const unsigned begin = (unsigned)(step / (kChunk / kStep)) * T::kRawBytes;
-  const bool inside = step * kStep + 32 * half < call.columns;
+  const unsigned begin = (unsigned)(step / kChunkSteps) * T::kRawBytes;
+  uint4 packed[kPasses][4];
 #pragma unroll
-  for (int row = threadIdx.x / 2; row < kTileRows; row += T::kProducers / 2) {
-    uint4 packed[4];
-    if (inside && row < place.n_rows) {
-      const unsigned start = (unsigned)(size_t)place.rows + row * (unsigned)call.row_stride + begin;
-      const int skew = place.whole ? start & 15 : 0;
-      const Bytes<Format::kAlignment> bytes = {raw + row * T::kRawPitch + skew + block * Format::kBlockBytes};
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int row = first + pass * (T::kProducers / 2);
+    const unsigned start =
+        (unsigned)(size_t)place.rows + min(row, place.n_rows - 1) * (unsigned)call.row_stride + begin;
+    const int skew = place.whole ? start & 15 : 0;
+    const SharedBytes<Format::kAlignment> bytes = {
+        {raw + (row * T::kRawPitch + skew + block * Format::kBlockBytes)}};
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        float weights[16];
-        Format::template decode<16>(bytes, index + 16 * part, weights);
+    for (int part = 0; part < 2; ++part) {
+      float weights[16];
+      Format::template decode<16>(bytes, index + 16 * part, weights);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          unsigned words[4];
+      for (int i = 0; i < 2; ++i) {
+        unsigned words[4];
 #pragma unroll
-          for (int j = 0; j < 4; ++j)
-            words[j] = floats::to_bfloats(weights[8 * i + 2 * j], weights[8 * i + 2 * j + 1]);
-          packed[2 * part + i] = make_uint4(words[0], words[1], words[2], words[3]);
+        for (int j = 0; j < 4; ++j) {
+          words[j] = floats::to_bfloats(weights[8 * i + 2 * j], weights[8 * i + 2 * j + 1]);
+          if (!inside) words[j] = 0;
         }
+        packed[pass][2 * part + i] = make_uint4(words[0], words[1], words[2], words[3]);
       }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) packed[i] = make_uint4(0, 0, 0, 0);
     }
-    unsigned char* const line = to + row * kLine;
+  }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) *reinterpret_cast<uint4*>(line + ((4 * half + i) ^ (row & 7)) * 16) = packed[i];
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int row = first + pass * (T::kProducers / 2);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<uint4*>(to + row * kLine + ((4 * half + i) ^ (row & 7)) * 16) = packed[pass][i];
   }
 }
 
@@ -153,16 +193,29 @@ __device__ __forceinline__ void write_tile(const float (&sums)[kColumns / 8][4],
   }
 }
 
+// A place in a ring of stages, and the parity of the phase that its barriers are in.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  unsigned parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
 template <class Format, int kThreads, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
     matmul_wgmma(const unsigned char* __restrict__ weights, const unsigned char* __restrict__ more_weights,
                  const unsigned char* __restrict__ x_image, void* __restrict__ out,
                  const int* __restrict__ order, const int* __restrict__ groups, const MatmulCall call) {
   using T = WgmmaTile<Format, kThreads, kColumns>;
-  constexpr int kProducers = T::kProducers;
+  constexpr int kStages = T::kStages, kProducers = T::kProducers;
   extern __shared__ __align__(1024) unsigned char wgmma_shared[];
   unsigned char* const stages = wgmma_shared;
-  unsigned char* const raw = stages + kWgmmaStages * T::kStageBytes;
+  unsigned char* const raw = stages + kStages * T::kStageBytes;
+  // Of each stage: weights and x are there; nobody reads them any more.
+  ptx::MemoryBarrier* const ready = reinterpret_cast<ptx::MemoryBarrier*>(raw + 2 * T::kRawBuffer);
+  ptx::MemoryBarrier* const free = ready + kStages;
   const int n_groups = count_groups(groups, call);
   const int row_tiles = (call.n_rows + kTileRows - 1) / kTileRows * (more_weights ? 2 : 1);
   const int n_tiles = n_groups * row_tiles, n_steps = (call.columns + kStep - 1) / kStep;
@@ -171,47 +224,48 @@ __global__ void __launch_bounds__(kThreads, 1)
   auto place_of = [&](int tile) {
     return wgmma_place<kColumns>(weights, more_weights, groups, call, tile, n_groups, row_tiles);
   };
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int stage = 0; stage < kStages; ++stage) {
+      ptx::make_memory_barrier(ready + stage, kProducers / 32 + 1);
+      ptx::make_memory_barrier(free + stage, kConsumers / 32);
+    }
+    ptx::memory_barriers_made();
+  }
+  __syncthreads();
 
   if (warpgroup < kProducers / kWarpgroup) {
-    if constexpr (kThreads == 384) ptx::fewer_registers<128>();
+    if constexpr (kThreads == 384) ptx::fewer_registers<kFewRegisters>();
     int tile = blockIdx.x;
     if (tile >= n_tiles) return;
     WgmmaPlace place = place_of(tile);
     copy_raw<T>(raw, place, call, 0);
-    copy_x<T>(stages + T::kWeightBytes, x_image, place, call, 0);
     ptx::cp_async_commit();
-    int stage = 0, raw_buffer = 0, n_made = 0;
+    Ring<kStages> ring;
+    int raw_buffer = 0;
     while (true) {
       const int next_tile = tile + gridDim.x;
       const bool has_next = next_tile < n_tiles;
       const WgmmaPlace next = has_next ? place_of(next_tile) : place;
 #pragma unroll 1
-      for (int step = 0; step < n_steps; ++step, ++n_made) {
-        const int next_stage = stage + 1 == kWgmmaStages ? 0 : stage + 1;
-        const bool last = step + 1 == n_steps;
-        if (step % (kChunk / kStep) == 0) {
+      for (int step = 0; step < n_steps; ++step) {
+        if (step % kChunkSteps == 0) {
           ptx::cp_async_wait<0>();
-          ptx::named_barrier_sync(kRawReady, kProducers);  // and nobody reads the other buffer any more
-          const int chunk = step / (kChunk / kStep) + 1;
+          ptx::named_barrier_sync(kDecoders, kProducers);  // and nobody reads the other buffer any more
+          const int chunk = step / kChunkSteps + 1;
           unsigned char* const to = raw + (raw_buffer ^ 1) * T::kRawBuffer;
           if (chunk * kChunk < call.columns) copy_raw<T>(to, place, call, chunk);
           else if (has_next) copy_raw<T>(to, next, call, 0);
+          ptx::cp_async_commit();
         }
-        if (!last || has_next) {
-          if (n_made + 1 >= kWgmmaStages) ptx::named_barrier_sync(kFree + next_stage, kThreads);
-          copy_x<T>(stages + next_stage * T::kStageBytes + T::kWeightBytes, x_image, last ? next : place, call,
-                           last ? 0 : step + 1);
-        }
-        ptx::cp_async_commit();
-        decode_weights<Format, T>(stages + stage * T::kStageBytes, raw + raw_buffer * T::kRawBuffer, place,
-                                         call, step);
-        ptx::cp_async_wait<1>();
+        ptx::await(free + ring.stage, ring.parity ^ 1);
+        decode_weights<Format, T>(stages + ring.stage * T::kStageBytes, raw + raw_buffer * T::kRawBuffer, place, call,
+                                  step);
         ptx::fence_proxy_async();
-#pragma unroll
-        for (int consumer = 0; consumer < 2; ++consumer)
-          ptx::named_barrier_arrive(kReady + consumer * kWgmmaStages + stage, kProducers + kWarpgroup);
-        if (last || step % (kChunk / kStep) == kChunk / kStep - 1) raw_buffer ^= 1;
-        stage = next_stage;
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) ptx::arrive(ready + ring.stage);
+        ring.next();
+        if (step + 1 == n_steps || step % kChunkSteps == kChunkSteps - 1) raw_buffer ^= 1;
       }
       if (!has_next) break;
       tile = next_tile, place = next;
@@ -219,38 +273,64 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
 
-  if constexpr (kThreads == 384) ptx::more_registers<192>();
+  if constexpr (kThreads == 384) ptx::more_registers<kManyRegisters>();
   const int consumer = warpgroup - kProducers / kWarpgroup;
   const int row = consumer * 64 + threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
+  const bool copies = threadIdx.x == kProducers;
   const ptx::MatrixDescriptor first_weights =
       ptx::matrix_descriptor(stages + consumer * 64 * kLine, kLine, kEightLines);
   const ptx::MatrixDescriptor first_x = ptx::matrix_descriptor(stages + T::kWeightBytes, kLine, kEightLines);
-  const int n_blocks_tiles = blockIdx.x < n_tiles ? (n_tiles - 1 - blockIdx.x) / gridDim.x + 1 : 0;
-  const int n_all = n_blocks_tiles * n_steps;
-  int stage = 0, n_used = 0;
+
+  // What the copying thread has asked for: `asked` steps of tile `asked_tile`, into place `target`.
+  Ring<kStages> target;
+  int asked = 0, asked_tile = blockIdx.x;
+  const unsigned char* source = nullptr;
+  auto ask = [&]() {
+    if (asked_tile >= n_tiles) return;
+    if (asked == 0) source = x_image + (long long)place_of(asked_tile).first_slot * kLine;
+    ptx::arrive_expecting(ready + target.stage, T::kXBytes);
+    ptx::copy_bulk(stages + target.stage * T::kStageBytes + T::kWeightBytes, source, T::kXBytes, ready + target.stage);
+    source += (long long)call.image_slots * kLine;
+    if (++asked == n_steps) asked = 0, asked_tile += gridDim.x;
+    target.next();
+  };
+  if (copies)
+    for (int i = 0; i < kStages; ++i) ask();
+  __syncwarp();
+
+  Ring<kStages> ring, last;
   float sums[kColumns / 8][4];
-  // Places are free as long as somebody will fill them again.
-  auto release = [&](int used, int number) {
-    if (number + kWgmmaStages < n_all) ptx::named_barrier_arrive(kFree + used, kThreads);
+  // The place used last is free, and x may come there again when all have left it.
+  auto release = [&]() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::arrive(free + last.stage);
+    if (copies) {
+      ptx::await(free + last.stage, last.parity);
+      ask();
+    }
+    __syncwarp();
+    last.next();
   };
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
 #pragma unroll 1
-    for (int step = 0; step < n_steps; ++step, ++n_used) {
-      ptx::named_barrier_sync(kReady + consumer * kWgmmaStages + stage, kProducers + kWarpgroup);
+    for (int step = 0; step < n_steps; ++step) {
+      ptx::await(ready + ring.stage, ring.parity);
       ptx::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kStep / 16; ++k)
-        ptx::wgmma_bf16<0>(sums, ptx::moved(first_weights, stage * T::kStageBytes + 32 * k),
-                           ptx::moved(first_x, stage * T::kStageBytes + 32 * k), step + k > 0);
+        ptx::wgmma_bf16<0>(sums, ptx::moved(first_weights, ring.stage * T::kStageBytes + 32 * k),
+                           ptx::moved(first_x, ring.stage * T::kStageBytes + 32 * k), step + k > 0);
       ptx::wgmma_commit();
-      ptx::wgmma_wait<1>();
-      if (step > 0) release(stage == 0 ? kWgmmaStages - 1 : stage - 1, n_used - 1);
-      stage = stage + 1 == kWgmmaStages ? 0 : stage + 1;
+      ring.next();
+      if (step > 0) {
+        ptx::wgmma_wait<1>();
+        release();
+      }
     }
     ptx::wgmma_wait<0>();
     ptx::wgmma_received(sums);
-    release(stage == 0 ? kWgmmaStages - 1 : stage - 1, n_used - 1);
+    release();
     const WgmmaPlace place = place_of(tile);
     if (call.out_type == kFloat32)
       write_tile<Float32, kColumns>(sums, static_cast<float*>(out), order, call, place, row);

@@ -300,4 +300,25 @@ void race_sync_threads(const int* arrived, int n_arrived, const int* going_on, i
   }
 }
 
+void race_hand_over(Knowledge& knowledge) {
+  if (!race_mode) return;
+  const int own = current_thread / kWarpSize;
+  ++warp_time[own];
+  for (int warp = 0; warp < kWarps; ++warp)
+    knowledge.of_warp[warp] = std::max(knowledge.of_warp[warp], warp_knows[own][warp]);
+  knowledge.of_warp[own] = warp_time[own];
+}
+
+void race_take_over(const Knowledge& knowledge) {
+  if (!race_mode) return;
+  const int own = current_thread / kWarpSize;
+  for (int warp = 0; warp < kWarps; ++warp)
+    warp_knows[own][warp] = std::max(warp_knows[own][warp], knowledge.of_warp[warp]);
+  for (uint32_t& known : lane_knows[current_thread]) known = std::max(known, knowledge.of_warp[own]);
+}
+
+void race_end_bulk_copy(const void* destination, size_t bytes) {
+  if (race_mode) set_in_flight(destination, bytes, 0);
+}
+
 }  // namespace cudasim

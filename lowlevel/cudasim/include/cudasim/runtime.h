@@ -137,6 +137,23 @@ void wgmma_wait(int groups_in_flight, Site site);
 void fence_proxy_async();
 unsigned shared_window(const void* pointer);  // what __cvta_generic_to_shared gives on a device
 
+// ---- barriers in shared memory, and bulk copies that complete on them (bulk.cuh) --------------------
+// A copy's destination holds poison until a thread waits for the phase that it belongs to.
+void make_memory_barrier(void* barrier, int arrivals, Site site);
+void arrive(void* barrier, int expected_bytes, Site site);
+void await(void* barrier, unsigned parity, Site site);
+// What a TensorMap's bytes are here: cudasim/arguments.py writes them.
+struct Box {
+  uint64_t address;
+  uint64_t lengths[3];  // of the axes: columns, rows, heads
+  uint64_t strides[2];  // bytes: of rows, of heads
+  uint32_t box[3];
+  uint32_t magic;
+  static constexpr uint32_t kMagic = 0x50414d54;
+};
+void copy_box(void* shared, const void* map, int column, int row, int head, void* barrier, Site site);
+void copy_bulk(void* shared, const void* global, int n_bytes, void* barrier, Site site);
+
 // ---- access log (race mode) --------------------------------------------------------------------
 // volatile accesses count as atomic ones: they are how flags are polled.
 enum class Access : uint32_t { kRead, kWrite, kAtomicRead, kAtomicWrite, kAtomicUpdate };
