@@ -15,18 +15,19 @@
 #include "wgmma.cuh"
 
 constexpr int kWarpgroup = 128, kConsumers = 2 * kWarpgroup;
-constexpr int kTileRows = 128, kStep = 64, kChunk = 256;   // rows of weights; columns
-constexpr int kChunkSteps = kChunk / kStep;
+constexpr int kTileRows = 128, kStep = 64, kChunk = 256;  // rows of weights; columns
 constexpr int kLine = 2 * kStep, kEightLines = 8 * kLine;  // bytes
 constexpr int kMostShared = 227 << 10, kMostStages = 6;
-constexpr int kDecoders = 1;  // named barrier
+constexpr int kRawReady = 1;  // named barrier
 // Of each thread, of 168 that 384 threads start with.
-constexpr int kFewRegisters = 120, kManyRegisters = 192;
+constexpr int kFewRegisters = 128, kManyRegisters = 184;
 static_assert(kWarpgroup * kFewRegisters + kConsumers * kManyRegisters <= 384 * 168, "or a block waits forever");
 
 template <class Format, int kThreads, int kColumns>
 struct WgmmaTile {
   static constexpr int kProducers = kThreads - kConsumers;
+  // They take turns, a step each, so that one decodes while another waits; threads of one.
+  static constexpr int kDecoders = kThreads == 384 ? 1 : 2, kTeam = kProducers / kDecoders;
   static constexpr int kRawBytes = kChunk / Format::kBlockWeights * Format::kBlockBytes;
   static constexpr int kPieces = (kRawBytes + 30) / 16;
   static constexpr int kRawPitch = 16 * (kPieces | 1);  // odd: neighbouring rows lie in different banks
@@ -86,7 +87,7 @@ __device__ __forceinline__ void copy_raw(unsigned char* raw, const WgmmaPlace& p
     ptx::SharedPlace to = ptx::shared_place(raw + first * T::kRawPitch + 16 * piece);
     const long long next = (long long)kAtOnce * call.row_stride;
     const bool mine = 16 * piece < n_bytes + skew, more = 16 * piece + 256 < n_bytes + skew;
-#pragma unroll
+#pragma unroll 2
     for (int i = 0; i < kTileRows / kAtOnce; ++i) {
       if (mine && piece < T::kPieces) ptx::cp_async_16(to + i * kAtOnce * T::kRawPitch, from);
       if (T::kPieces > 16 && more) ptx::cp_async_16(to + (i * kAtOnce * T::kRawPitch + 256), from + 256);
@@ -127,50 +128,65 @@ struct SharedBytes : Bytes<kAlignment> {
   }
 };
 
-// Decodes a step's weights: 32 of a row at a time. Columns beyond the matrix are zeros.
+// A decoding thread's two rows of a chunk of raw blocks. Rows beyond the last are the last one again.
 template <class Format, class T>
-__device__ __forceinline__ void decode_weights(unsigned char* to, const unsigned char* raw, const WgmmaPlace& place,
-                                               const MatmulCall& call, int step) {
-  constexpr int kPasses = 2 * kTileRows / T::kProducers;
-  const int half = threadIdx.x % 2, first = threadIdx.x / 2;
-  int in_chunk = step % kChunkSteps * kStep + 32 * half;
-  const bool inside = kChunk == Format::kBlockWeights || step * kStep + 32 * half < call.columns;
-  if (!inside) in_chunk = 0;
-  const int block = in_chunk / Format::kBlockWeights, index = in_chunk % Format::kBlockWeights;
-  const unsigned begin = (unsigned)(step / kChunkSteps) * T::kRawBytes;
-  uint4 packed[kPasses][4];
+struct DecodedRows {
+  static constexpr int kRows = 2, kNext = kTileRows / kRows;
+  static_assert(kTileRows * 2 == kRows * T::kTeam, "a thread takes half a step of each row");
+  const unsigned char* raw[kRows];
+
+  __device__ __forceinline__ DecodedRows(const unsigned char* buffer, const WgmmaPlace& place, const MatmulCall& call,
+                                         int first, int chunk) {
 #pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int row = first + pass * (T::kProducers / 2);
-    const unsigned start =
-        (unsigned)(size_t)place.rows + min(row, place.n_rows - 1) * (unsigned)call.row_stride + begin;
-    const int skew = place.whole ? start & 15 : 0;
-    const SharedBytes<Format::kAlignment> bytes = {
-        {raw + (row * T::kRawPitch + skew + block * Format::kBlockBytes)}};
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      float weights[16];
-      Format::template decode<16>(bytes, index + 16 * part, weights);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        unsigned words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          words[j] = floats::to_bfloats(weights[8 * i + 2 * j], weights[8 * i + 2 * j + 1]);
-          if (!inside) words[j] = 0;
-        }
-        packed[pass][2 * part + i] = make_uint4(words[0], words[1], words[2], words[3]);
-      }
+    for (int i = 0; i < kRows; ++i) {
+      const int row = first + i * kNext;
+      const unsigned start = (unsigned)(size_t)place.rows +
+                             min(row, place.n_rows - 1) * (unsigned)call.row_stride + (unsigned)chunk * T::kRawBytes;
+      raw[i] = buffer + (row * T::kRawPitch + (place.whole ? start & 15 : 0));
     }
   }
+
+  // 32 weights of each row, half a step, to `to` and the lines behind it: chunk i at to ^ 16 i. Zeros unless
+  // `inside` the matrix.
+  template <int kInChunk>
+  __device__ __forceinline__ void decode(unsigned char* stage, unsigned to, int half, bool inside) const {
+    // Of 32 weights a block, `half` is the block; of 256, a part of it.
+    constexpr bool kSmall = Format::kBlockWeights == 32;
+    const int block = kSmall ? kInChunk / 32 + (inside ? half : 0) : 0;
+    const int index = kSmall ? 0 : kInChunk | 32 * half;
+    // One warp a scheduler decodes both rows at once, for more instructions to choose from; of two warps each
+    // has not the registers.
+    constexpr int kAtOnce = T::kDecoders == 1 ? kRows : 1;
 #pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int row = first + pass * (T::kProducers / 2);
+    for (int first = 0; first < kRows; first += kAtOnce) {
+      uint4 packed[kAtOnce][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      *reinterpret_cast<uint4*>(to + row * kLine + ((4 * half + i) ^ (row & 7)) * 16) = packed[pass][i];
+      for (int r = 0; r < kAtOnce; ++r) {
+        const SharedBytes<Format::kAlignment> bytes = {{raw[first + r] + block * Format::kBlockBytes}};
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          float weights[16];
+          Format::template decode<16>(bytes, index | 16 * part, weights);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            unsigned words[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              words[j] = floats::to_bfloats(weights[8 * i + 2 * j], weights[8 * i + 2 * j + 1]);
+              if (kSmall && !inside) words[j] = 0;
+            }
+            packed[r][2 * part + i] = make_uint4(words[0], words[1], words[2], words[3]);
+          }
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          *reinterpret_cast<uint4*>(stage + ((to ^ 16 * i) + (first + r) * kNext * kLine)) = packed[r][i];
+    }
   }
-}
+};
 
 // Writes a warpgroup's 64 rows of a tile.
 template <class Out, int kColumns>
@@ -192,6 +208,11 @@ __device__ __forceinline__ void write_tile(const float (&sums)[kColumns / 8][4],
     }
   }
 }
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
 
 // A place in a ring of stages, and the parity of the phase that its barriers are in.
 template <int kStages>
@@ -219,6 +240,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int n_groups = count_groups(groups, call);
   const int row_tiles = (call.n_rows + kTileRows - 1) / kTileRows * (more_weights ? 2 : 1);
   const int n_tiles = n_groups * row_tiles, n_steps = (call.columns + kStep - 1) / kStep;
+  const int n_chunks = (call.columns + kChunk - 1) / kChunk;
   // The same in all lanes, as far as the compiler can see too.
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);
   auto place_of = [&](int tile) {
@@ -227,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
 #pragma unroll
     for (int stage = 0; stage < kStages; ++stage) {
-      ptx::make_memory_barrier(ready + stage, kProducers / 32 + 1);
+      ptx::make_memory_barrier(ready + stage, T::kTeam / 32 + 1);
       ptx::make_memory_barrier(free + stage, kConsumers / 32);
     }
     ptx::memory_barriers_made();
@@ -242,30 +264,39 @@ __global__ void __launch_bounds__(kThreads, 1)
     copy_raw<T>(raw, place, call, 0);
     ptx::cp_async_commit();
     Ring<kStages> ring;
-    int raw_buffer = 0;
+    // Known to the compiler as numbers that change, or it would find them anew in every step.
+    const int thread = (int)ptx::copied_now(threadIdx.x % T::kTeam), half = thread % 2, first = thread / 2;
+    const unsigned to = ptx::copied_now(first * kLine + ((4 * half) ^ (first & 7)) * 16);
+    int raw_buffer = 0, turn = __shfl_sync(0xffffffffu, threadIdx.x / T::kTeam, 0);  // steps until this team's
     while (true) {
       const int next_tile = tile + gridDim.x;
       const bool has_next = next_tile < n_tiles;
       const WgmmaPlace next = has_next ? place_of(next_tile) : place;
 #pragma unroll 1
-      for (int step = 0; step < n_steps; ++step) {
-        if (step % kChunkSteps == 0) {
-          ptx::cp_async_wait<0>();
-          ptx::named_barrier_sync(kDecoders, kProducers);  // and nobody reads the other buffer any more
-          const int chunk = step / kChunkSteps + 1;
-          unsigned char* const to = raw + (raw_buffer ^ 1) * T::kRawBuffer;
-          if (chunk * kChunk < call.columns) copy_raw<T>(to, place, call, chunk);
-          else if (has_next) copy_raw<T>(to, next, call, 0);
-          ptx::cp_async_commit();
-        }
-        ptx::await(free + ring.stage, ring.parity ^ 1);
-        decode_weights<Format, T>(stages + ring.stage * T::kStageBytes, raw + raw_buffer * T::kRawBuffer, place, call,
-                                  step);
-        ptx::fence_proxy_async();
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) ptx::arrive(ready + ring.stage);
-        ring.next();
-        if (step + 1 == n_steps || step % kChunkSteps == kChunkSteps - 1) raw_buffer ^= 1;
+      for (int chunk = 0; chunk < n_chunks; ++chunk, raw_buffer ^= 1) {
+        ptx::cp_async_wait<0>();
+        ptx::named_barrier_sync(kRawReady, kProducers);  // and nobody reads the other buffer any more
+        unsigned char* const other = raw + (raw_buffer ^ 1) * T::kRawBuffer;
+        if (chunk + 1 < n_chunks) copy_raw<T>(other, place, call, chunk + 1);
+        else if (has_next) copy_raw<T>(other, next, call, 0);
+        ptx::cp_async_commit();
+        const DecodedRows<Format, T> rows(raw + raw_buffer * T::kRawBuffer, place, call, first, chunk);
+        const int left = call.columns - chunk * kChunk;
+        auto make = [&](auto in_chunk) {
+          constexpr int kInChunk = decltype(in_chunk)::value;
+          if (kInChunk >= left) return;
+          if (turn == 0) {
+            ptx::await(free + ring.stage, ring.parity ^ 1);
+            rows.template decode<kInChunk>(stages + ring.stage * T::kStageBytes, to, half,
+                                           kInChunk + 32 * half < left);
+            ptx::fence_proxy_async();
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) ptx::arrive(ready + ring.stage);
+          }
+          turn = turn == 0 ? T::kDecoders - 1 : turn - 1;
+          ring.next();
+        };
+        make(Constant<0>()), make(Constant<kStep>()), make(Constant<2 * kStep>()), make(Constant<3 * kStep>());
       }
       if (!has_next) break;
       tile = next_tile, place = next;
