@@ -28,7 +28,7 @@ GROUP_FIELDS = 3
 # Of matmul_wgmma.cuh: columns of a step, and slots of the image of x of which groups start at multiples.
 STEP, SLOT_MULTIPLE = 64, 8
 # What one step of a tile takes, by its rows of x, in units of the largest's.
-_STEP_COST = {64: 0.55, 128: 0.65, 256: 1.0}
+_STEP_COST = {64: 0.6, 128: 0.7, 256: 1.0}
 
 
 @dataclass(frozen=True)

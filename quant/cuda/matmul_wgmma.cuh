@@ -87,7 +87,7 @@ __device__ __forceinline__ void copy_raw(unsigned char* raw, const WgmmaPlace& p
     ptx::SharedPlace to = ptx::shared_place(raw + first * T::kRawPitch + 16 * piece);
     const long long next = (long long)kAtOnce * call.row_stride;
     const bool mine = 16 * piece < n_bytes + skew, more = 16 * piece + 256 < n_bytes + skew;
-#pragma unroll 2
+#pragma unroll 8
     for (int i = 0; i < kTileRows / kAtOnce; ++i) {
       if (mine && piece < T::kPieces) ptx::cp_async_16(to + i * kAtOnce * T::kRawPitch, from);
       if (T::kPieces > 16 && more) ptx::cp_async_16(to + (i * kAtOnce * T::kRawPitch + 256), from + 256);
@@ -146,14 +146,14 @@ struct DecodedRows {
     }
   }
 
-  // 32 weights of each row, half a step, to `to` and the lines behind it: chunk i at to ^ 16 i. Zeros unless
-  // `inside` the matrix.
-  template <int kInChunk>
-  __device__ __forceinline__ void decode(unsigned char* stage, unsigned to, int half, bool inside) const {
+  // 32 weights of each row, half a step from weight `pair` + kInPair of the chunk on, to `to` and the lines
+  // behind it: 16 bytes i at to ^ 16 i. Zeros unless `inside` the matrix.
+  template <int kInPair>
+  __device__ __forceinline__ void decode(unsigned char* stage, unsigned to, int pair, int half, bool inside) const {
     // Of 32 weights a block, `half` is the block; of 256, a part of it.
     constexpr bool kSmall = Format::kBlockWeights == 32;
-    const int block = kSmall ? kInChunk / 32 + (inside ? half : 0) : 0;
-    const int index = kSmall ? 0 : kInChunk | 32 * half;
+    const int block = kSmall ? pair / 32 + kInPair / 32 + (inside ? half : 0) : 0;
+    const int index = kSmall ? 0 : pair | kInPair | 32 * half;
     // One warp a scheduler decodes both rows at once, for more instructions to choose from; of two warps each
     // has not the registers.
     constexpr int kAtOnce = T::kDecoders == 1 ? kRows : 1;
@@ -281,22 +281,26 @@ __global__ void __launch_bounds__(kThreads, 1)
         else if (has_next) copy_raw<T>(other, next, call, 0);
         ptx::cp_async_commit();
         const DecodedRows<Format, T> rows(raw + raw_buffer * T::kRawBuffer, place, call, first, chunk);
-        const int left = call.columns - chunk * kChunk;
-        auto make = [&](auto in_chunk) {
-          constexpr int kInChunk = decltype(in_chunk)::value;
-          if (kInChunk >= left) return;
-          if (turn == 0) {
-            ptx::await(free + ring.stage, ring.parity ^ 1);
-            rows.template decode<kInChunk>(stages + ring.stage * T::kStageBytes, to, half,
-                                           kInChunk + 32 * half < left);
-            ptx::fence_proxy_async();
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) ptx::arrive(ready + ring.stage);
-          }
-          turn = turn == 0 ? T::kDecoders - 1 : turn - 1;
-          ring.next();
-        };
-        make(Constant<0>()), make(Constant<kStep>()), make(Constant<2 * kStep>()), make(Constant<3 * kStep>());
+        // Two steps are what parts of a super-block repeat in; more would not fit the instruction cache.
+#pragma unroll 1
+        for (int pair = 0; pair < kChunk; pair += 2 * kStep) {
+          const int left = call.columns - chunk * kChunk - pair;
+          auto make = [&](auto in_pair) {
+            constexpr int kInPair = decltype(in_pair)::value;
+            if (kInPair >= left) return;
+            if (turn == 0) {
+              ptx::await(free + ring.stage, ring.parity ^ 1);
+              rows.template decode<kInPair>(stages + ring.stage * T::kStageBytes, to, pair, half,
+                                            kInPair + 32 * half < left);
+              ptx::fence_proxy_async();
+              __syncwarp();
+              if (threadIdx.x % 32 == 0) ptx::arrive(ready + ring.stage);
+            }
+            turn = turn == 0 ? T::kDecoders - 1 : turn - 1;
+            ring.next();
+          };
+          make(Constant<0>()), make(Constant<kStep>());
+        }
       }
       if (!has_next) break;
       tile = next_tile, place = next;
