@@ -1,16 +1,18 @@
 """The ground floor of kqcap: memory pools, attention plans, attention, concat. Knows nothing of GGUF."""
 
 from .arrays import asarray, asnumpy
-from .attention import attention, merge_states
+from .attention import AttentionPlan, attention, merge_states, plan_attention
 from .concat import concat
-from .plan import AttentionPlan, plan_attention
-from .pool import Block, BudgetError, Pool
+from .pool import Block, BudgetError, Pool, Trace
+from .version import __version__
 
 __all__ = [
     "AttentionPlan",
     "Block",
     "BudgetError",
     "Pool",
+    "Trace",
+    "__version__",
     "asarray",
     "asnumpy",
     "attention",

@@ -5,7 +5,7 @@ import numpy as np
 from . import devices
 
 
-def asarray(x, device):
+def asarray(x, device, name="x"):
     """`x` as an array on a device.
 
     Parameters
@@ -14,6 +14,8 @@ def asarray(x, device):
         On any device.
     device : str
         "cpu", "cuda:N" or "cudasim".
+    name : str
+        What errors call `x`.
 
     Returns
     -------
@@ -26,7 +28,7 @@ def asarray(x, device):
         Not a device, or a dtype that its arrays cannot have.
     """
     target = devices.get(device)
-    source = _device_of(x)
+    source = _device_of(x, name)
     if source is target:
         return x
     if source is None:
@@ -36,18 +38,18 @@ def asarray(x, device):
     return target.from_host(x)
 
 
-def asnumpy(x):
+def asnumpy(x, name="x"):
     """`x` in the host's memory, once all earlier work on its device is done.
 
-    A NumPy array is returned as it is, any other is copied.
+    A NumPy array is returned as it is, any other is copied. Errors call it `name`.
     """
-    source = _device_of(x)
+    source = _device_of(x, name)
     return np.asarray(x) if source is None or source.name == "cpu" else source.to_host(x)
 
 
-def _device_of(x):
+def _device_of(x, name):
     try:
-        return devices.of_array(x, "x")
+        return devices.of_array(x, name)
     except TypeError:
         if isinstance(x, np.ndarray):  # a masked array: its mask would be lost
             raise

@@ -4,8 +4,8 @@ import operator
 
 import numpy as np
 
-from lowlevel import devices
-from lowlevel.shapes import resolve_dtype
+from . import devices
+from .shapes import resolve_dtype
 
 
 def concat(arrays, axis=0, out=None):

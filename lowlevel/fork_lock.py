@@ -7,6 +7,9 @@ the child, whatever other threads were doing. Nothing may wait for a second one 
 right at any moment, or thrown away by the child.
 """
 
+import collections
+import itertools
+import operator
 import os
 import threading
 import weakref
@@ -14,6 +17,7 @@ import weakref
 _locks = weakref.WeakSet()
 _making = threading.Lock()
 _held = []
+_acquire, _release = operator.methodcaller("acquire"), operator.methodcaller("release")
 _owners = weakref.WeakKeyDictionary()  # object -> name of its attribute that is a lock
 
 
@@ -38,16 +42,16 @@ def _renew_all():
 
 
 def _take_all():
-    _making.acquire()
-    for lock in list(_locks):
-        lock.acquire()
-        _held.append(lock)
+    # One call of C's takes and notes them, one gives them back: an interrupt in between would leave a lock taken.
+    _held.clear()
+    _held.extend(itertools.compress([_making], map(_acquire, [_making])))
+    locks = list(_locks)
+    _held.extend(itertools.compress(locks, map(_acquire, locks)))
 
 
 def _give_all():
-    while _held:
-        _held.pop().release()
-    _making.release()
+    collections.deque(map(_release, reversed(_held)), maxlen=0)
+    _held.clear()
 
 
 if hasattr(os, "register_at_fork"):

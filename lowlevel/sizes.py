@@ -9,6 +9,8 @@ _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
     _UNITS[_letter + "ib"] = 2 ** (10 * _power)
     _UNITS[_letter + "b"] = 10 ** (3 * _power)
+    # as llama.cpp, Docker and most people mean it
+    _UNITS[_letter] = _UNITS[_letter + "i"] = 2 ** (10 * _power)
 _PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
 
@@ -18,7 +20,7 @@ def parse_size(size, name="budget"):
     Parameters
     ----------
     size : int, float or str
-        A whole number of bytes, or text such as "256MiB", "1.5 GiB", "64MB" (decimal), "4096".
+        A whole number of bytes, or text such as "256MiB", "1.5 GiB", "24G" (binary too), "64MB" (decimal), "4096".
     name : str
         The argument's name, for the error message.
 

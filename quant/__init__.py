@@ -1,13 +1,15 @@
 """GGUF weights on top of `lowlevel`: model files, block formats, dequantisation, products.
 
-The modules imported here are light: what compiles kernels (quant.cpu) or needs a GPU (quant.cuda)
+The modules imported here are light: what compiles kernels (quant.cpu) or needs a GPU (quant.gpu)
 is imported when a call first needs it.
 """
 
+from lowlevel.version import __version__
+
 from .dequantize import dequantize
 from .formats import FORMATS, BlockFormat, block_format
+from .gguf.model_file import ModelFile, ModelFileError, open
 from .matmul import matmul, matmul_plan, matmul_scratch_bytes
-from .model_file import ModelFile, ModelFileError, open
 from .quantize import quantize
 from .tensor import QuantTensor
 
@@ -17,6 +19,7 @@ __all__ = [
     "ModelFile",
     "ModelFileError",
     "QuantTensor",
+    "__version__",
     "block_format",
     "dequantize",
     "matmul",

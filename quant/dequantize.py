@@ -7,7 +7,7 @@ import numpy as np
 from lowlevel import devices
 from lowlevel.shapes import resolve_dtype
 
-from .tensor import QuantTensor
+from .tensor import check_tensor
 
 DTYPES = ("float32", "float16")
 DEVICE_DTYPES = (*DTYPES, "bfloat16")  # of a device that runs CUDA kernels
@@ -43,8 +43,7 @@ def dequantize(t, dtype=None, out=None, n_threads=None):
     TypeError, ValueError
         Not a QuantTensor; a dtype, `out` or `n_threads` that does not fit. Nothing is written.
     """
-    if not isinstance(t, QuantTensor):
-        raise TypeError(f"t: expected a QuantTensor, got {type(t).__name__}")
+    check_tensor(t)
     device = devices.of_array(t.data, "t")
     dtype = _checked_dtype(dtype, out, DTYPES if device.name == "cpu" else DEVICE_DTYPES)
     if out is not None:
@@ -57,7 +56,9 @@ def dequantize(t, dtype=None, out=None, n_threads=None):
     if out is None:
         out = _empty_aligned(t.shape, dtype)
     if t.size:
-        from .cpu.dequantize import dequantize as run  # compiles kernels: only when one is needed
+        from .cpu.dequantize.run import (
+            dequantize as run,  # compiles kernels: only when one is needed
+        )
 
         run(t, out, n_threads)
     return out
@@ -69,7 +70,7 @@ def _on_device(t, dtype, out, n_threads, device):
     if out is None:
         out = device.empty(t.shape, dtype)
     if t.size:
-        from .cuda.dequantize import dequantize as run
+        from .gpu.dequantize import dequantize as run
 
         run(t, out, device)
     return out

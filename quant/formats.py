@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from .gguf.other_types import OTHER_NUMBERS, described
+
 
 @dataclass(frozen=True)
 class Field:
@@ -183,15 +185,18 @@ def block_format(qtype):
     if isinstance(qtype, BlockFormat):
         return qtype
     if isinstance(qtype, str):
-        known = GGMLQuantizationType.__members__.get(qtype.upper())
+        name = qtype.upper()
+        known = GGMLQuantizationType.__members__.get(name, OTHER_NUMBERS.get(name))
         if known is None:
             raise ValueError(f"qtype: {qtype!r} is no GGUF type; supported: {supported_names()}")
         qtype = known
-    if not isinstance(qtype, GGMLQuantizationType):
+    elif not isinstance(qtype, GGMLQuantizationType):
         raise TypeError(
             f"qtype: expected a gguf.GGMLQuantizationType or its name, got {qtype!r}; "
             f"supported: {supported_names()}"
         )
     if qtype not in FORMATS:
-        raise ValueError(f"qtype: {qtype.name} is not supported; supported: {supported_names()}")
+        raise ValueError(
+            f"qtype: {described(qtype)} is not supported; supported: {supported_names()}"
+        )
     return FORMATS[qtype]

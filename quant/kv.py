@@ -1,6 +1,6 @@
-"""Quantised K and V for attention: the quantised side of lowlevel/kv_source.py."""
+"""Quantised K and V for attention: the quantised side of lowlevel/attention/kv_source.py."""
 
-from lowlevel.kv_source import DenseSource
+from lowlevel.attention.kv_source import DenseSource
 
 from .formats import KV_FORMATS
 
@@ -24,13 +24,13 @@ class QuantSource:
     @property
     def fill_address(self):
         """Address of the compiled function that decodes rows; compiled when first asked for."""
-        from .cpu.decoders import DECODERS
+        from .cpu.dequantize.decoders import DECODERS
 
         return DECODERS[self.dtype_name].fill.address
 
     def decode(self, device, heads, keys, out):
         """Decode ``data[heads, keys]`` into `out`, both on `device`, a `KernelDevice`."""
-        from .cuda.dequantize import decode_blocks
+        from .gpu.dequantize import decode_blocks
 
         decode_blocks(self._format, self.data[heads, keys], out, device)
 

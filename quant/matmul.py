@@ -1,14 +1,19 @@
 """Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
 
 import functools
+import math
+import operator
 
 import numpy as np
 
 from lowlevel import arrays, devices
-from lowlevel.arena import align_up
+from lowlevel.pool.arena import align_up
 
 from .formats import block_format
-from .tensor import QuantTensor
+from .tensor import QuantTensor, check_tensor
+
+# Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
+_MOST_VALUES = 2**54
 
 
 def matmul(
@@ -66,10 +71,10 @@ def matmul(
     every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
-    vectors: 0.0055 / sqrt(columns) (0.0064 with K-quants) for int8 activations, which is ggml's
-    too; at most half a step, 1/254 of the largest x of the block, for each value. 0.0025 / sqrt(columns)
-    for bfloat16; at most 1/128 of each product, for x and a weight lose up to 1/256 each. With float32
-    below 1e-6.
+    vectors: 0.0055 / sqrt(columns) (0.0071 with K-quants) for int8 activations, which is ggml's
+    too: for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
+    at most half a step. 0.0025 / sqrt(columns) for bfloat16; at most 1/128 of each product, for x and
+    a weight lose up to 1/256 each. With float32 below 1e-6.
 
     A NaN or an infinity in a row of x: with float32 and bfloat16 activations it goes through the
     products; with int8 activations the whole output row is NaN. Values below 2**-100 in a block whose
@@ -91,16 +96,14 @@ def matmul(
     call = out, plan, device, x, matrices, n_rows, experts
     if pool is None:
         return _into(*call, _own_scratch(plan, device))
-    with pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes)):  # marks it in a trace
-        if not plan.scratch_bytes:
-            if pool.closed:
-                raise ValueError("pool: it is closed")
-            return _into(*call, None)
-        scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
-        try:
-            return _into(*call, scratch)
-        finally:
-            pool.free(scratch)
+    if not plan.scratch_bytes and pool.closed:
+        raise ValueError("pool: it is closed")
+    marked = pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes))  # in a trace
+    with marked, pool.scope("matmul"):  # which gives the scratch back, whatever happens
+        scratch = None
+        if plan.scratch_bytes:
+            scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
+        return _into(*call, scratch)
 
 
 def matmul_scratch_bytes(n, t, *, exact=False, activations=None, n_threads=None, device=None):
@@ -173,16 +176,23 @@ class _Outline:
 
     def __init__(self, qtype, shape):
         self.format = block_format(qtype)
-        self.shape = tuple(int(size) for size in shape)
+        try:
+            self.shape = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"t: expected a shape of ints, got {shape!r}") from None
+        if self.shape and min(self.shape) < 0:
+            raise ValueError(f"t: expected a shape of lengths of at least 0, got {self.shape}")
         self.format.row_blocks(self.shape[-1])
 
 
 def _plan(n, matrices, activations, n_threads, device):
     t = matrices[0]
+    for each in matrices:
+        _check_sizes(n, each.shape)
     if device.name != "cpu":
         if n_threads is not None:
             raise ValueError(f"n_threads: {device.name} has no use for it; leave it out")
-        from .cuda.matmul_plan import plan_matmul as plan_on_device
+        from .gpu.matmul_plan import plan_matmul as plan_on_device
 
         shape = t.shape
         if len(matrices) > 1:
@@ -218,14 +228,14 @@ class _Plans:
 def _cpu_planner():
     from lowlevel.cpu.threads import resolve_n_threads
 
-    from .cpu.matmul_plan import plan_matmul
+    from .cpu.matmul.plan import plan_matmul
 
     return plan_matmul, resolve_n_threads
 
 
 @functools.cache
 def _cpu_run():
-    from .cpu import matmul_run
+    from .cpu.matmul import run as matmul_run
 
     return matmul_run.run
 
@@ -258,13 +268,25 @@ def _into(out, plan, device, x, matrices, n_rows, experts, scratch):
                 _cpu_run()(each_plan, x, t, out[:, at : at + t.shape[-2]], *tables, scratch)
             at += t.shape[-2]
     else:
-        from .cuda import matmul as launcher
+        from .gpu import matmul as launcher
 
         launcher.run(plan, device, x, matrices, out, experts, scratch)
     return out
 
 
 # ---------------------------------------------------------------- checks
+
+
+@functools.lru_cache(maxsize=512)  # most calls are of few sizes
+def _check_sizes(n, shape):
+    """Raise unless x, out and t are of a size that a memory may have."""
+    rows, columns = shape[-2:]
+    for name, n_values, what in (
+        ("t", math.prod(shape), f"weights of shape {shape}"),
+        ("n", n * max(rows, columns), f"{n} rows of x, of {columns} columns and {rows} products,"),
+    ):
+        if n_values > _MOST_VALUES:
+            raise ValueError(f"{name}: {what} are more than any memory holds")
 
 
 def _checked_activations(exact, activations):
@@ -291,10 +313,9 @@ def _matrices(t):
     if isinstance(t, QuantTensor):
         return (t,)
     if not isinstance(t, (tuple, list)) or not t:
-        raise TypeError(f"t: expected a QuantTensor or some of them, got {type(t).__name__}")
+        check_tensor(t)
     for each in t:
-        if not isinstance(each, QuantTensor):
-            raise TypeError(f"t: expected QuantTensors, got {type(each).__name__}")
+        check_tensor(each)
         if (
             each.format is not t[0].format
             or each.ndim != t[0].ndim
@@ -387,7 +408,7 @@ def _checked_experts(experts, n, t, device):
         if experts.dtype.name not in ("int32", "int64"):
             raise TypeError(f"experts: expected int32 or int64, got {experts.dtype}")
     else:
-        experts = arrays.asnumpy(experts) if there else np.asarray(experts)
+        experts = arrays.asnumpy(experts, "experts") if there else np.asarray(experts)
     if experts.shape != (n,):
         raise ValueError(
             f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"

@@ -1,7 +1,7 @@
 """float32 -> blocks: `quantize`.
 
 The weights are cut into chunks that threads take in turn. A chunk is checked, quantised by its
-format's kernel (quant/cpu/quantize_*.py), and the scales that came out are checked. A block
+format's kernel (quant/cpu/quantize/), and the scales that came out are checked. A block
 depends on its own weights only, so the bytes do not depend on the number of threads.
 """
 
@@ -83,7 +83,7 @@ def _check_array(x, block):
 
 def _quantize_chunks(x, block, out, n_threads):
     """Quantise `x` into its blocks' bytes `out` (1-D), in chunks of whole rows or blocks."""
-    from .cpu.quantize_check import take
+    from .cpu.quantize.check import take
 
     unit = block.block_weights if x.flags.c_contiguous else x.shape[-1]
     units = x.reshape(-1, unit)
@@ -124,7 +124,7 @@ def _encoder(name):
     """``encode(weights, out)``: float32 (n,) into the bytes of blocks (uint8, 1-D)."""
     if name in _FLOAT_ENCODERS:
         return _FLOAT_ENCODERS[name]
-    module = importlib.import_module(f".cpu.quantize_{name.lower()}", __package__)
+    module = importlib.import_module(f".cpu.quantize.{name.lower()}", __package__)
     kernel = getattr(module, f"quantize_{name.lower()}")
 
     def encode(weights, out):
@@ -161,7 +161,7 @@ def _largest_weight(block):
 
 def _fits(weights, block):
     """Whether all weights are finite and not too large."""
-    from .cpu.quantize_check import largest_bits
+    from .cpu.quantize.check import largest_bits
 
     bits = largest_bits(weights.ctypes.data, len(weights))
     return bits <= _largest_weight(block).view(np.int32)

@@ -131,7 +131,7 @@ class QuantTensor:
         return self.data.view(_array_dtype(self.format))
 
     def kv_source(self):
-        """This tensor, (n_head_kv, n_kv, d), as K or V of attention: see lowlevel/kv_source.py.
+        """This tensor, (n_head_kv, n_kv, d), as K or V of attention: see lowlevel/attention/kv_source.py.
 
         Raises
         ------
@@ -147,6 +147,16 @@ class QuantTensor:
         if devices.canonical_name(device) == self.device:
             return self
         return QuantTensor(arrays.asarray(self.data, device), self.format, self.shape)
+
+
+def check_tensor(t):
+    """Raise TypeError, which says what it is, for a `t` that is no `QuantTensor`."""
+    if isinstance(t, QuantTensor):
+        return
+    given = type(t).__name__
+    if hasattr(t, "dtype"):
+        given = f"an array of {t.dtype}, no weight in one of GGUF's formats"
+    raise TypeError(f"t: expected a QuantTensor, got {given}")
 
 
 def _product(sizes):

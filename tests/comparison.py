@@ -3,8 +3,8 @@
 import numpy as np
 
 
-def assert_close(actual, expected, bound, what=""):
-    """Fail unless `actual` equals `expected` up to `bound` times the largest expected value.
+def assert_close(actual, expected, bound, what="", least=1e-30):
+    """Fail unless `actual` equals `expected` up to `bound` times the largest expected value, or `least`.
 
     NaN and infinities must stand in the same places. The message names the worst place.
     """
@@ -22,9 +22,9 @@ def assert_close(actual, expected, bound, what=""):
     if not finite.any():
         return
     error = np.where(finite, np.abs(np.where(finite, actual, 0) - np.where(finite, expected, 0)), 0)
-    scale = np.abs(expected[finite]).max()
+    scale = max(np.abs(expected[finite]).max(), least)
     worst = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-    assert error[worst] <= bound * max(scale, 1e-30), (
-        f"{what}: off by {error[worst] / max(scale, 1e-30):.3g} of the largest value (bound {bound}) "
+    assert error[worst] <= bound * scale, (
+        f"{what}: off by {error[worst] / scale:.3g} of the largest value (bound {bound}) "
         f"at {worst}: {actual[worst]} instead of {expected[worst]}"
     )

@@ -6,9 +6,11 @@ import signal
 import pytest
 from measured_calls import MeasuredCalls
 
+from lowlevel.cpu import compile_notice
 from lowlevel.pool import Pool
 
 _n_calls = 0
+compile_notice.stream = None  # tests look at what is written to standard error
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C, and so would the tests of it and their children.

@@ -7,7 +7,7 @@ import threading
 
 import lowlevel
 from lowlevel.pool import Pool
-from lowlevel.pool_memory import ArenaMemory, GuardedMemory
+from lowlevel.pool.memory import ArenaMemory, GuardedMemory
 
 
 class MeasuredCalls:

@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 import lowlevel
-from lowlevel.trace import Trace
+from lowlevel.pool.trace import Trace
 
 LIVE = (10, 100, 1000, 10_000)
 TENSOR = dict(n_head=4, n_tokens=512, n_kv=4096, d_k=192, d_v=128)

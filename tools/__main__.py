@@ -1,4 +1,4 @@
-"""``python -m tools``: the ``kqcap`` command from a checkout."""
+"""The ``kqcap`` command as ``python -m kqcap_tools``; from a checkout ``python -m tools``."""
 
 import sys
 

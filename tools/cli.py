@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import configparser
-import importlib.metadata
+import contextlib
+import importlib
 import os
-import pathlib
+import signal
 import sys
+import threading
 
-from . import bench, make_gguf, plan, pool
+from . import installation
 from .options import UsageError
+from .plain_text import make_streams_robust
 
 DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard memory budget."
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
 BAD_USE = 2
 INTERRUPTED = 130
-SUBCOMMANDS = (plan, bench, make_gguf, pool)
+SUBCOMMANDS = ("plan", "bench", "make-gguf", "pool", "cache")
 
 
 def version() -> str:
-    """The installed version; from a checkout, that of setup.cfg."""
-    try:
-        return importlib.metadata.version("kqcap")
-    except importlib.metadata.PackageNotFoundError:
-        setup = configparser.ConfigParser()
-        setup.read(pathlib.Path(__file__).resolve().parent.parent / "setup.cfg")
-        return setup.get("metadata", "version", fallback="unknown")
+    from lowlevel.version import __version__
+
+    return __version__
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for subcommand in SUBCOMMANDS:
-        subcommand.add_parser(subparsers)
+    for name in SUBCOMMANDS:
+        _module(name).add_parser(subparsers)
     return parser
 
 
@@ -54,9 +52,16 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 held, 1 a checked limit was broken, 2 bad use. As argparse does,
         ``--help``, ``--version`` and a malformed command line raise SystemExit.
     """
+    make_streams_robust()
+    try:
+        installation.check()
+    except installation.InstallationError as error:
+        print(f"kqcap: error: {error}", file=sys.stderr)
+        return BAD_USE
     args = build_parser().parse_args(argv)
     try:
-        return _RUN[args.command](args) or 0
+        with _ended_by_exceptions():
+            return _module(args.command).run(args) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -69,10 +74,32 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_USE
 
 
-_RUN = {
-    subcommand.__name__.rpartition(".")[2].replace("_", "-"): subcommand.run
-    for subcommand in SUBCOMMANDS
-}
+@contextlib.contextmanager
+def _ended_by_exceptions():
+    """Within it SIGTERM and SIGHUP raise SystemExit, as Ctrl-C raises KeyboardInterrupt: what is half written,
+    and folders for a while, are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def end(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the removal short
+        raise SystemExit(128 + number)
+
+    # What was told to ignore them (nohup) goes on doing so.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    try:
+        for number in numbers:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _module(subcommand):
+    """A subcommand's module; imported late, when it is known that what it imports is ours."""
+    return importlib.import_module(f".{subcommand.replace('-', '_')}", __package__)
 
 
 def _one_line(error):

@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import argparse
 
-from .options import MIB, UsageError, positive
-from .pool_common import size_list, size_option
+from .options import MIB, UsageError, memory_list, memory_size, positive
 
 # The simulator plans as a GPU does, and needs none.
 PLANNED_AS = {"cpu": "cpu", "cuda": "cudasim"}
 WEIGHT_COLUMNS = ["class", "type", "tensors", "MiB", "share"]
-FRONTIER_COLUMNS = ["u-batch", "largest context", "amb at most"]
-DEVICE_COLUMNS = [
-    "device",
-    "layers",
-    "weights",
-    "K/V cache",
-    "activations",
-    "scratch",
-    "in all",
-    "of",
-    "free",
-]
+FRONTIER_COLUMNS = ["u-batch", "largest context"]
+# Headings of what a device's memory goes to; those that no device has are left out.
+PARTS = {
+    "weights": "weights",
+    "kv": "K/V cache",
+    "scratch": "scratch",
+    "mask": "mask",
+    "decompressed": "K, V decompressed",
+    "logits": "logits",
+    "activations": "activations",
+    "reserve": "margin",
+}
+SUMS = {"total": "in all", "vram": "of", "free": "free"}
+ENGINES = ("kqcap", "ik", "llama.cpp")
 
 
 def add_options(parser):
     group = parser.add_argument_group(
         "what fits (--vram)",
-        "Weights by class and type, K/V cache and scratch, and the largest context, u-batch and -amb beside them. "
-        "-c, -ub (a list: those to try), -amb, --kv-type (default here: f16), --method and -t fix what they name. "
-        "Attention's scratch is planned to the byte, for --device; activations are an estimate.",
+        "Weights by class and type, K/V cache and compute, and the largest context and u-batch beside them, by the "
+        "rule of the engine that is named. -c, -ub (a list: those to try), -amb, -mla, --kv-type (default here: f16), "
+        "--method and -t fix what they name. Sizes: a plain number is MiB, as in llama.cpp's options; 24G and 24GiB "
+        "are binary, 24GB is decimal.",
     )
     group.add_argument(
         "--vram",
-        type=size_list,
+        type=memory_list,
         metavar="SIZE",
-        help="memory a device; a comma list: of each device",
+        help="memory a device, such as 24GiB; a comma list: of each device",
+    )
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="kqcap",
+        help="whose memory is counted: kqcap's, ik_llama.cpp's or llama.cpp's (default: kqcap)",
+    )
+    group.add_argument(
+        "-fa",
+        "--flash-attn",
+        choices=("0", "1"),
+        help="ik, llama.cpp: flash attention (default: 1)",
     )
     group.add_argument(
         "--n-gpu", type=positive, metavar="N", help="devices (default: as many as are named)"
@@ -48,61 +62,108 @@ def add_options(parser):
     )
     group.add_argument(
         "--reserve",
-        type=size_option,
-        default=0,
+        type=memory_size,
         metavar="SIZE",
-        help="memory of each device to leave alone",
+        help="memory of each device to leave alone (default: 1024 MiB, llama.cpp's margin)",
     )
     group.add_argument(
         "--device",
         choices=PLANNED_AS,
-        default="cpu",
-        help="whose attention is planned: this machine's CPU, or a GPU's with -t multiprocessors "
-        "(default: cpu; 132 multiprocessors)",
+        help="kqcap: whose attention is planned, a GPU's with -t multiprocessors, or this machine's "
+        "CPU (default: cuda, 132 multiprocessors)",
     )
     group.add_argument("--type", metavar="TYPE", help="of a named geometry's bulk (default: Q8_0)")
     group.add_argument("--mla", metavar="FORM", help="of a named geometry: split, fused or both")
 
 
 def run(args):
-    from lowlevel.memory_fit import UBATCHES, fit, weights_by_kind
-    from quant.memory_model import memory_model
+    from quant.models.engines import ENGINES, MARGIN
+    from quant.models.fit import UBATCHES, fit, weights_by_kind
+    from quant.models.memory_model import memory_model
 
     if args.model is None:
         raise UsageError("--vram: name a model: a GGUF file, or a geometry such as deepseek-r1")
     vram = _devices(args)
-    model = memory_model(args.model, args.type or "Q8_0", args.mla)
+    rule = ENGINES[args.engine]
     amb = _one(args.attn_max_batch, "-amb")
+    method = _one(args.method, "--method")
+    _refuse_foreign_options(args, rule)
+    model = memory_model(args.model, args.type or "Q8_0", args.mla)
+    if args.attention_mla is not None and not model.mla_form:
+        raise UsageError(f"-mla: {model.name} has no latent attention")
     answer = fit(
         model,
+        rule,
         vram,
         shares=args.tensor_split,
-        reserve=args.reserve,
+        reserve=MARGIN if args.reserve is None else args.reserve,
         n_ctx=_one(args.n_prompt, "-c"),
         ubatches=args.ubatch_size or UBATCHES,
         amb=amb * MIB if amb else None,
         kv_type=_one(args.kv_type, "--kv-type") or "f16",
-        method=_one(args.method, "--method") or "auto",
+        mla=args.attention_mla,
+        flash=args.flash_attn != "0",
+        method=method or "auto",
         n_threads=_one(args.threads, "-t"),
-        device=PLANNED_AS[args.device],
+        device=PLANNED_AS[args.device or "cuda"],
     )
-    weights = weights_by_kind(model)
+    notes = [*model.notes, *_warnings(model, answer.setting)]
+    document = {
+        "model": model.name,
+        "engine": rule.name,
+        "counted": rule.counted,
+        "form": rule.form(model, answer.setting),
+        "notes": notes,
+        "weights": weights_by_kind(model),
+        **answer.to_dict(),
+    }
     if args.json:
         from .tables import print_json
 
-        print_json({"model": model.name, "weights": weights, **answer.to_dict()})
+        print_json(document)
     else:
-        _print(model, weights, answer)
+        _print(document)
     return int(not answer.fits)
 
 
-def _print(model, weights, answer):
+def _refuse_foreign_options(args, rule):
+    """An option that the engine does not have would be ignored in silence."""
+    given = {"amb": args.attn_max_batch, "flash": args.flash_attn, "method": args.method}
+    spelt = {"amb": "-amb", "flash": "-fa", "method": "--method"}
+    for name, value in given.items():
+        if value is not None and name not in rule.options:
+            raise UsageError(f"{spelt[name]}: --engine {rule.name} has none")
+    if rule.name == "kqcap" and "steps" in (args.method or ()) and args.device != "cpu":
+        raise UsageError("--method steps: with --device cpu; a GPU's plan has none")
+    if args.device and rule.name != "kqcap":
+        raise UsageError("--device: for --engine kqcap")
+    if args.attention_mla is not None and args.attention_mla not in rule.mla:
+        forms = ", ".join(map(str, rule.mla)) or "none: the file's tensors decide"
+        raise UsageError(f"-mla {args.attention_mla}: --engine {rule.name} has {forms}")
+
+
+def _warnings(model, setting):
+    if setting.n_ctx > model.context_length:
+        yield beyond_context(setting.n_ctx, model.context_length)
+
+
+def beyond_context(n_ctx, context_length):
+    """The warning where more tokens are asked for than a model was made for."""
+    return (
+        f"warning: -c {n_ctx} is beyond the model's own context of {context_length} tokens: "
+        "what it writes past that is of no use without a change of its RoPE"
+    )
+
+
+def _print(document):
+    from quant.models.engines import FORMS
+
     from .tables import mib, note, print_table
 
-    setting = answer.setting
+    setting, weights, devices = document["setting"], document["weights"], document["devices"]
     total = sum(row["n_bytes"] for row in weights)
     note(
-        f"{model.name}: weights {mib(total)} MiB, {mib(answer.host_weights)} of them in the host's memory"
+        f"{document['model']}: weights {mib(total)} MiB, {mib(document['host_weights'])} of them in the host's memory"
     )
     print_table(
         _columns(WEIGHT_COLUMNS, 2),
@@ -111,56 +172,58 @@ def _print(model, weights, answer):
             for row in weights
         ],
     )  # fmt: skip
+    note(f"counted: {document['counted']}")
+    if document["form"]:
+        note(f"latent attention, {document['form']}: {FORMS[document['form']].text}")
     note(
-        f"context {setting.n_ctx}, u-batch {setting.n_ubatch}, K/V {setting.kv_type}, "
-        f"{'largest that fits' if answer.fits else 'DOES NOT FIT'}; MiB:"
+        f"context {setting['n_ctx']}, u-batch {setting['n_ubatch']}, K/V {setting['kv_type']}, "
+        f"{'fits' if document['fits'] else 'DOES NOT FIT'}; MiB a device:"
     )
-    rows = [_device_row(str(index), device) for index, device in enumerate(answer.devices)]
+    rows = [_device_row(str(index), device) for index, device in enumerate(devices)]
     if len(rows) > 1:
-        rows.append(_sum_row(answer.devices))
-    print_table(_columns(DEVICE_COLUMNS, 1), rows)
+        sums = {key: sum(device[key] for device in devices) for key in (*PARTS, *SUMS)}
+        rows.append(["all", str(sum(len(device["layers"]) for device in devices)), *_sizes(sums)])
+    shown = [key in SUMS or any(device[key] for device in devices) for key in (*PARTS, *SUMS)]
+    shown = [True, True, *shown]
+    columns = _columns(["device", "layers", *PARTS.values(), *SUMS.values()], 1)
     print_table(
-        _columns(FRONTIER_COLUMNS, 0),
+        [column for column, keep in zip(columns, shown, strict=True) if keep],
+        [[cell for cell, keep in zip(row, shown, strict=True) if keep] for row in rows],
+    )
+    note(f"the largest context for each u-batch, by {document['engine']}'s rule:")
+    has_amb = any(row["amb_most"] for row in document["frontier"])
+    print_table(
+        _columns(FRONTIER_COLUMNS + ["amb at most"] * has_amb, 0),
         [
-            [str(row["n_ubatch"]), str(row["n_ctx"] or "none"), mib(row["amb_most"], 0) if row["n_ctx"] else "-"]
-            for row in answer.frontier
+            [str(row["n_ubatch"]), str(row["n_ctx"] or "none")]
+            + [mib(row["amb_most"], 0) if row["amb_most"] else "-"] * has_amb
+            for row in document["frontier"]
         ],
-    )  # fmt: skip
-    if answer.fits:
-        note(
-            f"-amb may be {mib(answer.amb_most, 0)} MiB at most; --method {setting.method} takes "
-            f"{mib(answer.scratch_at_most)} of them"
-        )
-    else:
-        short = [index for index, device in enumerate(answer.devices) if device.free < 0]
+    )
+    if not document["fits"]:
+        short = [index for index, device in enumerate(devices) if device["free"] < 0]
         note(
             f"does not fit: device(s) {', '.join(map(str, short))}; with this split every device needs "
-            f"{mib(answer.smallest_vram)} MiB"
+            f"{mib(document['smallest_vram'])} MiB"
         )
+    if document["amb_most"]:
+        note(
+            f"{'-amb may be' if document['fits'] else 'it fits with -amb'} {mib(document['amb_most'], 0)} at most "
+            f"({document['engine']}'s -amb)"
+        )
+    for text in document["notes"]:
+        note(text)
 
 
 def _device_row(name, device):
+    layers = str(len(device["layers"])) + (" + output" if device["has_output"] else "")
+    return [name, layers, *_sizes(device)]
+
+
+def _sizes(device):
     from .tables import mib
 
-    layers = str(len(device.layers)) + (" + output" if device.has_output else "")
-    sizes = (
-        device.weights,
-        device.kv,
-        device.activations,
-        device.scratch,
-        device.total,
-        device.vram,
-        device.free,
-    )
-    return [name, layers, *map(mib, sizes)]
-
-
-def _sum_row(devices):
-    from .tables import mib
-
-    names = ("weights", "kv", "activations", "scratch", "total", "vram", "free")
-    sums = [mib(sum(getattr(device, name) for device in devices)) for name in names]
-    return ["all", str(sum(len(device.layers) for device in devices)), *sums]
+    return [mib(device[key]) for key in (*PARTS, *SUMS)]
 
 
 def _columns(headings, n_left):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 
-from .options import new_parser, positive
+from .options import UsageError, new_parser, positive
 from .tables import note, print_json, print_table
 
 DESCRIPTION = """\
@@ -15,10 +16,16 @@ tokenizer as llama.cpp expects them. The sizes are those of a named model, chang
 
 EPILOG = """\
 A format whose blocks a row cannot fill is replaced by the next finer one (Q2_K by IQ4_NL, IQ4_NL by F16).
-Norms and routers are F32.
+Norms and routers are F32. Where the heads make up the width (llama-8b), --embd and --heads follow each other,
+and the head size follows where both are given. Before anything is written it is said how large the file will be
+and whether llama.cpp or ik_llama.cpp will refuse to load it, and why; above 2 GB you are asked first, or must
+have given --yes.
 
 examples:
-  kqcap make-gguf deepseek-v2-lite --layers 2 --experts 8 --vocab 512 --type IQ4_NL small.gguf
+  kqcap make-gguf llama-8b --layers 2 --embd 512 --vocab 512 small.gguf
+  kqcap make-gguf deepseek-r1 --layers 2 --embd 2048 --heads 16 --ff 2048 --expert-ff 512 --experts 8 \
+        --vocab 512 --type IQ4_NL small.gguf
+  kqcap make-gguf deepseek-v2-lite --type IQ4_NL --yes lite.gguf
   kqcap make-gguf deepseek-r1 --only attention --layers 1 --type Q2_K attention.gguf
   kqcap make-gguf deepseek-r1 --type Q2_K --dry-run r1.gguf"""
 
@@ -42,11 +49,12 @@ SIZES = (
     ("--vocab", "n_vocab", "tokens of the vocabulary, at least 260"),
     ("--ctx", "context_length", "context length, in the metadata only"),
 )
+ASK_ABOVE = 2 * 10**9  # bytes
 COLUMNS = [("type", "left"), ("tensors", "right"), ("weights", "right"), ("bytes", "right")]
 
 
 def add_parser(subparsers):
-    from quant.geometry import GEOMETRIES, MLA_FORMS
+    from quant.models.geometry import GEOMETRIES, MLA_FORMS
 
     parser = new_parser(
         subparsers,
@@ -75,6 +83,9 @@ def add_parser(subparsers):
     )
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="(default: 0)")
     parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
+    parser.add_argument(
+        "-y", "--yes", action="store_true", help="write a file of more than 2 GB without asking"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be written")
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="(default: all CPUs)")
     sizes = parser.add_argument_group("sizes, where they differ from those of GEOMETRY")
@@ -83,8 +94,9 @@ def add_parser(subparsers):
 
 
 def run(args):
-    from quant.geometry import named_geometry
-    from quant.make_gguf import make_gguf, plan_tensors
+    from quant.models.geometry import named_geometry
+    from quant.models.synthetic.load_elsewhere import load_failures
+    from quant.models.synthetic.make_gguf import make_gguf, plan_tensors
 
     names = [name for _, name, _ in SIZES] + ["mla_form"]
     changed = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -95,10 +107,13 @@ def run(args):
         pure=args.pure,
         only_attention=args.only == "attention",
     )
+    tensors = plan_tensors(geometry, args.type, **choices)
+    refusals = load_failures(geometry, choices["only_attention"])
+    _announce(args, named_geometry(args.geometry), geometry, changed, tensors, refusals)
+    if not args.dry_run:
+        _ask(args, sum(tensor.n_bytes for tensor in tensors))
     started = time.perf_counter()
-    if args.dry_run:
-        tensors = plan_tensors(geometry, args.type, **choices)
-    else:
+    if not args.dry_run:
         with _bytes_progress() as progress:
             task = progress.add_task(os.path.basename(args.out), total=None)
             tensors = make_gguf(
@@ -111,11 +126,44 @@ def run(args):
                 n_threads=args.threads,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-    _report(args, geometry, tensors, time.perf_counter() - started)
+    _report(args, geometry, tensors, refusals, time.perf_counter() - started)
     return 0
 
 
-def _report(args, geometry, tensors, seconds):
+def _announce(args, base, geometry, given, tensors, refusals):
+    """Say on standard error what will be written: sizes that followed, bytes, who will not load it."""
+    from lowlevel.sizes import format_size
+
+    options = {name: option for option, name, _ in SIZES}
+    followed = [
+        f"{option} {getattr(geometry, name)}"
+        for name, option in options.items()
+        if name not in given and getattr(geometry, name) != getattr(base, name)
+    ]
+    size = format_size(sum(tensor.n_bytes for tensor in tensors))
+    lines = [f"{args.out}: {size} of tensors"]
+    if followed:
+        lines.append(f"sizes that follow from those given: {', '.join(followed)}")
+    lines += [f"{engine} will not load it: {reason}" for engine, reason in refusals]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _ask(args, n_bytes):
+    """Return if a file of so many bytes is wanted; UsageError otherwise."""
+    if n_bytes <= ASK_ABOVE or args.yes:
+        return
+    size = f"{n_bytes / 1e9:.1f} GB"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            f"{args.out} takes {size}, more than the {ASK_ABOVE / 1e9:g} GB that are written unasked: "
+            "give --yes, or fewer or smaller layers"
+        )
+    print(f"write {size} to {args.out}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was written")
+
+
+def _report(args, geometry, tensors, refusals, seconds):
     by_type = {}
     for tensor in tensors:
         row = by_type.setdefault(tensor.block.name, {"tensors": 0, "weights": 0, "bytes": 0})
@@ -137,6 +185,7 @@ def _report(args, geometry, tensors, seconds):
                 "seed": args.seed,
                 "by_type": by_type,
                 **total,
+                "not_loaded_by": [failure._asdict() for failure in refusals],
                 "seconds": round(seconds, 3),
             }
         )

@@ -12,6 +12,8 @@ __all__ = [
     "add_sweep",
     "choices",
     "fill_list_defaults",
+    "memory_list",
+    "memory_size",
     "new_parser",
     "positive",
 ]
@@ -19,14 +21,17 @@ __all__ = [
 MIB = 2**20
 METHODS = ("auto", "steps")
 KV_TYPES = ("f32", "f16", "q8_0")
+MOST = 2**31 - 1  # tokens: engines number them in 32 bits
+MOST_MIB = 2**22  # 4 TiB: what is larger was meant as bytes
+LEAST_MEMORY_MIB = 128  # no device has less: a plain 24 was meant as GiB
 
 
 class UsageError(Exception):
     """Bad use of a command that argparse cannot see; its text is the message."""
 
 
-def whole_numbers(minimum: int):
-    """An argparse type: ``"512,2048"`` -> [512, 2048], each at least `minimum`."""
+def whole_numbers(minimum: int, maximum: int = MOST, hint: str = ""):
+    """An argparse type: ``"512,2048"`` -> [512, 2048], each from `minimum` to `maximum`."""
 
     def parse(text):
         values = []
@@ -37,10 +42,47 @@ def whole_numbers(minimum: int):
                 raise argparse.ArgumentTypeError(f"{part!r} is not a whole number") from None
             if value < minimum:
                 raise argparse.ArgumentTypeError(f"{value} is below {minimum}")
+            if value > maximum:
+                raise argparse.ArgumentTypeError(f"{value} is above {maximum}{hint}")
             values.append(value)
         return values
 
     return parse
+
+
+def memory_size(text):
+    """An argparse type: memory of a device in bytes. A plain number is MiB, as in llama.cpp's options."""
+    from lowlevel.sizes import parse_size
+
+    plain = text.strip().isascii() and text.strip().isdigit()
+    try:
+        n_bytes = parse_size(f"{text}MiB" if plain else text, "size")
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size: write MiB (24576), 24GiB, 24G or 24GB"
+        ) from None
+    if n_bytes > MOST_MIB * MIB:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is {n_bytes / 2**40:.4g} TiB, more than any device has"
+            + (f"; a plain number is MiB: for bytes write {text.strip()}B" if plain else "")
+        )
+    return n_bytes
+
+
+def memory_list(text):
+    """An argparse type: ``"24GiB,16GiB"`` -> bytes of each, above 0."""
+    sizes = []
+    for part in text.split(","):
+        n_bytes = memory_size(part)
+        if not n_bytes:
+            raise argparse.ArgumentTypeError(f"{text!r}: a device without memory")
+        if part.strip().isdigit() and n_bytes < LEAST_MEMORY_MIB * MIB:
+            raise argparse.ArgumentTypeError(
+                f"a plain number is MiB, and {part.strip()} MiB is less than any device has; "
+                f"write {part.strip()}GiB, or {part.strip()}MiB if that is meant"
+            )
+        sizes.append(n_bytes)
+    return sizes
 
 
 def positive(text):
@@ -76,7 +118,7 @@ def add_sweep(parser, *, context, ubatch, amb):
     lists = [
         (("-p", "-c", "--n-prompt"), "N", count, context, "tokens of the prompt: keys"),
         (("-ub", "--ubatch-size"), "N", count, ubatch, "tokens of a u-batch: query rows"),
-        (("-amb", "--attn-max-batch"), "MIB", whole_numbers(0), amb, "budget in MiB, 0: no cap"),
+        (("-amb", "--attn-max-batch"), "MIB", whole_numbers(0, MOST_MIB, ": it is MiB"), amb, "budget in MiB, 0: no cap"),
         (("--method",), "NAME", choices(METHODS), METHODS, "auto: best tiles; steps: whole K*Q of some heads"),
         (("--kv-type",), "TYPE", choices(KV_TYPES), ["f32"], f"type of K and V: {', '.join(KV_TYPES)}"),
         (("-t", "--threads"), "N", count, None, "threads"),

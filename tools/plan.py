@@ -21,15 +21,19 @@ columns:
   workers       threads that work at once, each on a tile and scratch of its own
   K*Q           MiB of scores held at once, of all workers
   scratch       MiB taken from the pool in all
+  K and V       MiB of the operands that the call is given, beside the pool (-mla 0, 3: of all heads,
+                decompressed; -mla 1, 2: latents, which all heads share)
   ik steps ...  ik_llama.cpp (8337e4cd3): steps, heads per step, K*Q of a step, and by how much
                 that is above -amb
-A row that cannot run says what it would need.
+All but ik's columns is kqcap's. A row that cannot run says what it would need.
 
 examples:
   kqcap plan model.gguf --vram 24GiB
+  kqcap plan model.gguf --vram 24GiB,16GiB --engine llama.cpp
   kqcap plan deepseek-r1 --type Q2_K --mla both --vram 24GiB -c 163840 -ub 1024 \\
       --tensor-split 37,25,25,25,24.5,24,24,24,24,25,24,25,24,24.5,31"""
 
+CONTEXTS = [8192, 16000, 24000, 163000]
 PR_EXAMPLES = dict(heads=128, d_k=192, d_v=128)
 SIZES = {  # option -> name in the geometry
     "heads": "n_head",
@@ -47,6 +51,7 @@ COLUMNS = [
     ("steps", "right"),
     ("K*Q", "right"),
     ("scratch", "right"),
+    ("K and V", "right"),
     ("ik steps", "right"),
     ("ik heads", "right"),
     ("ik K*Q", "right"),
@@ -75,7 +80,16 @@ def add_parser(subparsers):
         "--d-k", type=positive, metavar="N", help="head size of Q and K (default: 192)"
     )
     parser.add_argument("--d-v", type=positive, metavar="N", help="head size of V (default: 128)")
-    add_sweep(parser, context=[8192, 16000, 24000, 163000], ubatch=[512], amb=[2048])
+    add_sweep(parser, context=CONTEXTS, ubatch=[512], amb=[2048])
+    parser.add_argument(
+        "-mla",
+        dest="attention_mla",
+        type=int,
+        choices=(0, 1, 2, 3),
+        metavar="N",
+        help="latent attention: 0 heads are cached, 1 latents are read, 3 they are decompressed; 2 as 1 (kqcap) "
+        "or 3 (ik) (default: 3; with --vram the engine's: kqcap 1, ik 3)",
+    )
     parser.add_argument(
         "--sinks",
         action="store_true",
@@ -94,8 +108,10 @@ def run(args):
         args.model = args.target
     if args.vram:
         return fit.run(args)
+    contexts_given = args.n_prompt is not None
     fill_list_defaults(args)
     geometry = _geometry(args)
+    warnings = _settle_contexts(args, geometry, contexts_given)
     combinations = itertools.product(
         args.n_prompt,
         args.ubatch_size,
@@ -105,10 +121,20 @@ def run(args):
         args.method,
     )
     rows = [_row(geometry, args.sinks, *combination) for combination in combinations]
-    _print(args, geometry, rows)
+    _print(args, geometry, rows, warnings)
     if all(row["plan"] is None for row in rows):
         raise UsageError(rows[0]["error"])
     return 0
+
+
+def _settle_contexts(args, geometry, given):
+    """Drop contexts beyond the model's own, or warn of those that were asked for."""
+    most = geometry.get("context_length")
+    beyond = [n for n in args.n_prompt if most is not None and n > most]
+    if beyond and given:
+        return [fit.beyond_context(n, most) for n in beyond]
+    args.n_prompt = [n for n in args.n_prompt if n not in beyond] or [most]
+    return []
 
 
 def _geometry(args):
@@ -120,7 +146,9 @@ def _geometry(args):
         ]
         if clash:
             raise UsageError(f"{', '.join(clash)}: the sizes come from -m; give one or the other")
-        geometry = _model_geometry(args.model)
+        geometry = _model_geometry(args.model, args.attention_mla)
+    elif args.attention_mla is not None:
+        raise UsageError("-mla: for a model")
     else:
         defaults = {SIZES[option]: value for option, value in PR_EXAMPLES.items()}
         geometry = {**defaults, **{name: n for name, n in given.items() if n is not None}}
@@ -131,23 +159,34 @@ def _geometry(args):
     return geometry
 
 
-def _model_geometry(path):
+def _model_geometry(path, mla):
     attention = _attention(path)
     n_head, n_head_kv = _widest_layer(attention)
-    return dict(
+    geometry = dict(
         n_head=n_head,
         n_head_kv=n_head_kv,
         d_k=attention.d_k,
         d_v=attention.d_v,
         ik_path="mla" if attention.is_mla else "standard",
         model=str(path),
+        context_length=attention.context_length,
     )
+    if attention.window:
+        windows = attention.window
+        windows = (windows,) * attention.n_layer if isinstance(windows, int) else windows
+        geometry["windows"] = {n: windows.count(n) for n in sorted(set(windows) - {0})}
+    if mla is not None and not attention.is_mla:
+        raise UsageError(f"-mla: {path} has no latent attention")
+    if mla in (1, 2):
+        latent = dict(n_head_kv=1, d_k=attention.d_k_latent, d_v=attention.kv_lora_rank)
+        geometry.update(latent, v_in_k=True)
+    return geometry
 
 
 def _attention(model):
     """The `AttentionGeometry` of a file, or of a named geometry where no file has that name."""
     import quant
-    from quant.geometry import GEOMETRIES, named_geometry
+    from quant.models.geometry import GEOMETRIES, named_geometry
 
     if model in GEOMETRIES and not os.path.exists(model):
         return named_geometry(model).attention
@@ -161,14 +200,17 @@ def _widest_layer(attention):
         (n,) * attention.n_layer if isinstance(n, int) else n
         for n in (attention.n_head, attention.n_head_kv)
     )
-    return max(layer for layer in zip(*per_layer, strict=True) if all(layer))
+    layers = [layer for layer in zip(*per_layer, strict=True) if all(layer)]
+    if not layers:
+        raise UsageError(attention.no_heads)
+    return max(layers)
 
 
 def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
     from dataclasses import asdict
 
     import lowlevel
-    from lowlevel.ik_rule import ik_steps
+    from quant.models.ik_rule import ik_steps
 
     n_tokens = min(n_ubatch, n_kv)
     sizes = {name: geometry[name] for name in ("n_head", "n_head_kv")}
@@ -179,6 +221,7 @@ def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
         kv_type=kv_type,
         n_threads=n_threads,
         method=method,
+        kv_bytes=_operand_bytes(geometry, n_kv, kv_type),
         plan=None,
         needs_bytes=None,
         error=None,
@@ -194,6 +237,7 @@ def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
             kv_dtype=plan_dtype(kv_type),
             method=method,
             n_threads=n_threads,
+            v_in_k=geometry.get("v_in_k", False),
         )
         row["plan"] = plan.to_dict()
     except lowlevel.BudgetError as error:
@@ -205,26 +249,41 @@ def _row(geometry, sinks, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
     return row
 
 
+def _operand_bytes(geometry, n_kv, kv_type):
+    """Bytes of K and V as the call is given them."""
+    from quant.models.fit import row_bytes
+
+    heads = geometry["d_k"], 0 if geometry.get("v_in_k") else geometry["d_v"]
+    return n_kv * geometry["n_head_kv"] * sum(row_bytes(d, kv_type) for d in heads)
+
+
 def plan_dtype(kv_type):
     """The library's name of a ``--kv-type``."""
     return {"f32": "float32", "f16": "float16", "q8_0": "Q8_0"}[kv_type]
 
 
-def _print(args, geometry, rows):
+def _print(args, geometry, rows, warnings):
     from . import tables
 
     if args.json:
-        tables.print_json(dict(geometry=geometry, rows=rows))
+        tables.print_json(dict(geometry=geometry, warnings=warnings, rows=rows))
         return
     title = (
-        "{n_head} heads, {n_head_kv} K/V heads, d_k {d_k}, d_v {d_v}; sizes in MiB; "
-        "ik: ik_llama.cpp's {ik_path} path".format(**geometry)
+        "kqcap's attention in one layer of {n_head} heads, {n_head_kv} K/V heads, d_k {d_k}, d_v {d_v}; "
+        "sizes in MiB; ik: ik_llama.cpp's {ik_path} path".format(**geometry)
     )
-    tables.print_sweep(title, rows, PARAMETERS, COLUMNS, _cells)
+    tables.print_sweep(title, rows, PARAMETERS, COLUMNS, _cells, n_keys=3)  # n_kv, amb, method
     for reason in sorted({row["ik"]["reason"] for row in rows} - {""}):
         tables.note(f"ik_llama.cpp: {reason}")
-    for error in dict.fromkeys(row["error"] for row in rows if row["error"]):
-        tables.note(f"cannot run: {error}")
+    tables.note_what_cannot_run(
+        [(row["needs_bytes"], row["error"]) for row in rows if row["error"]]
+    )
+    for window, n_layers in geometry.get("windows", {}).items():
+        tables.note(
+            f"{n_layers} layers see a window of {window} keys: their n_kv is at most that and a u-batch"
+        )
+    for warning in warnings:
+        tables.note(warning)
 
 
 def _cells(row):
@@ -241,6 +300,7 @@ def _cells(row):
         str(row["amb_mib"]),
         row["method"],
         *ours,
+        mib(row["kv_bytes"]),
         str(ik["n_steps"]),
         str(ik["heads"]),
         mib(ik["kq_bytes"]),

@@ -287,17 +287,18 @@ def _write_row(call, source, source_row, head, token, top, total):
     """Divide an output row by its sum, bring in the sink, and write it (and its lse) out."""
     if top == _INF:  # scores past float32: whatever was summed up means nothing
         total = _NAN
-    factor = _ZERO
-    if call.sinks:
-        sink = simd.read_f32(call.sinks, head)
+    elif top == _MINUS_INF:  # no key, or all below float32, which count as left out; NaN stays NaN
+        total *= _ZERO
+    shrink = _ONE
+    sink = simd.read_f32(call.sinks, head) if call.sinks else _MINUS_INF
+    if sink != _MINUS_INF:
         largest = max(top, sink)
-        if largest != _MINUS_INF:
-            shrink = np.exp(top - largest)
-            total = total * shrink + np.exp(sink - largest)
-            top = largest
-            factor = shrink / total
-    elif total != _ZERO:  # true for NaN as well
-        factor = _ONE / total
+        shrink = np.exp(top - largest)
+        total = total * shrink + np.exp(sink - largest)
+        top = largest
+    factor = _ZERO
+    if total != _ZERO:  # true for NaN as well
+        factor = shrink / total
     target = head * call.out_head + token * call.out_token
     for i in range(0, call.d_v, 16):
         x = simd.splat(_ZERO)  # nothing attended to, unless:

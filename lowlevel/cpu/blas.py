@@ -1,11 +1,12 @@
 """The number of threads of NumPy's BLAS while method "steps" runs, put back afterwards."""
 
-import contextlib
 import functools
 import os
 import threading
 
 import threadpoolctl
+
+from lowlevel.sure_exit import SureExit
 
 _lock = threading.Lock()
 _users = set()  # a token for every `with blas_threads` that is running
@@ -44,21 +45,30 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_restore_in_child)
 
 
-@contextlib.contextmanager
-def blas_threads(n_threads):
+class blas_threads:
     """Let BLAS use `n_threads` inside; the caller's setting is back when the last user leaves.
 
     Where the setting belongs to the process, of calls that overlap in time the first one's holds.
     """
-    per_process, per_thread = _libraries()
-    before_here = _current(per_thread)
-    user = object()
-    try:
-        _enter(user, per_process, n_threads)
-        _set((library, n_threads) for library in per_thread)
-        yield
-    finally:
-        _leave(user, before_here)
+
+    def __init__(self, n_threads):
+        self._n_threads = n_threads
+        self._user = object()
+
+    def __enter__(self):
+        per_process, per_thread = _libraries()
+        self._before_here = _current(per_thread)
+        try:
+            _enter(self._user, per_process, self._n_threads)
+            _set((library, self._n_threads) for library in per_thread)
+        except BaseException:
+            _leave(self._user, self._before_here)
+            raise
+
+    __exit__ = SureExit()
+
+    def _leave(self, error, again):
+        _leave(self._user, self._before_here)
 
 
 def _enter(user, libraries, n_threads):
@@ -79,7 +89,9 @@ def _leave(user, before_here):
         try:
             _set(before_here)
             with _lock:
-                _users.discard(user)  # gone already: forked inside, and restored there
+                _users.discard(
+                    user
+                )  # gone already: forked inside, and restored there; or left before
                 if not _users:
                     _set(_before)
                     _before.clear()

@@ -3,10 +3,11 @@
 import numpy as np
 
 from lowlevel import axes
-from lowlevel.arena import ALIGNMENT
-from lowlevel.cpu import copy as copies
-from lowlevel.cpu import layout, threads
+from lowlevel.pool.arena import ALIGNMENT
 from lowlevel.sizes import format_size
+
+from . import copy as copies
+from . import layout, threads
 
 
 class CpuDevice:
@@ -70,12 +71,14 @@ class CpuDevice:
     overlaps_itself = staticmethod(copies.overlaps_itself)
     resolve_n_threads = staticmethod(threads.resolve_n_threads)
     plan_limits = ()
-    planner = layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.plan`)
+    planner = (
+        layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.attention.plan`)
+    )
 
     @property
     def attention(self):
         """``run(plan, operands, scratch)``; importing it loads Numba."""
-        from lowlevel.cpu import attention
+        from . import attention
 
         return attention
 

@@ -14,26 +14,28 @@ import numba
 from numba.core import ccallback, sigutils
 
 from .inline_compiler import InlineCompiler
-from .kernel_cache import KernelCache
+from .kernel_cache import KernelCache, NoCache
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
 
 @functools.cache
 def _sources_digest(folder):
-    """Digest of every .py file in `folder`, and in lowlevel/cpu and below."""
+    """Digest of every .py file in `folder`, in all of the package "cpu" that it is of, and in lowlevel/cpu."""
+    rooms = [parent for parent in (folder, *folder.parents) if parent.name == "cpu"]
+    own = rooms[-1].rglob("*.py") if rooms else folder.glob("*.py")
     digest = hashlib.sha1(numba.__version__.encode())
-    for path in sorted({*_HERE.rglob("*.py"), *folder.glob("*.py")}):
+    for path in sorted({*_HERE.rglob("*.py"), *own}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def _disk_cache(function):
-    """A Numba disk cache for `function`, or None where no cache folder is writable."""
+    """A Numba disk cache for `function`, or a `NoCache` where no cache folder is writable."""
     try:
         cache = KernelCache(function)
     except RuntimeError:  # "cannot cache function: no locator available"
-        return None
+        return NoCache()
     folder = pathlib.Path(function.__code__.co_filename).resolve().parent
     cache.add_stamp(_sources_digest(folder))
     return cache
@@ -64,9 +66,8 @@ def kernel(function=None, *, fastmath=False, inline=False, allocates=False):
     if inline:
         options["pipeline_class"] = InlineCompiler
     dispatcher = numba.njit(**options)(function)
-    cache = None if inline else _disk_cache(function)
-    if cache is not None:
-        dispatcher._cache = cache
+    if not inline:
+        dispatcher._cache = _disk_cache(function)
     return dispatcher
 
 
@@ -81,9 +82,7 @@ class CKernel:
         signature = sigutils.normalize_signature(self.signature)
         options = {"nopython": True, "error_model": "numpy"}
         compiled = ccallback.CFunc(self.function, signature, locals={}, options=options)
-        cache = _disk_cache(self.function)
-        if cache is not None:
-            compiled._cache = cache
+        compiled._cache = _disk_cache(self.function)
         compiled.compile()
         return compiled
 

@@ -7,17 +7,26 @@ never be found again, and a new one would be written each time.
 Numba also numbers a function's cache files and notes in an index which is which. Two processes that
 compile at the same time can take the same number, and then one kernel loads the other's code. Here
 a file's name is a digest of what it holds, there is no index, and nothing to mix up.
+
+Numba keeps its files in the package's own __pycache__, where they outlive an uninstallation. These are kept
+in the user's cache folder (`lowlevel.cache_folder`), or where NUMBA_CACHE_DIR says, a folder for each folder
+of sources.
 """
 
 import contextlib
+import functools
 import hashlib
 import pathlib
 import types
 
 import numpy as np
-from numba.core import caching
+from numba.core import caching, config
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
+
+from lowlevel import cache_folder
+
+from . import compile_notice
 
 
 def _identity(value):
@@ -86,8 +95,47 @@ class _CacheFiles(caching.IndexDataCacheFile):
                     path.unlink()
 
 
+class _Locator(caching._SourceFileBackedLocatorMixin, caching._CacheLocator):
+    """Where a function's cache files are."""
+
+    def __init__(self, py_func, py_file):
+        self._py_file = py_file
+        self._lineno = py_func.__code__.co_firstlineno
+
+    def get_cache_path(self):
+        return str(_root(config.CACHE_DIR) / self.get_suitable_cache_subpath(self._py_file))
+
+    @classmethod
+    def from_function(cls, py_func, py_file):
+        """A locator, or None where nothing can be written or the source is no file (a zip's)."""
+        if _root(config.CACHE_DIR) is None or not pathlib.Path(py_file).is_file():
+            return None
+        locator = cls(py_func, py_file)
+        return locator if _is_writable(locator.get_cache_path()) else None
+
+
+@functools.cache
+def _root(chosen):
+    """The folder of all kernels, or None; `chosen` is Numba's, which goes first where it is not empty."""
+    if chosen:
+        return pathlib.Path(chosen)
+    return next(cache_folder.usable(cache_folder.KERNELS), None)
+
+
+@functools.cache
+def _is_writable(path):
+    """Asked once a folder: there are hundreds of kernels."""
+    return cache_folder.is_writable(pathlib.Path(path))
+
+
+class _Impl(caching.CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
 class KernelCache(caching.FunctionCache):
     """A disk cache whose keys name what the function captured, and whose troubles stop no kernel."""
+
+    _impl_class = _Impl
 
     def __init__(self, function):
         super().__init__(function)
@@ -104,11 +152,25 @@ class KernelCache(caching.FunctionCache):
 
     def load_overload(self, sig, target_context):
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception:
             # A broken file can raise anything; the compiled kernel will take its place.
-            return None
+            found = None
+        if found is None:
+            compile_notice.begin(pathlib.Path(self.cache_path).parent)
+        return found
 
     def save_overload(self, sig, data):
         with contextlib.suppress(OSError):  # a full disk, a folder that is gone: as without a cache
             super().save_overload(sig, data)
+        compile_notice.end()
+
+
+class NoCache(caching.NullCache):
+    """Where nothing can be kept: all that it does is to say that kernels are compiled."""
+
+    def load_overload(self, sig, target_context):
+        compile_notice.begin(None)
+
+    def save_overload(self, sig, data):
+        compile_notice.end()

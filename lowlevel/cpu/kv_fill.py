@@ -1,4 +1,4 @@
-"""Fills for dense K and V (see lowlevel/kv_source.py): rows of float32, float16, bfloat16 to float32."""
+"""Fills for dense K and V (see lowlevel/attention/kv_source.py): rows of float32, float16, bfloat16 to float32."""
 
 from numba import types
 

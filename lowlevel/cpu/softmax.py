@@ -15,6 +15,10 @@ _LOG2_E = np.float32(1.44269504088896341)
 _LN2_HIGH = np.float32(-0.693359375)
 _LN2_LOW = np.float32(2.12194440e-4)
 _LOWEST = np.float32(-87.0)
+_LOWEST_FLOAT = np.float32(np.finfo(np.float32).min)
+# Up to this maximum, scale * s less the rounded maximum is at most 1/16 too large, by as much for every
+# key of a row: it cancels. Past it the difference of rounded scores is taken, which is never above 0.
+_FAR = np.float32(2.0**20)
 _MINUS_INF = np.float32(-np.inf)
 _ZERO, _HALF, _ONE, _TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
 # Cephes expf: exp(r) = 1 + r + r^2 p(r) on |r| <= ln(2) / 2, relative error 8e-8.
@@ -137,6 +141,17 @@ def _panel_maximum(kq, at, panel, n_keys):
 
 
 @kernel(inline=True)
+def _measure_from(kq, at, panel, n_keys, scale, top):
+    """Scores to scale * s - top, in place, rounded before they are subtracted; only -inf is -inf then."""
+    low = simd.splat(_LOWEST_FLOAT)
+    for j in range(n_keys):
+        o = at + j * panel
+        s = simd.load_f32x16(kq, o)
+        difference = simd.maximum(low, s * scale - top)  # in this order: a NaN stays
+        simd.store(kq, o, simd.select(s == _MINUS_INF, s, difference))
+
+
+@kernel(inline=True)
 def _weigh(kq, at, panel, n_keys, scale, top):
     """Scores to weights exp(scale * s - top), no key left out; returns their sums."""
     factor, shift = simd.splat(scale), simd.negate(top)
@@ -185,12 +200,15 @@ def update(kq, start, panel, n_keys, scale, masked, tops, top, sums, total, fact
         old = simd.load_f32x16(tops, top + v)
         new = simd.maximum(_panel_maximum(kq, at, panel, n_keys) * scale, old)
         empty = new == _MINUS_INF  # nothing but left-out keys (or NaN) so far
+        reference = simd.select(empty, simd.splat(_ZERO), new)
+        multiplier, shift = scale, reference
+        if simd.any_set(simd.absolute(reference) > _FAR):
+            _measure_from(kq, at, panel, n_keys, scale, reference)
+            multiplier, shift = _ONE, simd.splat(_ZERO)
         if masked or simd.any_set(empty):
-            reference = simd.select(empty, simd.splat(_ZERO), new)
-            added = _weigh_masked(kq, at, panel, n_keys, scale, reference)
+            added = _weigh_masked(kq, at, panel, n_keys, multiplier, shift)
         else:
-            reference = new
-            added = _weigh(kq, at, panel, n_keys, scale, reference)
+            added = _weigh(kq, at, panel, n_keys, multiplier, shift)
         grown = new > old
         shrink = simd.select(grown, exp(old - reference), simd.splat(_ONE))
         simd.store(sums, total + v, simd.fma(simd.load_f32x16(sums, total + v), shrink, added))

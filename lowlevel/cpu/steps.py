@@ -36,7 +36,7 @@ def _run_steps(plan, operands, kq, converter, joiner, call):
                 converter.scores(head + i, step[i])
         counter = np.zeros(1, np.int64)
         threads.run_workers(
-            plan.n_threads,
+            min(plan.n_threads, n_heads * plan.n_tokens),
             lambda _, head=head, n_heads=n_heads, counter=counter: steps_kernel.softmax_rows(
                 kq, call, head, n_heads, counter
             ),

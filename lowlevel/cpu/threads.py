@@ -22,6 +22,8 @@ import threading
 
 import numpy as np
 
+# More than this, or than there are CPUs if those are more, are refused: each is a thread, with scratch.
+MOST_THREADS = 256
 # A worker returns to the interpreter after about this much work, to let signals through.
 SLICE_SECONDS = 0.05
 # No task number reaches this: writing it into a counter stops every worker at its next task.
@@ -50,6 +52,11 @@ def resolve_n_threads(n_threads):
         raise TypeError(f"n_threads: expected a positive int or None (all CPUs), got {n_threads!r}")
     if n_threads < 1:
         raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
+    most = max(MOST_THREADS, cpu_count())
+    if n_threads > most:
+        raise ValueError(
+            f"n_threads: expected at most {most}, got {n_threads}; None takes all CPUs"
+        )
     return int(n_threads)
 
 
@@ -202,13 +209,16 @@ def run_workers(n_workers, worker, counter):
     parts = [_Part(help_out, i, flags) for i in range(1, n_workers)]
     try:
         try:
-            _submit(parts)
-            drain(0)
-        except BaseException:
-            counter[0] = STOP
-            raise
+            try:
+                _submit(parts)
+                drain(0)
+            except BaseException:
+                counter[0] = STOP
+                raise
+            finally:
+                _settle(parts, flags)
         finally:
-            _settle(parts, flags)
+            _settle(parts, flags)  # an interrupt as the first one begins skips all of it
         if errors:
             raise errors[0]
     finally:
@@ -219,17 +229,17 @@ def _settle(parts, flags):
     """Call off what has not started and wait for the rest, whatever happens meanwhile.
 
     Workers use memory that the caller is about to free, and one that has not started yet has
-    nothing left to do.
+    nothing left to do. A second time it does nothing.
     """
     interrupted = None
-    while True:
+    while parts:
         try:
             running = [part for part in parts if not part.is_called_off()]
             if running:
                 _spin(flags)
             for part in running:
                 part.wait()
-            break
+            parts.clear()
         except KeyboardInterrupt as error:
             interrupted = error
     if interrupted is not None:

@@ -1,7 +1,5 @@
-"""The CUDA side of the ground floor, and what it shares with the simulator.
+"""NVIDIA GPUs through CuPy: memory, launches and products, the thin layer under `lowlevel.gpu`.
 
-A kernel is a .cu file. `instances.py` lists every kernel and template instance there is; `loader.py`
-reads the text and has it compiled; `kernel_device.py` holds what "cuda:N" and "cudasim" do alike;
-`device.py` is a GPU, through CuPy, which `cupy_api.py` alone imports (it lists what only
-a GPU can show). Nothing here imports CuPy, scipy or Numba until a GPU is asked for.
+`device.py` is a GPU; `cupy_api.py` alone imports CuPy (it lists what only a GPU can show); `cublas.py`
+multiplies. Nothing here imports CuPy until a GPU is asked for.
 """

@@ -5,7 +5,7 @@ streams. What runs on a GPU alone, and no test without one can show:
 
 here               load, check_device, compute_capability, architecture, n_multiprocessors, max_shared_bytes;
                    compile_module: NVRTC as CuPy calls it, its disk cache (that every kernel compiles is shown by
-                   ``python -m lowlevel.cuda.resources``); _SpecificModule: kernels of one architecture ("90a"),
+                   ``python -m lowlevel.gpu.resources``); _SpecificModule: kernels of one architecture ("90a"),
                    compiled by _compile_cubin and kept beside CuPy's own by _write_whole
 device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it; address, plain, writable, freeze
                    fill, holds: what debug pools write and look for
@@ -17,6 +17,7 @@ device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it
 tests/cuda with ``-m gpu`` runs all of it.
 """
 
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -25,7 +26,8 @@ import os
 import pathlib
 import tempfile
 
-_EXTRAS = "pip install 'kqcap[cuda12]' (driver for CUDA 12) or 'kqcap[cuda13]' (CUDA 13)"
+from lowlevel.extras import pip_install
+
 MIN_CAPABILITY = 8, 0  # bfloat16 conversions, asynchronous copies
 
 
@@ -43,8 +45,31 @@ def load():
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
         what = "CuPy is not installed" if missing else f"CuPy cannot be loaded ({error})"
-        raise ImportError(f'device: "cuda" needs CuPy: {what}; {_EXTRAS}') from error
+        raise ImportError(f'device: "cuda" needs CuPy: {what}; {_how_to_install()}') from error
     return cupy
+
+
+def _how_to_install():
+    """What pip should be told, for the driver of this machine."""
+    major = _driver_major()
+    if major is None:
+        found = "no NVIDIA driver is found here (libcuda.so.1); with one for CUDA 12 or 13"
+        wanted = "cuda12", "cuda13"
+    else:
+        found = f"for this machine's driver (CUDA {major})"
+        wanted = ("cuda12" if major < 13 else "cuda13",)
+    return f"{found}: " + " or ".join(pip_install(extra) for extra in wanted)
+
+
+def _driver_major():
+    """The CUDA version that the driver is for: 12; None where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000 or None
 
 
 def check_device(index):
@@ -103,6 +128,12 @@ def compile_module(text, name, options, expressions, architecture):
     return load().RawModule(code=text, options=options, name_expressions=expressions)
 
 
+def cubin_folder():
+    """Where binaries of one architecture are kept, as files "kqcap-...": CuPy's own folder of kernels."""
+    default = pathlib.Path.home() / ".cupy" / "kernel_cache"
+    return pathlib.Path(os.environ.get("CUPY_CACHE_DIR", default))
+
+
 class _SpecificModule:
     """Kernels compiled for an architecture such as "90a", which RawModule does not take."""
 
@@ -110,8 +141,7 @@ class _SpecificModule:
         options = (*options, f"-arch=sm_{architecture}", "--device-as-default-execution-space")
         nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
         key = repr((text, options, expressions, nvrtc.getVersion())).encode()
-        default = pathlib.Path.home() / ".cupy" / "kernel_cache"  # CuPy's own
-        folder = pathlib.Path(os.environ.get("CUPY_CACHE_DIR", default))
+        folder = cubin_folder()
         path = folder / f"kqcap-{hashlib.sha256(key).hexdigest()}.cubin"
         names = path.with_suffix(".json")
         if not names.exists():  # written last

@@ -1,7 +1,7 @@
 """A GPU as a device (see `lowlevel.devices`), through CuPy.
 
 Everything runs on CuPy's current stream, in order. What pools do about several streams:
-`lowlevel.stream_order`.
+`lowlevel.pool.stream_order`.
 """
 
 import contextlib
@@ -10,9 +10,9 @@ import numpy as np
 
 from lowlevel.sizes import format_size
 
+from ..gpu.kernel_device import KernelDevice
+from ..gpu.loader import Library
 from . import cublas, cupy_api
-from .kernel_device import KernelDevice
-from .loader import Library
 
 # Of all GPUs: CuPy loads a module on each that needs it.
 _LIBRARY = Library(cupy_api.compile_module)

@@ -14,14 +14,24 @@ another one. Linux only.
 What it runs
 ------------
 ``extern "C"`` kernels and template instances (``name_expressions=["softmax<float, 128>"]``); static
-and dynamic shared memory; ``__syncthreads`` and its variants; shuffles, votes, matches and
-reductions of a warp with any mask; atomics; ``cuda_fp16.h`` and ``cuda_bf16.h``; vector types;
-``__dp4a``, ``__byte_perm``, ``__ldg``, SIMD-in-a-word and fast-math intrinsics; ``printf`` and
-``assert``. Instructions that CUDA C++ has no name for come through ``ptx.cuh`` and ``wgmma.cuh``
-(lowlevel/cuda/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
+and dynamic shared memory, ``extern __shared__`` at file scope too; ``__device__`` variables, which
+all blocks of a module share and launches keep; ``__syncthreads`` and its variants; shuffles, votes,
+matches and reductions of a warp with any mask; atomics; ``cuda_fp16.h`` and ``cuda_bf16.h``; vector
+types; ``__dp4a``, ``__byte_perm``, ``__ldg``, SIMD-in-a-word, directed rounding and fast-math
+intrinsics, ``normcdff`` and its kin, ``math_constants.h``; ``clock64``; ``printf`` and ``assert``,
+also behind ``<cstdio>``, ``<iostream>`` and ``<assert.h>``; ``cooperative_groups.h`` (blocks, tiles of
+a warp, ``reduce``), ``mma.h`` (wmma of 16-bit floats, bytes, tf32) and ``cuda_pipeline.h`` (its
+functions). ``__launch_bounds__`` and ``__cluster_dims__`` are checked, ``__maxnreg__`` means nothing.
+
+Instructions that CUDA C++ has no name for come through ``ptx.cuh`` and ``wgmma.cuh``
+(lowlevel/gpu/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
 ``mma.sync`` (f16, bf16, tf32, s8), ``cp.async``, named barriers; ``wgmma`` (f16, bf16) with its
-descriptors and swizzles. Not there: textures, clusters, TMA, cooperative groups, dynamic
-parallelism, ``__device__`` variables that blocks share.
+descriptors and swizzles.
+
+Not there, and refused with what to do instead (advice.py): inline PTX elsewhere; ``__shared__``
+without extern at file scope; ``grid.sync()``, ``coalesced_threads()``, clusters and dynamic
+parallelism; ``<cuda/barrier>``, ``<cuda/pipeline>`` and the rest of libcu++; textures and surfaces;
+8-bit floats; DPX instructions; cuRAND, CUB, Thrust and CUTLASS.
 
 What it finds
 -------------
@@ -32,7 +42,9 @@ see copies of the arguments, in memory of which up to 256 MiB is kept for the ne
 
 always
     Accesses outside an argument or a shared variable: memory ends at an inaccessible page (in the
-    orders "reverse" and "lifo": starts at one), the other side is checked for stray writes. Writes
+    orders "reverse" and "lifo": starts at one), the other side is checked for stray writes. An
+    argument keeps its address modulo 16, so up to 15 bytes may lie before that page; in "random" and
+    "lifo" none do, unless the kernel turns out to load vectors that need it. Writes
     through const pointers. Null pointers. Barriers and warp collectives that not all threads reach,
     early returns before them too (``strict=False`` allows those). Results that depend on unwritten
     memory: it holds NaN. Copies by ``cp.async`` and results of ``wgmma`` that nobody waited for:

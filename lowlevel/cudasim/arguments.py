@@ -1,9 +1,12 @@
 """Checking a launch's arguments, and laying their memory out for the runners.
 
 Every array is copied into memory that runners and Python share, at a "device address" with nothing
-else for a gigabyte around. Its end touches an unmapped page, or its start (order "reverse" and
-"lifo"); what is left of its own pages holds poison and is checked afterwards. Arrays that share
-memory keep doing so. Pages of arrays that only const pointers name are mapped read-only.
+else for a gigabyte around. Its end touches an unmapped page, or its start (orders "reverse" and
+"lifo"); what is left of its own pages holds a pattern and is checked afterwards. An array keeps its
+address modulo 16, for vector loads, so that up to 15 bytes may lie between it and the unmapped page;
+with `Guard.exact` (orders "random" and "lifo") only what its elements need is kept, and none do.
+Arrays that share memory keep doing so. Pages of arrays that only const pointers name are mapped
+read-only.
 """
 
 from typing import NamedTuple
@@ -18,6 +21,24 @@ PAGE = 4096
 _FIRST_ADDRESS = 0x20_0000_0000
 _GAP = 1 << 30
 _LARGEST_ALIGNMENT = 16  # of any vector load: what the layout keeps of an array's own address
+
+
+class Guard(NamedTuple):
+    """Which side of the arrays touches an unmapped page, whether nothing lies between, and the word that
+    fills the rest of their pages."""
+
+    at_start: bool
+    exact: bool
+    fill: int
+
+
+class Variable(NamedTuple):
+    """A ``__device__`` variable: its contents between launches, and where kernels see it."""
+
+    name: str
+    contents: np.ndarray  # of uint8
+    element: int
+    address: int
 
 
 class Parameter(NamedTuple):
@@ -152,9 +173,23 @@ def check_arguments(kernel, parameters, values):
 class _Span:
     """Bytes of this process that runners shall see: one array, or several that overlap."""
 
-    def __init__(self, low, high, writable):
+    def __init__(self, low, high, writable, alignment):
         self.low, self.high, self.writable = low, high, writable
+        self.alignment = alignment
         self.names = []  # (name, low, high, element)
+
+    def place(self, guard):
+        """Bytes to map, and where in them the array starts."""
+        n_bytes = self.high - self.low
+        unit = self.alignment if guard.exact else _LARGEST_ALIGNMENT
+        phase = self.low % unit
+        mapped = -(-(n_bytes + unit - 1) // PAGE) * PAGE if n_bytes else 0
+        if not n_bytes:
+            return 0, 0
+        if guard.at_start:
+            return mapped, phase
+        start = mapped - n_bytes
+        return mapped, start - (start - phase) % unit
 
 
 def _byte_bounds(array):
@@ -171,13 +206,22 @@ def _byte_bounds(array):
 class MemoryLayout:
     """Where each argument of one launch lies, in the shared file and in the runners' addresses.
 
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+    values : sequence
+        The arguments.
+    guard : Guard
+    variables : sequence of Variable
+
     Attributes
     ----------
     file_bytes : int
         Size that the shared file must have.
     """
 
-    def __init__(self, parameters, values, guard_start):
+    def __init__(self, parameters, values, guard, variables=()):
+        self._fill = guard.fill
         self._keep = []  # tables made here: their memory must outlive the launch
         self._spans = []
         tables = []
@@ -191,27 +235,30 @@ class MemoryLayout:
                 self._keep.append(table)
                 self._add(parameter.name, table, False)
             elif isinstance(value, np.ndarray) and parameter.pointee:
-                self._add(parameter.name, value, not parameter.is_const, parameter.pointee)
+                self._add(parameter.name, value, not parameter.is_const, parameter)
         self._merge_overlapping()
-        if (
-            len(self._spans) > MAX_EXTENTS
-            or sum(len(span.names) for span in self._spans) > MAX_EXTENTS
-        ):
+        n_names = sum(len(span.names) for span in self._spans)
+        if max(len(self._spans), n_names) + len(variables) > MAX_EXTENTS:
             raise ArgumentError(f"more than {MAX_EXTENTS} arrays in one launch")
-        self._place(guard_start)
+        self._place(guard)
         for table, arrays in tables:
             table[:] = [self.address_of(array) for array in arrays]
+        self._place_variables(variables)
         self._table_of = {id(pointers): table for pointers, table in self._pair(values)}
 
     def _pair(self, values):
         tables = iter(self._keep)
         return [(value, next(tables)) for value in values if isinstance(value, PointerTable)]
 
-    def _add(self, name, array, writable, element=None):
+    def _add(self, name, array, writable, parameter=None):
         low, high = _byte_bounds(array)
-        span = _Span(low, high, writable)
+        alignment = max(array.dtype.alignment, parameter.alignment if parameter else 1)
+        while low % alignment:  # of bytes that stand for something larger
+            alignment //= 2
+        span = _Span(low, high, writable, min(alignment, _LARGEST_ALIGNMENT))
         # A pointer to bytes of any type: count in the array's own elements.
-        element = array.itemsize if element in (None, 1) else element
+        any_type = parameter is None or parameter.pointee == 1
+        element = array.itemsize if any_type else parameter.pointee
         span.names.append((name, low, high, max(element, 1)))
         self._spans.append(span)
 
@@ -224,26 +271,32 @@ class MemoryLayout:
             if last and (span.low < last.high or same):
                 last.high = max(last.high, span.high)
                 last.writable |= span.writable
+                last.alignment = max(last.alignment, span.alignment)
                 last.names += span.names
             else:
                 merged.append(span)
         self._spans = merged
 
-    def _place(self, guard_start):
+    def _place(self, guard):
         address, offset = _FIRST_ADDRESS, 0
         for span in self._spans:
-            n_bytes = span.high - span.low
-            phase = span.low % _LARGEST_ALIGNMENT
-            mapped = -(-(n_bytes + _LARGEST_ALIGNMENT - 1) // PAGE) * PAGE if n_bytes else 0
-            if guard_start or not n_bytes:
-                start = phase if n_bytes else 0
-            else:
-                start = mapped - n_bytes
-                start -= (start - phase) % _LARGEST_ALIGNMENT
+            mapped, start = span.place(guard)
             span.address, span.file_offset, span.mapped, span.start = address, offset, mapped, start
             address += mapped + _GAP - mapped % PAGE
             offset += mapped
         self.file_bytes = offset
+
+    def _place_variables(self, variables):
+        """Where the library has them, always at the end of their pages."""
+        for name, contents, element, address in variables:
+            low, high = _byte_bounds(contents)
+            span = _Span(low, high, True, 1)
+            span.names.append((name, low, high, element))
+            span.start = address % PAGE
+            span.address, span.file_offset = address - span.start, self.file_bytes
+            span.mapped = -(-(span.start + contents.nbytes) // PAGE) * PAGE
+            self._spans.append(span)
+            self.file_bytes += span.mapped
 
     def address_of(self, array):
         """The device address of the array's first element."""
@@ -254,13 +307,13 @@ class MemoryLayout:
         raise AssertionError("array without a place")
 
     def copy_in(self, memory):
-        """Fill `memory` (uint8, file_bytes) with the arrays, and poison around them."""
+        """Fill `memory` (uint8, file_bytes) with the arrays, and the guards' pattern around them."""
         for span in self._spans:
             pages = memory[span.file_offset : span.file_offset + span.mapped]
             stop = span.start + span.high - span.low
-            pages[: span.start] = poison_bytes(0, span.start)
+            pages[: span.start] = poison_bytes(0, span.start, self._fill)
             pages[span.start : stop] = raw_bytes(span.low, span.high - span.low)
-            pages[stop:] = poison_bytes(stop, span.mapped - stop)
+            pages[stop:] = poison_bytes(stop, span.mapped - stop, self._fill)
 
     def copy_out(self, kernel, memory):
         """Copy back what the kernel may have written; raise OutOfBoundsError if it wrote beside."""
@@ -270,7 +323,9 @@ class MemoryLayout:
             pages = memory[span.file_offset : span.file_offset + span.mapped]
             stop = span.start + span.high - span.low
             for begin, end, side in ((0, span.start, "before"), (stop, span.mapped, "behind")):
-                if not np.array_equal(pages[begin:end], poison_bytes(begin, end - begin)):
+                if not np.array_equal(
+                    pages[begin:end], poison_bytes(begin, end - begin, self._fill)
+                ):
                     names = " / ".join(name for name, *_ in span.names)
                     raise OutOfBoundsError(
                         f"{kernel}: out of bounds: the kernel wrote just {side} {names}", kernel

@@ -69,8 +69,8 @@ def raw_bytes(address, n_bytes):
     return np.frombuffer((ctypes.c_ubyte * n_bytes).from_address(address), np.uint8)
 
 
-def poison_bytes(address, n_bytes):
-    """What poison looks like at `address`: words at multiples of four."""
+def poison_bytes(address, n_bytes, word=POISON):
+    """What poison, or another word at multiples of four, looks like at `address`."""
     phase = address % 4
-    words = np.full((phase + n_bytes + 3) // 4, POISON, np.uint32)
+    words = np.full((phase + n_bytes + 3) // 4, word, np.uint32)
     return words.view(np.uint8)[phase : phase + n_bytes]

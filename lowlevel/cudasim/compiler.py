@@ -8,7 +8,6 @@ takes its place (what the unwritable one already holds is still used).
 
 import contextlib
 import functools
-import getpass
 import hashlib
 import os
 import pathlib
@@ -20,7 +19,10 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from . import source
+from lowlevel import cache_folder
+
+from . import source, source_text, source_variables
+from .advice import advice
 from .errors import CompileError, CompilerNotFoundError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -82,13 +84,19 @@ def _machine():
 
 @functools.cache
 def _own_digest():
+    if not INCLUDE.is_dir():
+        raise CompilerNotFoundError(
+            f"cudasim compiles kernels with files of its own, and {PACKAGE} is no folder that a "
+            "compiler can read: run kqcap as pip installs it, or unzipped, not from within a zip"
+        )
     digest = hashlib.sha256()
     for folder in (INCLUDE, RUNTIME):
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for module in (source.__file__, __file__):
-        digest.update(pathlib.Path(module).read_bytes())
+    for module in (source, source_text, source_variables):
+        digest.update(pathlib.Path(module.__file__).read_bytes())
+    digest.update(pathlib.Path(__file__).read_bytes())
     return digest.hexdigest()
 
 
@@ -104,31 +112,16 @@ def _digest(*parts):
 
 
 def _wanted_folder():
+    """Where entries are looked for first; it need not be writable, nor be there."""
     if "CUDASIM_CACHE_DIR" in os.environ:
         return pathlib.Path(os.environ["CUDASIM_CACHE_DIR"])
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return pathlib.Path(base) / "kqcap" / "cudasim"
-
-
-def _is_writable(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
+    return cache_folder.users_own(cache_folder.SIMULATOR)
 
 
 @functools.cache
 def _temporary_folder():
-    """A folder of the user's own below the system's temporary one."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # no name for this user id
-        user = str(os.getuid())
-    folder = pathlib.Path(tempfile.gettempdir()) / f"kqcap-cudasim-{user}"
-    # Libraries from here are executed: the folder must belong to nobody else.
-    if _is_writable(folder) and not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+    """Where entries are made if the wanted folder cannot be written."""
+    for folder in cache_folder.temporary(cache_folder.SIMULATOR):
         return folder
     return pathlib.Path(tempfile.mkdtemp(prefix="kqcap-cudasim-"))
 
@@ -138,7 +131,7 @@ def _cached(name, build):
     wanted = _wanted_folder()
     path = wanted / name
     if not path.exists():
-        folder = wanted if _is_writable(wanted) else _temporary_folder()
+        folder = wanted if cache_folder.is_writable(wanted) else _temporary_folder()
         path = folder / name
         with _lock(folder / (name + ".lock")):
             if not path.exists():
@@ -182,7 +175,8 @@ def _run(command, what):
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
     if answer.returncode:
-        raise CompileError(f"{what} does not compile:\n{answer.stderr.strip()[:6000]}")
+        text = answer.stderr.strip()
+        raise CompileError(f"{what} does not compile:\n{text[:6000]}{advice(text)}")
     return answer.stdout
 
 

@@ -4,8 +4,8 @@ import contextlib
 
 import numpy as np
 
-from lowlevel.cuda.kernel_device import KernelDevice
-from lowlevel.cuda.loader import Library
+from lowlevel.gpu.kernel_device import KernelDevice
+from lowlevel.gpu.loader import Library
 from lowlevel.sizes import format_size
 
 from . import streams

@@ -6,7 +6,8 @@ class CudaSimError(RuntimeError):
 
 
 class CompilerNotFoundError(CudaSimError):
-    """No C++ compiler on this machine; the message says which package brings one."""
+    """No C++ compiler on this machine, or none that can read what comes with this package; the message says
+    what would help."""
 
 
 class CompileError(CudaSimError):

@@ -8,7 +8,7 @@ import subprocess
 from .compiler import INCLUDE
 
 # Frames in these folders are ours; a kernel's author wants to see the line that called them.
-_OURS = (INCLUDE, INCLUDE.parent.parent / "cuda" / "include")
+_OURS = (INCLUDE, INCLUDE.parent.parent / "gpu" / "include")
 
 
 def find_line(library, offsets):

@@ -7,9 +7,9 @@ import pathlib
 import re
 
 from . import protocol
-from .arguments import MemoryLayout, Parameter, check_arguments
+from .arguments import Guard, MemoryLayout, Parameter, Variable, check_arguments
 from .compiler import build_library
-from .errors import CudaSimError, LaunchError
+from .errors import CudaSimError, KernelAssertionError, LaunchError, MisalignedError
 from .runner import POOL
 from .settings import current_settings
 
@@ -55,6 +55,7 @@ class Module:
         self._flags, self._include_dirs, self.flush_denormals = _translate(options)
         self._libraries = {}
         self._kernels = None
+        self._variables = None
         now = current_settings()
         self.library(now.race, now.ub)
 
@@ -72,19 +73,36 @@ class Module:
             )
         return self._libraries[race, ub]
 
-    def _known_kernels(self):
-        if self._kernels is None:
-            library = next(iter(self._libraries.values()))
-            rows = (line.split("\t") for line in POOL.describe(library).splitlines())
-            self._kernels = {
-                name: (index, _read_parameters(names, types))
-                for index, (name, names, types) in enumerate(rows)
-            }
-        return self._kernels
+    def _describe(self):
+        """Ask a runner what the library holds: kernels, and variables with their first contents."""
+        if self._kernels is not None:
+            return
+        library = next(iter(self._libraries.values()))
+        rows = [line.split("\t") for line in POOL.describe(library).splitlines()]
+        variables = [
+            (name, *map(int, numbers)) for first, name, *numbers in rows if first == "__device__"
+        ]
+        contents = POOL.initial_values(library, [n_bytes for _, n_bytes, _, _ in variables])
+        self._variables = tuple(
+            Variable(name, initial, element, address)
+            for (name, _, element, address), initial in zip(variables, contents, strict=True)
+        )
+        kernels = [row for row in rows if row[0] != "__device__"]
+        self._kernels = {
+            name: (index, _read_parameters(names, types))
+            for index, (name, names, types) in enumerate(kernels)
+        }
+
+    @property
+    def variables(self):
+        """The ``__device__`` variables: of this module alone, kept from launch to launch."""
+        self._describe()
+        return self._variables
 
     def get_function(self, name):
         """The kernel `name`: an extern "C" function, or one of the name expressions."""
-        kernels = self._known_kernels()
+        self._describe()
+        kernels = self._kernels
         if name not in kernels:
             raise CudaSimError(
                 f"{self.path}: no kernel {name!r}; there are {', '.join(kernels) or 'none'} (kernels "
@@ -107,6 +125,7 @@ class Function:
     def __init__(self, module, name, index, parameters):
         self.module, self.name, self.parameters = module, name, parameters
         self._index = index
+        self._wants_alignment = False  # found out that it loads vectors from arrays of less
         self.max_dynamic_shared_size_bytes = _DEFAULT_DYNAMIC_SHARED
 
     def __repr__(self):
@@ -144,8 +163,21 @@ class Function:
             )
         args = tuple(args)
         check_arguments(self.name, self.parameters, args)
-        guard_start = now.order in ("reverse", "lifo")
-        layout = MemoryLayout(self.parameters, args, guard_start)
+        # In race mode the access log sees every byte.
+        exact = now.order in ("random", "lifo") and not now.race and not self._wants_alignment
+        try:
+            self._launch(grid, block, args, shared_mem, now, exact)
+        except (MisalignedError, KernelAssertionError):
+            if not exact:
+                raise
+            # Perhaps because arrays kept only the alignment of their elements: as a device has them.
+            self._launch(grid, block, args, shared_mem, now, exact=False)
+            self._wants_alignment = True
+
+    def _launch(self, grid, block, args, shared_mem, now, exact):
+        at_start = now.order in ("reverse", "lifo")
+        guard = Guard(at_start, exact, protocol.GUARD_FILL[now.order])
+        layout = MemoryLayout(self.parameters, args, guard, self.module.variables)
         values = layout.parameter_bytes(self.parameters, args)
 
         def record(launch):
@@ -154,13 +186,15 @@ class Function:
             launch.dynamic_shared = shared_mem
             launch.order = protocol.ORDERS.index(now.order)
             launch.seed = now.seed
+            launch.guard_fill = guard.fill
             launch.hang_seconds = now.hang_seconds
             launch.flags = (
                 protocol.FLUSH_DENORMALS * self.module.flush_denormals
                 | protocol.STRICT_BARRIERS * now.strict
-                | protocol.GUARD_START * guard_start
+                | protocol.GUARD_START * guard.at_start
+                | protocol.EXACT_GUARDS * guard.exact
             )
-            _write_parameters(launch, values)
+            _write_parameters(launch, self.parameters, values)
 
         n_blocks = grid[0] * grid[1] * grid[2]
         # The access log of race mode lives in one process.
@@ -213,7 +247,7 @@ def _translate(options):
             )
     flags.append(f"-D__CUDA_ARCH__={architecture}")
     flags.append(f"-ffp-contract={'fast' if fmad else 'off'}")
-    shared_headers = pathlib.Path(__file__).resolve().parent.parent / "cuda" / "include"
+    shared_headers = pathlib.Path(__file__).resolve().parent.parent / "gpu" / "include"
     return tuple(flags), (*include_dirs, str(shared_headers)), flush
 
 
@@ -246,12 +280,12 @@ def _shape(kernel, what, given, most):
     return shape
 
 
-def _write_parameters(launch, values):
+def _write_parameters(launch, parameters, values):
     offset = 0
-    for index, value in enumerate(values):
-        offset = -(-offset // 16) * 16
+    for index, (parameter, value) in enumerate(zip(parameters, values, strict=True)):
+        alignment = 8 if parameter.pointee else max(parameter.alignment, 16)
+        offset = -(-offset // alignment) * alignment
         launch.parameter_offset[index] = offset
-        for position, byte in enumerate(value):
-            launch.parameters[offset + position] = byte
+        launch.parameters[offset : offset + len(value)] = value
         offset += len(value)
     launch.n_parameters = len(values)

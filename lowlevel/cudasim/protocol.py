@@ -15,9 +15,21 @@ ORDERS = ("fifo", "reverse", "random", "lifo")
 FLUSH_DENORMALS = 1
 STRICT_BARRIERS = 2
 GUARD_START = 4
+EXACT_GUARDS = 8
 
 # cudasim::kPoison: NaN as float64, float32, float16 and bfloat16.
 POISON = 0xFFF7FFB5
+# What lies around arguments and shared variables, by order. All NaN as float32 and as 16-bit floats, one also as
+# float64. x86 and ARM keep a quiet NaN's bits through `x[n] += 1`, so that it would not show; of a signalling NaN they
+# make a quiet one. A word cannot be that for float32 and float64 both: hence two.
+_SIGNALLING_FLOAT32 = 0xFFB7FFB5
+_SIGNALLING_FLOAT64 = POISON
+GUARD_FILL = {
+    "fifo": _SIGNALLING_FLOAT32,
+    "reverse": _SIGNALLING_FLOAT64,
+    "random": _SIGNALLING_FLOAT64,
+    "lifo": _SIGNALLING_FLOAT32,
+}
 
 
 class Extent(ctypes.Structure):
@@ -57,9 +69,11 @@ class Launch(ctypes.Structure):
         ("next_block", c_uint64),
         ("failed", c_uint32),
         ("output_used", c_uint32),
+        ("guard_fill", c_uint32),
         ("parameter_offset", c_uint32 * MAX_PARAMETERS),
         ("extents", Extent * MAX_EXTENTS),
         ("regions", Region * MAX_EXTENTS),
+        ("padding", c_char * 40),
         ("parameters", c_ubyte * MAX_PARAMETER_BYTES),
         ("output", c_char * OUTPUT_BYTES),
     ]

@@ -131,6 +131,20 @@ class RunnerPool:
             self._run(b"D", 1, "", library)
             return self._control.description.decode()
 
+    def initial_values(self, library, sizes):
+        """What the ``__device__`` variables of a library start with: an array of bytes each."""
+        if not sizes:
+            return []
+        with self._exclusive():
+            self._control.launch.library = os.fsencode(library)
+            memory = self._memory(sum(sizes))
+            self._run(b"V", 1, "", library)
+            ends = np.cumsum(sizes)
+            parts = [memory[end - size : end].copy() for size, end in zip(sizes, ends, strict=True)]
+            del memory
+            self._release_memory()
+            return parts
+
     def launch(self, kernel, library, layout, record, n_runners):
         """Run one launch.
 

@@ -1,19 +1,40 @@
-"""From CUDA C++ to C++: the two rewrites that macros cannot do.
+"""From CUDA C++ to C++: the rewrites that macros cannot do.
 
 They work on preprocessed text (no comments, macros expanded, line markers kept), so that they also
 reach declarations in headers and macros, and never add or remove a line break: the compiler's
 messages and debug information keep the source's own lines.
 
-- ``__shared__`` declarations become references into the runtime's guarded memory (shared.h).
-- ``__global__`` functions are listed, with their parameters' names; ``__launch_bounds__`` becomes
-  a check at the start of the kernel's body.
+- ``__shared__`` and ``__device__`` variables become references into the runtime's guarded memory
+  (source_variables.py).
+- ``__global__`` functions are listed, with their parameters' names; their attributes become checks
+  at the start of the kernel's body.
+- Inline PTX and launches by ``<<< >>>`` are refused by file and line.
 """
 
+import pathlib
 import re
 from typing import NamedTuple
 
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-_OPENING, _CLOSING = "([{", ")]}"
+from .source_text import (
+    IDENTIFIER,
+    declared_name,
+    end_of_group,
+    line_breaks,
+    place_of,
+    split_top_level,
+    statement_start,
+    without_literals,
+)
+from .source_variables import rewrite_device, rewrite_shared
+
+# What stands at a kernel, and the check that it becomes.
+_ATTRIBUTES = {
+    "__launch_bounds__": "cudasim::check_launch_bounds",
+    "__cluster_dims__": "cudasim::check_cluster_dims",
+    "__maxnreg__": None,  # registers mean nothing here
+}
+_END_OF_PRELUDE = "struct cudasim_end_of_prelude;"
+_OWN_HEADERS = pathlib.Path(__file__).resolve().parent / "include"
 
 
 class KernelDeclaration(NamedTuple):
@@ -34,9 +55,18 @@ def rewrite(text):
     Returns
     -------
     str, dict of str to KernelDeclaration
+
+    Raises
+    ------
+    ValueError
+        What cannot be rewritten, with its file and line.
     """
-    text, kernels = _rewrite_kernels(text)
-    return _rewrite_shared(text), kernels
+    start = text.index(_END_OF_PRELUDE)  # the prelude has nothing to rewrite, and is long
+    own = text[start:]
+    _refuse_ptx(own)
+    _refuse_launches(own)
+    own, kernels = _rewrite_kernels(own)
+    return text[:start] + _keep_noinline(rewrite_device(rewrite_shared(own))), kernels
 
 
 def kernel_table(entries, race):
@@ -62,58 +92,42 @@ def kernel_table(entries, race):
     )
 
 
-def _end_of_group(text, start):
-    """Index after the bracket that closes the one at `start`."""
-    depth = 0
-    for i in range(start, len(text)):
-        if text[i] in _OPENING:
-            depth += 1
-        elif text[i] in _CLOSING:
-            depth -= 1
-            if depth == 0:
-                return i + 1
-    raise ValueError("unbalanced brackets")
+_ASSEMBLY = re.compile(r'\b(?:asm|__asm__|__asm)\b[\w\s]*\(\s*((?:"(?:\\.|[^"\\\n])*"\s*)+)')
 
 
-def _split_top_level(text):
-    """`text` split at commas outside all brackets, template ones too."""
-    parts, depth, angle, start = [], 0, 0, 0
-    for i, char in enumerate(text):
-        if char in _OPENING:
-            depth += 1
-        elif char in _CLOSING:
-            depth -= 1
-        elif depth == 0 and char == "<":
-            angle += 1
-        elif depth == 0 and char == ">":
-            angle -= 1
-        elif depth == 0 and angle == 0 and char == ",":
-            parts.append(text[start:i])
-            start = i + 1
-    parts.append(text[start:])
-    return parts
+def _refuse_ptx(text):
+    for match in _ASSEMBLY.finditer(text):
+        if not match[1].replace('"', "").strip():
+            continue  # a barrier for the compiler
+        file, line, is_system = place_of(text, match.start())
+        if is_system or _OWN_HEADERS in pathlib.Path(file).parents:
+            continue
+        raise ValueError(
+            f"{file}:{line}: inline PTX does not run here. Put it behind #ifndef CUDASIM with what it "
+            "does as C++ beside it, or call the functions of ptx.cuh and wgmma.cuh "
+            "(lowlevel/gpu/include), which are one on a device and the other here"
+        )
 
 
-def _declared_name(declarator):
-    """The name that ``const float* __restrict x`` or ``T a[4][N]`` declares."""
-    without_attributes = re.sub(r"\b(__attribute__|alignas)\s*\(", "(", declarator)
-    while "(" in without_attributes:
-        start = without_attributes.index("(")
-        end = _end_of_group(without_attributes, start)
-        without_attributes = without_attributes[:start] + " " + without_attributes[end:]
-    names = _IDENTIFIER.findall(without_attributes.split("[")[0].split("=")[0])
-    return names[-1] if names else ""
+def _refuse_launches(text):
+    launch = re.search(r"\w\s*<<<", without_literals(text)) if "<<<" in text else None
+    if launch:
+        file, line, _ = place_of(text, launch.start())
+        raise ValueError(
+            f"{file}:{line}: a launch by <<< >>>: launch from Python, as Module(...).get_function(name)"
+            "(grid, block, arguments), and put host code behind #ifndef CUDASIM; kernels that launch "
+            "kernels are not simulated"
+        )
 
 
-def _statement_start(text, position):
-    """Where the declaration that holds `position` begins: after ; { } or a line marker."""
-    start = max(text.rfind(char, 0, position) for char in ";{}") + 1
-    markers = list(re.finditer(r"^#.*\n", text[start:position], re.MULTILINE))
-    return start + markers[-1].end() if markers else start
+def _keep_noinline(text):
+    """CUDA's ``__noinline__`` as an attribute; the standard library's own attribute as it is."""
 
+    def attribute(match):
+        before = text[max(match.start() - 80, 0) : match.start()].rstrip()
+        return "__noinline__" if before.endswith(("(", ",")) else "__attribute__((__noinline__))"
 
-def _line_breaks(text):
-    return "\n" * text.count("\n")
+    return re.sub(r"\b__noinline__\b", attribute, text)
 
 
 # ---- kernels ------------------------------------------------------------------------------------
@@ -122,41 +136,56 @@ def _line_breaks(text):
 def _rewrite_kernels(text):
     kernels, pieces, done = {}, [], 0
     extern_c_blocks = [
-        (match.end() - 1, _end_of_group(text, match.end() - 1))
+        (match.end() - 1, end_of_group(text, match.end() - 1))
         for match in re.finditer(r'\bextern\s+"C"\s*\{', text)
     ]
     for match in re.finditer(r"\b__global__\b", text):
         if match.start() < done:
             continue
-        before = text[_statement_start(text, match.start()) : match.start()]
+        start = max(statement_start(text, match.start()), done)
         declarator = _read_declarator(text, match.end())
         if declarator is None:
             raise ValueError(f"cannot read the kernel declared by {text[match.start() :][:80]!r}")
-        name, head, bounds, parameters, end = declarator
+        name, head, checks, parameters, end = declarator
+        before, checks_before = _without_attributes(text[start : match.start()])
         prefix = before + text[match.end() : end]
         kernels[name] = KernelDeclaration(
             name=name,
-            parameters=tuple(_declared_name(part) for part in _split_top_level(parameters))
+            parameters=tuple(declared_name(part) for part in split_top_level(parameters))
             if parameters.strip() not in ("", "void")
             else (),
             is_template=re.search(r"\btemplate\b", before) is not None,
             is_extern_c=re.search(r'\bextern\s+"C"', prefix) is not None
             or any(start < match.start() < end for start, end in extern_c_blocks),
         )
-        pieces += [text[done : match.start()], head]
+        pieces += [text[done:start], before, head]
         done = end
         body = re.compile(r"\s*\{").match(text, end)
-        if body and bounds is not None:
-            pieces.append(text[end : body.end()])
-            pieces.append(f" cudasim::check_launch_bounds({' '.join(bounds.split())});")
+        if body:
+            pieces += [text[end : body.end()], *checks_before, *checks]
             done = body.end()
     pieces.append(text[done:])
     return "".join(pieces), kernels
 
 
+def _without_attributes(text):
+    """What stands before ``__global__`` without the attributes of CUDA's, and their checks."""
+    checks = []
+    while found := re.search(rf"\b({'|'.join(_ATTRIBUTES)})\s*\(", text):
+        end = end_of_group(text, found.end() - 1)
+        checks.append(_check(found[1], text[found.end() : end - 1]))
+        text = text[: found.start()] + line_breaks(text[found.start() : end]) + text[end:]
+    return text, checks
+
+
+def _check(attribute, values):
+    function = _ATTRIBUTES[attribute]
+    return f" {function}({' '.join(values.split())});" if function else ""
+
+
 def _read_declarator(text, position):
-    """After ``__global__``: (name, text to keep, launch bounds or None, parameters, end)."""
-    kept, bounds, name = [], None, None
+    """After ``__global__``: (name, text to keep, checks, parameters, end)."""
+    kept, checks, name = [], [], None
     token = re.compile(r'\s+|[A-Za-z_]\w*|"C"|\(|::|[<>,&*]|#.*')
     while True:
         match = token.match(text, position)
@@ -164,64 +193,19 @@ def _read_declarator(text, position):
             return None
         word = match.group()
         if word == "(":
-            end = _end_of_group(text, position)
+            end = end_of_group(text, position)
             kept.append(text[position:end])
-            return name and (name, "".join(kept), bounds, text[position + 1 : end - 1], end)
-        if word in ("__launch_bounds__", "__attribute__", "alignas"):
+            return name and (name, "".join(kept), checks, text[position + 1 : end - 1], end)
+        if word in (*_ATTRIBUTES, "__attribute__", "alignas"):
             start = text.index("(", match.end())
-            position = _end_of_group(text, start)
-            if word == "__launch_bounds__":
-                bounds = text[start + 1 : position - 1]
-                kept.append(_line_breaks(text[match.start() : position]))
+            position = end_of_group(text, start)
+            if word in _ATTRIBUTES:
+                checks.append(_check(word, text[start + 1 : position - 1]))
+                kept.append(line_breaks(text[match.start() : position]))
             else:
                 kept.append(text[match.start() : position])
             continue
-        if _IDENTIFIER.fullmatch(word):
+        if IDENTIFIER.fullmatch(word):
             name = word
         kept.append(word)
         position = match.end()
-
-
-# ---- shared memory ------------------------------------------------------------------------------
-
-
-def _rewrite_shared(text):
-    pieces, done, count = [], 0, 0
-    for match in re.finditer(r"\b__shared__\b", text):
-        if match.start() < done:
-            continue
-        start = max(_statement_start(text, match.start()), done)
-        end = start
-        while text[end] != ";":
-            end = _end_of_group(text, end) if text[end] in _OPENING else end + 1
-        count += 1
-        pieces += [
-            text[done:start],
-            _shared_declaration(text[start:end], f"cudasim_shared_{count}"),
-        ]
-        done = end + 1
-    pieces.append(text[done:])
-    return "".join(pieces)
-
-
-def _shared_declaration(statement, struct):
-    is_dynamic = re.search(r"\bextern\b", statement) is not None
-    declaration = re.sub(r"\b(__shared__|extern|static)\b", "", statement)
-    if is_dynamic:
-        name = _declared_name(declaration)
-        member = re.sub(r"\[\s*\]", "[1]", declaration, count=1)
-        return (
-            f"struct {struct} {{ {member}; }}; auto* const {name} = "
-            f"cudasim::dynamic_shared_array<decltype({struct}::{name})>(alignof({struct}));"
-        )
-    # Inside a struct the declaration stays as it was written, whatever its type and attributes.
-    result = f"struct {struct} {{ {declaration}; }};"
-    for declarator in _split_top_level(declaration):
-        name = _declared_name(declarator)
-        member = f"{struct}::{name}"
-        result += (
-            f' static cudasim::SharedVariable {struct}_{name} = {{"{name}", sizeof({member}), '
-            f"alignof({struct}), cudasim::element_size<decltype({member})>(), nullptr, 0}};"
-            f" auto& {name} = cudasim::shared<decltype({member})>({struct}_{name});"
-        )
-    return result

@@ -1,0 +1,1 @@
+"""Numba kernels of block formats: dequantise, products, quantise."""

@@ -14,8 +14,8 @@ from lesser_cpus import CPUS
 
 import lowlevel
 import quant
+from lowlevel.attention.reference import attention_float64, scaled_error
 from lowlevel.cpu import bfloat, layout
-from lowlevel.reference import attention_float64, scaled_error
 
 needs_bf16 = pytest.mark.skipif(not bfloat.AVAILABLE, reason="this CPU lacks AVX512_BF16")
 

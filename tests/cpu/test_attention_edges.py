@@ -12,8 +12,8 @@ from comparison import assert_close
 
 import lowlevel
 import quant
-from lowlevel.pool_scope import Scope
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.pool.scope import Scope
 
 
 def test_v_that_starts_inside_a_block_of_k_is_not_v_in_k():
@@ -56,7 +56,7 @@ def test_a_call_that_others_outran_plans_for_what_is_left(monkeypatch):
                 taken.append(pool.empty(4096, "uint8", tag="of another thread"))
             return plan
 
-        monkeypatch.setattr(sys.modules["lowlevel.attention"], "plan_attention", plan_and_lose)
+        monkeypatch.setattr(sys.modules["lowlevel.attention.call"], "plan_attention", plan_and_lose)
         out = lowlevel.attention(q, k, v, pool=pool)
         assert pool.peak <= preferred
         pool.free(taken[0])
@@ -116,7 +116,17 @@ def test_plan_is_the_one_that_was_made():
             lowlevel.attention(q, k, v, plan=plan, **argument)
 
 
-@pytest.mark.parametrize("axis", ["reversed", "one key for all", "overlapping"])
+def _unaligned(x):
+    """A copy of `x` that starts, and whose heads start, off the multiples of 4."""
+    heads, keys, width = x.shape
+    memory = np.zeros(heads * (4 * keys * width + 1) + 1, np.uint8)
+    strides = (4 * keys * width + 1, 4 * width, 4)
+    there = np.ndarray(x.shape, np.float32, memory, 1, strides)
+    there[...] = x
+    return there
+
+
+@pytest.mark.parametrize("axis", ["reversed", "one key for all", "overlapping", "unaligned"])
 def test_steps_on_keys_that_blas_cannot_read(axis):
     rng = np.random.default_rng(26)
     q = rng.standard_normal((4, 50, 64), dtype=np.float32)
@@ -125,6 +135,7 @@ def test_steps_on_keys_that_blas_cannot_read(axis):
     k = {
         "reversed": x[:, ::-1],
         "one key for all": np.broadcast_to(x[:, :1], x.shape),
+        "unaligned": _unaligned(x),
         "overlapping": np.lib.stride_tricks.as_strided(flat, x.shape, (700 * 32, 32, 4)),
     }[axis]
     sizes = {**SIZES, "n_kv": 700, "n_head_kv": 2}
@@ -143,17 +154,17 @@ def test_steps_on_keys_that_blas_cannot_read(axis):
 
 
 def test_interrupted_as_the_scope_is_left(monkeypatch):
-    """Ctrl-C may strike as `Scope.__exit__` is entered: the scratch is given back all the same."""
+    """Ctrl-C may strike as `Scope._leave` begins: the scratch is given back all the same."""
     q = np.zeros((4, 50, 64), np.float32)
-    leave, struck = Scope.__exit__, []
+    leave, struck = Scope._leave, []
 
-    def strike_once(scope, *error):
+    def strike_once(scope, *arguments):
         if not struck:
             struck.append(scope)
             raise KeyboardInterrupt
-        return leave(scope, *error)
+        return leave(scope, *arguments)
 
-    monkeypatch.setattr(Scope, "__exit__", strike_once)
+    monkeypatch.setattr(Scope, "_leave", strike_once)
     with lowlevel.Pool("8MiB") as pool:
         with pytest.raises(KeyboardInterrupt):
             lowlevel.attention(q, q, q, pool=pool)
@@ -262,3 +273,12 @@ def test_steps_copies_no_head_of_queries_or_output():
         beside.append(int(run.stdout))
     # What BLAS packs (up to 32 MiB a thread) is in both; copies are not.
     assert beside[1] - beside[0] <= 16 * 2**20, beside
+
+
+@pytest.mark.parametrize("name", ["sinks", "alibi_slopes"])
+def test_a_masked_array_is_called_by_its_argument(name):
+    q = np.ones((2, 3, 4), np.float32)
+    with pytest.raises(TypeError, match=rf"^{name}: expected a NumPy array, got MaskedArray"):
+        lowlevel.attention(q, q, q, **{name: np.ma.masked_array(np.zeros(2))})
+    with pytest.raises(TypeError, match=r"^lses\[0\]: expected a NumPy array"):
+        lowlevel.merge_states([q], [np.ma.masked_array(np.zeros((2, 3)))])

@@ -12,7 +12,7 @@ from comparison import assert_close
 
 import lowlevel
 import quant
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
 
 MIB = 2**20
 # Sizes of the two forms of DeepSeek's attention: decompressed K and V, and latent with V inside K.

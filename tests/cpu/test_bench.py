@@ -1,17 +1,23 @@
 """kqcap bench for real, tiny: its rows, its checks, its default file."""
 
+import importlib.metadata
 import json
+import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 import lowlevel
 import quant
-from quant.geometry import named_geometry
-from quant.make_gguf import make_gguf
-from tools import default_model, measure, process
+from lowlevel.cuda import cupy_api
+from lowlevel.cudasim.errors import CompilerNotFoundError
+from quant.models.geometry import named_geometry
+from quant.models.synthetic.make_gguf import make_gguf
+from tools import process, tables
+from tools.bench import default_model, device_bench, measure
+from tools.bench.workload import make_workload
 from tools.cli import main
-from tools.workload import make_workload
 
 MIB = 2**20
 TINY = ["-p", "256", "-ub", "64", "-r", "1", "-t", "2"]
@@ -116,9 +122,103 @@ def test_table(capsys, latent_model):
     assert main(["bench", "-m", latent_model, *TINY, "-amb", "0,1", "-ub", "32"]) == 0
     captured = capsys.readouterr()
     lines = [line for line in captured.out.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 8 and len({len(line) for line in lines}) == 1
-    assert "±" in lines[2] and "n_ubatch" in lines[0] and "n_prompt" not in lines[0]
+    assert len(lines) == 2 + 4 and len({len(line) for line in lines}) == 1
+    assert "n_ubatch" in lines[0] and "n_prompt" not in lines[0]
+    assert "±" not in captured.out  # one run has no spread
+    assert all(" 0,1 |" in line for line in lines[2:])  # budgets that change nothing: said once
+    assert captured.out.count("the same plan") == 1
     assert captured.err == ""  # no progress bar off a terminal
+
+
+def test_a_bar_takes_nothing_from_standard_output(capsys, monkeypatch):
+    """On a terminal: what is printed beside the bar goes where standard output goes, a file or a pipe."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes anything for a terminal
+    with tables.progress() as progress:
+        progress.add_task("runs", total=2)
+        with tables.paused(progress):
+            print("a row")
+        print("another")
+    out, err = capsys.readouterr()
+    assert out == "a row\nanother\n" and "left" in err
+
+
+def test_spread_is_of_three_runs_at_least(capsys, latent_model):
+    for n_runs, has_spread in ((2, False), (3, True)):
+        argv = ["-m", latent_model, "-p", "256", "-ub", "64", "-amb", "0", "--method", "auto"]
+        assert main(["bench", *argv, "-r", str(n_runs)]) == 0
+        assert ("±" in capsys.readouterr().out) == has_spread
+
+
+def test_equal_plans_are_run_once(capsys, latent_model, monkeypatch):
+    runs = []
+    run = measure.Prompt.run
+    monkeypatch.setattr(measure.Prompt, "run", lambda *args: runs.append(1) or run(*args))
+    argv = ["-m", latent_model, *TINY, "-amb", "64,0,1,512", "--method", "auto"]
+    rows = bench(capsys, *argv)["rows"]
+    assert [row["amb_mib"] for row in rows] == [64, 0, 1, 512]
+    assert len(runs) == 2 and len({tuple(row["seconds"]) for row in rows}) == 1
+    assert len({row["budget"] for row in rows}) == 4
+    assert {row["peak_bytes"] for row in rows} == {row["plan"]["scratch_bytes"] for row in rows}
+
+
+def test_an_interrupt_keeps_what_is_measured(capsys, latent_model, monkeypatch):
+    """Ctrl-C in the second round of the second type of K and V."""
+    calls = []
+    run = measure.Prompt.run
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4 + 4:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(measure.Prompt, "run", interrupted)
+    argv = ["-m", latent_model, "-p", "100", "-ub", "16", "-amb", "0", "-r", "3"]
+    argv += ["--method", "auto", "--kv-type", "f32,f16,q8_0"]
+    assert main(["bench", *argv]) == 130
+    out, err = capsys.readouterr()
+    assert out.count("type_kv f32") == out.count("type_kv f16") == 1 and "q8_0" not in out
+    assert "timed runs: 2" in out and "interrupted; 2 rows are measured" in err
+    calls.clear()
+    document = bench(capsys, *argv, code=130)
+    assert document["interrupted"]
+    assert [len(row["seconds"]) for row in document["rows"]] == [3, 2]
+
+
+def test_an_error_without_text_is_no_row_that_can_run(capsys, latent_model, monkeypatch):
+    def no_memory(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(measure.Prompt, "run", no_memory)
+    assert main(["bench", "-m", latent_model, *TINY, "-amb", "0", "--method", "auto"]) == 2
+    out, err = capsys.readouterr()
+    assert "cannot run: out of memory" in out and "out of memory" in err
+
+
+def test_without_cupy_or_a_compiler_it_says_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cupy_api.load.cache_clear()
+    monkeypatch.setattr(cupy_api, "_driver_major", lambda: 12)
+    required = [
+        "numpy>=1",
+        'cupy-cuda12x>=13; extra == "cuda12"',
+        'cupy-cuda13x>=14; extra == "cuda13"',
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
+    assert main(["bench", "--device", "cuda"]) == 2
+    err = capsys.readouterr().err
+    assert "(CUDA 12): pip install 'cupy-cuda12x>=13'" in err and "13x" not in err
+    monkeypatch.setattr(cupy_api, "_driver_major", lambda: None)
+    assert main(["bench", "--device", "cuda"]) == 2
+    err = capsys.readouterr().err
+    assert "no NVIDIA driver" in err and "12x" in err and "13x" in err
+
+    def no_compiler(*args):
+        raise CompilerNotFoundError("install g++")
+
+    monkeypatch.setattr(device_bench, "_run", no_compiler)
+    assert main(["bench", "--device", "cudasim"]) == 2
+    assert "install g++" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -166,10 +266,10 @@ def test_the_default_file_is_made_once(monkeypatch, tmp_path, blocked):
     if blocked:
         cache.write_text("a file where the cache folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr(default_model.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     # the real geometry, but narrow: it is made in a moment
     monkeypatch.setattr(
-        "quant.geometry.named_geometry",
+        "quant.models.geometry.named_geometry",
         lambda name: named_geometry(name).resized(n_embd=64, n_head=1, n_head_kv=1),
     )
     path = default_model.path()

@@ -8,9 +8,9 @@ import pytest
 from lesser_cpus import LESSER_CPUS, run_tests
 from quant_cases import assert_same_bits, random_tensor, reference, width
 
-import quant.cpu.dequantize as cpu
+import quant.cpu.dequantize.run as cpu
 from quant import FORMATS, QuantTensor, dequantize
-from quant.cpu.decoders import DECODERS
+from quant.cpu.dequantize.decoders import DECODERS
 
 ALL = tuple(row.name for row in FORMATS.values())
 DTYPES = ("float32", "float16")

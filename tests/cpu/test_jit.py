@@ -94,9 +94,16 @@ class Package:
         main = MAIN.format(root=str(self.root), home=str(self.home))
         return [sys.executable, "-c", main]
 
+    @property
+    def cache(self):
+        """Where the kernels of the package are kept: below the user's cache folder."""
+        kernels = self.home / "cache" / "kqcap" / "kernels"
+        source = str(self.folder / "kernels.py")
+        return kernels / kernel_cache._Locator.get_suitable_cache_subpath(source)
+
     def environment(self, **more):
         kept = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
-        return {**kept, "PYTHONPATH": "", **more}
+        return {**kept, "PYTHONPATH": "", "XDG_CACHE_HOME": str(self.home / "cache"), **more}
 
     def run(self, **environment):
         """(values, hits, misses) of a fresh process."""
@@ -104,11 +111,12 @@ class Package:
             self.command(), env=self.environment(**environment), capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        self.stderr = done.stderr
         answer = json.loads(done.stdout)
         return answer["values"], answer["hits"], answer["misses"]
 
     def files(self):
-        return sorted(self.folder.glob("__pycache__/*.nbc"))
+        return sorted(self.cache.glob("*.nbc"))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +126,9 @@ def filled(tmp_path_factory):
     values, hits, _ = package.run()
     assert (values, hits) == (VALUES, 0)
     assert len(package.files()) == N_KERNELS
+    said = package.stderr.splitlines()  # of nine kernels, once
+    assert [line for line in said if "compiling kernels" in line] == said and len(said) == 1
+    assert str(package.cache.parent) in said[0]
     return package
 
 
@@ -127,6 +138,7 @@ def package(filled, tmp_path):
     copy = Package.__new__(Package)
     copy.home, copy.root, copy.folder = tmp_path, filled.root, tmp_path / "package"
     shutil.copytree(filled.folder, copy.folder)
+    shutil.copytree(filled.cache, copy.cache)
     return copy
 
 
@@ -135,6 +147,7 @@ def test_every_kernel_is_found_again(package):
     files = package.files()
     for _ in range(2):
         assert package.run() == (VALUES, N_KERNELS, 0)
+        assert package.stderr == ""
     assert package.files() == files
     assert package.run(PYTHONHASHSEED="7") == (VALUES, N_KERNELS, 0)
 
@@ -151,10 +164,11 @@ def test_a_change_of_an_inlined_helper_is_noticed(package):
 
 def test_a_change_of_the_simd_layer_is_noticed(tmp_path):
     root = tmp_path / "copy"
-    for folder in ("lowlevel", "lowlevel/cpu", "lowlevel/cpu/simd"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for file in (ROOT / folder).glob("*.py"):
-            shutil.copy2(file, root / folder)
+    for folder in ("", "attention", "cpu", "cpu/simd", "pool"):
+        target = root / "lowlevel" / folder
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (ROOT / "lowlevel" / folder).glob("*.py"):
+            shutil.copy2(file, target)
     package = Package(tmp_path, root)
     assert package.run()[0] == VALUES
     simd = root / "lowlevel/cpu/simd/addresses.py"
@@ -207,33 +221,33 @@ def below_a_file(tmp_path):
     return str(file / "below")
 
 
+def test_nothing_is_left_beside_the_sources(filled):
+    """What pip installed is all that there is for pip to remove, bytecode aside."""
+    left = [path for path in filled.folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in left} <= {".py", ".pyc"} and filled.files()
+
+
 def test_without_any_cache_folder(package, tmp_path):
-    """Nowhere to write: everything works, compiled each time."""
-    files = package.files()
-    nowhere = below_a_file(tmp_path)
-    environment = {"NUMBA_CACHE_DIR": nowhere, "HOME": nowhere, "XDG_CACHE_HOME": nowhere}
-    shutil.rmtree(package.folder / "__pycache__")
-    (package.folder / "__pycache__").write_text("no folder")  # stands in for a read-only package
+    """Nowhere to write: everything works, compiled each time, and is said to be."""
     for _ in range(2):
-        values, hits, _ = package.run(**environment)
+        values, hits, _ = package.run(NUMBA_CACHE_DIR=below_a_file(tmp_path))
         assert (values, hits) == (VALUES, 0)
-    assert files and not package.files()
+        assert "anew in each process" in package.stderr
 
 
-def test_a_read_only_package_is_cached_in_the_users_folder(package, tmp_path):
-    shutil.rmtree(package.folder / "__pycache__")
-    (package.folder / "__pycache__").write_text("no folder")  # stands in for a read-only package
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+def test_a_home_that_cannot_be_written(package, tmp_path):
+    """What takes its place is a folder among the temporary ones that belongs to this user alone."""
+    nowhere, temporary = below_a_file(tmp_path), tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "TMPDIR": str(temporary)}
     assert package.run(**environment)[:2] == (VALUES, 0)
-    assert not package.files()
-    assert len(list(home.rglob("*.nbc"))) == N_KERNELS
     assert package.run(**environment) == (VALUES, N_KERNELS, 0)
+    (ours,) = temporary.iterdir()
+    assert len(list(ours.rglob("*.nbc"))) == N_KERNELS
 
 
 def test_a_folder_chosen_by_the_user(package, tmp_path):
-    shutil.rmtree(package.folder / "__pycache__")
+    shutil.rmtree(package.cache)
     chosen = tmp_path / "chosen"
     environment = {"NUMBA_CACHE_DIR": str(chosen)}
     package.run(**environment)
@@ -245,7 +259,7 @@ def test_a_folder_chosen_by_the_user(package, tmp_path):
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_costs_the_cache_not_the_call(package):
     """Every write of a cache file fails."""
-    shutil.rmtree(package.folder / "__pycache__")
+    shutil.rmtree(package.cache)
     full = textwrap.dedent(
         """
         import builtins
@@ -269,7 +283,7 @@ def test_processes_that_compile_at_once(package):
 
     With an index of numbered files, as Numba has it, two of them can give out the same number.
     """
-    shutil.rmtree(package.folder / "__pycache__")
+    shutil.rmtree(package.cache)
     lesser = dict(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     running = [
         subprocess.Popen(

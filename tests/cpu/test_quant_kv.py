@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from lowlevel.kv_source import as_kv_source
-from lowlevel.plan import DENSE_DTYPES, KV_BLOCK_WEIGHTS
+from lowlevel.attention.kv_source import as_kv_source
+from lowlevel.attention.plan import DENSE_DTYPES, KV_BLOCK_WEIGHTS
 from quant import QuantTensor
 from quant.formats import KV_FORMATS
 

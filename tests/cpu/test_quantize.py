@@ -10,7 +10,7 @@ from lesser_cpus import LESSER_CPUS, run_tests
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
-from quant.cpu.quantize_iq4_nl import VALUES, nearest_value
+from quant.cpu.quantize.iq4_nl import VALUES, nearest_value
 from quant.formats import FORMATS, block_format
 from quant.quantize import quantize
 

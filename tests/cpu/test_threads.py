@@ -15,6 +15,7 @@ import weakref
 import numpy as np
 import pytest
 
+import lowlevel
 from lowlevel.cpu import simd, spin, threads
 from lowlevel.cpu.jit import kernel
 from lowlevel.cpu.threads import STOP, resolve_n_threads, run_workers
@@ -86,6 +87,30 @@ def test_n_threads():
 def test_n_threads_below_one_are_refused(bad):
     with pytest.raises(ValueError, match=f"n_threads: expected at least 1, got {bad}"):
         resolve_n_threads(bad)
+
+
+@pytest.mark.parametrize("bad", [5000, 2**70])
+def test_more_threads_than_any_use_are_refused(bad):
+    assert resolve_n_threads(threads.MOST_THREADS) == threads.MOST_THREADS
+    with pytest.raises(ValueError, match=f"n_threads: expected at most [0-9]+, got {bad}"):
+        resolve_n_threads(bad)
+
+
+def test_a_row_of_method_steps_wakes_nobody():
+    """Its softmax has one task a row: no thread is started that has none."""
+    code = """
+        import threading
+        import numpy as np
+        import lowlevel
+        q, k = (np.ones((1, n, 8), np.float32) for n in (1, 20))
+        lowlevel.attention(q, k, k, method="steps", n_threads=200)
+        print(threading.active_count())
+        """
+    one = np.ones((1, 1, 8), np.float32)
+    lowlevel.attention(
+        one, one, one, method="steps"
+    )  # compiled here: a process that compiles says so
+    assert run_python(code).strip() == "1"
 
 
 @pytest.mark.parametrize("bad", [True, 2.0, "2", np.float32(2), [2]])
@@ -375,7 +400,7 @@ def test_ctrl_c_ends_an_attention_call():
         import os, signal, threading, time
         import numpy as np
         import lowlevel
-        from lowlevel.reference import attention_float64
+        from lowlevel.attention.reference import attention_float64
 
         rng = np.random.default_rng(1)
         small = [rng.standard_normal((2, n, 32), dtype=np.float32) for n in (9, 40, 40)]
@@ -414,7 +439,7 @@ FORK = """
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12+ on forks beside threads
     import numpy as np
     import lowlevel
-    from lowlevel.reference import attention_float64
+    from lowlevel.attention.reference import attention_float64
 
     rng = np.random.default_rng(2)
     q, k, v = (rng.standard_normal((4, n, 32), dtype=np.float32) for n in (50, 300, 300))
@@ -514,7 +539,7 @@ def test_calls_while_the_interpreter_ends(used_before):
         import atexit, threading
         import numpy as np
         import lowlevel
-        from lowlevel.reference import attention_float64
+        from lowlevel.attention.reference import attention_float64
 
         rng = np.random.default_rng(3)
         q, k, v = (rng.standard_normal((4, n, 32), dtype=np.float32) for n in (50, 300, 300))

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import quant
+from lowlevel.attention.reference import attention_float64
 from lowlevel.cpu import simd
-from lowlevel.reference import attention_float64
-from tools import versus, versus_cases, versus_report, versus_startup
+from tools.bench import versus, versus_cases, versus_report, versus_startup
+from tools.bench.peers import first_calls, inputs, limits, ours
+from tools.bench.peers import gguf as gguf_peer
+from tools.bench.peers import numpy as numpy_peer
+from tools.bench.peers.handle import Peer, PeerError, child_environment
+from tools.bench.versus_cases import CASES, Bar, Case
 from tools.cli import main
-from tools.peers import first_calls, inputs, limits, ours
-from tools.peers import gguf as gguf_peer
-from tools.peers import numpy as numpy_peer
-from tools.peers.handle import Peer, PeerError, child_environment
-from tools.versus_cases import CASES, Bar, Case
 
 
 def attention_sizes(n_head=4, n_head_kv=2, d_k=32, d_v=16, n_tokens=5, n_kv=40, v_in_k=False):
@@ -360,9 +360,19 @@ def test_tables_say_what_is_missing(capsys, tiny_cases, monkeypatch, tmp_path):
     # shadows torch where it is installed
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert main(argv) == 0
+    documents = []
+    print_tables = versus_report.print_tables
+    monkeypatch.setattr(
+        versus_report,
+        "print_tables",
+        lambda document, bars: documents.append(document) or print_tables(document, bars),
+    )
+    assert main([*argv, "--check"]) == 1
     text = capsys.readouterr().out
-    assert "torch: not installed; pip install kqcap[peers]" in text
+    print_tables(documents[0], bars=False)
+    without = capsys.readouterr().out
+    assert "MISSED" not in without and " bar" not in without and "bars" not in without
+    assert "torch: not installed; pip install torch" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| tiny")]
     assert "MISSED" in row and "x gguf < 1e+09" in row and "not measured: x ggml" in row
     assert "bars: 0 met, 1 missed, 1 not measured" in text
@@ -442,7 +452,7 @@ def test_ratios_are_taken_round_by_round_against_the_fastest_form():
     bar = Bar("speed", ("torch gqa", "torch expanded"), 1.5, goal=1.6)
     case, row = judged(bar, Bar("speed", ("torch gqa",), 3.0, ours="ours f16"))
     # gqa has the lower median, 3 against 5: 3/1, 3/2, 3/4
-    assert row["ratios"]["torch gqa"] == dict(median=1.5, least=0.75, most=3.0)
+    assert row["ratios"]["torch gqa"] == dict(median=1.5, least=0.75, most=3.0, n_rounds=3)
     first, second = row["bars"]
     assert (first["value"], first["met"], first["reaches_goal"]) == (1.5, True, False)
     assert first["text"] == "x torch gqa"

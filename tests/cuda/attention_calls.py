@@ -9,9 +9,9 @@ from attention_cases import random_mask
 from comparison import assert_close
 
 import lowlevel
-from lowlevel.cuda.instances import FUSED_SHAPES
-from lowlevel.cuda.kernel_device import KernelDevice
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.gpu.instances import FUSED_SHAPES
+from lowlevel.gpu.kernel_device import KernelDevice
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 # 16-bit inputs and weights: error over the largest output.
@@ -105,4 +105,4 @@ def check(device, operands, options, bound, what="", **more):
     bound = bound_for(operands[0], bound)
     expected, expected_lse = attention_float64(*operands, return_lse=True, **options)
     assert_close(out.astype(np.float64), expected, bound, f"{what} {sorted(options)}")
-    assert_close(lse, expected_lse, bound, f"lse {what} {sorted(options)}")
+    assert_close(lse, expected_lse, bound, f"lse {what} {sorted(options)}", least=1)

@@ -5,7 +5,7 @@ import pytest
 from attention_calls import products_by
 
 from lowlevel import cudasim, devices
-from lowlevel.cuda.kernel_device import KernelDevice
+from lowlevel.gpu.kernel_device import KernelDevice
 
 
 @pytest.fixture(params=["cudasim", pytest.param("cuda:0", marks=pytest.mark.gpu)])

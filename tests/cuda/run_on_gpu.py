@@ -31,7 +31,7 @@ def main():
 
 def compile_all():
     """Every kernel into CuPy's disk cache, a process a source."""
-    from lowlevel.cuda import instances
+    from lowlevel.gpu import instances
 
     sources = sorted({kernel.source for kernel in instances.all_kernels()})
     start = time.perf_counter()
@@ -42,7 +42,7 @@ def compile_all():
 
 def compile_source(source):
     from lowlevel import devices
-    from lowlevel.cuda import instances
+    from lowlevel.gpu import instances
 
     for kernel in instances.of_source(source):
         with devices.get("cuda:0")._current():

@@ -10,8 +10,8 @@ from comparison import assert_close
 import lowlevel
 import quant
 from lowlevel import cudasim
-from lowlevel.cuda import instances
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.gpu import instances
 
 TYPES = ("Q8_0", "Q4_0", "IQ4_NL")
 

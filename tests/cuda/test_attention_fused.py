@@ -19,8 +19,8 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel import cudasim, devices
-from lowlevel.cuda import instances, layout, loader
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.gpu import instances, layout, loader
 from quant import dequantize, quantize
 
 KERNELS = tuple(k for t in (instances.FUSED, instances.WGMMA, instances.MERGE) for k in t.values())
@@ -65,7 +65,7 @@ def dtype(request):
 def test_tiles_are_those_of_the_sources(sizes, shapes, stem):
     d_k, d_v = sizes
     shape = shapes[sizes]
-    text = loader.source_text("lowlevel.cuda", f"{stem}_{d_k}_{d_v}.cu")
+    text = loader.source_text("lowlevel.gpu", f"{stem}_{d_k}_{d_v}.cu")
     defined = {}
     for name, value in re.findall(r"#define (\w+) (\d+)", text):
         defined.setdefault(name, int(value))

@@ -10,8 +10,8 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel import cudasim, devices
-from lowlevel.cuda import instances, layout, loader
-from lowlevel.reference import attention_float64
+from lowlevel.attention.reference import attention_float64
+from lowlevel.gpu import instances, layout, loader
 
 KERNELS = tuple(
     kernel
@@ -178,7 +178,7 @@ def test_blocks_are_whole_floats(device, rng):
 
 
 def test_scores_of_a_row_fit_the_registers_of_its_threads():
-    text = loader.source_text("lowlevel.cuda", "attention_softmax.cu")
+    text = loader.source_text("lowlevel.gpu", "attention_softmax.cu")
     n_threads, n_held = (
         int(re.search(rf"\b{name} = (\d+)", text).group(1)) for name in ("kThreads", "kHeld")
     )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
-from lowlevel.cuda import copies
-from lowlevel.cuda.instances import COPY, JOIN, TRANSPOSED
+from lowlevel.gpu import copies
+from lowlevel.gpu.instances import COPY, JOIN, TRANSPOSED
 
 KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values())
 

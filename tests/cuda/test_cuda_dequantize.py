@@ -6,11 +6,11 @@ import pytest
 from quant_cases import assert_same_bits, block_format, random_tensor, reference, width
 from test_cuda_copies import rows_far_apart
 
-import quant.cuda.dequantize as launcher
+import quant.gpu.dequantize as launcher
 from lowlevel import Pool, asarray, asnumpy, concat, cudasim, devices
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, dequantize
-from quant.cuda.instances import DEQUANTIZE, OUTPUTS
+from quant.gpu.instances import DEQUANTIZE, OUTPUTS
 
 NAMES = tuple(row.name for row in FORMATS.values())
 DTYPES = ("float32", "float16", "bfloat16")

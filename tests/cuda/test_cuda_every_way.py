@@ -9,11 +9,11 @@ from matmul_cases import random_tensor as plain_tensor
 from quant_cases import assert_same_bits, random_tensor, reference, width
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
-from lowlevel.cuda import instances
-from lowlevel.cuda.resources import key_of
+from lowlevel.gpu import instances
+from lowlevel.gpu.resources import key_of
 from lowlevel.shapes import resolve_dtype
 from quant import QuantTensor, dequantize, matmul
-from quant.cuda import instances as products
+from quant.gpu import instances as products
 
 WAYS = {
     **{order: {"order": order} for order in ("fifo", "reverse", "random", "lifo")},

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from lowlevel.cuda import instances, loader, nvrtc, resources
+from lowlevel.gpu import instances, loader, nvrtc, resources
 
 ALL = instances.all_kernels()
 SOURCES = sorted({kernel.source for kernel in ALL})
@@ -77,8 +77,8 @@ def test_launch_bounds_are_the_tables(source):
 
 
 def test_lines_are_the_files_own(tmp_path):
-    text = loader.source_text("quant.cuda", "q2_k.cu").split("\n")
-    assert text[0] == '#line 1 "quant/cuda/q2_k.cu"'
+    text = loader.source_text("quant.gpu", "q2_k.cu").split("\n")
+    assert text[0] == '#line 1 "quant/gpu/q2_k.cu"'
     file, number = None, 0
     for line in text:
         marker = re.fullmatch(r'#line (\d+) "(.*)"', line)
@@ -91,9 +91,9 @@ def test_lines_are_the_files_own(tmp_path):
 
 
 def test_headers_that_are_not_there_are_named(monkeypatch):
-    monkeypatch.setattr(loader, "_SHARED_HEADERS", ("lowlevel.cuda", "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r'quant/cuda/dequantize\.cuh:\d+: no "float_types'):
-        loader.source_text("quant.cuda", "q2_k.cu")
+    monkeypatch.setattr(loader, "_SHARED_HEADERS", ("lowlevel.gpu", "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r'quant/gpu/dequantize\.cuh:\d+: no "float_types'):
+        loader.source_text("quant.gpu", "q2_k.cu")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source[1])
@@ -107,16 +107,16 @@ def test_compiles_and_takes_what_the_table_says(source, architecture, nvrtc_vers
 
 
 def test_compile_errors_name_the_line(nvrtc_version):
-    text = loader.source_text("quant.cuda", "q8_0.cu").replace("kQs + index", "kQz + index")
-    (kernel, *_) = instances.of_source(("quant.cuda", "q8_0.cu"))
-    lines = (HERE.parents[1] / "quant/cuda/q8_0.cu").read_text().split("\n")
+    text = loader.source_text("quant.gpu", "q8_0.cu").replace("kQs + index", "kQz + index")
+    (kernel, *_) = instances.of_source(("quant.gpu", "q8_0.cu"))
+    lines = (HERE.parents[1] / "quant/gpu/q8_0.cu").read_text().split("\n")
     (number,) = (i for i, line in enumerate(lines, start=1) if "kQs + index" in line)
     with pytest.raises(nvrtc.NvrtcCompileError, match=rf"q8_0\.cu\({number}\): error.*kQz"):
-        nvrtc.compile_program(text, "quant/cuda/q8_0.cu", loader.OPTIONS, (kernel.name,), "80")
+        nvrtc.compile_program(text, "quant/gpu/q8_0.cu", loader.OPTIONS, (kernel.name,), "80")
 
 
 def test_serialised_products_are_seen(nvrtc_version):
-    source = "lowlevel.cuda", "attention_wgmma_192_128.cu"
+    source = "lowlevel.gpu", "attention_wgmma_192_128.cu"
     text = loader.source_text(*source)
     changed = text.replace("ptx::copied_now(next[i][0][j])", "next[i][0][j]")
     assert changed != text

@@ -12,10 +12,10 @@ from matmul_cases import (
 from quant_cases import block_format
 
 import lowlevel
-import quant.cuda.matmul as launcher
+import quant.gpu.matmul as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
 from quant import FORMATS, QuantTensor, matmul, matmul_scratch_bytes
-from quant.cuda.instances import (
+from quant.gpu.instances import (
     GATHER_ROWS,
     MATMUL_EXACT,
     MATMUL_TILES,
@@ -29,7 +29,7 @@ from quant.cuda.instances import (
     TILE_ROWS,
     TILES,
 )
-from quant.cuda.matmul_plan import SINGLE_COLUMNS
+from quant.gpu.matmul_plan import SINGLE_COLUMNS
 
 # The others are test_matmul_wgmma.py's.
 KERNELS = tuple(set(PRODUCTS) - {*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values()})

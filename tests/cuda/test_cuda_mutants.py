@@ -8,7 +8,7 @@ from matmul_cases import random_tensor as plain_tensor
 from quant_cases import assert_same_bits, random_tensor, reference, width
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
-from lowlevel.cuda import loader
+from lowlevel.gpu import loader
 from quant import QuantTensor, dequantize, matmul
 
 # file of the change, text, its replacement

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from tools.bench.device_bars import judge
 from tools.cli import main
-from tools.device_bars import judge
 
 TINY = ["bench", "--device", "cudasim", "-p", "70", "-ub", "3", "-amb", "1", "-r", "1"]
 

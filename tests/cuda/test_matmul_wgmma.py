@@ -5,12 +5,12 @@ import pytest
 from matmul_cases import check_product, random_tensor, random_x, weights_of
 from quant_cases import block_format
 
-import quant.cuda.matmul as launcher
+import quant.gpu.matmul as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, matmul, matmul_plan, matmul_scratch_bytes
-from quant.cuda import matmul_plan as planner
-from quant.cuda.instances import MATMUL_WGMMA, SORT_ROWS, TILE_ROWS, WGMMA_TILES
+from quant.gpu import matmul_plan as planner
+from quant.gpu.instances import MATMUL_WGMMA, SORT_ROWS, TILE_ROWS, WGMMA_TILES
 
 BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
 KERNELS = (*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values())
@@ -301,7 +301,7 @@ def test_bad_input(device, rng):
             matmul(x, t, **options)
     with pytest.raises(ValueError, match="t: all of one format"):
         matmul(x, (t[0], random_tensor(rng, "Q4_0", 9, 64).to(device)))
-    with pytest.raises(TypeError, match="t: expected QuantTensors"):
+    with pytest.raises(TypeError, match="t: expected a QuantTensor"):
         matmul(x, (t[0], x))
     with pytest.raises(ValueError, match="activations: on the CPU"):
         matmul(asnumpy(x), t[0].to("cpu"), activations="bfloat16")

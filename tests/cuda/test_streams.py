@@ -1,4 +1,4 @@
-"""Pools and streams: memory goes from one stream to another only behind an event; `lowlevel.stream_order`."""
+"""Pools and streams: memory goes from one stream to another only behind an event; `lowlevel.pool.stream_order`."""
 
 import contextlib
 import random
@@ -12,7 +12,7 @@ import lowlevel
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
 from lowlevel.cudasim import StreamError
 from lowlevel.pool import BudgetError
-from lowlevel.stream_order import StreamOrder
+from lowlevel.pool.stream_order import StreamOrder
 
 KIB = 1024
 

@@ -56,9 +56,10 @@ def anywhere(request, kernel):
     if request.param == "cudasim":
         return lambda file, name, architecture=None: kernel(file, name)
     cupy = pytest.importorskip("cupy")
-    include = KERNELS.parents[2] / "lowlevel" / "cuda" / "include"
+    include = KERNELS.parents[2] / "lowlevel" / "gpu" / "include"
     toolkit = os.environ.get("CUDA_PATH", "/usr/local/cuda")
-    options = (f"-I{include}", f"-I{toolkit}/include", "-std=c++17")
+    toolkit_includes = (f"-I{toolkit}/include", f"-I{toolkit}/include/cccl")
+    options = (f"-I{include}", *toolkit_includes, "-std=c++17")
 
     def get(file, name, architecture=None):
         text = (KERNELS / file).read_text()

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 import lowlevel  # noqa: E402
 from lowlevel import devices  # noqa: E402
-from tools import device_attention  # noqa: E402
-from tools import device_timing as timing  # noqa: E402
+from tools.bench import device_attention  # noqa: E402
+from tools.bench import device_timing as timing  # noqa: E402
 
 DEVICE = "cuda:0"
 BUDGETS = (8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 2048)  # MiB

@@ -110,7 +110,7 @@ def counted(word, text):
 def not_launched(results, tool):
     """Keys of the kernels that no process of a tool launched."""
     sys.path.insert(0, str(ROOT))
-    from lowlevel.cuda import instances, resources
+    from lowlevel.gpu import instances, resources
 
     launched = {key for result in results if result["tool"] == tool for key in result["launched"]}
     return sorted({resources.key_of(kernel) for kernel in instances.all_kernels()} - launched)
@@ -120,8 +120,8 @@ def not_launched(results, tool):
 
 
 def pytest_configure(config):
-    from lowlevel.cuda import resources
-    from lowlevel.cuda.kernel_device import KernelDevice
+    from lowlevel.gpu import resources
+    from lowlevel.gpu.kernel_device import KernelDevice
 
     launch, config.launched = KernelDevice.launch, set()
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lowlevel.arena import ALIGNMENT, Arena, align_up, smallest_size
+from lowlevel.pool.arena import ALIGNMENT, Arena, align_up, smallest_size
 
 UNIT = ALIGNMENT
 

@@ -22,7 +22,7 @@ BAD = """
     def take(pool):
         pool.free(pool.empty(256, "uint8"))
 
-    library = {"__name__": "lowlevel.attention"}
+    library = {"__name__": "lowlevel.attention.call"}
     exec(compile(SOURCE, "attention.py", "exec"), library)
 
     def test_as_planned():

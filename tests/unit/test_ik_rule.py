@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lowlevel.ik_rule import MIB, ik_steps
+from quant.models.ik_rule import MIB, ik_steps
 
 R1 = dict(n_head=128, mla=True)
 LITE = dict(n_head=16, mla=True)

@@ -2,41 +2,33 @@
 
 import argparse
 import collections
-import importlib.util
+import dataclasses
+import io
 import json
 import math
+import pathlib
 import secrets
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 
 import gguf
 import numpy as np
 import pytest
+from small_models import SMALL, small
 
 import quant
-from quant.geometry import GEOMETRIES, MLA_FORMS, Llama3Scaling, named_geometry
-from quant.make_gguf import make_gguf, plan_tensors
-from quant.model_metadata import MIN_VOCAB, tokenizer
-from quant.tensor_list import tensor_list
+from quant.models.geometry import GEOMETRIES, MLA_FORMS, MOST, Llama3Scaling, named_geometry
+from quant.models.synthetic.make_gguf import make_gguf, plan_tensors
+from quant.models.synthetic.metadata import MAX_VOCAB, MIN_VOCAB, tokenizer
+from quant.models.synthetic.tensor_list import tensor_list
 from tools import cli
 from tools import make_gguf as command
 
-# Small enough for a test, odd enough to meet the fallbacks: rows of 32, 48, 64, 96 and 320 columns.
-SMALL = {
-    "deepseek-v2-lite": dict(
-        n_layer=2, n_embd=256, n_head=3, d_k=48, d_v=32, n_rot=16, kv_lora_rank=64, n_ff=320,
-        n_ff_expert=96, n_expert=4, n_vocab=300,
-    ),
-    "deepseek-r1": dict(
-        n_layer=3, n_layer_dense=2, n_embd=256, n_head=4, d_k=80, d_v=64, n_rot=16, q_lora_rank=128,
-        kv_lora_rank=256, n_ff=512, n_ff_expert=64, n_expert=4, n_vocab=300,
-    ),
-    "llama-8b": dict(n_layer=2, n_embd=256, n_head=8, d_k=32, d_v=32, n_rot=32, n_ff=512, n_vocab=300),
-}  # fmt: skip
-
-
-def small(name, **sizes):
-    return named_geometry(name).resized(**{**SMALL[name], **sizes})
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def count_types(tensors):
@@ -123,6 +115,41 @@ def test_resizing():
 
 
 @pytest.mark.parametrize(
+    ("sizes", "expected"),  # n_embd, n_head, n_head_kv, d_k = d_v = n_rot
+    [
+        (dict(), (4096, 32, 8, 128)),
+        (dict(n_head=7), (896, 7, 1, 128)),
+        (dict(n_embd=512), (512, 4, 1, 128)),
+        (dict(n_embd=512, n_head=8), (512, 8, 2, 64)),
+        (dict(d_k=64), (2048, 32, 8, 64)),
+        (dict(n_embd=500, n_head=8), (500, 8, 2, 128)),  # no whole heads: as given
+        (dict(n_embd=512, n_head=8, d_k=32, d_v=32, n_rot=32), (512, 8, 2, 32)),
+    ],
+)
+def test_heads_and_width_of_llama_hang_together(sizes, expected):
+    geometry = named_geometry("llama-8b").resized(**sizes)
+    found = geometry.n_embd, geometry.n_head, geometry.n_head_kv, geometry.d_k
+    assert found == expected and geometry.d_v == geometry.n_rot == geometry.d_k
+    assert geometry.resized(n_layer=3) == dataclasses.replace(geometry, n_layer=3)
+
+
+@pytest.mark.parametrize("name", [*MOST, "n_vocab"])
+def test_every_size_has_an_end(name):
+    for architecture in GEOMETRIES:
+        geometry = dataclasses.replace(named_geometry(architecture), **{name: 99999999999999})
+        with pytest.raises(ValueError, match=rf"^{name}: at most \d+; got 99999999999999"):
+            plan_tensors(geometry)
+    sizes = {field.name for field in dataclasses.fields(geometry) if field.type is int}
+    assert sizes == {*MOST, "n_vocab"}
+
+
+def test_the_longest_rows_have_an_end():
+    geometry = dataclasses.replace(named_geometry("deepseek-r1"), n_head=2**16, n_head_kv=2**16)
+    with pytest.raises(ValueError, match=r"blk\.0\.attn_output\.weight: rows of 8388608 weights"):
+        plan_tensors(geometry)
+
+
+@pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
         ("llama-8b", dict(n_layer=0), "n_layer: at least 1; got 0"),
@@ -177,7 +204,7 @@ def test_tokenizer(n_vocab):
         assert max(rank[left], rank[right]) < rank[left + right]
 
 
-@pytest.mark.parametrize("n_vocab", [MIN_VOCAB - 1, 10**6])
+@pytest.mark.parametrize("n_vocab", [MIN_VOCAB - 1, MAX_VOCAB + 1, 10**6])
 def test_vocabularies_that_do_not_work(n_vocab, tmp_path):
     with pytest.raises(ValueError, match=rf"n_vocab: at (least|most) \d+.*got {n_vocab}"):
         make_gguf(tmp_path / "x.gguf", small("llama-8b", n_vocab=n_vocab))
@@ -357,6 +384,41 @@ def test_a_disk_too_small(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_is_as_large_as_it_is(tmp_path, monkeypatch):
+    """Nothing is kept back: a file whose tensors just fit beside its header is written."""
+    tensors = plan_tensors(small("llama-8b"), "F16")
+    need = sum(-(-tensor.n_bytes // 32) * 32 for tensor in tensors)
+    free = iter([need, need, need, need - 1])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
+    make_gguf(tmp_path / "m.gguf", small("llama-8b"), "F16")
+    with pytest.raises(OSError, match="the disk has"):  # the header took what was left
+        make_gguf(tmp_path / "n.gguf", small("llama-8b"), "F16")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    command_line = [
+        sys.executable,
+        "-m",
+        "tools",
+        "make-gguf",
+        "llama-8b",
+        "--layers=3",
+        "--vocab=300",
+    ]
+    process = subprocess.Popen(
+        [*command_line, str(tmp_path / "m.gguf")], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    while not list(tmp_path.glob(".*.part")) and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
 def test_bad_arguments(tmp_path):
     path = tmp_path / "m.gguf"
     geometry = small("llama-8b")
@@ -425,49 +487,28 @@ def test_command_dry_run(tmp_path, capsys):
     assert not path.exists()
 
 
-# ---------------------------------------------------------------- llama.cpp
+def test_it_is_said_before_what_will_be_written(tmp_path, capsys):
+    argv = ["make-gguf", "deepseek-v2-lite", "--layers", "2", "--heads", "4", "--dry-run", "--json"]
+    assert cli.main([*argv, str(tmp_path / "m.gguf")]) == 0
+    out, err = capsys.readouterr()
+    assert "GiB of tensors" in err and "--dense-layers" not in err and "--heads-kv 4" in err
+    assert "ik_llama.cpp will not load it: " in err
+    assert [failure["engine"] for failure in json.loads(out)["not_loaded_by"]] == ["ik_llama.cpp"]
 
-HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 
-
-@pytest.mark.skipif(
-    not HAS_LLAMA_CPP,
-    reason="NOT CHECKED that llama.cpp loads these files: llama-cpp-python is not installed",
-)
-@pytest.mark.parametrize("qtype", ["Q8_0", "IQ4_NL", "Q2_K"])
 @pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        ("deepseek-v2-lite", "split"),
-        ("deepseek-v2-lite", "fused"),
-        ("deepseek-r1", "split"),
-        ("deepseek-r1", "fused"),
-        ("llama-8b", "split"),
-    ],
+    ("answer", "written"), [(None, False), ("n\n", False), ("", False), ("y\n", True)]
 )
-def test_llama_cpp_loads_and_runs_them(tmp_path, name, form, qtype):
-    """Run so, with llama-cpp-python 0.3.36 (CI does not have it), all 15 passing:
-
-    /work/dev/peers/bin/python -m pytest tests/unit/test_make_gguf.py -k llama_cpp
-    """
-    import llama_cpp
-
-    # the real heads and widths, but few layers, experts and tokens
-    sizes = dict(n_layer=2, n_vocab=512)
-    if name != "llama-8b":
-        sizes.update(n_expert=8, mla_form=form)
-    if name == "deepseek-r1":
-        sizes.update(n_embd=2048, n_head=16, n_ff=2048, n_ff_expert=512)
-    path = tmp_path / "model.gguf"
-    make_gguf(path, named_geometry(name).resized(**sizes), qtype)
-    model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=2, logits_all=True, verbose=False)
-    try:
-        tokens = model.tokenize(b"hello world,\n kqcap", add_bos=True)
-        assert model.detokenize(tokens) == b"hello world,\n kqcap"
-        model.eval(tokens)
-        logits = np.array(model.scores[: len(tokens)])
-    finally:
-        model.close()
-    assert logits.shape == (len(tokens), 512)
-    assert np.isfinite(logits).all()
-    assert 0.3 < logits.std() < 3  # as unit-variance weights give
+def test_large_files_are_asked_about(tmp_path, capsys, monkeypatch, answer, written):
+    monkeypatch.setattr(command, "ASK_ABOVE", 10**5)
+    path = tmp_path / "m.gguf"
+    argv = ["make-gguf", "llama-8b", *map(str, as_options(SMALL["llama-8b"])), str(path)]
+    if answer is not None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert cli.main(argv) == (0 if written else 2)
+    err = capsys.readouterr().err
+    assert "--yes" in err if answer is None else "[y/N]" in err
+    assert path.exists() == written
+    assert cli.main([*argv, "--yes", "--force"]) == 0 and path.exists()

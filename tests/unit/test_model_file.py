@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import quant
-from quant.geometry import AttentionGeometry
-from quant.gguf_header import MAX_ARRAY_STRINGS, MAX_ENTRIES
+from quant.gguf.header import MAX_ARRAY_STRINGS, MAX_ENTRIES
+from quant.gguf.other_types import OTHER_NUMBERS, type_name
+from quant.models.geometry import AttentionGeometry
 
 QTYPES = gguf.GGMLQuantizationType
 
@@ -171,22 +172,102 @@ def test_opening_does_not_read_the_tensors(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
 
 
-def test_a_type_that_cannot_be_read(tmp_path):
-    rows = [gb.row("new", (64,), 4242, 0), gb.row("old", (8,), gb.F32_TENSOR, 64)]
-    rows.append(gb.row("i8", (8,), int(QTYPES.I8), 96))
+def test_types_that_cannot_be_read(tmp_path):
+    rows = [
+        gb.row("new", (64,), 4242, 0),
+        gb.row("old", (8,), gb.F32_TENSOR, 64),
+        gb.row("ik", (256, 2), 137, 96),  # two blocks of 76 bytes
+        gb.row("ik.empty", (256, 0), 137, 256),
+        gb.row("last", (5,), 399, 256),
+    ]
     path = tmp_path / "model.gguf"
-    path.write_bytes(gb.padded(gb.header([], rows)) + bytes(128))
+    tensors = bytes(range(256)) + bytes(100)
+    path.write_bytes(gb.padded(gb.header([], rows)) + tensors)
     model = quant.open(path)
     assert model.tensor_info("new").qtype == 4242
-    assert model.tensor_info("new").n_bytes is None
-    assert model.n_bytes_by_type == {"F32": 32, "I8": 8, "4242": 0}
+    sizes = {name: (model.tensor_info(name).n_bytes, model.tensor_info(name).size_known) for name in model}  # fmt: skip
+    assert sizes == {
+        "new": (64, False),
+        "old": (32, True),
+        "ik": (160, False),  # 152 and the padding
+        "ik.empty": (0, True),
+        "last": (100, False),  # up to the file's end
+    }
+    assert model.n_bytes_by_type == {"IQ2_K": 160, "Q8_K_R8": 100, "4242": 64, "F32": 32}
     assert model["old"].shape == (8,)
-    with pytest.raises(
-        quant.ModelFileError, match=r"'new' has the type 4242, which.*supported: .*Q2_K"
+    assert model.tensor_bytes("ik").tobytes() == tensors[96:256]
+    for name, said in (
+        ("new", "4242, which"),
+        ("ik", r"IQ2_K \(137, ik_llama.cpp's own\), which"),
+        ("last", "Q8_K_R8 "),
     ):
-        model["new"]
-    with pytest.raises(quant.ModelFileError, match=r"'i8' has the type I8"):
-        model["i8"]
+        with pytest.raises(
+            quant.ModelFileError, match=rf"'{name}' has the type {said}.*supported: .*Q2_K"
+        ):
+            model[name]
+    with pytest.raises(ValueError, match=r"qtype: IQ2_K \(137, ik_llama.cpp's own\) is not supp"):
+        quant.block_format("iq2_k")
+
+
+def test_names_of_types_are_those_of_the_gguf_package():
+    for number, name in map(reversed, OTHER_NUMBERS.items()):
+        known = QTYPES.__members__.get(name)
+        assert known is None or known == number, name
+        if known is None:
+            assert number not in list(QTYPES), name
+        assert type_name(number) == name
+
+
+@pytest.mark.parametrize("name", ["F64", "I8", "I16", "I32", "I64"])
+def test_plain_numbers_open_as_arrays(tmp_path, rng, name):
+    dtype = {"F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}[name]
+    array = rng.integers(-100, 100, (3, 5)).astype(dtype)
+    path = write_file(tmp_path / "model.gguf", {"ids": (array, QTYPES[name])})
+    model = quant.open(path)
+    found = model["ids"]
+    assert type(found) is np.ndarray and found.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found, array)
+    assert not found.flags.writeable and not found.flags.owndata
+    assert model.n_bytes_by_type == {name: array.nbytes}
+    message = f"t: expected a QuantTensor, got an array of {array.dtype}, no weight"
+    with pytest.raises(TypeError, match=message):
+        quant.dequantize(found)
+    with pytest.raises(TypeError, match=message):
+        quant.matmul(np.ones((1, 5), np.float32), found)
+    with pytest.raises(ValueError, match=f"qtype: {name} .{array.dtype} numbers, no weights. is"):
+        quant.QuantTensor(found.view(np.uint8), name, (3, 5))
+
+
+def test_empty_tensors_and_those_without_axes(tmp_path):
+    """As llama.cpp takes them: nothing, and one number."""
+    rows = [
+        gb.row("a", (4,), gb.F32_TENSOR, 0),
+        gb.row("none", (0,), gb.F32_TENSOR, 32),  # shares its place with the next one
+        gb.row("scalar", (), gb.F32_TENSOR, 32),
+        gb.row("scalar.ids", (), int(QTYPES.I32), 64),
+        gb.row("no.rows", (32, 0), gb.Q8_0_TENSOR, 96),
+        gb.row("no.columns", (0, 3, 2), gb.Q2_K_TENSOR, 96),
+    ]
+    data = gb.padded(gb.header([], rows)) + np.arange(17, dtype="<f4").tobytes()
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)  # ends at byte 68: where the last two lie nothing is
+    model = quant.open(path)
+    np.testing.assert_array_equal(quant.dequantize(model["a"]), [0, 1, 2, 3])
+    np.testing.assert_array_equal(quant.dequantize(model["scalar"]), [8])
+    assert model.tensor_info("scalar").shape == () and model["scalar.ids"].shape == ()
+    assert model["scalar.ids"] == np.float32(16).view(np.int32)
+    for name, shape in (("none", (0,)), ("no.rows", (0, 32)), ("no.columns", (2, 3, 0))):
+        assert model.tensor_info(name).n_bytes == 0
+        assert model[name].shape == shape
+        assert quant.dequantize(model[name]).shape == shape
+    np.testing.assert_array_equal(
+        quant.matmul(np.ones((2, 0), np.float32), model["no.columns"][0]), np.zeros((2, 3))
+    )
+    assert quant.matmul(np.ones((2, 32), np.float32), model["no.rows"]).shape == (2, 0)
+    assert model.n_bytes == 16 + 4 + 4
+    path.write_bytes(data[:-1])
+    with pytest.raises(quant.ModelFileError, match=r"'scalar\.ids' takes bytes"):
+        quant.open(path)
 
 
 def split_files(tmp_path, rng, n_parts=4):
@@ -258,12 +339,49 @@ def test_renamed_parts(tmp_path, rng):
         quant.open(whole)
 
 
-def write_parts(tmp_path, rows, count_type=gb.I32, total=None):
+def test_a_merged_file_that_kept_a_parts_name(tmp_path):
+    row = gb.row("a", (4,), gb.F32_TENSOR, 0)
+    path = write_parts(tmp_path, [row], split_count=0)
+    assert path.name == "m-00001-of-00001.gguf"
+    assert list(quant.open(path)) == ["a"] and quant.open(path).paths == (str(path),)
+    other = path.rename(tmp_path / "m-00001-of-00002.gguf")
+    with pytest.raises(quant.ModelFileError, match=r"one of 2 parts.*give it another name"):
+        quant.open(other)
+    beyond = other.rename(tmp_path / "m-00002-of-00001.gguf")
+    write_parts(tmp_path, [row])
+    with pytest.raises(quant.ModelFileError, match="by its name part 2 of 1"):
+        quant.open(beyond)
+
+
+def test_parts_of_two_models(tmp_path):
+    rows = [gb.row(name, (4,), gb.F32_TENSOR, 0) for name in "ab"]
+    llama, heads = ("general.architecture", gb.STRING, "llama"), "llama.head_count"
+    mla = ("general.architecture", gb.STRING, "deepseek2")
+    plain = ("general.name", gb.STRING, "part")
+    for first, second, difference in (
+        ([llama], [], None),
+        ([llama], [llama, plain], None),
+        ([llama, (heads, gb.U32, 8)], [llama, (heads, gb.U64, 8)], None),
+        ([llama], [mla], "'general.architecture' is 'deepseek2', in .* it is 'llama'"),
+        ([], [mla], "'general.architecture' is 'deepseek2', in .* it is None"),
+        ([llama, (heads, gb.U32, 8)], [(heads, gb.U32, 9)], "head_count' is 9, in .* it is 8"),
+        ([llama, (heads, gb.U32, 8)], [(heads, (gb.ARRAY, gb.U32), [8, 4])], "head_count' is arr"),
+    ):
+        path = write_parts(tmp_path, rows, more=(first, second))
+        if difference is None:
+            assert list(quant.open(path)) == ["a", "b"]
+            continue
+        with pytest.raises(quant.ModelFileError, match=f"{difference}.*: parts of two models"):
+            quant.open(path)
+
+
+def write_parts(tmp_path, rows, count_type=gb.I32, total=None, split_count=None, more=None):
     total = len(rows) if total is None else total
     for index, row in enumerate(rows):
-        entries = [
+        entries = [gb.entry(*entry) for entry in more[index]] if more else []
+        entries += [
             gb.entry("split.no", gb.U16, index),
-            gb.entry("split.count", gb.U16, len(rows)),
+            gb.entry("split.count", gb.U16, len(rows) if split_count is None else split_count),
             gb.entry("split.tensors.count", count_type, total),
         ]
         name = f"m-{index + 1:05d}-of-{len(rows):05d}.gguf"
@@ -367,13 +485,14 @@ CORRUPT = {
     "alignment 24": (gb.header([gb.entry(ALIGN, gb.U32, 24)], []), "not a power of two"),
     "alignment u64": (gb.header([gb.entry(ALIGN, gb.U64, 32)], []), "not a u32"),
     "huge alignment": (gb.header([gb.entry(ALIGN, gb.U32, 2**31)], [F32_ROW]), "the file ends at"),
-    "no dimensions": (gb.header([], [gb.row("a", (), 0, 0)]), "has 0 dimensions"),
+    "no dimensions": (gb.header([], [gb.row("a", (), gb.Q8_0_TENSOR, 0)]), "1 columns.*Q8_0"),
     "five dimensions": (gb.header([], [gb.row("a", (1,) * 5, 0, 0)]), "has 5 dimensions"),
     "2**31 dimensions": (gb.header([], [gb.row("a", (1,), 0, 0, 2**31)]), "has 2147483648 dim"),
-    "zero dimension": (gb.header([], [gb.row("a", (4, 0), 0, 0)]), r"shape \(0, 4\)"),
-    "product 2**64": (gb.header([], [gb.row("a", (2**32, 2**32), 0, 0)]), r"more than 2\*\*63"),
-    "product 2**256": (gb.header([], [gb.row("a", (BIG,) * 4, 777, 0)]), r"more than 2\*\*63"),
-    "product 2**62": (gb.header([], [gb.row("a", (2**31, 2**31), 0, 0)]), "the file ends at"),
+    "empty, far away": (gb.header([], [gb.row("a", (4, 0), 0, 2**20)]), "the file ends at"),
+    "empty, 2**63": (gb.header([], [gb.row("a", (BIG, 0), 0, 0)]), r"more than 2\*\*60"),
+    "product 2**64": (gb.header([], [gb.row("a", (2**32, 2**32), 0, 0)]), r"more than 2\*\*60"),
+    "product 2**256": (gb.header([], [gb.row("a", (BIG,) * 4, 777, 0)]), r"more than 2\*\*60"),
+    "product 2**60": (gb.header([], [gb.row("a", (2**30, 2**30), 0, 0)]), "the file ends at"),
     "columns": (gb.header([], [gb.row("a", (48,), gb.Q8_0_TENSOR, 0)]), "48 columns.*Q8_0"),
     "misaligned": (gb.header([], [gb.row("a", (4,), 0, 8)]), "not a multiple of the alignment 32"),
     "offset": (gb.header([], [gb.row("a", (4,), 0, BIG)]), "the file ends at"),

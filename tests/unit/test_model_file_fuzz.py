@@ -10,14 +10,7 @@ import tracemalloc
 import gguf_bytes as gb
 import pytest
 
-from quant.gguf_header import (
-    ARRAY,
-    SCALARS,
-    STRING,
-    ModelFileError,
-    decode,
-    read_header,
-)
+from quant.gguf.header import ARRAY, SCALARS, STRING, ModelFileError, decode, read_header
 
 N_MUTANTS = int(os.environ.get("KQCAP_FUZZ", 20_000))
 HOSTILE = (0, 1, 2, 5, 8, 9, 31, 33, 255, *(2**n + d for n in (16, 31, 32, 48, 62, 63) for d in (-1, 0)), 2**64 - 1)  # fmt: skip
@@ -42,8 +35,10 @@ def valid_file():
         gb.row("b", (5,), gb.F32_TENSOR, 128),  # 20 bytes
         gb.row("c", (256, 2, 1, 2), gb.Q2_K_TENSOR, 160),  # 336 bytes
         gb.row("d", (7,), 777, 512),  # an unknown type
+        gb.row("e", (), gb.F32_TENSOR, 544),  # no axes: 4 bytes
+        gb.row("f", (0, 3), gb.Q8_0_TENSOR, 576),  # empty
     ]
-    return gb.padded(gb.header(entries, rows)) + bytes(range(256)) * 2 + bytes(32)
+    return gb.padded(gb.header(entries, rows)) + bytes(range(256)) * 2 + bytes(64)
 
 
 def rebuilt_entry(data, key, value):
@@ -83,8 +78,11 @@ def check_accepted(data, parsed):
     assert parsed.data_start == -(-len(rebuilt) // parsed.alignment) * parsed.alignment
     end = parsed.data_start
     for info in sorted(parsed.tensors.values(), key=lambda info: info.offset):
-        assert end <= info.offset
-        end = info.offset + (info.n_bytes or 1)
+        if 0 in info.shape:
+            assert info.n_bytes == 0
+            continue
+        assert end <= info.offset and info.n_bytes > 0
+        end = info.offset + info.n_bytes
     assert not parsed.tensors or end <= len(data)
     return True
 
@@ -148,8 +146,11 @@ def test_mutated_headers():
 def test_every_truncation_is_refused():
     data = valid_file()
     last_byte_of_tensors = max(
-        info.offset + (info.n_bytes or 1) for info in read_header("cut", data).tensors.values()
+        info.offset + info.n_bytes
+        for info in read_header("cut", data).tensors.values()
+        if info.n_bytes
     )
+    assert last_byte_of_tensors == len(data) - 32 + 4
     for size in range(last_byte_of_tensors):
         with pytest.raises(ModelFileError, match="cut: "):
             read_header("cut", data[:size])

@@ -1,5 +1,6 @@
 """``kqcap pool`` through main([...]): answers, exit codes, and that it writes where it was told to and nowhere else."""
 
+import io
 import json
 import os
 import pathlib
@@ -14,9 +15,10 @@ import pytest
 from traces import Lines, mutant, record
 
 import lowlevel
-from lowlevel.trace import Trace
+from lowlevel.extras import pip_install
+from lowlevel.pool.trace import Trace
 from tools.cli import main
-from tools.pool_common import shown
+from tools.pool.common import shown
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -67,7 +69,9 @@ def test_stats(capsys, said):
     assert f"peak {said['peak']} B" in out and "as planned" in out
     (pool,) = run_json(capsys, "stats", said["snapshot_path"])["pools"]
     assert pool["peak"] == said["peak"]
-    assert f"peak {said['peak']} B" in run(capsys, "stats", said["snapshot_path"])
+    assert pool["peak_t"] is None  # a snapshot has no times
+    out = run(capsys, "stats", said["snapshot_path"])
+    assert f"peak {said['peak']} B" in out and " s, used at the end" not in out
 
 
 def test_map(capsys, said):
@@ -78,12 +82,16 @@ def test_map(capsys, said):
     assert sum(b["n_bytes"] for b in document["pools"][0]["blocks"]) == said["peak"]
     half = said["halfway"]
     (pool,) = run_json(capsys, "map", said["path"], f"--at={half}")["pools"]
-    assert all(b["t"] <= half for b in pool["blocks"])
+    assert all(b["t"] is None or b["t"] <= half for b in pool["blocks"])
     out = run(capsys, "map", said["path"], "--width", "40", "--rows", "4", "--whole")
     rows = [line[15:] for line in out.splitlines() if line[:14].strip().replace(",", "").isdigit()]
     assert len(rows) <= 4 and all(len(row) == 40 for row in rows[:-1]) and "A" in "".join(rows)
     for when in ("soon", "-1", "nan"):
         assert "--at" in fails(capsys, "map", said["path"], f"--at={when}")
+    assert "has no times" in fails(capsys, "map", said["snapshot_path"], "--at", "0.1")
+    (pool,) = run_json(capsys, "map", said["snapshot_path"])["pools"]
+    assert all(block["t"] is None for block in pool["blocks"])
+    assert " s)" not in run(capsys, "map", said["snapshot_path"])
     assert "--pool 7" in fails(capsys, "map", said["path"], "--pool", "7")
 
 
@@ -136,8 +144,32 @@ def test_replay(capsys, said):
     smallest = document["replays"][0]["smallest"]
     assert said["peak"] <= smallest
     run(capsys, "replay", said["path"], "--budget", str(smallest))
+    if said["n_refused"]:  # in its own budget it was refused
+        assert "answers hold up to there" in run(capsys, "replay", said["path"], code=1)
     assert "NO" in run(capsys, "replay", said["path"], "--budget", "1KiB", code=1)
     assert "a snapshot" in fails(capsys, "replay", said["snapshot_path"])
+
+
+def test_a_replay_of_a_refused_run_says_what_cannot_be_known(capsys, tmp_path):
+    lines = Lines(budget=1024).alloc(1, 0, 512)
+    path = str(lines.add("refuse", size=768, tag="kq", error={}).write(tmp_path / "t"))
+    out = run(capsys, "replay", path, code=1)
+    assert "NO" in out and "the program took nothing more" in out
+    out = run(capsys, "replay", path, "--budget", "1280", "--smallest")
+    assert "yes, to 0.003000 s" in out and out.count("1280 B") == 3
+    (result,) = run_json(capsys, "replay", path, "--budget", "1280")["replays"]
+    assert result["unknown"]["since"] == result["known_until"] == 0.003
+    assert "1 request(s) were refused" in run(capsys, "check", path, "--max", "1KiB")
+    assert "FILE2 had refusals" in run(capsys, "diff", path, path)
+
+
+def test_export_as_json(capsys, said, tmp_path):
+    before = files_of(tmp_path)
+    rows = run_json(capsys, "export", said["path"], "--format", "rmm")
+    assert sum(row["Action"] == "allocate" for row in rows) >= said["n_taken"] - 5
+    document = run_json(capsys, "export", said["path"], "--format", "torch")
+    assert document["segments"][0]["allocated_size"] == said["snapshot"]["used"]
+    assert files_of(tmp_path) == before
 
 
 def test_exports_and_pictures_go_where_they_are_told(capsys, said, tmp_path):
@@ -155,6 +187,32 @@ def test_exports_and_pictures_go_where_they_are_told(capsys, said, tmp_path):
     assert files_of(tmp_path) == sorted(before + new + ["run.jsonl.csv", "run.jsonl.html"])
     document = run_json(capsys, "timeline", said["path"])
     assert document["pools"][0]["peak"] == said["peak"]
+
+
+def test_a_png_without_matplotlib_writes_nothing(capsys, said, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends", None)
+    before = files_of(tmp_path)
+    outputs = ["-o", str(tmp_path / "a.html"), "-o", str(tmp_path / "a.png")]
+    assert pip_install("plot") in fails(capsys, "timeline", said["path"], *outputs)
+    assert files_of(tmp_path) == before
+
+
+def test_stats_by_line_and_scope_and_what_was_never_freed(capsys, tmp_path):
+    path = tmp_path / "t.jsonl"
+    said = record(path, random.Random(4), debug=True)
+    (pool,) = run_json(capsys, "stats", str(path))["pools"]
+    assert sum(group["n_bytes"] for group in pool["left"]) == said["snapshot"]["used"]
+    assert {group["since"] is None for group in pool["left"] if group["tag"] == "early"} == {True}
+    for kind in ("tags", "scopes", "sites"):
+        assert sum(totals["used"] for totals in pool[kind].values()) == said["snapshot"]["used"]
+    out = run(capsys, "stats", str(path))
+    assert "| source line" in out and "| layer 0/x" in out and "record < test_pool_cli.py:" in out
+    assert f"never freed: {pool['n_live']} block(s), {said['snapshot']['used']} B" in out
+    out = run(capsys, "check", str(path), "--no-leaks", code=1)
+    assert "(taken at traces.py:" in out
+    Lines().alloc(1, 0, 256).write(path)
+    out = run(capsys, "stats", str(path))
+    assert "live now: 1 block(s)" in out and "source line" not in out
 
 
 def test_nothing_is_replaced_unasked(capsys, said, tmp_path):
@@ -257,7 +315,7 @@ def test_top_of_what_is_still_running(capsys, tmp_path):
 def test_top_follows_until_the_end(tmp_path):
     """In a terminal it stays, and leaves when the traced program has ended."""
     code = (
-        "import sys, time; from lowlevel import Pool; from lowlevel.trace import Trace\n"
+        "import sys, time; from lowlevel import Pool, Trace\n"
         "with Pool(8192) as pool, Trace(sys.argv[1]) as trace:\n"
         "    trace.attach(pool)\n"
         "    for i in range(10):\n"
@@ -330,4 +388,20 @@ def test_devices_are_not_replaced(capsys, said):
 def test_the_bar_of_top_has_a_line_of_its_own(capsys, tmp_path):
     path = str(Lines(budget=1024).alloc(1, 0, 512).write(tmp_path / "t"))
     bars = [line for line in run(capsys, "top", path, "--once").splitlines() if "━" in line]
-    assert bars == ["━" * 60]
+    assert bars == ["━" * 30 + "─" * 30]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_no_character_is_too_much_for_a_terminal(monkeypatch, tmp_path, encoding):
+    """LC_ALL=C and the like: `top`'s bar, and names out of the file."""
+    lines = Lines(budget=1024).alloc(1, 0, 512, "Schlüssel 🦙 ±")
+    path = str(lines.write(tmp_path / "t"))
+    for argv in (["top", "--once"], ["stats"], ["map"], ["replay", "--smallest"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["pool", *argv, path]) == 0
+        stream.flush()
+        out = stream.buffer.getvalue().decode(encoding)
+        if argv[0] == "top":
+            assert "=" * 30 + "-" * 30 in out
+        assert argv[0] == "replay" or "ssel \\U0001f999" in out

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lowlevel.arena import Arena
 from lowlevel.pool import BudgetError, Pool
+from lowlevel.pool.arena import Arena
 
 UNIT = 256
 BUDGET_UNITS = 24

@@ -11,9 +11,9 @@ import threading
 import numpy as np
 import pytest
 
-from lowlevel import pool_memory
-from lowlevel.arena import Arena
 from lowlevel.pool import BudgetError, MemoryCorruptionError, Pool
+from lowlevel.pool import memory as pool_memory
+from lowlevel.pool.arena import Arena
 
 
 @pytest.fixture(params=["plain", "debug", "cudasim", "cudasim debug"])
@@ -256,7 +256,7 @@ class InterruptAt:
     and where a lock would stay taken.
     """
 
-    files = tuple(f"lowlevel/{name}.py" for name in ("pool", "arena", "pool_memory"))
+    files = tuple(f"lowlevel/pool/{name}.py" for name in ("pool", "arena", "memory"))
 
     def __init__(self, n):
         self.left = n
@@ -338,6 +338,57 @@ def test_a_write_outside_a_block_is_found(debug_pool, start, where):
         debug_pool.free(a)
     assert [block.tag for block in debug_pool.live] == ["innocent"]  # it is free all the same
     debug_pool.free(b)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cudasim"])
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+@pytest.mark.parametrize("n", [1, 63, 65, 127])
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_write_into_what_a_block_is_rounded_up_by_is_found(device, dtype, n, past):
+    pool = Pool("1MiB", device=device, debug=True)
+    pool.free(pool.empty(n, dtype))
+    a = pool.empty(n, dtype, tag="kq")
+    a[...] = 0
+    item = a.itemsize
+    address = a.__array_interface__["data"][0] + (n + past) * item
+    _bytes_at(address, item)[:] = bytes(item)
+    with pytest.raises(MemoryCorruptionError, match="past the end of block 'kq'"):
+        pool.free(a)
+    pool.close()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_closing_while_another_thread_computes(debug):
+    """A debug pool poisons what it closes: it refuses, once wrong values came of it. A plain one lets go."""
+    pool = Pool("1MiB", debug=debug)
+    is_in, may_go, seen = threading.Event(), threading.Event(), []
+
+    def work():
+        with pool.scope("attention"):
+            a = pool.empty(10, tag="kq")
+            a[...] = 7
+            is_in.set()
+            may_go.wait(timeout=60)
+            seen.append(a.tolist())
+
+    thread = threading.Thread(target=work, name="worker")
+    thread.start()
+    assert is_in.wait(timeout=60)
+    if debug:
+        with pytest.raises(
+            RuntimeError, match=r"other threads work on 1 block.*\n  'kq'.*'worker'"
+        ):
+            pool.close()
+        assert not pool.closed
+        with pytest.raises(ZeroDivisionError), pool:  # nor does it hide an error
+            1 / 0  # noqa: B018
+        assert not pool.closed and pool.used == 256
+    else:
+        pool.close()
+    may_go.set()
+    thread.join()
+    pool.close()
+    assert seen == [[7] * 10] and pool.closed
 
 
 def _bytes_at(address, n_bytes=4):

@@ -1,9 +1,15 @@
 """README: its links lead somewhere, and every guarantee names a test that exists."""
 
+import argparse
+import importlib.util
 import pathlib
 import re
+import shlex
 
 import pytest
+
+from quant.formats import supported_names
+from tools import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,3 +51,57 @@ def test_one_small_picture():
     pictures = [path for _, path in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)]
     assert pictures == ["tests/pictures/timeline.png"]
     assert (ROOT / pictures[0]).stat().st_size <= MOST_PICTURE_BYTES
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_first_python_block_runs_on_what_a_line_above_made(tmp_path, monkeypatch):
+    (make,) = [block for block in blocks("sh") if block.startswith(".venv/bin/kqcap make-gguf")]
+    first = blocks("python")[0]
+    assert README.index(make) < README.index(first)
+    monkeypatch.chdir(tmp_path)
+    command, *argv = shlex.split(make)
+    # the same, but for what the block does not look at, and shorter
+    assert command == ".venv/bin/kqcap" and cli.main([*argv, "--only", "attention"]) == 0
+    for size, smaller in (
+        ("16384", "512"),
+        ("(16, 2048", "(16, 64"),
+        ("n_tokens=2048", "n_tokens=64"),
+    ):
+        assert size in first
+        first = first.replace(size, smaller)
+    exec(compile(first, "README.md", "exec"), {})
+
+
+def test_the_supported_types_are_listed():
+    (sentence,) = re.findall(r"^Types that are decoded, .*: (.*)\. Files$", README, re.MULTILINE)
+    assert sorted(sentence.split(", ")) == sorted(supported_names().split(", "))
+
+
+def test_every_subcommand_has_json():
+    def leaves(parser, name):
+        groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        for group in groups:
+            for word, child in group.choices.items():
+                yield from leaves(child, f"{name} {word}")
+        if not groups:
+            yield name, parser
+
+    found = dict(leaves(cli.build_parser(), "kqcap"))
+    assert len(found) > 10
+    for name, parser in found.items():
+        assert "--json" in parser._option_string_actions, name
+
+
+def test_the_long_description_needs_no_files_beside_it():
+    """On a package index links to files of the repository and its picture would lead nowhere."""
+    spec = importlib.util.spec_from_file_location("kqcap_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.long_description()
+    assert "](tests/" not in text and "![" not in text
+    assert all("://" in path for _, path in LINK.findall(text))
+    assert "test_double_free (`tests/unit/test_pool_misuse.py`)" in text
+    assert "github.com/ikawrakow/ik_llama.cpp/pull/237)" in text

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lowlevel.reference import attention_float64, scaled_error
+from lowlevel.attention.reference import attention_float64, scaled_error
 
 
 def scalar_attention(q, k, v, h, i, *, scale, causal, mask, window, softcap, slopes, sinks):

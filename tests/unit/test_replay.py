@@ -6,11 +6,11 @@ import secrets
 import pytest
 from traces import Lines, block, record
 
-from lowlevel.arena import Arena
-from lowlevel.policies import POLICIES
+from lowlevel.inspect.replay import GIVE, TAKE, Requests, read_requests, replay, smallest_budget
 from lowlevel.pool import BudgetError, Pool
-from lowlevel.replay import GIVE, TAKE, Requests, read_requests, replay, smallest_budget
-from lowlevel.trace import Trace
+from lowlevel.pool.arena import Arena
+from lowlevel.pool.policies import POLICIES
+from lowlevel.pool.trace import Trace
 
 
 @pytest.fixture
@@ -50,9 +50,40 @@ def test_as_recorded_it_fits_and_takes_the_same(path):
     result = replay(requests)
     # the recorded pool may have had holes from before: a fresh arena can only do as well or differ in holes
     assert result.peak == requests.peak == said["peak"] or not result.fits
+    assert result.n_refused_then == said["n_refused"] and (not said["n_refused"] or not result.fits)
     roomy = replay(requests, 2**40)
-    assert roomy.fits and roomy.peak == said["peak"]
+    assert roomy.fits and roomy.peak == requests.demand >= said["peak"]
     assert roomy.n_granted_now == roomy.n_refused_then == said["n_refused"]
+
+
+def test_what_was_refused_counts(path):
+    """In the budget that refused it the run does not fit; in the smallest that holds it, as far as the trace tells."""
+    lines = Lines(budget=1024).alloc(1, 0, 512, "k")
+    lines.add("refuse", size=768, tag="kq", error={}).free(1, 0, 512, "k").write(path)
+    requests = read_requests(path)[1]
+    result = replay(requests)
+    assert (result.fits, result.n_refused, result.known_until) == (False, 1, None)
+    assert result.failure == {
+        "t": 0.003, "size": 768, "tag": "kq", "used": 512, "largest_free": 512,
+        "fragmented": False, "refused_then": True,
+    }  # fmt: skip
+    assert (requests.peak, requests.demand, requests.n_after_refusal) == (512, 1280, 0)
+    assert smallest_budget(requests) == 1280
+    result = replay(requests, 1280)
+    assert (result.fits, result.n_granted_now, result.peak) == (True, 1, 1280)
+    assert result.known_until == 0.003
+    result = replay(requests, 256)  # another end, and an earlier one
+    assert (result.fits, result.n_refused, result.known_until) == (False, 2, 0.002)
+
+
+def test_holes_from_before_the_recording_refused_it(path):
+    """A fresh arena would have had the room: that it was refused in this budget is a fact all the same."""
+    lines = Lines(budget=1024, used=512)
+    lines.alloc(1, 0, 256, used=512).alloc(2, 512, 256, used=512)
+    lines.used = 512
+    lines.add("refuse", size=512, tag="x", error={}).write(path)
+    result = replay(read_requests(path)[1])
+    assert not result.fits and result.failure["fragmented"]
 
 
 def test_a_pool_of_another_budget_refuses_what_its_replay_says(path):

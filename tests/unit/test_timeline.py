@@ -1,21 +1,24 @@
 """The timeline: its data against the pool's, its PNG by its pixels, its HTML in a real browser."""
 
+import io
 import json
 import random
 import re
 import secrets
-import struct
+import sys
+import time
 import warnings
-import zlib
 
 import chromium
 import numpy as np
 import pytest
 from traces import Lines, record
 
-from lowlevel import timeline as module
-from lowlevel.timeline import html, png, timeline
-from lowlevel.trace_state import read_run
+from lowlevel.inspect import timeline as module
+from lowlevel.inspect import timeline_bands
+from lowlevel.inspect.run import read_run
+from lowlevel.inspect.timeline import html, png, timeline
+from lowlevel.inspect.timeline_png import PALETTE
 
 
 @pytest.fixture
@@ -29,8 +32,17 @@ def new_rng():
     return random.Random(seed)
 
 
-def totals(pool):
-    return [sum(step) for step in zip(*pool["used"], strict=True)]
+def totals(pool, kind="tag"):
+    return [sum(step) for step in zip(*pool["bands"][kind]["used"], strict=True)]
+
+
+def live_at(pool, step):
+    """{(offset, bytes)} of the blocks that the picture has at a step."""
+    blocks = pool["blocks"]
+    columns = (blocks[name] for name in ("first", "after", "offset", "n_bytes"))
+    return {
+        tuple(block) for first, after, *block in zip(*columns, strict=True) if first <= step < after
+    }
 
 
 # ---------------------------------------------------------------- data
@@ -42,9 +54,9 @@ def test_data_is_what_the_pool_says(path):
     assert max(totals(pool)) == pool["peak"] == said["peak"]
     assert totals(pool)[-1] == said["snapshot"]["used"]
     assert pool["n_refused"] == len(pool["refused"]) == said["n_refused"]
-    assert sum(block["n_bytes"] for block in pool["blocks_at_peak"]) == said["peak"]
     assert pool["t"] == sorted(pool["t"]) and pool["i"] == sorted(pool["i"])
-    last = {tag: used[-1] for tag, used in zip(pool["tags"], pool["used"], strict=True) if used[-1]}
+    bands = pool["bands"]["tag"]
+    last = {tag: used[-1] for tag, used in zip(*bands.values(), strict=True) if used[-1]}
     holders = {holder["tag"]: holder["n_bytes"] for holder in said["snapshot"]["holders"]}
     assert last == {tag: n for tag, n in holders.items() if n}
     assert pool["n_calls"] == len(pool["calls"]) > 0
@@ -54,15 +66,98 @@ def test_data_is_what_the_pool_says(path):
 def test_many_events_keep_their_peak(path, monkeypatch):
     monkeypatch.setattr(module, "MAX_STEPS", 20)
     monkeypatch.setattr(module, "MAX_CALLS", 3)
-    monkeypatch.setattr(module, "MAX_TAGS", 3)
+    monkeypatch.setattr(timeline_bands, "MAX_BANDS", 3)
     monkeypatch.setattr(module, "MAX_REFUSED", 2)
     said = record(path, new_rng(), n_steps=600, budget="16KiB")  # small: some are refused
     (pool,) = timeline(path)["pools"]
     assert len(pool["t"]) <= 20 and pool["events_per_step"] > 16
     assert max(totals(pool)) == said["peak"]
-    assert len(pool["tags"]) == 3 and pool["tags"][-1] == module.OTHER_TAGS
+    tags = pool["bands"]["tag"]["names"]
+    assert len(tags) == 3 and tags[-1] == "(4 other tags)"
+    for step, total in enumerate(
+        totals(pool)
+    ):  # of several events, the blocks of the one that is shown
+        assert sum(n_bytes for _, n_bytes in live_at(pool, step)) == total
     assert len(pool["calls"]) <= 6 < pool["n_calls"]
     assert len(pool["refused"]) == 2 < said["n_refused"]
+
+
+def test_the_arena_at_every_moment(path):
+    """The blocks at each step are those of the pool itself after that event, and tell the same bytes in all bands."""
+    record(path, new_rng(), debug=True)
+    (pool,) = timeline(path)["pools"]
+    expected = {}
+
+    def remember(run, event, state, call):
+        if state is not None:
+            live = {(block.offset, block.n_bytes) for block in state.blocks() if block.n_bytes}
+            expected[run.n_events] = live
+
+    read_run(path, remember)
+    assert pool["events_per_step"] == 1
+    for step, i in enumerate(pool["i"]):
+        assert live_at(pool, step) == expected[i]
+    assert list(pool["bands"]) == ["tag", "scope", "site", "left", "age"]
+    assert all(totals(pool, kind) == totals(pool) for kind in pool["bands"])
+    assert any("traces.py" in name for name in pool["bands"]["site"]["names"])
+    assert "layer 0/x" in pool["bands"]["scope"]["names"]
+
+
+def test_of_many_blocks_the_largest_are_listed(path, monkeypatch):
+    monkeypatch.setattr(timeline_bands, "MAX_BLOCKS", 3)
+    lines = Lines()
+    for n in range(20):
+        lines.alloc(2 * n, 0, 256 * (n + 1)).free(2 * n, 0, 256 * (n + 1))
+    lines.alloc(99, 0, 256).write(path)  # never freed, so it is kept
+    (pool,) = timeline(path)["pools"]
+    blocks = pool["blocks"]
+    assert sorted(blocks["n_bytes"]) == [256, 19 * 256, 20 * 256]
+    assert (blocks["n_left_out"], blocks["highest"]) == (18, 20 * 256)
+
+
+def test_what_was_never_freed(path):
+    lines = Lines(used=256).alloc(1, 0, 256, "early", used=256)
+    lines.used = 256
+    for n in range(2, 5):
+        lines.alloc(n, 256 * (n - 1), 256, "a", scope="layer 0", site="x.py:1 f")
+    lines.free(3, 512, 256).write(path)
+    (pool,) = timeline(path)["pools"]
+    assert pool["left"] == {"n_blocks": 3, "n_bytes": 768, "n_groups": 2, "groups": [
+        {"tag": "a", "scope": "layer 0", "site": "x.py:1 f", "n_bytes": 512, "n_blocks": 2, "since": 0.003},
+        {"tag": "early", "scope": "", "site": "", "n_bytes": 256, "n_blocks": 1, "since": None},
+    ]}  # fmt: skip
+    bands = pool["bands"]["left"]
+    assert bands["names"] == ["a", "early", "(freed later)"]
+    at_peak = totals(pool).index(1024)
+    assert [used[at_peak] for used in bands["used"]] == [512, 256, 256]
+    assert [used[-1] for used in bands["used"]] == [512, 256, 0]
+
+
+def test_bands_by_age(path):
+    lines = Lines(used=256).alloc(1, 0, 256, used=256)
+    lines.used = 256
+    lines.alloc(2, 256, 512)
+    lines.t = 0.05
+    lines.alloc(3, 768, 1024)
+    lines.t = 1.0
+    lines.add("reset_peak").write(path)
+    (pool,) = timeline(path)["pools"]
+    bands = pool["bands"]["age"]
+    assert bands["names"] == [
+        "from before the recording", "1 s and more", "100 ms to 1 s", "10 ms to 100 ms", "1 ms to 10 ms", "under 1 ms",
+    ]  # fmt: skip
+    assert bands["least"] == pytest.approx([None, 1, 0.1, 0.01, 0.001, 0], nan_ok=True)
+
+    def at(t):  # also where nothing happened
+        step = np.searchsorted(pool["t"], t, side="right") - 1
+        return [used[step] for used in bands["used"]]
+
+    assert at(0.0505) == [256, 0, 0, 512, 0, 0]
+    assert at(0.0511) == [256, 0, 0, 512, 0, 1024]
+    assert at(0.09) == [256, 0, 0, 1536, 0, 0]
+    assert at(0.13) == [256, 0, 512, 1024, 0, 0]
+    assert at(0.5) == [256, 0, 1536, 0, 0, 0]
+    assert len(pool["t"]) <= 4 + module.TICK_SHARE * module.MAX_STEPS
 
 
 def test_calls_at_once_have_lanes_of_their_own(path):
@@ -120,25 +215,18 @@ def test_names_cannot_end_the_script(path):
 
 
 def pixels(data):
-    """An RGB PNG without filters, read back; its checksums too."""
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    chunks, at = {}, 8
-    while at < len(data):
-        (size,) = struct.unpack(">I", data[at : at + 4])
-        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
-        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(
-            kind + body
-        )
-        chunks[kind] = body
-        at += 12 + size
-    width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
-    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, 1 + 3 * width)
-    assert not rows[:, 0].any()
-    return rows[:, 1:].reshape(height, width, 3)
+    """A PNG read back: height x width x (red, green, blue), 0 to 255."""
+    import matplotlib.image
+
+    return np.rint(matplotlib.image.imread(io.BytesIO(data))[..., :3] * 255).astype(np.uint8)
+
+
+def rgb(colour):
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
 
 
 def test_png_shows_areas_of_the_right_height(path):
-    from lowlevel import timeline_png as p
+    from lowlevel.inspect import timeline_png as p
 
     # half of the time 3/4 of the budget, by two tags, then nothing
     lines = Lines(budget=65536)
@@ -152,27 +240,70 @@ def test_png_shows_areas_of_the_right_height(path):
     inside = picture[p.TOP : p.TOP + p.PLOT_HEIGHT, p.LEFT : p.LEFT + p.PLOT_WIDTH]
     highest = max(49152 * 1.08, 65536 * 1.03)
     for tag, n_bytes in ((0, 32768), (1, 16384)):  # the larger below
-        mask = (inside == p._colour(tag)).all(axis=2)
+        mask = (inside == rgb(p.PALETTE[tag])).all(axis=2)
         columns = mask.sum(axis=0)
         assert abs(np.median(columns[columns > 0]) - p.PLOT_HEIGHT * n_bytes / highest) <= 2
         shown = np.flatnonzero(columns)
         assert shown[0] <= 4 and abs(shown[-1] - p.PLOT_WIDTH / 2) <= 4
     budget_y = round(p.PLOT_HEIGHT * (1 - 65536 / highest))
-    dashes = (inside[budget_y - 1 : budget_y + 2] == p.BUDGET).all(axis=2).any(axis=0)
+    dashes = (inside[budget_y - 1 : budget_y + 2] == rgb(p.BUDGET)).all(axis=2).any(axis=0)
     assert 0.6 < dashes.mean() < 0.8
     assert len(png(timeline(path))) < 100_000
 
 
-def test_the_font_has_every_character_once():
-    from lowlevel import raster
+def test_png_names_everything_or_says_how_much_it_leaves_out(path, monkeypatch):
+    from lowlevel.inspect import timeline_png as p
 
-    glyphs = [raster._COLUMNS[i : i + 5] for i in range(0, len(raster._COLUMNS), 5)]
-    assert len(glyphs) == 95 == len(set(glyphs))
-    picture = raster.Raster(40, 10)
-    picture.text(0, 0, "I\u2603", scale=1)
-    expected = raster.Raster(40, 10)
-    expected.text(0, 0, "I?", scale=1)
-    assert (picture.pixels == expected.pixels).all() and (picture.pixels[0:7, 2] == 0).all()
+    texts = []
+    monkeypatch.setattr(
+        p, "_printable", lambda text, real=p._printable: texts.append(real(text)) or texts[-1]
+    )
+    lines = Lines()
+    names = ["$x$", "_hidden", "<b>", "\ud800", "a" * 60, "Schlüssel", "\n", *map(str, range(13))]
+    for n, name in enumerate(names):
+        lines.alloc(n + 1, 256 * n, 256, name)
+    for number in range(5):
+        lines.add("begin", call=number, name="x", thread=str(number), details={})
+    lines.write(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no glyph is missing, nothing is taken for a formula
+        picture = pixels(png(timeline(path)))
+    assert len(texts) == 2 + 16 and "(5 other tags)" in texts and "$x$" in texts and "?" in texts
+    assert not (picture == 255).all()
+
+
+def test_png_without_matplotlib(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends", None)
+    data = timeline(Lines().write(path))
+    with pytest.raises(ImportError, match=r"needs matplotlib.*pip install 'kqcap\[plot\]'"):
+        png(data)
+    assert html(data)
+
+
+# How a dichromat sees linear RGB: Machado, Oliveira, Fernandes 2009, severity 1.
+DICHROMATS = {
+    "normal": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("eyes", DICHROMATS)
+def test_colours_stay_apart_for_any_eyes(eyes):
+    """By CIELAB's distance; the old palette had pairs 0.7 apart."""
+    from lowlevel.inspect.timeline_png import PALETTE
+
+    values = np.array([rgb(colour) for colour in PALETTE]) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(DICHROMATS[eyes]).T, 0, 1)
+    to_xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]])  # fmt: skip
+    xyz = seen @ to_xyz.T / [0.95047, 1, 1.08883]
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    lab = np.stack([116 * f[:, 1], 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+    assert distance[~np.eye(len(lab), dtype=bool)].min() > 15
 
 
 # ---------------------------------------------------------------- HTML
@@ -208,6 +339,16 @@ def quiet(page, path):
     assert [url for url in page.requests if not url.startswith("data:")] == [path.as_uri()]
 
 
+def point(page, x, y):
+    """Move the cursor into the plot; a page may drop what comes before it was first drawn."""
+    for _ in range(200):
+        page.mouse("mouseMoved", x, y)
+        if page.value("state.cursor !== null"):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the page does not follow the mouse")
+
+
 def test_html_in_a_browser(page, path):
     record(path, new_rng(), n_steps=300)
     data = timeline(path)
@@ -216,7 +357,7 @@ def test_html_in_a_browser(page, path):
     assert page.value("document.title") == "run.jsonl – memory timeline"
     assert f"{pool['peak']:,} B" in page.value("document.getElementById('tiles').textContent")
     rows = page.value("[...document.querySelectorAll('#tags tr')].map(r => r.cells[0].textContent)")
-    assert rows == pool["tags"]
+    assert rows == [name or "''" for name in pool["bands"]["tag"]["names"]]
     box = page.value(
         "(r => [r.left, r.top, r.width, r.height])(document.getElementById('plot').getBoundingClientRect())"
     )
@@ -225,16 +366,15 @@ def test_html_in_a_browser(page, path):
         " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; const s = new Set();"
         " for (let i = 0; i < d.length; i += 4) s.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]); return [...s]; })()"
     )
-    assert {int(colour[1:], 16) for colour in ("#3b6fb6", "#e58a2e", "#4f9e58")} <= set(drawn)
-    # the cursor over the middle: what is held there, to the byte
-    x, y = box[0] + 84 + (box[2] - 98) / 2, box[1] + 200
-    page.mouse("mouseMoved", x, y)
+    assert {int(colour[1:], 16) for colour in PALETTE[:3]} <= set(drawn)
+    # the cursor over a step in the middle (the recording may begin late in the run): what is held there, to the byte
+    x = box[0] + page.value(f"toPixel(steps()[{len(pool['t']) // 2}])") + 1
+    y = box[1] + 200
+    point(page, x, y)
     tip = page.value("document.getElementById('tip').innerText")
-    step = page.value("stepAt(toValue(%f))" % (x - box[0]))
-    column_steps = {
-        totals(pool)[k] for k in range(max(0, step - 3), step + 4) if k < len(pool["t"])
-    }
-    assert any(f"{total:,} B" in tip for total in column_steps), tip
+    step = page.value("state.arena.step")  # the fullest of those in a column of pixels
+    assert abs(page.value(f"toPixel(steps()[{step}])") - (x - box[0])) <= 2
+    assert f"{totals(pool)[step]:,} B" in tip, tip
     # wheel, drag, double click
     span = page.value("[state.x0, state.x1]")
     page.mouse("mouseWheel", x, y, deltaX=0, deltaY=-400)
@@ -255,6 +395,49 @@ def test_html_in_a_browser(page, path):
     assert (
         page.value("Math.max(...totals)") <= pool["peak"] and page.value("state.hidden.size") == 1
     )
+    quiet(page, file)
+
+
+def test_the_arena_at_the_cursor_in_a_browser(page, path):
+    record(path, new_rng(), debug=True)
+    data = timeline(path)
+    file = opened(page, path, data)
+    (pool,) = data["pools"]
+    held = "document.getElementById('unseen').textContent"
+    when = "document.getElementById('when').textContent"
+    assert "at the peak" in page.value(when) and f"({pool['peak']:,} B)" in page.value(held)
+    assert page.value("state.arena.live.length") == len(live_at(pool, page.value("fullest()")))
+    left, top = page.value(
+        "(r => [r.left, r.top])(document.getElementById('plot').getBoundingClientRect())"
+    )
+    # A step's place, for the recording may have begun late in the run; in whole pixels: presses have no others, moves do.
+    x = round(left + page.value(f"toPixel(steps()[{len(pool['t']) // 2}])")) + 1
+    y = round(top + 200)
+    point(page, x, y)
+    step = page.value("state.arena.step")
+    total = totals(pool)[step]
+    assert (f"({total:,} B)" if total >= 1024 else f"{total} B") in page.value(held)
+    page.mouse("mousePressed", x, y, button="left", clickCount=1)
+    page.mouse("mouseReleased", x, y, button="left", clickCount=1)
+    page.mouse("mouseMoved", left + 5, top + 5)
+    assert page.value("[state.kept, state.arena.step]") == [step, step]
+    assert "kept" in page.value(when)
+    page.value("keep(null)")
+    assert "at the peak" in page.value(when)
+    for kind in ("scope", "site", "left", "age"):
+        page.value(
+            f"(e => {{ e.value = '{kind}'; e.dispatchEvent(new Event('change')); }})(document.getElementById('bands'))"
+        )
+        names = page.value(
+            "[...document.querySelectorAll('#tags tr')].map(r => r.cells[0].textContent)"
+        )
+        assert names == [name or "(none)" for name in pool["bands"][kind]["names"]]
+        assert page.value("Math.max(...totals)") == pool["peak"]
+        assert page.value("state.arena.live.every(k => bandOf(k, state.arena.step) >= 0)")
+    assert f"{pool['left']['n_blocks']:,} block" in page.value(
+        "document.getElementById('leftTitle').textContent"
+    )
+    assert page.value("document.getElementById('leftRows').rows.length") == pool["left"]["n_groups"]
     quiet(page, file)
 
 

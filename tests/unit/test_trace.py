@@ -11,11 +11,11 @@ import threading
 import numpy as np
 import pytest
 
-from lowlevel import trace as trace_module
-from lowlevel.arena import Arena
+from lowlevel.inspect.reader import TraceFormatError, read_events, read_header
 from lowlevel.pool import BudgetError, Pool
-from lowlevel.trace import Trace
-from lowlevel.trace_reader import TraceFormatError, read_events, read_header
+from lowlevel.pool import trace as trace_module
+from lowlevel.pool.arena import Arena
+from lowlevel.pool.trace import Trace
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_a_program_that_just_ends_has_its_trace_written(path):
         """
         import sys
         from lowlevel.pool import Pool
-        from lowlevel.trace import Trace
+        from lowlevel.pool.trace import Trace
         pool = Pool(4096)
         Trace(sys.argv[1]).attach(pool)
         a = pool.empty(1, tag="last")
@@ -331,7 +331,7 @@ def test_a_forked_child_leaves_the_file_to_its_parent(path):
         """
         import os, sys
         from lowlevel.pool import Pool
-        from lowlevel.trace import Trace
+        from lowlevel.pool.trace import Trace
         pool = Pool(4096)
         with Trace(sys.argv[1]) as trace:
             trace.attach(pool)
@@ -434,7 +434,7 @@ def test_hostile_lines(path, monkeypatch):
         path.write_bytes(HEADER + line + b"\n")
         with pytest.raises(TraceFormatError, match="line 2"):
             list(read_events(path))
-    monkeypatch.setattr("lowlevel.trace_reader.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("lowlevel.inspect.reader.MAX_LINE_BYTES", 1000)
     path.write_bytes(HEADER + b" " * 5000)
     with pytest.raises(TraceFormatError, match="over 1000 bytes"):
         list(read_events(path))

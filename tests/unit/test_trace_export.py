@@ -11,8 +11,8 @@ import secrets
 import pytest
 from traces import Lines, block, record
 
-from lowlevel.trace_export import export, rmm_log, torch_snapshot
-from lowlevel.trace_state import read_run
+from lowlevel.inspect.export import export, rmm_log, torch_snapshot
+from lowlevel.inspect.run import read_run
 
 # Those that memory_viz's own unpickler knows (torch/utils/viz/MemoryViz.js).
 VIEWER_OPCODES = set(
@@ -89,7 +89,7 @@ def test_torch_of_a_snapshot(path, said, tmp_path):
 
 
 def test_rmm(path, said):
-    rows = list(csv.DictReader(io.StringIO(rmm_log(path))))
+    rows = list(csv.DictReader(io.StringIO(export(path, "rmm").decode())))
     assert list(rows[0]) == ["Thread", "Time", "Action", "Pointer", "Size", "Stream"]
     live, peak = {}, 0
     for row in rows:
@@ -110,7 +110,7 @@ def test_rmm(path, said):
 def test_headers_that_cannot_be_believed(path, started):
     Lines(started=started).alloc(1, 0, 256).write(path)
     assert torch_snapshot(path)["device_traces"][0][1]["time_us"] == 2000
-    assert rmm_log(path).splitlines()[1] == "1,00:00:00.002000,allocate,0x100000000,256,0"
+    assert export(path, "rmm").splitlines()[1] == b"1,00:00:00.002000,allocate,0x100000000,256,0"
 
 
 def test_pools_and_interrupts(path):
@@ -125,7 +125,7 @@ def test_pools_and_interrupts(path):
     first, second = snapshot["segments"]
     assert first["address"] + first["total_size"] <= second["address"]
     assert (first["device"], second["device"]) == (0, 1)
-    assert len(rmm_log(path).splitlines()) == 1 + 1 + 2 + 1
+    assert len(rmm_log(path)) == 1 + 2 + 1
     assert read_run(path).pools[9].used == 256
 
 

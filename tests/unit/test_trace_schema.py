@@ -1,4 +1,4 @@
-"""The published schema (lowlevel/trace_schema.json) against what is written: whole traces and snapshots fit it."""
+"""The published schema (lowlevel/inspect/trace_schema.json) against what is written: whole traces and snapshots fit it."""
 
 import copy
 import importlib.resources
@@ -9,9 +9,11 @@ import secrets
 import pytest
 from traces import HEADER, Lines, block, record
 
-from lowlevel.trace_reader import TraceFormatError, read_events
+from lowlevel.inspect.reader import TraceFormatError, read_events
 
-SCHEMA = json.loads(importlib.resources.files("lowlevel").joinpath("trace_schema.json").read_text())
+SCHEMA = json.loads(
+    importlib.resources.files("lowlevel.inspect").joinpath("trace_schema.json").read_text()
+)
 TYPES = {"string": str, "array": list, "object": dict, "boolean": bool, "integer": int, "number": (int, float)}  # fmt: skip
 KNOWN = {"$ref", "anyOf", "not", "enum", "const", "type", "minimum", "maximum", "items", "properties", "required"}  # fmt: skip
 

@@ -3,7 +3,7 @@
 import json
 
 from lowlevel.pool import BudgetError, Pool
-from lowlevel.trace import Trace
+from lowlevel.pool.trace import Trace
 
 HEADER = {
     "format": "kqcap trace",

@@ -152,7 +152,7 @@ def prefetch(typingctx, address):
 
 @intrinsic
 def call_fill(typingctx, function, source, row_stride, n_rows, n_columns, destination, stride):
-    """Call a KV fill (see lowlevel/kv_source.py) by its address; every argument is an int64."""
+    """Call a KV fill (see lowlevel/attention/kv_source.py) by its address; every argument is an int64."""
 
     def codegen_(context, builder, sig, args):
         byte_pointer, float_pointer = i8.as_pointer(), f32.as_pointer()

@@ -35,6 +35,19 @@ CUDASIM_SMALL_FLOAT_PAIRS(__half, __half2)
 
 inline __half __float2half(float v) { return __half(v); }
 inline __half __float2half_rn(float v) { return __half(v); }
+// Rounded otherwise than to the nearest: the neighbours of what is nearest.
+inline __half cudasim_half_toward(float v, bool down, bool up) {
+  __half nearest(v);
+  if (!((float)nearest > v && down) && !((float)nearest < v && up)) return nearest;
+  // Bits count magnitudes: away from zero is one more. The smallest negative one lies below +0.
+  const bool to_lower = (float)nearest > v, is_negative = nearest.__x >> 15;
+  if ((nearest.__x & 0x7fff) == 0) nearest.__x = to_lower ? 0x8001 : 0x0001;
+  else nearest.__x += to_lower == is_negative ? 1 : -1;
+  return nearest;
+}
+inline __half __float2half_rd(float v) { return cudasim_half_toward(v, true, false); }
+inline __half __float2half_ru(float v) { return cudasim_half_toward(v, false, true); }
+inline __half __float2half_rz(float v) { return cudasim_half_toward(v, v > 0, v < 0); }
 inline __half __double2half(double v) { return __half(v); }
 inline float __half2float(__half v) { return v; }
 inline __half2 __half2half2(__half v) { return {v, v}; }
@@ -57,3 +70,13 @@ inline __half __uint2half_rn(unsigned v) { return __half(v); }
 inline __half __short2half_rn(short v) { return __half(v); }
 inline int __half2int_rn(__half v) { return __float2int_rn(v); }
 inline int __half2int_rz(__half v) { return __float2int_rz(v); }
+inline int __half2int_rd(__half v) { return __float2int_rd(v); }
+inline int __half2int_ru(__half v) { return __float2int_ru(v); }
+inline unsigned __half2uint_rn(__half v) { return __float2uint_rn(v); }
+inline unsigned __half2uint_rz(__half v) { return __float2uint_rz(v); }
+inline short __half2short_rn(__half v) { return cudasim_to_integer<short>(nearbyintf(v)); }
+inline short __half2short_rz(__half v) { return cudasim_to_integer<short>(truncf(v)); }
+inline unsigned short __half2ushort_rn(__half v) { return cudasim_to_integer<unsigned short>(nearbyintf(v)); }
+inline unsigned short __half2ushort_rz(__half v) { return cudasim_to_integer<unsigned short>(truncf(v)); }
+inline __half __ushort2half_rn(unsigned short v) { return __half(v); }
+inline __half __ll2half_rn(long long v) { return __half(v); }

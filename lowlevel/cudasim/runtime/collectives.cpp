@@ -16,7 +16,7 @@ struct Group {  // the lanes of one mask
   Round rounds[2];  // alternate: a lane may still read the last round while others fill the next
   Fiber* waiting[kWarpSize];
 };
-constexpr int kGroups = 8;
+constexpr int kGroups = 32;  // tiles of one thread
 struct Warp {
   uint32_t live;  // lanes that exist and have not returned
   int n_groups;

@@ -70,12 +70,12 @@ bool describe_argument(uintptr_t address, char* text, size_t size) {
   if (!nearest) return false;
   const long offset = (long)(address - nearest->begin), element = nearest->element;
   const long index = offset >= 0 ? offset / element : -((-offset + element - 1) / element);
-  snprintf(text, size, "%s[%ld] (the argument has %lu elements of %ld bytes)", nearest->name, index,
+  snprintf(text, size, "%s[%ld] (it has %lu elements of %ld bytes)", nearest->name, index,
            (unsigned long)((nearest->end - nearest->begin) / element), element);
   return true;
 }
 
-void report_fault(Fault fault, const char* format, ...) __attribute__((format(printf, 2, 3)));
+void report_fault(Fault fault, const char* format, ...) __attribute__((format(__printf__, 2, 3)));
 void report_fault(Fault fault, const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
@@ -83,17 +83,25 @@ void report_fault(Fault fault, const char* format, ...) {
   va_end(arguments);
 }
 
+// The instruction itself: in a backtrace it would pass for a return address, and name the line before.
+uintptr_t interrupted_pc(void* context) {
+  const auto* machine = static_cast<ucontext_t*>(context);
+#if defined(__x86_64__)
+  return machine->uc_mcontext.gregs[REG_RIP];
+#elif defined(__aarch64__)
+  return machine->uc_mcontext.pc;
+#else
+  (void)machine;
+  return 0;
+#endif
+}
+
 void on_memory_signal(int signal_number, siginfo_t* info, void* context) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(info->si_addr);
-  const auto* machine = static_cast<ucontext_t*>(context);
   const char* verb = "access to";
 #if defined(__x86_64__)
-  const uintptr_t pc = machine->uc_mcontext.gregs[REG_RIP];
+  const auto* machine = static_cast<ucontext_t*>(context);
   if (info->si_code != SI_KERNEL) verb = machine->uc_mcontext.gregs[REG_ERR] & 2 ? "write to" : "read of";
-#elif defined(__aarch64__)
-  const uintptr_t pc = machine->uc_mcontext.pc;
-#else
-  const uintptr_t pc = 0;
 #endif
   char where[256];
   if (info->si_code == SI_KERNEL && signal_number == SIGSEGV)
@@ -113,19 +121,20 @@ void on_memory_signal(int signal_number, siginfo_t* info, void* context) {
   } else
     report_fault(Fault::kOutOfBounds, "out of bounds: %s 0x%lx, which is no argument's memory", verb,
                  (unsigned long)address);
-  add_frame(pc, false);
+  add_frame(interrupted_pc(context), false);
   add_backtrace();
   leave();
 }
 
-void on_arithmetic_signal(int signal_number, siginfo_t*, void*) {
+void on_arithmetic_signal(int signal_number, siginfo_t*, void* context) {
   report_fault(Fault::kUndefined, signal_number == SIGFPE ? "integer division by zero"
                                                           : "illegal instruction (unreachable code reached)");
+  add_frame(interrupted_pc(context), false);
   add_backtrace();
   leave();
 }
 
-void on_tick(int, siginfo_t*, void*) {
+void on_tick(int, siginfo_t*, void* context) {
   if (!current.in_kernel || progress != last_progress) {
     last_progress = progress;
     idle_ticks = 0;
@@ -136,7 +145,13 @@ void on_tick(int, siginfo_t*, void*) {
                "no thread has passed a barrier or returned for %u s of computing: an endless loop, or a "
                "spin-wait for something that cannot happen",
                current.launch->hang_seconds);
+  add_frame(interrupted_pc(context), false);
   add_backtrace();
+  // Between two threads there is no line to name: look again at the next ticks.
+  if (!current.report->n_frames && idle_ticks < idle_ticks_allowed + 8) {
+    current.report->fault = static_cast<uint32_t>(Fault::kNone);
+    return;
+  }
   leave();
 }
 

@@ -1,5 +1,6 @@
 // The memory that Python and the runner processes share; protocol.py mirrors it field by field.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 
 #include <cudasim/runtime.h>
@@ -19,6 +20,7 @@ enum LaunchFlag : uint32_t {
   kFlushDenormals = 1,
   kStrictBarriers = 2,   // a barrier after some thread has returned is an error
   kGuardStart = 4,       // shared variables start at a guard page instead of ending at one
+  kExactGuards = 8,      // dynamic shared memory is aligned as it is declared, not to 16 bytes
 };
 
 // Pages to map: bytes of the data file at a device address of their own, far from all others.
@@ -45,12 +47,16 @@ struct Launch {
   uint64_t next_block;  // blocks handed out so far, by all runners
   uint32_t failed;      // set by the first runner that finds a fault
   uint32_t output_used;
+  uint32_t guard_fill;  // the word that lies around arguments and shared variables
   uint32_t parameter_offset[kMaxParameters];
   Extent extents[kMaxExtents];
   Region regions[kMaxExtents];
+  char padding[40];  // structures such as a CUtensorMap are passed at multiples of 64
   unsigned char parameters[kMaxParameterBytes];
   char output[kOutputBytes];  // of printf
 };
+
+static_assert(offsetof(Launch, parameters) % 128 == 0, "");
 
 // What one runner reports. Frames are offsets into the kernel library, innermost first.
 struct Report {

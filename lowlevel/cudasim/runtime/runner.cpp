@@ -35,6 +35,7 @@ struct Library {
   BuiltIns* built_ins;
   bool race_mode;
   uintptr_t base, end;
+  Registered registered;
 };
 
 int find_end(dl_phdr_info* info, size_t, void* pointer) {
@@ -50,9 +51,11 @@ const Library& open_library(const char* path) {
   static std::map<std::string, Library> libraries;
   auto known = libraries.find(path);
   if (known != libraries.end()) return known->second;
+  begin_registration();
   void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!handle) fail(Fault::kLaunch, {nullptr, 0}, "cannot load the compiled kernels: %s", dlerror());
   Library library = {};
+  library.registered = end_registration();
   library.kernels = static_cast<const Kernel*>(dlsym(handle, "cudasim_kernels"));
   library.built_ins = static_cast<BuiltIns*>(dlsym(handle, "cudasim_built_ins"));
   library.race_mode = *static_cast<const bool*>(dlsym(handle, "cudasim_race_mode"));
@@ -64,8 +67,10 @@ const Library& open_library(const char* path) {
 }
 
 // One line a kernel: its name, its parameters' names, then for each of them code, count, bytes, bytes and alignment of
-// what it points to, and whether that is const.
+// what it points to, and whether that is const. Then one line a __device__ variable: name, bytes, bytes of an
+// element, address.
 void describe() {
+  control->description[0] = 0;  // there may be nothing to say
   const Library& library = open_library(control->launch.library);
   size_t used = 0;
   auto print = [&](const char* format, auto... values) {
@@ -81,6 +86,19 @@ void describe() {
       print("%s %d %u %u %u %d;", p.code, p.count, p.bytes, p.pointee, p.alignment, (int)p.is_const);
     }
     print("\n");
+  }
+  for (const DeviceVariable& variable : library.registered.device_variables)
+    print("__device__\t%s\t%zu\t%zu\t%zu\n", variable.name, variable.bytes, variable.element,
+          (size_t)variable.address);
+}
+
+// What the __device__ variables start with, one behind the other at the start of the data.
+void write_initial_values() {
+  off_t offset = 0;
+  for (const DeviceVariable& variable : open_library(control->launch.library).registered.device_variables) {
+    if (pwrite(data_fd, variable.initial, variable.bytes, offset) != (ssize_t)variable.bytes)
+      fail(Fault::kLaunch, {nullptr, 0}, "cannot write down what %s starts with", variable.name);
+    offset += (off_t)variable.bytes;
   }
 }
 
@@ -134,6 +152,7 @@ void launch(int index) {
   const Library& library = open_library(launch.library);
   race_mode = library.race_mode;
   current.built_ins = library.built_ins;
+  current.registered = &library.registered;
   current.library_base = library.base;
   current.library_end = library.end;
   current.kernel = &library.kernels[launch.kernel];
@@ -219,6 +238,7 @@ int main(int, char** arguments) {
   while (read(0, &command, 1) == 1) {
     if (command == 'L') launch(index);
     if (command == 'D') describe();
+    if (command == 'V') write_initial_values();
     if (write(0, &command, 1) != 1) break;
   }
   return 0;

@@ -3,12 +3,24 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <vector>
+
 #include <cudasim/kernel_table.h>
 #include <cudasim/runtime.h>
 
 #include "protocol.h"
 
 namespace cudasim {
+
+// What a library registers while it loads: pointers that the runtime sets before each block, and variables.
+struct DynamicPointer {
+  void** pointer;
+  size_t alignment, element;
+};
+struct Registered {
+  std::vector<DynamicPointer> dynamic_pointers;
+  std::vector<DeviceVariable> device_variables;
+};
 
 // The launch that runs now.
 struct Current {
@@ -17,6 +29,7 @@ struct Current {
   Report* report;
   const Kernel* kernel;
   BuiltIns* built_ins;
+  const Registered* registered;
   void** arguments;
   uintptr_t library_base, library_end;
   int n_threads;
@@ -29,7 +42,7 @@ extern Current current;
 void install_signal_handlers(int hang_seconds);
 void remove_hang_timer();
 [[noreturn]] void fail_at(Fault fault, const void* pc, const void* other_pc, const char* format, ...)
-    __attribute__((format(printf, 4, 5)));
+    __attribute__((format(__printf__, 4, 5)));
 const char* describe_thread(uint64_t block, int thread, char* text, size_t size);
 extern uint64_t progress;  // counts barriers passed, meetings completed, threads returned
 
@@ -59,6 +72,11 @@ bool describe_shared_address(uintptr_t address, char* text, size_t size);
 constexpr unsigned kSharedWindow = 1u << 18;  // bytes of addresses that shared memory may have on a device
 bool find_in_window(const void* pointer, unsigned* window_address);
 unsigned char* at_window(unsigned window_address, size_t bytes);  // null: no variable is there
+
+// registration.cpp --------------------------------------------------------------------------------------
+void begin_registration();
+Registered end_registration();
+void set_dynamic_pointers();  // for the block that begins
 
 // async_copy.cpp --------------------------------------------------------------------------------------
 void reset_async_copies();

@@ -238,6 +238,7 @@ void run_block() {
   reset_bulk();
   race_begin_block();
   current.in_kernel = true;
+  set_dynamic_pointers();
   running = fresh_fiber();
   switch_fiber(&scheduler_stack_pointer, running->stack_pointer);
   current.in_kernel = false;

@@ -40,6 +40,8 @@ size_t static_bytes() {
   return total;
 }
 
+void fill(void* address, size_t bytes, uint32_t word);
+
 // Once a launch: pages for the variable, and the pattern in those of their bytes it does not use.
 void place(SharedVariable& variable) {
   if (n_places == kMaxVariables) fail(Fault::kLaunch, {nullptr, 0}, "too many shared variables");
@@ -51,38 +53,37 @@ void place(SharedVariable& variable) {
   const unsigned window = next_in_window + (unsigned)(reinterpret_cast<uintptr_t>(variable.address) % 1024);
   next_in_window = (unsigned)((window + variable.bytes + 1023) / 1024 * 1024);
   places[n_places++] = {&variable, pages, bytes, window};
-  fill_poison(pages, bytes);
+  fill(pages, bytes, current.launch->guard_fill);
+  fill_poison(variable.address, variable.bytes);
   if (static_bytes() > kStaticLimit)
     fail(Fault::kLaunch, {nullptr, 0}, "%zu bytes of static shared memory; CUDA allows %zu", static_bytes(),
          kStaticLimit);
 }
 
-bool is_poison(const char* begin, const char* end) {
+// Four-byte words at multiples of four, whatever the ends.
+void fill(void* address, size_t bytes, uint32_t word) {
+  char* begin = static_cast<char*>(address);
+  char* end = begin + bytes;
+  while (begin < end && (reinterpret_cast<uintptr_t>(begin) & 3)) {
+    *begin = static_cast<char>(word >> (8 * (reinterpret_cast<uintptr_t>(begin) & 3)));
+    ++begin;
+  }
+  for (; begin + 4 <= end; begin += 4) memcpy(begin, &word, 4);
+  for (; begin < end; ++begin) *begin = static_cast<char>(word >> (8 * (reinterpret_cast<uintptr_t>(begin) & 3)));
+}
+
+bool is_intact_guard(const char* begin, const char* end) {
   for (const char* byte = begin; byte < end; ++byte)
-    if (static_cast<unsigned char>(*byte) !=
-        (kPoison >> (8 * (reinterpret_cast<uintptr_t>(byte) & 3)) & 0xff))
+    if (static_cast<unsigned char>(*byte) != (current.launch->guard_fill >> (8 * (reinterpret_cast<uintptr_t>(byte) & 3)) & 0xff))
       return false;
   return true;
 }
 
 }  // namespace
 
-// Four-byte words at multiples of four, whatever the ends.
-void fill_poison(void* address, size_t bytes) {
-  char* begin = static_cast<char*>(address);
-  char* end = begin + bytes;
-  while (begin < end && (reinterpret_cast<uintptr_t>(begin) & 3)) {
-    *begin = static_cast<char>(kPoison >> (8 * (reinterpret_cast<uintptr_t>(begin) & 3)));
-    ++begin;
-  }
-  for (; begin + 4 <= end; begin += 4) memcpy(begin, &kPoison, 4);
-  for (; begin < end; ++begin)
-    *begin = static_cast<char>(kPoison >> (8 * (reinterpret_cast<uintptr_t>(begin) & 3)));
-}
+void fill_poison(void* address, size_t bytes) { fill(address, bytes, kPoison); }
 
 void* prepare_shared(SharedVariable& variable) {
-  if (!current.in_kernel)  // while the library loads
-    fail(Fault::kLaunch, {nullptr, 0}, "`extern __shared__` at file scope: declare it inside the kernel");
   if (variable.block < first_block_of_launch)
     place(variable);
   else
@@ -93,11 +94,13 @@ void* prepare_shared(SharedVariable& variable) {
 }
 
 void* dynamic_shared(size_t alignment, size_t element) {
-  if (dynamic_variable.block != block_serial) {
+  const bool is_first = dynamic_variable.block != block_serial;
+  if (is_first) {
     dynamic_variable.bytes = current.launch->dynamic_shared;
     if (alignment > dynamic_variable.alignment) dynamic_variable.alignment = alignment;
   }
-  dynamic_variable.element = element;
+  // Declared with several types, messages count in the smallest.
+  if (is_first || element < dynamic_variable.element) dynamic_variable.element = element;
   return shared_address(dynamic_variable);
 }
 
@@ -106,7 +109,7 @@ void begin_shared_launch() {
   n_places = 0;
   next_in_window = kFirstInWindow;
   first_block_of_launch = block_serial + 1;
-  dynamic_variable.alignment = 16;
+  dynamic_variable.alignment = current.launch->flags & kExactGuards ? 1 : 16;
 }
 
 bool find_in_window(const void* pointer, unsigned* window_address) {
@@ -143,8 +146,8 @@ void check_shared_slack() {
     const SharedVariable& variable = *places[i].variable;
     if (variable.block != block_serial) continue;
     const char* end = variable.address + variable.bytes;
-    const bool before_intact = is_poison(places[i].pages, variable.address);
-    if (before_intact && is_poison(end, places[i].pages + places[i].page_bytes)) continue;
+    const bool before_intact = is_intact_guard(places[i].pages, variable.address);
+    if (before_intact && is_intact_guard(end, places[i].pages + places[i].page_bytes)) continue;
     current.in_kernel = true;  // the report shall name the block
     fail(Fault::kOutOfBounds, {nullptr, 0}, "out of bounds: the block wrote just %s shared variable %s (%zu bytes)",
          before_intact ? "behind" : "before", variable.name, variable.bytes);

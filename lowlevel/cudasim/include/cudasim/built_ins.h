@@ -18,4 +18,11 @@ inline void check_launch_bounds(unsigned most, unsigned = 0, unsigned = 0, Site 
          cudasim_threads_per_block, most);
 }
 
+// ... and __cluster_dims__: clusters themselves are not simulated.
+inline void check_cluster_dims(unsigned x, unsigned y = 1, unsigned z = 1, Site site = Site::here()) {
+  if (gridDim.x % x || gridDim.y % y || gridDim.z % z)
+    fail(Fault::kLaunch, site, "a grid of (%u, %u, %u) blocks is no whole number of clusters of (%u, %u, %u)",
+         gridDim.x, gridDim.y, gridDim.z, x, y, z);
+}
+
 }  // namespace cudasim

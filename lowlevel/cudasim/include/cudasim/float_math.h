@@ -110,6 +110,7 @@ CUDASIM_TO_INTEGER(float, __float2, unsigned long long, ull)
 CUDASIM_TO_INTEGER(double, __double2, int, int)
 CUDASIM_TO_INTEGER(double, __double2, unsigned, uint)
 CUDASIM_TO_INTEGER(double, __double2, long long, ll)
+CUDASIM_TO_INTEGER(double, __double2, unsigned long long, ull)
 inline float __int2float_rn(int v) { return (float)v; }
 inline float __uint2float_rn(unsigned v) { return (float)v; }
 inline float __ll2float_rn(long long v) { return (float)v; }

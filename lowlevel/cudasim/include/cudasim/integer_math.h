@@ -1,4 +1,4 @@
-// Integer intrinsics: bit tricks, byte-wise arithmetic, dot products of packed bytes.
+// Integer intrinsics: bit tricks, high halves and averages, dot products of packed bytes.
 #pragma once
 #include <stdint.h>
 
@@ -24,6 +24,19 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned long long)(((unsigned __int128)a * b) >> 64);
 }
+inline long long __mul64hi(long long a, long long b) { return (long long)(((__int128)a * b) >> 64); }
+inline int __hadd(int a, int b) { return (int)(((long long)a + b) >> 1); }
+inline int __rhadd(int a, int b) { return (int)(((long long)a + b + 1) >> 1); }
+inline unsigned __uhadd(unsigned a, unsigned b) { return (unsigned)(((unsigned long long)a + b) >> 1); }
+inline unsigned __urhadd(unsigned a, unsigned b) { return (unsigned)(((unsigned long long)a + b + 1) >> 1); }
+inline unsigned __sad(int a, int b, unsigned c) { return c + (a > b ? (unsigned)a - (unsigned)b : (unsigned)b - (unsigned)a); }
+inline unsigned __usad(unsigned a, unsigned b, unsigned c) { return c + (a > b ? a - b : b - a); }
+inline unsigned umin(unsigned a, unsigned b) { return a < b ? a : b; }
+inline unsigned umax(unsigned a, unsigned b) { return a > b ? a : b; }
+inline long long llmin(long long a, long long b) { return a < b ? a : b; }
+inline long long llmax(long long a, long long b) { return a > b ? a : b; }
+inline unsigned long long ullmin(unsigned long long a, unsigned long long b) { return a < b ? a : b; }
+inline unsigned long long ullmax(unsigned long long a, unsigned long long b) { return a > b ? a : b; }
 inline int __mul24(int a, int b) { return (int)((int64_t)(a << 8 >> 8) * (b << 8 >> 8)); }
 inline unsigned __umul24(unsigned a, unsigned b) { return (a & 0xffffff) * (b & 0xffffff); }
 
@@ -34,6 +47,14 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   const uint64_t both = (uint64_t)high << 32 | low;
   return (unsigned)(both >> (shift & 31));
+}
+
+// With shifts beyond 32 taken as 32.
+inline unsigned __funnelshift_lc(unsigned low, unsigned high, unsigned shift) {
+  return shift >= 32 ? low : __funnelshift_l(low, high, shift);
+}
+inline unsigned __funnelshift_rc(unsigned low, unsigned high, unsigned shift) {
+  return shift >= 32 ? high : __funnelshift_r(low, high, shift);
 }
 
 // Picks four of the eight bytes of b:a. Unlike PTX's prmt, __byte_perm ignores a selector's top bit
@@ -78,38 +99,3 @@ inline unsigned __dp2a_lo(unsigned a, unsigned b, unsigned c) {
 inline unsigned __dp2a_hi(unsigned a, unsigned b, unsigned c) {
   return cudasim_dp2a<uint16_t, uint8_t>(a, b, c, 2);
 }
-
-// ---- four bytes or two half-words at once ------------------------------------------------------
-template <class Part, class Operation>
-inline unsigned cudasim_by_part(unsigned a, unsigned b, Operation operation) {
-  constexpr int bits = 8 * sizeof(Part);
-  constexpr unsigned mask = (1u << bits) - 1;
-  unsigned result = 0;
-  for (int i = 0; i < 32; i += bits)
-    result |= ((unsigned)operation((int)(Part)(a >> i), (int)(Part)(b >> i)) & mask) << i;
-  return result;
-}
-#define CUDASIM_BY_PART(NAME, PART, EXPRESSION)                               \
-  inline unsigned NAME(unsigned a, unsigned b) {                              \
-    return cudasim_by_part<PART>(a, b, [](int x, int y) { return (EXPRESSION); }); \
-  }
-#define CUDASIM_CLAMP(v, low, high) ((v) < (low) ? (low) : (v) > (high) ? (high) : (v))
-CUDASIM_BY_PART(__vadd4, uint8_t, x + y)
-CUDASIM_BY_PART(__vsub4, uint8_t, x - y)
-CUDASIM_BY_PART(__vaddss4, int8_t, CUDASIM_CLAMP(x + y, -128, 127))
-CUDASIM_BY_PART(__vsubss4, int8_t, CUDASIM_CLAMP(x - y, -128, 127))
-CUDASIM_BY_PART(__vaddus4, uint8_t, CUDASIM_CLAMP(x + y, 0, 255))
-CUDASIM_BY_PART(__vsubus4, uint8_t, CUDASIM_CLAMP(x - y, 0, 255))
-CUDASIM_BY_PART(__vminu4, uint8_t, x < y ? x : y)
-CUDASIM_BY_PART(__vmaxu4, uint8_t, x > y ? x : y)
-CUDASIM_BY_PART(__vmins4, int8_t, x < y ? x : y)
-CUDASIM_BY_PART(__vmaxs4, int8_t, x > y ? x : y)
-CUDASIM_BY_PART(__vcmpeq4, uint8_t, x == y ? 0xff : 0)
-CUDASIM_BY_PART(__vcmpne4, uint8_t, x != y ? 0xff : 0)
-CUDASIM_BY_PART(__vcmpgts4, int8_t, x > y ? 0xff : 0)
-CUDASIM_BY_PART(__vcmpgtu4, uint8_t, x > y ? 0xff : 0)
-CUDASIM_BY_PART(__vcmples4, int8_t, x <= y ? 0xff : 0)
-CUDASIM_BY_PART(__vcmpleu4, uint8_t, x <= y ? 0xff : 0)
-CUDASIM_BY_PART(__vabsdiffu4, uint8_t, x > y ? x - y : y - x)
-CUDASIM_BY_PART(__vadd2, uint16_t, x + y)
-CUDASIM_BY_PART(__vsub2, uint16_t, x - y)

@@ -49,7 +49,7 @@ struct Site {
 };
 
 [[noreturn]] void fail(Fault fault, Site site, const char* format, ...)
-    __attribute__((format(printf, 3, 4)));
+    __attribute__((format(__printf__, 3, 4)));
 
 // The thread that runs now: its index in the block, x fastest.
 extern int current_thread;
@@ -96,6 +96,19 @@ inline void* shared_address(SharedVariable& variable) {
   return variable.block == block_serial ? variable.address : prepare_shared(variable);
 }
 void* dynamic_shared(size_t alignment, size_t element);
+// `extern __shared__` at file scope, while a library loads.
+void register_dynamic_shared(void** pointer, size_t alignment, size_t element);
+
+// ---- variables of the device -------------------------------------------------------------------
+struct DeviceVariable {
+  const char* name;
+  const void* initial;
+  size_t bytes;
+  size_t alignment;
+  size_t element;  // bytes of one scalar element, for messages
+  uintptr_t address;
+};
+void* register_device_variable(DeviceVariable variable);  // while a library loads; gives its address
 
 // ---- asynchronous copies ---------------------------------------------------------------------
 // The destination is poisoned at once and written when a wait covers the copy, so that reading too
@@ -162,7 +175,7 @@ void log_access(const void* address, size_t bytes, Access access, const void* pc
 // ---- the rest ------------------------------------------------------------------------------------
 void yield();        // lets the other threads of the block run: for spin-waits
 void spin_hint();    // called by atomics: yields now and then
-int device_printf(const char* format, ...) __attribute__((format(printf, 1, 2)));
+int device_printf(const char* format, ...) __attribute__((format(__printf__, 1, 2)));
 
 }  // namespace cudasim
 #pragma GCC visibility pop

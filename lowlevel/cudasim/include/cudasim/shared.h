@@ -29,4 +29,11 @@ inline std::remove_extent_t<Array>* dynamic_shared_array(size_t alignment) {
   return static_cast<Element*>(dynamic_shared(alignment, element_size<Element>()));
 }
 
+// The same at file scope: the runtime sets `*pointer` before each block.
+template <class Array>
+inline std::remove_extent_t<Array>* follow_dynamic_shared(std::remove_extent_t<Array>** pointer, size_t alignment) {
+  register_dynamic_shared(reinterpret_cast<void**>(pointer), alignment, element_size<std::remove_extent_t<Array>>());
+  return nullptr;
+}
+
 }  // namespace cudasim

@@ -61,6 +61,7 @@ inline float half_bits_to_float(uint16_t bits) {
 }
 inline uint16_t float_to_half_bits(float value) {
 #if defined(__F16C__)
+  if (value != value) return 0x7fff;  // as a device has it
   return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
 #else
   return round_to_16_bits<10>(value);

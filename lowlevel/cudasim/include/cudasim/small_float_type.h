@@ -57,6 +57,22 @@
   inline bool __hge(H a, H b) { return a >= b; }                                                \
   inline bool __hisnan(H a) { return (float)a != (float)a; }                                    \
   inline int __hisinf(H a) { return isinf((float)a) ? ((float)a > 0 ? 1 : -1) : 0; }            \
+  inline H __hmax_nan(H a, H b) { return a != a ? a : b != b ? b : __hmax(a, b); }              \
+  inline H __hmin_nan(H a, H b) { return a != a ? a : b != b ? b : __hmin(a, b); }              \
+  inline H __hadd_sat(H a, H b) { return H(__saturatef((float)(a + b))); }                      \
+  inline H __hsub_sat(H a, H b) { return H(__saturatef((float)(a - b))); }                      \
+  inline H __hmul_sat(H a, H b) { return H(__saturatef((float)(a * b))); }                      \
+  inline H __hfma_sat(H a, H b, H c) { return H(__saturatef((float)__hfma(a, b, c))); }         \
+  inline H __hfma_relu(H a, H b, H c) { return __hmax_nan(__hfma(a, b, c), H(0.0f)); }          \
+  inline H hfloor(H a) { return H(floorf((float)a)); }                                          \
+  inline H hceil(H a) { return H(ceilf((float)a)); }                                            \
+  inline H htrunc(H a) { return H(truncf((float)a)); }                                          \
+  inline H hrint(H a) { return H(nearbyintf((float)a)); }                                       \
+  inline H hsin(H a) { return H(sinf((float)a)); }                                              \
+  inline H hcos(H a) { return H(cosf((float)a)); }                                              \
+  inline H htanh(H a) { return H(tanhf((float)a)); }                                            \
+  inline H hexp10(H a) { return H(exp10f((float)a)); }                                          \
+  inline H hlog10(H a) { return H(log10f((float)a)); }                                          \
   inline H hexp(H a) { return H(expf((float)a)); }                                              \
   inline H hexp2(H a) { return H(exp2f((float)a)); }                                            \
   inline H hlog(H a) { return H(logf((float)a)); }                                              \
@@ -80,6 +96,18 @@
   inline H2 __hmin2(H2 a, H2 b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }                \
   inline H2 h2exp(H2 a) { return {hexp(a.x), hexp(a.y)}; }                                      \
   inline H2 h2exp2(H2 a) { return {hexp2(a.x), hexp2(a.y)}; }                                   \
+  inline H2 h2log(H2 a) { return {hlog(a.x), hlog(a.y)}; }                                      \
+  inline H2 h2log2(H2 a) { return {hlog2(a.x), hlog2(a.y)}; }                                   \
+  inline H2 h2sqrt(H2 a) { return {hsqrt(a.x), hsqrt(a.y)}; }                                   \
+  inline H2 h2rsqrt(H2 a) { return {hrsqrt(a.x), hrsqrt(a.y)}; }                                \
+  inline H2 h2rcp(H2 a) { return {hrcp(a.x), hrcp(a.y)}; }                                      \
+  inline H2 h2floor(H2 a) { return {hfloor(a.x), hfloor(a.y)}; }                                \
+  inline H2 h2rint(H2 a) { return {hrint(a.x), hrint(a.y)}; }                                   \
+  inline H2 __hfma2_relu(H2 a, H2 b, H2 c) { return {__hfma_relu(a.x, b.x, c.x), __hfma_relu(a.y, b.y, c.y)}; } \
+  inline H2 __heq2(H2 a, H2 b) { return {H((float)(a.x == b.x)), H((float)(a.y == b.y))}; }     \
+  inline H2 __hlt2(H2 a, H2 b) { return {H((float)(a.x < b.x)), H((float)(a.y < b.y))}; }       \
+  inline H2 __hgt2(H2 a, H2 b) { return {H((float)(a.x > b.x)), H((float)(a.y > b.y))}; }       \
+  inline bool __hbeq2(H2 a, H2 b) { return a.x == b.x && a.y == b.y; }                          \
   inline H2 operator+(H2 a, H2 b) { return __hadd2(a, b); }                                     \
   inline H2 operator-(H2 a, H2 b) { return __hsub2(a, b); }                                     \
   inline H2 operator*(H2 a, H2 b) { return __hmul2(a, b); }                                     \

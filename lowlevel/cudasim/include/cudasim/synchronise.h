@@ -1,5 +1,7 @@
 // Barriers and fences of a block.
 #pragma once
+#include <time.h>
+
 #include <cudasim/runtime.h>
 
 #define CUDASIM_SITE cudasim::Site site = cudasim::Site::here()
@@ -21,13 +23,13 @@ CUDASIM_NOT_LOGGED inline void __threadfence() { __atomic_thread_fence(__ATOMIC_
 inline void __threadfence_system() { __threadfence(); }
 
 inline void __nanosleep(unsigned) { cudasim::yield(); }
+// Nanoseconds, and a chance for the others: a thread may spin until so much time has passed. clock() is the host's.
+inline long long clock64() {
+  cudasim::spin_hint();
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000000000ll + now.tv_nsec;
+}
 [[noreturn]] inline void __trap(CUDASIM_SITE) {
   cudasim::fail(cudasim::Fault::kAssertion, site, "__trap()");
 }
-
-#undef assert
-#define assert(condition)                                                                   \
-  ((condition) ? (void)0                                                                    \
-               : cudasim::fail(cudasim::Fault::kAssertion, cudasim::Site::here(),           \
-                               "assert(%s) does not hold", #condition))
-#define printf cudasim::device_printf

@@ -1,0 +1,567 @@
+"""Attention inside a memory budget: the public call, its checks, and merging partial results."""
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import devices
+from ..arrays import asarray, asnumpy
+from ..pool import Pool
+from ..pool.arena import smallest_size
+from ..pool.budget_error import BudgetError, exact_size, refusal
+from .kv_source import as_kv_source
+from .plan import MOST_OF_A_KIND, AttentionPlan, dtype_name, is_genuine, plan_attention
+
+# A call plans for what is free; so often it plans anew if other threads were faster to take it.
+PLANS_UNDER_CONTENTION = 100
+_LEAST_POSITIVE = np.finfo(np.float32).tiny
+
+
+class Operands(NamedTuple):
+    """Checked operands of one call, as backends take them.
+
+    q, out: (n_head, n_tokens, d) with contiguous last axis; lse: (n_head, n_tokens) or None;
+    k, v: KV sources; v_column: V's first column in K where the plan says v_in_k; mask: view of shape
+    (n_head, n_tokens, n_kv), on a device also (1, n_tokens, n_kv), or None; alibi_slopes, sinks:
+    (n_head,) float32 NumPy arrays or None.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    out: Any
+    lse: Any
+    v_column: int
+    mask: Any
+    alibi_slopes: Any
+    sinks: Any
+    causal: bool
+    window: int | None
+    scale: float
+    softcap: float | None
+    precision: str = "float32"
+
+
+def attention(
+    q,
+    k,
+    v,
+    *,
+    pool=None,
+    scale=None,
+    causal=True,
+    mask=None,
+    window=None,
+    softcap=None,
+    alibi_slopes=None,
+    sinks=None,
+    out=None,
+    method="auto",
+    assemble="write",
+    plan=None,
+    n_threads=None,
+    return_lse=False,
+    precision="float32",
+):
+    """Attention of `q` over `k` and `v`, its scratch taken from `pool` and never more.
+
+    For query head h at position p and key position c of K/V head ``h // (n_head / n_head_kv)``::
+
+        s = scale * q.k
+        s = softcap * tanh(s / softcap)         if softcap
+        s = s + mask                            if mask
+        s = s - alibi_slopes[h] * |p - c|       if alibi_slopes
+
+    then keys with c > p (causal) or c <= p - window are left out, and the output is
+    ``sum(softmax(s) * v)``. Query row i sits at position ``n_kv - n_tokens + i``. A row with nothing
+    to attend to gives 0. Keys left out (also by a mask of -inf) contribute nothing even where their
+    K or V holds NaN or inf.
+
+    Parameters
+    ----------
+    q : array, float32, (n_head, n_tokens, d_k)
+        Any strides with a contiguous last axis. NumPy arrays are worked on by the CPU, CuPy arrays
+        and those of the simulator (`lowlevel.asarray`) by their device; all arrays of a call lie on
+        one. On a device also float16 and bfloat16: with head sizes 64/64, 128/128, 192/128 or (V in
+        K) 576/512, K and V of q's type or quantised, and `out` of q's type or float32, these take
+        the fused kernels; anything else goes by tiles of float32 scores, which is several times
+        slower.
+    k, v : numpy.ndarray or QuantTensor, (n_head_kv, n_kv, d_k) and (n_head_kv, n_kv, d_v)
+        float32, float16 or bfloat16 in any strides (zero strides too) with a contiguous last axis,
+        or quantised in 32-weight blocks (Q8_0, Q4_0, IQ4_NL). They are decoded a chunk of keys at a
+        time. If V is a range of K's columns in the same memory (latent MLA), chunks are shared.
+    pool : Pool, optional
+        Where scratch comes from; its largest free block is the budget. None: a private pool of
+        just the bytes that the best plan needs.
+    scale : float, optional
+        None: 1 / sqrt(d_k).
+    causal : bool
+        Leave out keys after the query's position.
+    mask : numpy.ndarray, float32, (n_tokens, n_kv) or (n_head, n_tokens, n_kv), optional
+        Added to the scores; any strides.
+    window : int, optional
+        Sliding window: a query sees the last `window` positions up to its own.
+    softcap : float, optional
+    alibi_slopes, sinks : array_like of n_head floats, optional
+        A sink is one more logit of its head in the maximum and the sum, without a value.
+    out : array, float32, (n_head, n_tokens, d_v), optional
+        Written and returned; on a device also float16 or bfloat16; None: a new one of q's type.
+        Any strides with a contiguous last axis, for example
+        ``np.empty((n_tokens, n_head, d_v), "f4").transpose(1, 0, 2)``.
+    method : {"auto", "steps"}
+        "auto": the best tiles. "steps": whole K*Q of some heads at a time, as ik_llama.cpp -amb.
+    assemble : {"write", "concat"}
+        For method "steps": see `plan_attention`.
+    plan : AttentionPlan, optional
+        What `plan_attention` returned for exactly these sizes; `method`, `assemble` and `n_threads`
+        are the plan's then, and may be left out.
+    n_threads : int, optional
+        None: every CPU this process may use.
+    return_lse : bool
+        Also return log(sum(exp(s))) of each row, sink included: (n_head, n_tokens) float32, -inf
+        for a row with nothing to attend to. See `merge_states`. It errs by at most 5e-6 of the larger
+        of 1 and its largest magnitude, for scores of standard deviation up to 3 (with operands of 16
+        bits 2e-3, of bfloat16 4e-3).
+    precision : {"float32", "bf16"}
+        "bf16": on CPUs with AVX512_BF16 queries, K, V and softmax weights are rounded to bfloat16 for
+        the two products (scores, sums and the output stay float32), which takes about 0.6 of the
+        time. Where K, V or q reach beyond bfloat16's 3.39e38 they become infinite. For normally
+        distributed operands the error is 0.3 % of the output's root mean square, at most 1 % of its
+        largest value; with operands that are bfloat16 already, at most 2**-8 of the weighted sum
+        over abs(v). Up to 16 query rows a K/V head, where memory is the limit, and on other CPUs it
+        is float32. For method "auto"; V inside K's columns is decoded apart (plan without v_in_k).
+
+    Returns
+    -------
+    numpy.ndarray or (numpy.ndarray, numpy.ndarray)
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument does not fit; it is named, with what was given and what would work.
+    BudgetError
+        The smallest tile does not fit the pool. Nothing has been written or taken.
+
+    Notes
+    -----
+    Softmax is computed online in float32 (Milakov and Gimelshein, arXiv:1805.02867), and outputs
+    are rescaled only when a row's maximum moves. Scores, masks and sinks may be as large as float32
+    holds. A row whose largest score is past that is NaN; a key whose score is below it is left out.
+
+    Any number of threads may call this at once, also on one pool: each call plans for what the
+    others have left, and is refused where that holds no tile. Give each its own pool for its own share.
+
+    On a GPU, the first call of a kind loads kernels (2 MiB a process and shape, on an H100); beside that and
+    a new `out`, nothing is taken outside the pool: matrix products have their workspace in it too.
+    """
+    device = devices.of_array(q, "q")
+    n_head, n_tokens, d_k = _check_q(q, device)
+    k_source, v_source = as_kv_source(k, "k"), as_kv_source(v, "v")
+    n_head_kv, n_kv, d_v = _check_kv(n_head, d_k, k_source, v_source)
+    out_shape = (n_head, n_tokens, d_v)
+    if out is not None:
+        _check_out(out, out_shape, device)
+    _check_pool(pool)
+    _check_place(device, {"k": k_source.data, "v": v_source.data}, pool, plan)
+    operands = Operands(
+        q=q,
+        k=k_source,
+        v=v_source,
+        out=out,
+        lse=None,
+        v_column=_column_of_v(k_source, v_source, device),
+        mask=_check_mask(mask, n_head, n_tokens, n_kv, device),
+        alibi_slopes=_check_per_head(alibi_slopes, "alibi_slopes", n_head),
+        sinks=_check_per_head(sinks, "sinks", n_head),
+        causal=_check_bool(causal, "causal"),
+        window=_check_window(window),
+        scale=1 / math.sqrt(d_k) if scale is None else _check_float(scale, "scale"),
+        softcap=None if softcap is None else _check_float(softcap, "softcap", positive=True),
+        precision=_check_precision(precision, method, plan, device),
+    )
+    if out is not None:
+        _check_overlap(operands, device)
+    out_dtype = q.dtype if out is None else out.dtype
+    sizes = dict(
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        n_tokens=n_tokens,
+        n_kv=n_kv,
+        d_k=d_k,
+        d_v=d_v,
+        kv_dtype=(k_source.dtype_name, v_source.dtype_name),
+        q_dtype=dtype_name(q.dtype),
+        out_dtype=dtype_name(out_dtype),
+        v_in_k=operands.v_column >= 0 and precision == "float32",
+        kv_strided=not (_blas_reads(k_source, device) and _blas_reads(v_source, device)),
+        device=device.name,
+    )
+    if plan is not None:
+        _check_plan(plan, sizes, method, assemble, n_threads)
+
+    def make_plan(budget):
+        if plan is not None:
+            return plan
+        return plan_attention(
+            **sizes, method=method, assemble=assemble, n_threads=n_threads, budget=budget
+        )
+
+    def compute(plan, blocks):
+        nonlocal operands
+        # Outputs are made after everything that can be refused was accepted.
+        if out is None:
+            operands = operands._replace(out=device.empty(out_shape, out_dtype))
+        if return_lse:
+            operands = operands._replace(lse=device.empty(out_shape[:2], np.float32))
+        if n_tokens:
+            device.attention.run(plan, operands, blocks)
+
+    if pool is None:
+        own = make_plan(None)
+        with Pool(own.scratch_bytes, device=own.device) as pool:
+            _in_scratch(pool, own, compute)
+    else:
+        attempts = PLANS_UNDER_CONTENTION if plan is None else 1
+        _in_free_scratch(pool, make_plan, attempts, compute)
+    return (operands.out, operands.lse) if return_lse else operands.out
+
+
+def _in_free_scratch(pool, make_plan, attempts, compute):
+    """``compute(plan, blocks)`` by a plan for what is free in `pool`."""
+    for left in reversed(range(attempts)):
+        # Blocks whose rounded sizes add up to the largest hole always fit, however fragmented the
+        # rest, unless another thread takes from it between this line and the next.
+        free = pool.largest_free
+        try:
+            plan = make_plan(free)
+        except BudgetError as error:
+            raise (_refusal(error, pool) if pool.used else error) from None
+        if _in_scratch(pool, plan, compute, may_miss=left > 0):
+            return
+
+
+def _in_scratch(pool, plan, compute, may_miss=False):
+    """``compute(plan, {tag: array of float32})`` with the plan's blocks; False: `pool` had not all of them.
+
+    Whatever happens meanwhile, an interrupt too: the scope gives the blocks back.
+    """
+    is_taken = False
+    sizes = dict(n_head=plan.n_head, n_tokens=plan.n_tokens, n_kv=plan.n_kv, method=plan.method)
+    call = pool.call("attention", **sizes, scratch_bytes=plan.scratch_bytes)  # marks it in a trace
+    try:
+        with call, pool.scope("attention"):
+            blocks = {tag: pool.empty(n // 4, "float32", tag=tag) for tag, n in plan.scratch}
+            is_taken = True
+            compute(plan, blocks)
+    except BudgetError:
+        if is_taken or not may_miss:
+            raise
+    return is_taken
+
+
+def _refusal(error, pool):
+    """What a plan refused for lack of budget, where blocks in the pool are what lacks: who holds them."""
+    state = pool.snapshot()
+    names = ("budget", "used", "largest_free", "fragmentation", "holders")
+    needed = error.requested  # in whole blocks, as plans count
+    smallest = smallest_size(needed, [(b["offset"], b["n_bytes"]) for b in state["live"]])
+    return refusal(
+        "the smallest scratch of this attention call",
+        requested=error.requested,
+        rounded=needed,
+        smallest_budget=smallest,
+        remedy=f"it needs {exact_size(needed)} free in one piece: free some of the above, or take a "
+        f"pool of {exact_size(smallest)}, which would hold it with the present blocks where they are",
+        **{name: state[name] for name in names},
+    )
+
+
+def merge_states(outs, lses):
+    """Join attention over several parts of the keys, computed by calls with ``return_lse=True``.
+
+    ``out = sum(exp(lse_i - lse) * out_i)`` with ``lse = log(sum(exp(lse_i)))``, the same as one call
+    over all keys. Give `sinks` to one of the calls only.
+
+    Parameters
+    ----------
+    outs : sequence of arrays, (n_head, n_tokens, d_v)
+        On any device; those of a GPU are brought to the host, and the result back to the first's.
+    lses : sequence of arrays, (n_head, n_tokens)
+        -inf: that part had nothing to attend to, and its output is ignored.
+
+    Returns
+    -------
+    out, lse : arrays, float32
+        New arrays.
+
+    Raises
+    ------
+    ValueError
+        No parts, or shapes that do not fit.
+    """
+    outs, lses = list(outs), list(lses)
+    home = devices.of_array(outs[0], "outs[0]").name if outs else "cpu"
+    outs = [asnumpy(o, f"outs[{i}]") for i, o in enumerate(outs)]
+    lses = [asnumpy(x, f"lses[{i}]") for i, x in enumerate(lses)]
+    if not outs or len(outs) != len(lses):
+        raise ValueError(
+            f"outs, lses: expected as many of one as of the other, at least 1; "
+            f"got {len(outs)} and {len(lses)}"
+        )
+    for i, (o, x) in enumerate(zip(outs, lses, strict=True)):
+        if o.ndim < 1 or o.shape != outs[0].shape or x.shape != o.shape[:-1]:
+            raise ValueError(
+                f"outs[{i}], lses[{i}]: expected shapes {outs[0].shape} and "
+                f"{outs[0].shape[:-1]}, got {o.shape} and {x.shape}"
+            )
+    top = np.maximum.reduce(lses)
+    # Parts without keys have lse -inf; where all have, any finite reference will do.
+    reference = np.where(np.isneginf(top), 0, top)
+    weights = [np.exp(x - reference) for x in lses]
+    total = np.add.reduce(weights)
+    divisor = np.where(total == 0, 1, total)
+    out = np.zeros(outs[0].shape, np.float32)
+    for o, weight in zip(outs, weights, strict=True):
+        share = (weight / divisor)[..., None]
+        np.add(out, np.multiply(share, o, where=share != 0, out=np.zeros_like(out)), out=out)
+    with np.errstate(divide="ignore"):
+        lse = (reference + np.log(total)).astype(np.float32)
+    return asarray(out, home), asarray(lse, home)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check_array(x, name, shape_text, device):
+    if devices.of_array(x, name) is not device:
+        raise TypeError(
+            f"{name}: expected an array {shape_text} on {device.name} like q, "
+            f"got one on {devices.of_array(x, name).name}"
+        )
+
+
+def _check_place(device, sources, pool, plan):
+    """Raise unless K, V, the pool and the plan belong to q's device."""
+    for name, array in sources.items():
+        _check_array(array, name, "or QuantTensor", device)
+        if device.name != "cpu":  # whose decoders read any bytes
+            _check_alignment(array, name, device)
+    for name, given in (("pool", pool), ("plan", plan)):
+        if given is not None and getattr(given, "device", device.name) != device.name:
+            raise ValueError(f"{name}: made for {given.device}, but q is on {device.name}")
+
+
+def _check_dtype(x, name, device, known=("float32",)):
+    if dtype_name(x.dtype) not in known or not x.dtype.isnative:  # no name tells the byte order
+        raise TypeError(
+            f"{name}: expected {' or '.join(known)}, got {x.dtype}; "
+            f"try {name}.astype(numpy.float32)"
+        )
+    _check_alignment(x, name, device)
+
+
+def _check_alignment(x, name, device):
+    unit = x.dtype.itemsize
+    if x.size and (any(s % unit for s in x.strides) or device.address(x) % unit):
+        raise ValueError(
+            f"{name}: strides and start must be multiples of {unit} bytes, got strides {x.strides} "
+            f"and a start {device.address(x) % unit} bytes off"
+        )
+
+
+def _check_last_axis(x, name):
+    if x.size and x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
+        raise ValueError(
+            f"{name}: the last axis must be contiguous, got strides {x.strides} bytes for shape "
+            f"{x.shape}; numpy.ascontiguousarray({name}) would do"
+        )
+
+
+def _check_q(q, device):
+    if q.ndim != 3 or q.shape[0] == 0 or q.shape[2] == 0:
+        raise ValueError(
+            f"q: expected shape (n_head, n_tokens, d_k) with n_head and d_k at least 1, got {q.shape}"
+        )
+    _check_dtype(q, "q", device, device.planner.Q_DTYPES)
+    _check_last_axis(q, "q")
+    return q.shape
+
+
+def _check_kv(n_head, d_k, k, v):
+    if len(k.shape) != 3 or k.shape[0] == 0 or n_head % k.shape[0] or k.shape[2] != d_k:
+        raise ValueError(
+            f"k: expected shape (n_head_kv, n_kv, {d_k}) with n_head_kv a divisor of q's {n_head} "
+            f"heads, got {k.shape}"
+        )
+    if len(v.shape) != 3 or v.shape[:2] != k.shape[:2] or v.shape[2] == 0:
+        raise ValueError(
+            f"v: expected shape ({k.shape[0]}, {k.shape[1]}, d_v) like k's {k.shape}, got {v.shape}"
+        )
+    if k.shape[1] > MOST_OF_A_KIND:  # said here of k, before it is planned for
+        raise ValueError(f"k: at most {MOST_OF_A_KIND} keys are supported, got {k.shape[1]}")
+    return k.shape[0], k.shape[1], v.shape[2]
+
+
+def _check_out(out, shape, device):
+    _check_array(out, "out", f"of shape {shape}", device)
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
+    _check_dtype(out, "out", device, device.planner.OUT_DTYPES)
+    _check_last_axis(out, "out")
+    if not device.writable(out):
+        raise ValueError("out: the array is read-only")
+    if device.overlaps_itself(out):
+        raise ValueError(f"out: elements overlap each other (strides {out.strides})")
+
+
+def _check_overlap(operands, device):
+    inputs = {
+        "q": operands.q,
+        "k": operands.k.data,
+        "v": operands.v.data,
+        "mask": operands.mask,
+    }
+    for name, array in inputs.items():
+        if array is not None and device.overlap(operands.out, array):
+            raise ValueError(f"out: shares memory with {name}; give it memory of its own")
+
+
+def _check_mask(mask, n_head, n_tokens, n_kv, device):
+    if mask is None:
+        return None
+    works = f"({n_tokens}, {n_kv}) or ({n_head}, {n_tokens}, {n_kv})"
+    _check_array(mask, "mask", f"of shape {works}", device)
+    if mask.shape not in ((n_tokens, n_kv), (n_head, n_tokens, n_kv)):
+        raise ValueError(f"mask: expected shape {works}, got {mask.shape}")
+    _check_dtype(mask, "mask", device)
+    if device.name == "cpu":
+        return np.broadcast_to(mask, (n_head, n_tokens, n_kv))
+    return mask if mask.ndim == 3 else mask[None]
+
+
+def _check_per_head(values, name, n_head):
+    if values is None:
+        return None
+    given = np.asarray(asnumpy(values, name))
+    if given.dtype.kind not in "fiu" and dtype_name(given.dtype) != "bfloat16":
+        raise TypeError(f"{name}: expected {n_head} real numbers, one per head, got {values!r}")
+    if given.shape != (n_head,):
+        raise ValueError(f"{name}: expected {n_head} values, one per head, got shape {given.shape}")
+    with np.errstate(over="ignore"):
+        array = np.array(given, np.float32)  # a copy: `out` may lie over what was given
+    allowed = np.isfinite(array)
+    if name == "sinks":
+        allowed |= np.isneginf(array)  # a head without a sink
+    if not allowed.all():
+        raise ValueError(f"{name}: expected values that are finite in float32, got {given}")
+    return array
+
+
+def _check_bool(value, name):
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def _check_precision(precision, method, plan, device):
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f'precision: expected "float32" or "bf16", got {precision!r}')
+    if precision == "bf16":
+        if device.name != "cpu":
+            raise ValueError(
+                f'precision: "bf16" is for the CPU; on {device.name} give q, k and v as bfloat16'
+            )
+        if (method if plan is None else plan.method) != "auto":
+            raise ValueError('precision: "bf16" needs method "auto"')
+    return precision
+
+
+def _check_window(window):
+    if window is None:
+        return None
+    if isinstance(window, bool) or not isinstance(window, numbers.Integral):
+        raise TypeError(f"window: expected a positive int or None, got {window!r}")
+    if window < 1:
+        raise ValueError(f"window: expected at least 1, got {window}")
+    return int(window)
+
+
+def _check_float(value, name, positive=False):
+    kind = "a number that is finite in float32"
+    if positive:  # below that, its reciprocal is none
+        kind = f"a positive number that float32 holds, {_LEAST_POSITIVE:.2g} to 3.4e+38"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {kind}, got {value!r}")
+    try:
+        with np.errstate(over="ignore"):
+            single = np.float32(float(value))  # what the kernels compute with
+    except OverflowError:  # an int beyond any float
+        single = np.float32(np.inf)
+    if not np.isfinite(single) or (positive and single < _LEAST_POSITIVE):
+        raise ValueError(f"{name}: expected {kind}, got {value!r}")
+    return float(value)
+
+
+def _check_pool(pool):
+    if pool is None:
+        return
+    if not isinstance(pool, Pool):
+        raise TypeError(f"pool: expected a lowlevel.Pool or None, got {type(pool).__name__}")
+    if pool.closed:
+        raise ValueError("pool: it is closed")
+
+
+def _check_plan(plan, sizes, method, assemble, n_threads):
+    if not isinstance(plan, AttentionPlan):
+        raise TypeError(f"plan: expected what plan_attention returns, got {type(plan).__name__}")
+    k_dtype, v_dtype = sizes["kv_dtype"]
+    actual = {**sizes, "k_dtype": k_dtype, "v_dtype": v_dtype}
+    del actual["kv_dtype"]
+    actual["kv_strided"] &= plan.method == "steps"
+    # Arguments left as they are by default are the plan's.
+    defaults = dict(method="auto", assemble="write", n_threads=None)
+    for name, value in dict(method=method, assemble=assemble, n_threads=n_threads).items():
+        if value != defaults[name]:
+            actual[name] = value
+    differing = [
+        f"{name} {getattr(plan, name)} (the call has {value})"
+        for name, value in actual.items()
+        if getattr(plan, name) != value
+    ]
+    if differing:
+        raise ValueError(f"plan: made for another call: {', '.join(differing)}")
+    if not is_genuine(plan):
+        raise ValueError(
+            "plan: changed since plan_attention returned it (its tiles and its scratch must fit each "
+            "other); plan again with other sizes, budget or n_threads"
+        )
+
+
+def _blas_reads(source, device):
+    """Whether BLAS can read a dense source where it lies; NumPy would copy a whole head of it."""
+    data = source.data
+    if any(n % data.itemsize for n in (device.address(data), *data.strides)):
+        return data.size == 0
+    row = data.strides[1] // data.itemsize
+    return source.shape[1] <= 1 or data.shape[2] <= row < 2**31
+
+
+def _column_of_v(k, v, device):
+    """V's first column inside K's rows if V is a range of K's columns in memory, else -1."""
+    if (
+        k.dtype_name != v.dtype_name
+        or k.data.strides[:2] != v.data.strides[:2]
+        or v.shape[2] > k.shape[2]
+        or 0 in k.data.shape
+    ):
+        return -1
+    start = device.address(v.data) - device.address(k.data)
+    row_bytes = k.data.shape[2] * k.data.itemsize
+    column, odd = divmod(start * k.shape[2], row_bytes)
+    if odd or column % k.block_weights or not 0 <= column <= k.shape[2] - v.shape[2]:
+        return -1
+    if column % device.planner.V_COLUMN_STEP:
+        return -1
+    return column

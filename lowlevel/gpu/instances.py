@@ -1,0 +1,197 @@
+"""Every CUDA kernel and template instance: the one table that the loader, the tests and
+``python -m lowlevel.gpu.resources`` share.
+
+The ground's own kernels stand here. A floor above lists its own in a module of the same shape, named
+in `TABLES` and imported only by those who want all there is.
+"""
+
+import importlib
+from typing import NamedTuple
+
+TABLES = ("lowlevel.gpu.instances", "quant.gpu.instances")
+
+
+class Kernel(NamedTuple):
+    """A kernel that can be launched.
+
+    Attributes
+    ----------
+    package, file : str
+        Where the source is: "quant.gpu", "q2_k.cu".
+    name : str
+        An extern "C" function, or a template instance such as ``"dequantize<Q2_K, Float32, true>"``.
+    parameters : tuple of str
+        NumPy type codes in order: "i8" a scalar, "f4*" and "const u1*" arrays of that type,
+        "const V*" arrays of any; "V80" a structure of 80 bytes.
+    block : int
+        Threads of a block, as ``__launch_bounds__`` says.
+    architecture : str, optional
+        The only one that its instructions are of: "90a".
+    """
+
+    package: str
+    file: str
+    name: str
+    parameters: tuple
+    block: int
+    architecture: str | None = None
+
+    @property
+    def source(self):
+        return self.package, self.file
+
+
+# The widest unit that divides addresses, strides and the innermost length copies fastest.
+COPY_UNITS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "uint2", 16: "uint4"}
+COPY = {
+    n_bytes: Kernel(
+        package="lowlevel.gpu",
+        file="concat.cu",
+        name=f"copy_strided<{unit}>",
+        parameters=("const V*", "V*", "V208", "u4"),
+        block=256,
+    )
+    for n_bytes, unit in COPY_UNITS.items()
+}
+TRANSPOSED = {
+    n_bytes: Kernel(
+        package="lowlevel.gpu",
+        file="concat.cu",
+        name=f"copy_transposed<{unit}>",
+        parameters=("const V*", "V*", "V232"),
+        block=256,
+    )
+    for n_bytes, unit in COPY_UNITS.items()
+    if n_bytes < 16
+}
+JOIN_SOURCES = 4
+JOIN = {
+    n_bytes: Kernel(
+        package="lowlevel.gpu",
+        file="concat.cu",
+        name=f"join_rows<{unit}>",
+        parameters=(*["const V*"] * JOIN_SOURCES, "V*", "V56", "u4"),
+        block=256,
+    )
+    for n_bytes, unit in COPY_UNITS.items()
+}
+# The types that attention's kernels are made for, and their names there.
+FLOAT_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "Bfloat16"}
+ATTENTION_CALL = "V176"  # attention_call.cuh's AttentionCall, attention.py's CALL
+
+
+class FusedShape(NamedTuple):
+    """The tile of a fused attention kernel, as its .cu file defines it."""
+
+    rows: int  # TILE_ROWS: query rows of a block
+    keys: int  # TILE_KEYS
+    warps: int  # WARPS
+    blocks: int  # at work on one multiprocessor, as registers and shared memory allow
+    latent: bool = False  # attention_latent.cuh: reads V out of K's rows
+    k_stages: int = 1  # STAGES_K: tiles of K in shared memory, unless latent
+
+
+# (d_k, d_v) -> tile
+FUSED_SHAPES = {
+    (64, 64): FusedShape(rows=128, keys=64, warps=4, blocks=2, k_stages=2),
+    (128, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (192, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
+    (576, 512): FusedShape(rows=64, keys=64, warps=8, blocks=1, latent=True),
+}
+_ROW_OPERANDS = ("f4*", "const f4*", "const f4*", "const f4*")  # lse, mask, slopes, sinks
+_STATE = ("f4*", "f4*")
+# (d_k, d_v, type, general: mask, softcap, ALiBi or a scale that is not positive) -> kernel
+FUSED = {
+    (d_k, d_v, dtype, general): Kernel(
+        package="lowlevel.gpu",
+        file=f"attention_{d_k}_{d_v}.cu",
+        name=f"attention_{'latent' if shape.latent else 'fused'}"
+        f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
+        parameters=(
+            *["const u2*"] * (2 if shape.latent else 3),  # q, k, v
+            *("V*", *_ROW_OPERANDS, *_STATE),
+            *(["i4"] if shape.latent else []),  # stages
+            ATTENTION_CALL,
+        ),
+        block=32 * shape.warps,
+    )
+    for (d_k, d_v), shape in FUSED_SHAPES.items()
+    for dtype in ("float16", "bfloat16")
+    for general in (False, True)
+}
+# Fused attention where products are a warpgroup's (attention_wgmma.cuh): aligned rows, scores without options.
+# (d_k, d_v) -> tile; rows as in FUSED_SHAPES, for plans are made for both.
+WGMMA_SHAPES = {
+    sizes: FusedShape(rows=128, keys=128, warps=12, blocks=1)
+    for sizes in ((64, 64), (128, 128), (192, 128))
+}
+WGMMA_STAGES = 2  # STAGES: tiles of K and of V in shared memory
+# (d_k, d_v, type) -> kernel
+WGMMA = {
+    (d_k, d_v, dtype): Kernel(
+        package="lowlevel.gpu",
+        file=f"attention_wgmma_{d_k}_{d_v}.cu",
+        name=f"attention_wgmma<{FLOAT_TYPES[dtype]}>",
+        parameters=(*["const u2*"] * 3, "V*", "f4*", "const f4*", *_STATE, ATTENTION_CALL),
+        block=32 * shape.warps,
+        architecture="90a",
+    )
+    for (d_k, d_v), shape in WGMMA_SHAPES.items()
+    for dtype in ("float16", "bfloat16")
+}
+MERGE = {
+    dtype: Kernel(
+        package="lowlevel.gpu",
+        file="attention_merge.cu",
+        name=f"attention_merge<{FLOAT_TYPES[dtype]}>",
+        parameters=("const f4*", "const f4*", "const f4*", "V*", "f4*", "i4", ATTENTION_CALL),
+        block=128,
+    )
+    for dtype in ("float16", "bfloat16")
+}
+_BITS = {"float32": "f4*", "float16": "u2*", "bfloat16": "u2*"}
+
+
+def _row_kernels(name, parameters):
+    """{type: Kernel} of a kernel of attention_softmax.cu; ``{bits}``: the type's bits in memory."""
+    return {
+        dtype: Kernel(
+            package="lowlevel.gpu",
+            file="attention_softmax.cu",
+            name=f"{name}<{instance}>",
+            parameters=tuple(x.format(bits=_BITS[dtype]) for x in parameters),
+            block=128,
+        )
+        for dtype, instance in FLOAT_TYPES.items()
+    }
+
+
+# The tiles path: by the type of what is read, of V, of V, of out.
+WIDEN = _row_kernels("attention_widen", ("const {bits}", "f4*", "i4", "i4", *["i8"] * 4, "i4"))
+SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
+SOFTMAX = _row_kernels(
+    "attention_softmax",
+    ("f4*", "f4*", "f4*", "const f4*", "const {bits}", "const f4*", "const f4*", "i4", "i4")
+    + (ATTENTION_CALL,),
+)
+FINISH = _row_kernels(
+    "attention_finish",
+    ("const f4*", "const f4*", "const f4*", "{bits}", "f4*", "i4", ATTENTION_CALL),
+)
+ATTENTION = tuple(
+    kernel
+    for table in (FUSED, WGMMA, MERGE, WIDEN, SCAN, SOFTMAX, FINISH)
+    for kernel in table.values()
+)
+KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values(), *ATTENTION)
+
+
+def all_kernels():
+    """Every `Kernel` of all floors."""
+    return tuple(kernel for table in TABLES for kernel in importlib.import_module(table).KERNELS)
+
+
+def of_source(source):
+    """The kernels of one file, (package, file): they are compiled together."""
+    (table,) = (name for name in TABLES if name.rpartition(".")[0] == source[0])
+    return tuple(k for k in importlib.import_module(table).KERNELS if k.source == source)

@@ -1,0 +1,205 @@
+"""What "cuda:N" and "cudasim" do alike, above the little that each does in its own way.
+
+A device adds: `allocate`, `view`, `address`, `fill`, `holds`, `empty`, `plain`, `writable` (see
+lowlevel/devices.py), `from_host`, `to_host`, and
+
+    start(function, grid, block, arguments, shared_mem)   one launch
+    copy_flat(target, source)                          equal shapes, both without gaps, in one order
+    upload(target, array)                              a NumPy array into one without gaps, of its dtype
+    gemm(workspace)                                    context that yields a matrix product; see below
+    n_multiprocessors                                  how many blocks' worth of hardware there is
+    max_shared_bytes                                   shared memory that one block may have
+    architecture                                       such as "90a": with its own instructions
+
+``gemm(workspace)`` yields ``product(a, b, c, transposed=False, accumulate=False, may_round=False)`` for
+float32 arrays: a (batch, m, k), b (batch, k, n) or with `transposed` (batch, n, k), c (batch, m, n), rows
+without gaps inside; c = a b, or c += a b; `may_round`: operands may be rounded to TF32. It needs no memory
+but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
+"""
+
+import functools
+import numbers
+from typing import NamedTuple
+
+import numpy as np
+
+from lowlevel.axes import span
+from lowlevel.cpu import copy as host_copies
+
+from . import copies, layout
+
+_MAX_GRID = 2**31 - 1
+
+
+class KernelDevice:
+    """Launches and copies of a device that runs CUDA kernels, which come from a loader.Library."""
+
+    def __init__(self, library):
+        self._library = library
+
+    def launch(self, kernel, n_blocks, arguments, shared_mem=0):
+        """Run a kernel over a grid of one axis, in the order of the device's other work.
+
+        Parameters
+        ----------
+        kernel : instances.Kernel
+        n_blocks : int
+        arguments : sequence
+            Arrays of this device for pointers (None: null), int or float for scalars, 0-d structured
+            NumPy arrays for structures, each as the kernel's `parameters` say.
+        shared_mem : int
+            Bytes of dynamic shared memory.
+
+        Raises
+        ------
+        TypeError, ValueError, OverflowError
+            Before anything runs: arguments that do not fit, or a grid that no device takes.
+        """
+        if not 1 <= n_blocks <= _MAX_GRID:
+            raise ValueError(
+                f"{kernel.name}: a grid of {n_blocks} blocks; 1 to {_MAX_GRID} will do"
+            )
+        parameters = _parsed(kernel.parameters)
+        if len(arguments) != len(parameters):
+            raise TypeError(
+                f"{kernel.name}: {len(arguments)} arguments for {len(parameters)} parameters"
+            )
+        checked = []
+        try:
+            for parameter, argument in zip(parameters, arguments, strict=True):
+                if parameter.is_array:
+                    checked.append(self._array_argument(parameter, argument))
+                else:
+                    checked.append(_scalar(parameter, argument))
+        except (TypeError, ValueError, OverflowError) as error:
+            where = f"{kernel.name}: argument {len(checked)}"
+            raise type(error)(f"{where}: {error}") from None
+        arguments = tuple(checked)
+        function = self._library.function(kernel)
+        self.start(function, (n_blocks,), (kernel.block,), arguments, shared_mem)
+
+    def runs(self, kernel):
+        """Whether the device has the instructions that a kernel wants."""
+        return kernel.architecture in (None, self.architecture)
+
+    def _array_argument(self, parameter, argument):
+        if argument is None:
+            return None
+        if self.address(argument) is None:
+            raise TypeError(f"expected an array on {self.name}, got {type(argument).__name__}")
+        if not parameter.is_const and not self.writable(argument):
+            raise ValueError("the array is read-only")
+        dtype, given = parameter.dtype, argument.dtype
+        if dtype is None or given == dtype:
+            return argument
+        # 16-bit floats go as their bits, nothing else is reinterpreted.
+        if dtype == np.uint16 and _is_16_bit_float(given):
+            return argument.view(np.uint16)
+        raise TypeError(f"expected {dtype}, got {given}")
+
+    def copy(self, target, source):
+        copies.copy(self, target, source)
+
+    def join(self, target, sources, axis):
+        copies.join(self, target, sources, axis)
+
+    def overlap(self, first, second):
+        low, high = span(self.address(first), first)
+        other_low, other_high = span(self.address(second), second)
+        if high <= other_low or other_high <= low:
+            return False
+        return host_copies.overlap(self._shadow(first), self._shadow(second))
+
+    def overlaps_itself(self, array):
+        return host_copies.overlaps_itself(array)
+
+    def resolve_n_threads(self, n_threads):
+        """How many multiprocessors attention plans for; `n_threads` None: all there are."""
+        if n_threads is None:
+            return self.n_multiprocessors
+        if isinstance(n_threads, bool) or not isinstance(n_threads, numbers.Integral):
+            raise TypeError(f"n_threads: expected an int >= 1 or None, got {n_threads!r}")
+        if n_threads < 1:
+            raise ValueError(f"n_threads: expected an int >= 1 or None, got {n_threads}")
+        return int(n_threads)
+
+    @property
+    def plan_limits(self):
+        """What plans go by besides sizes and `n_threads` (see `lowlevel.attention.plan`)."""
+        return self.max_shared_bytes, self.architecture
+
+    planner = (
+        layout  # tiles and scratch of attention, pure arithmetic (see `lowlevel.attention.plan`)
+    )
+
+    @property
+    def attention(self):
+        """``run(plan, operands, scratch)``."""
+        from . import attention
+
+        return attention
+
+    def _shadow(self, array):
+        """A NumPy array with the same addresses, for questions about them: never to be read."""
+        return np.asarray(_Shadow(self.address(array), array))
+
+
+class _Shadow:
+    def __init__(self, address, array):
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, True),
+            "shape": array.shape,
+            "strides": array.strides,
+            "typestr": f"|V{array.dtype.itemsize}",
+        }
+
+
+class _Parameter(NamedTuple):
+    """What a kernel's parameter takes."""
+
+    is_array: bool
+    is_const: bool  # only read
+    dtype: np.dtype | None  # None: any
+    least: int  # of an integer
+    most: int
+
+
+@functools.cache
+def _parsed(parameters):
+    """The `_Parameter` of each code of a kernel's `parameters`."""
+    return tuple(map(_parsed_one, parameters))
+
+
+def _parsed_one(parameter):
+    code = parameter.removeprefix("const ")
+    if code.endswith("*"):
+        dtype = None if code == "V*" else np.dtype(code[:-1])
+        return _Parameter(True, code != parameter, dtype, 0, 0)
+    dtype = np.dtype(code)
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    return _Parameter(False, True, dtype, limits and limits.min, limits and limits.max)
+
+
+@functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
+def _is_16_bit_float(dtype):
+    return dtype.name in ("float16", "bfloat16")
+
+
+def _scalar(parameter, value):
+    dtype = parameter.dtype
+    if dtype.kind == "V":
+        if not isinstance(value, np.ndarray) or value.ndim or value.nbytes != dtype.itemsize:
+            raise TypeError(f"expected a 0-d structure of {dtype.itemsize} bytes")
+        return value.view(dtype)  # its bytes: CuPy would look at each field
+    is_integer = dtype.kind in "iu"
+    if type(value) is not int and not _is_number(value, is_integer):
+        raise TypeError(f"expected a number for {dtype}, got {value!r}")
+    if is_integer and not parameter.least <= value <= parameter.most:
+        raise OverflowError(f"{value} does not fit {dtype}")
+    return dtype.type(value)
+
+
+def _is_number(value, is_integer):
+    kinds = (int, np.integer) if is_integer else (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_))

@@ -1,0 +1,1 @@
+"""Blocks to floats, a file a format; `runs.py` and `writers.py` are what formats share."""

@@ -1,0 +1,1 @@
+"""Products with weights straight from their blocks: plan, layouts, kernels a form."""

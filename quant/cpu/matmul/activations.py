@@ -1,0 +1,195 @@
+"""Rows of float32 activations -> signed bytes with a scale per block of weights.
+
+A row's block of x is stored as q = round(x * 127 / amax), scale amax / 127, as ggml's Q8_0 (blocks
+of 32) and Q8_K (blocks of 256) do. Rows are interleaved in groups of `width` columns: dword i of
+column c stands at ``4 * (i * width + c)``, so that a tile reads them one after the other.
+
+Not finite: a block of x with a NaN or an infinity gets the scale NaN, so that the whole output row
+becomes NaN. A block whose largest value is below 2**-100 counts as zero.
+"""
+
+import numpy as np
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+
+from . import lanes
+from .layouts import Job
+
+# Places of fields in a Job; the addresses are its last.
+N_FIELDS, FIRST_ADDRESS = len(Job._fields), Job._fields.index("x_rows")
+ROW_STRIDE, N_GROUPS, N_TASKS, N_PANELS = map(
+    Job._fields.index, ("row_stride", "n_groups", "n_tasks", "n_panels")
+)
+# What `begin` is to do with x.
+QUANTISE, COPY = 1, 2
+
+_SMALLEST = np.float32(2.0**-100)
+
+
+@kernel(inline=True)
+def _scale_of(x, n_weights):
+    """The scale of a block of x: amax / 127, 0 if all is (nearly) zero, NaN if not finite."""
+    largest = simd.splat(np.float32(0))
+    check = simd.splat(np.float32(0))
+    for i in range(n_weights // 16):
+        v = lanes.load_at_f32(x + i * 64)
+        largest = simd.maximum(simd.absolute(v), largest)
+        check += v - v  # NaN from NaN and infinities
+    amax = simd.max_lanes(largest) + simd.sum_lanes(check)
+    if amax < _SMALLEST:
+        return np.float32(0)
+    return amax / np.float32(127)
+
+
+@kernel(inline=True)
+def _put_digits(at, stride, bits, index, total):
+    """Sum number `index` as high and low digit, `bits` of them low, at byte `index` of each."""
+    here = at + (index >> 2) * stride + (index & 3)
+    lanes.put(here, np.uint8(total >> bits))
+    lanes.put(here + 4 * stride, np.uint8(total & ((1 << bits) - 1)))
+
+
+@kernel(inline=True)
+def quantise_block(x, column, width, job, q, scales, starts):
+    """One block of one row of x.
+
+    x : address of the floats; column, width : its place in its group.
+    q, scales, starts : addresses of the group's bytes, scales and starting sums for this block.
+    """
+    stride = 4 * width
+    scale = _scale_of(x, job.block_weights)
+    inverse = np.float32(0)
+    if scale > np.float32(0):
+        inverse = np.float32(1) / scale
+    finite = scale == scale
+    factor = simd.splat(inverse)
+    q += 4 * column
+    start_at = starts + 4 * column
+    mins_at = q + (job.block_weights // 4) * stride
+    min_steps, min_bits = job.min_run // 16, 4 + job.min_run // 32
+    if min_steps == 2:  # eight sums in sixteen places
+        for i in range(2, 4):
+            lanes.put(mins_at + i * stride, np.int32(0))
+            lanes.put(mins_at + (4 + i) * stride, np.int32(0))
+    zero = simd.splat(0)
+    segment_sums, segment_left = zero, job.segment_steps
+    min_sums, min_left, min_index = zero, min_steps, np.int64(0)
+    for step in range(job.block_weights // 16):
+        values = zero
+        if finite:
+            values = simd.to_i32(simd.round_even(lanes.load_at_f32(x + step * 64) * factor))
+        lanes.put_bytes(q + step * 4 * stride, stride, values)
+        segment_sums += values
+        segment_left -= 1
+        if segment_left == 0:
+            lanes.put(start_at, np.int32(simd.sum_lanes(segment_sums) * -job.shift))
+            start_at += stride
+            segment_sums, segment_left = zero, job.segment_steps
+        min_sums += values
+        min_left -= 1
+        if min_left == 0:
+            total = np.int64(simd.sum_lanes(min_sums))
+            _put_digits(mins_at, stride, min_bits, min_index, total)
+            min_sums, min_left, min_index = zero, min_steps, min_index + 1
+    for _ in range(job.n_min_segments):
+        lanes.put(start_at, np.int32(0))
+        start_at += stride
+    for i in range(job.n_segments + job.n_min_segments):
+        lanes.put(scales + i * stride + 4 * column, scale)
+
+
+@kernel(inline=True)
+def _quantise_group(job, group):
+    n_blocks = job.columns // job.block_weights
+    column_bytes = n_blocks * job.panel_bytes
+    column_scales = n_blocks * job.n_scales * 4
+    slot = lanes.load_int64(job.groups + 16 * group)
+    width = lanes.load_int64(job.groups + 16 * group + 8)
+    for column in range(width):
+        x = lanes.load_int64(job.x_rows + 8 * (slot + column))
+        for block in range(n_blocks):
+            scales_at = slot * column_scales + block * job.n_scales * 4 * width
+            quantise_block(
+                x + block * job.block_weights * 4,
+                column,
+                width,
+                job,
+                job.x_bytes + slot * column_bytes + block * job.panel_bytes * width,
+                job.x_scales + scales_at,
+                job.x_starts + scales_at,
+            )
+
+
+@kernel
+def quantise(job_at, counter, max_tasks):
+    """Quantise groups of rows until none is left or `max_tasks` are done; whether more are left."""
+    job = lanes.load_job(job_at)
+    for _ in range(max_tasks):
+        group = simd.take_task(counter, 1)
+        if group >= job.n_groups:
+            return False
+        _quantise_group(job, group)
+    return True
+
+
+@kernel(inline=True)
+def _copy(source, n, target):
+    for i in range(n):
+        lanes.put(target + 8 * i, lanes.load_int64(source + 8 * i))
+
+
+@kernel
+def begin(
+    scratch, template, tables, x, x_stride, out, out_stride, weights, stride, row_stride, now
+):
+    """Write the job, at `scratch`, and the tables that the products read.
+
+    All arguments are int64, which cost the least to pass.
+
+    Parameters
+    ----------
+    scratch, template
+        Addresses; the template is `MatmulPlan.job`.
+    tables
+        Address of what `Tables` holds.
+    x, x_stride, out, out_stride
+        Address and row stride of x and of the output.
+    weights, stride, row_stride
+        Address and stride of the matrices, and of their rows.
+    now
+        `QUANTISE` everything too, or `COPY` the one row of x to `Job.x_bytes` and use it there.
+    """
+    n_slots, n_groups = lanes.load_int64(tables), lanes.load_int64(tables + 8)
+    n_matrices = lanes.load_int64(tables + 16)
+    sources = tables + 24
+    groups = sources + 8 * n_slots
+    ends = groups + 16 * n_groups
+    experts = ends + 8 * n_matrices
+    _copy(template, N_FIELDS, scratch)
+    for i in range(FIRST_ADDRESS, N_FIELDS):
+        lanes.put(scratch + 8 * i, scratch + lanes.load_int64(template + 8 * i))
+    lanes.put(scratch + 8 * ROW_STRIDE, row_stride)
+    lanes.put(scratch + 8 * N_GROUPS, n_groups)
+    n_panels = lanes.load_int64(template + 8 * N_PANELS)
+    lanes.put(scratch + 8 * N_TASKS, n_panels * n_matrices)
+    job = lanes.load_job(scratch)
+    for i in range(n_slots):
+        source = lanes.load_int64(sources + 8 * i)
+        lanes.put(job.x_rows + 8 * i, x + source * x_stride)
+        lanes.put(job.out_rows + 8 * i, out + source * out_stride)
+    _copy(groups, 2 * n_groups, job.groups)
+    start = np.int64(0)
+    for i in range(n_matrices):
+        end = lanes.load_int64(ends + 8 * i)
+        lanes.put(job.matrices + 24 * i, weights + lanes.load_int64(experts + 8 * i) * stride)
+        lanes.put(job.matrices + 24 * i + 8, start)
+        lanes.put(job.matrices + 24 * i + 16, end)
+        start = end
+    if now == COPY:
+        for k in range(job.columns):
+            lanes.put(job.x_bytes + 4 * k, lanes.load_f32(x + 4 * k))
+        lanes.put(job.x_rows, job.x_bytes)
+    if now == QUANTISE:
+        for group in range(n_groups):
+            _quantise_group(job, group)

@@ -1,0 +1,226 @@
+"""What a product takes: its scratch, section by section, and how columns are grouped.
+
+Everything here follows from shapes alone (never from the values in `experts`), so that the plan
+can be made before there is any data and equals what the call takes to the byte.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from .layouts import (
+    BYTE_CHUNK,
+    FLOAT_CHUNK,
+    FLOAT_PIECE,
+    LANES,
+    LAYOUTS,
+    ROWS,
+    VECTORS,
+    WIDTHS,
+    Job,
+    PanelLayout,
+)
+
+# Below this many multiply-adds (plus the cost of unpacking) per worker a helper thread is not
+# worth waking up.
+_WORTH_A_WORKER = 1 << 21
+_UNPACK_COST = 8
+_CACHE_LINE = 64
+_FLOAT_LAYOUT = PanelLayout(1, 0, 0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class MatmulPlan:
+    """What a call takes and does.
+
+    Attributes
+    ----------
+    name : str
+        The format's.
+    exact : bool
+        Whether x stays float32.
+    copies_x : bool
+        Whether the row of x is copied to where cache lines begin: one load in two would span two.
+    n_workers : int
+    job : numpy.ndarray of int64
+        A `Job` but for what only the call knows (0 here); addresses are offsets into the scratch.
+    scratch_bytes : int
+    """
+
+    name: str
+    exact: bool
+    copies_x: bool
+    n_workers: int
+    job: np.ndarray
+    scratch_bytes: int
+
+    @functools.cached_property
+    def job_address(self):
+        return self.job.ctypes.data
+
+
+def uses_floats(name, exact):
+    """Whether x stays float32: asked for, or a float format."""
+    return exact or name not in LAYOUTS
+
+
+def tail_width(n_rest):
+    """The narrowest group that holds `n_rest` columns."""
+    return next(width for width in WIDTHS if width >= n_rest)
+
+
+def _slots(n_columns):
+    """Columns of all groups of a matrix, with those that pad the last group."""
+    whole, rest = divmod(n_columns, WIDTHS[-1])
+    return whole * WIDTHS[-1] + (tail_width(rest) if rest else 0)
+
+
+def _most_padding(n, n_matrices):
+    """The most columns that can pad groups when n columns are spread over the matrices."""
+    padding = {rest: tail_width(rest) - rest for rest in range(1, WIDTHS[-1])}
+    padded = [rest for rest, pad in padding.items() if pad]
+    if not padded:
+        return 0
+    return max(padding.values()) * min(n_matrices, n // min(padded))
+
+
+@functools.lru_cache(maxsize=512)
+def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
+    """The `MatmulPlan` of n rows of x times (n_experts,) n_rows x columns weights of a format.
+
+    n_experts : int or None
+        None for a plain matrix.
+    """
+    widest = WIDTHS[-1]
+    if n_experts is None:
+        n_matrices, n_slots, n_groups = 1, _slots(n), -(-n // widest)
+    else:  # whichever experts the rows go to
+        n_matrices = min(n_experts, n)
+        n_slots = n + _most_padding(n, n_experts)
+        n_groups = min(n, n // widest + n_matrices)
+    n_panels = -(-n_rows // ROWS)
+    work = n_panels * ROWS * columns * (n + n_matrices * _UNPACK_COST)
+    n_workers = max(1, min(n_threads, n_panels * n_matrices, work // _WORTH_A_WORKER))
+    exact = uses_floats(block.name, exact)
+    copies_x = block.is_float and n == 1
+    sizes = {
+        "job": 8 * len(Job._fields),
+        "x_rows": 8 * n_slots,
+        "out_rows": 8 * n_slots,
+        "groups": 16 * n_groups,
+        "matrices": 24 * n_matrices,
+    }
+    if exact:
+        chunk, piece = FLOAT_CHUNK, FLOAT_PIECE if block.is_float else block.block_weights
+        panel = ROWS * 4 * chunk + _spare_bytes(block)
+        sizes["x_bytes"] = 4 * columns if copies_x else 0
+    else:
+        layout = LAYOUTS[block.name]
+        chunk, piece = BYTE_CHUNK, block.block_weights
+        panel = ROWS * (layout.panel_bytes + 4 * layout.n_scales) * (chunk // piece)
+        n_blocks = columns // block.block_weights
+        sizes["x_bytes"] = n_slots * n_blocks * layout.panel_bytes
+        sizes["x_scales"] = sizes["x_starts"] = n_slots * n_blocks * layout.n_scales * 4
+    worker_bytes = 8 * ROWS + panel
+    sizes["workers"] = n_workers * worker_bytes
+    sections, at = {}, 0
+    for name, size in sizes.items():
+        sections[name] = at
+        at += -(-size // _CACHE_LINE) * _CACHE_LINE
+    known = dict(
+        columns=columns,
+        piece=piece,
+        chunk=chunk,
+        n_rows=n_rows,
+        piece_bytes=piece // block.block_weights * block.block_bytes,
+        worker_bytes=worker_bytes,
+        n_panels=n_panels,
+        vectors=VECTORS,
+    )
+    layout = LAYOUTS.get(block.name, _FLOAT_LAYOUT)
+    fields = [known.get(f, sections.get(f, getattr(layout, f, 0))) for f in Job._fields]
+    return MatmulPlan(block.name, exact, copies_x, n_workers, np.array(fields, np.int64), at)
+
+
+def _spare_bytes(block):
+    """Memory for one unpacked block of 16 rows."""
+    layout = LAYOUTS.get(block.name)
+    if layout is None:
+        return 0
+    return LANES * (layout.panel_bytes + 4 * layout.n_scales)
+
+
+class Tables:
+    """Which columns are multiplied with which matrices, in the form that `activations.begin` reads.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Columns of each matrix, none of them 0.
+    experts : sequence of int
+        The matrices.
+    order : numpy.ndarray of int64, optional
+        The row of x for each column; None: the same.
+
+    Attributes
+    ----------
+    n_slots, n_groups, n_matrices : int
+    address : int
+        Of int64: these three, the row of x for each slot, first slot and width of each group, the
+        end of each matrix's groups, the matrices.
+    """
+
+    def __init__(self, counts, experts, order=None):
+        sources, groups, ends = group_columns(counts)
+        if order is not None:
+            sources = order[sources]
+        self.n_slots, self.n_groups, self.n_matrices = sizes = len(sources), len(groups), len(ends)
+        parts = [
+            np.asarray(part, np.int64).ravel() for part in (sizes, sources, groups, ends, experts)
+        ]
+        self._data = np.concatenate(parts)
+        self.address = self._data.ctypes.data
+
+
+@functools.lru_cache(maxsize=64)
+def tables_of_one(n):
+    """`Tables` of a plain matrix, kept: most calls are of few sizes."""
+    return Tables([n], [0])
+
+
+def group_columns(counts):
+    """Groups of the columns of each matrix, which lie one matrix after the other.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Columns of each matrix, none of them 0.
+
+    Returns
+    -------
+    sources : numpy.ndarray of int64
+        For each slot its column; a slot that pads a group repeats the last one.
+    groups : numpy.ndarray of int64, (n_groups, 2)
+        First slot and width of each.
+    ends : numpy.ndarray of int64
+        Where the groups of each matrix end.
+    """
+    widest = WIDTHS[-1]
+    sources, groups, ends = [], [], []
+    slot = column = n_groups = 0
+    for count in counts:
+        whole, rest = divmod(int(count), widest)
+        width = tail_width(rest) if rest else 0
+        n_slots = whole * widest + width
+        sources.append(np.minimum(np.arange(n_slots), count - 1) + column)
+        starts = np.arange(slot, slot + n_slots, widest, dtype=np.int64)
+        widths = np.full(starts.size, widest, np.int64)
+        if rest:
+            widths[-1] = width
+        groups.append(np.stack([starts, widths], axis=1))
+        n_groups += starts.size
+        ends.append(n_groups)
+        slot += n_slots
+        column += count
+    return np.concatenate(sources), np.concatenate(groups), np.array(ends)

@@ -1,0 +1,1 @@
+"""Floats to blocks, the bytes that ggml makes, a file a format."""

@@ -1,0 +1,112 @@
+"""float32 -> Q4_K: d and dmin (half), 8 scales and minima of 6 bits, 128 bytes of nibbles."""
+
+import numpy as np
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+
+from .lanes import LANES, clamped_int, nearest_int, read_lanes, write_half
+from .search import search_scale_and_minimum
+
+BLOCK_WEIGHTS, BLOCK_BYTES = 256, 144
+_SUB_BLOCK = 32
+_PER_BLOCK = BLOCK_WEIGHTS // _SUB_BLOCK
+_DMIN, _SCALES, _LEVELS = 2, 4, 16
+_ZERO = np.float32(0.0)
+
+
+@kernel(inline=True)
+def _error_weights(x, weights):
+    """|x| plus the root mean square of its sub-block."""
+    total = simd.splat(_ZERO)
+    for i in range(_SUB_BLOCK):
+        v = simd.load_f32x16(x, LANES * i)
+        total += v * v
+    mean = simd.square_root(total * (1.0 / _SUB_BLOCK))
+    for i in range(_SUB_BLOCK):
+        v = simd.load_f32x16(x, LANES * i)
+        simd.store(weights, LANES * i, mean + simd.absolute(v))
+
+
+@kernel(inline=True)
+def _six_bits(values, first, multiples, out, offset):
+    """8 non-negative values as 6-bit multiples of one half, which is stored at `offset`.
+
+    ``values[first : first + 8]`` become ``multiples[first : first + 8]`` (int32); returns the
+    half's value.
+    """
+    largest = _ZERO
+    for lane in range(first, first + _PER_BLOCK):
+        largest = max(largest, values[lane])
+    inverse = np.float32(63.0) / largest if largest > _ZERO else _ZERO
+    # All 16 lanes are stored; the second super-block's come again with its own factor.
+    rounded = nearest_int(simd.splat(inverse) * simd.load_f32x16(values, 0)) & 255
+    rounded = simd.minimum(rounded, simd.splat(63))
+    for lane in range(first, first + _PER_BLOCK):
+        multiples[lane] = simd.extract(rounded, lane)
+    return write_half(out, offset, largest / np.float32(63.0))
+
+
+@kernel(inline=True)
+def _write_scales(out, offset, scales, minima, first):
+    """Pack 8 scales and 8 minima of 6 bits in 12 bytes: the second four share their high bits."""
+    for i in range(4):
+        scale, minimum = scales[first + i], minima[first + i]
+        late_scale, late_minimum = scales[first + 4 + i], minima[first + 4 + i]
+        out[offset + i] = scale | late_scale >> 4 << 6
+        out[offset + 4 + i] = minimum | late_minimum >> 4 << 6
+        out[offset + 8 + i] = (late_scale & 15) | (late_minimum & 15) << 4
+
+
+@kernel(inline=True)
+def _write_nibbles(out, offset, levels, first):
+    """Byte ``32 * pair + i``: weight i of two consecutive sub-blocks."""
+    for pair in range(4):
+        lane = first + 2 * pair
+        for i in range(_SUB_BLOCK):
+            k = LANES * i + lane
+            out[offset + _SUB_BLOCK * pair + i] = levels[k] | levels[k + 1] << 4
+
+
+@kernel(allocates=True)
+def quantize_q4_k(address, n_blocks, out):
+    """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 144 a block).
+
+    Two super-blocks at a time fill the 16 lanes; the lanes of a missing one hold zeros.
+    """
+    x = np.empty(2 * BLOCK_WEIGHTS, np.float32)
+    weights = np.empty(2 * BLOCK_WEIGHTS, np.float32)
+    work = np.empty(2 * BLOCK_WEIGHTS, np.float32)
+    levels = np.empty(2 * BLOCK_WEIGHTS, np.int32)
+    scales, minima = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    scale_bits, minimum_bits = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
+    step, shift = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    for block in range(0, n_blocks, 2):
+        n_here = min(2, n_blocks - block)
+        read_lanes(x, address, block * BLOCK_WEIGHTS, _SUB_BLOCK, _PER_BLOCK * n_here)
+        _error_weights(x, weights)
+        scale, low, inverse, base = search_scale_and_minimum(
+            x, weights, work, _SUB_BLOCK, 15, -1.0, 20, False
+        )
+
+        simd.store(scales, 0, scale)
+        simd.store(minima, 0, simd.negate(low))
+        for part in range(n_here):
+            o, first = (block + part) * BLOCK_BYTES, _PER_BLOCK * part
+            d = _six_bits(scales, first, scale_bits, out, o)
+            dmin = _six_bits(minima, first, minimum_bits, out, o + _DMIN)
+            _write_scales(out, o + _SCALES, scale_bits, minimum_bits, first)
+            for lane in range(first, first + _PER_BLOCK):
+                step[lane] = d * np.float32(scale_bits[lane])
+                shift[lane] = dmin * np.float32(minimum_bits[lane])
+
+        steps, shifts = simd.load_f32x16(step, 0), simd.load_f32x16(shift, 0)
+        is_zero = steps == _ZERO
+        for i in range(_SUB_BLOCK):
+            v = simd.load_f32x16(x, LANES * i)
+            # A sub-block whose scale came out 0 keeps the levels of the search.
+            level = simd.select(is_zero, inverse * (v - base), (v + shifts) / steps)
+            simd.store(levels, LANES * i, clamped_int(level, 0, 15))
+        for part in range(n_here):
+            o = (block + part) * BLOCK_BYTES
+            _write_nibbles(out, o + _LEVELS, levels, _PER_BLOCK * part)

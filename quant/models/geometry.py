@@ -1,0 +1,490 @@
+"""Sizes of models: the attention geometry of any model file, and named geometries as data.
+
+Shapes follow NumPy, slowest axis first: a matrix is (rows = outputs, columns = inputs).
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .architectures import LATENT, architecture_of, refuse_unmodelled_keys, windowed_layers
+
+ARCHITECTURES = ("llama", "deepseek2")
+# llama.cpp's llama_expert_gating_func_type
+EXPERT_GATING = {"softmax": 1, "sigmoid": 2}
+MLA_FORMS = ("split", "fused", "both")
+# The largest that each size may be: far more than any model has, little enough that a file of it is either
+# written a few MiB at a time or refused for its size. (n_vocab: what the tokenizer can name, model_metadata.)
+MOST = {
+    "n_layer": 4096,
+    "n_layer_dense": 4096,
+    "n_embd": 2**20,
+    "n_head": 2**16,
+    "n_head_kv": 2**16,
+    "d_k": 2**12,
+    "d_v": 2**12,
+    "n_rot": 2**12,
+    "q_lora_rank": 2**20,
+    "kv_lora_rank": 2**13,
+    "n_ff": 2**20,
+    "n_ff_expert": 2**20,
+    "n_expert": 2**12,
+    "n_expert_used": 2**12,
+    "n_expert_shared": 2**8,
+    "context_length": 2**31 - 1,
+}
+
+
+@dataclass(frozen=True)
+class AttentionGeometry:
+    """What a plan of the attention needs to know of a model.
+
+    With MLA (`kv_lora_rank` set) the sizes are those of the decompressed form: `n_head_kv` equals
+    `n_head`, `d_k` and `d_v` are per head; the absorbed form is one key/value head of
+    `d_k_latent` and `kv_lora_rank`.
+
+    Attributes
+    ----------
+    architecture : str
+    n_layer, n_embd, context_length : int
+    n_head, n_head_kv : int or tuple of int
+        One number, or one per layer where layers differ.
+    d_k, d_v : int
+        Head sizes of keys and values.
+    n_rot : int
+        Dimensions of a head that RoPE turns.
+    kv_lora_rank : int or None
+        Width of the latent of MLA; None without MLA.
+    window : int or tuple of int
+        Keys that a layer sees, for each layer where they differ; 0: all.
+    d_k_window, d_v_window : int or None
+        Head sizes of the layers with a window, where they are others.
+    n_predictor : int
+        Layers behind the `n_layer` that predict further tokens (NextN): no part of a plain pass.
+    """
+
+    architecture: str
+    n_layer: int
+    n_embd: int
+    context_length: int
+    n_head: int | tuple
+    n_head_kv: int | tuple
+    d_k: int
+    d_v: int
+    n_rot: int
+    kv_lora_rank: int | None = None
+    window: int | tuple = 0
+    d_k_window: int | None = None
+    d_v_window: int | None = None
+    n_predictor: int = 0
+
+    @property
+    def is_mla(self):
+        return self.kv_lora_rank is not None
+
+    @property
+    def no_heads(self):
+        """The message where no layer has attention heads."""
+        return (
+            f"no layer has attention heads with K and V: '{self.architecture}.attention.head_count' is "
+            f"{self.n_head} and '{self.architecture}.attention.head_count_kv' {self.n_head_kv} "
+            "(an architecture without attention?)"
+        )
+
+    @property
+    def d_k_latent(self):
+        """Width of a cached MLA row, RoPE part included; None without MLA."""
+        return self.kv_lora_rank + self.n_rot if self.is_mla else None
+
+    @classmethod
+    def from_metadata(cls, metadata):
+        """Read the geometry from a model file's metadata (any mapping of GGUF keys to values).
+
+        Raises
+        ------
+        ValueError
+            A key is missing or makes no sense; the message names it.
+        """
+        architecture = metadata.get("general.architecture")
+        if not isinstance(architecture, str):
+            raise ValueError(f"metadata 'general.architecture' is {architecture!r}, not a name")
+        keys = _Keys(metadata, architecture)
+        n_block = keys.count("block_count")
+        if n_block > MOST["n_layer"]:
+            raise ValueError(
+                f"metadata '{architecture}.block_count' is {n_block}; at most {MOST['n_layer']} layers can be read"
+            )
+        n_predictor = keys.count("nextn_predict_layers", 0)
+        if n_predictor >= n_block:
+            raise ValueError(
+                f"metadata '{architecture}.nextn_predict_layers' is {n_predictor}, of {n_block} layers"
+            )
+        n_layer = n_block - n_predictor
+        n_embd = keys.count("embedding_length")
+        n_head = keys.count_or_per_layer("attention.head_count", n_layer)
+        n_head_kv = keys.count_or_per_layer("attention.head_count_kv", n_layer, n_head)
+        traits = architecture_of(architecture)
+        refuse_unmodelled_keys(metadata, architecture)
+        kv_lora_rank = keys.count("attention.kv_lora_rank", 0) or None
+        if traits.cache != LATENT:
+            kv_lora_rank = None
+        head_size = n_embd // max(1, n_head if isinstance(n_head, int) else max(n_head))
+        d_k = keys.count("attention.key_length", head_size)
+        d_v = keys.count("attention.value_length", head_size)
+        if kv_lora_rank is not None:
+            # Newer files give the absorbed sizes (576, 512) here and these beside them;
+            # older ones, without them, give the decompressed sizes.
+            d_k = keys.count("attention.key_length_mla", d_k)
+            d_v = keys.count("attention.value_length_mla", d_v)
+            n_head_kv = n_head
+        return cls(
+            architecture=architecture,
+            n_layer=n_layer,
+            n_embd=n_embd,
+            context_length=keys.count("context_length"),
+            n_head=n_head,
+            n_head_kv=n_head_kv,
+            d_k=d_k,
+            d_v=d_v,
+            n_rot=keys.count("rope.dimension_count", d_k),
+            kv_lora_rank=kv_lora_rank,
+            window=keys.windows(traits, n_layer),
+            d_k_window=keys.count("attention.key_length_swa", 0) or None,
+            d_v_window=keys.count("attention.value_length_swa", 0) or None,
+            n_predictor=n_predictor,
+        )
+
+
+class _Keys:
+    """Checked access to one architecture's numbers in the metadata."""
+
+    def __init__(self, metadata, architecture):
+        self.metadata = metadata
+        self.architecture = architecture
+
+    def _get(self, name, default):
+        key = f"{self.architecture}.{name}"
+        value = self.metadata.get(key, default)
+        if value is None:
+            raise ValueError(f"metadata {key!r} is missing")
+        return key, value
+
+    def count(self, name, default=None):
+        key, value = self._get(name, default)
+        lowest = 1 if default is None else 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            raise ValueError(f"metadata {key!r} is {value!r}, not a count of at least {lowest}")
+        return value
+
+    def count_or_per_layer(self, name, n_layer, default=None):
+        key, value = self._get(name, default)
+        if isinstance(value, int):
+            return self.count(name, default)
+        if isinstance(value, tuple):
+            return value
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+            raise ValueError(f"metadata {key!r} is {value!r}, not a count nor an array of counts")
+        if len(value) < n_layer or value.min() < 0:
+            raise ValueError(
+                f"metadata {key!r} has {len(value)} counts from {value.min(initial=0)}; "
+                f"{n_layer} layers need {n_layer} of at least 0"
+            )
+        return _one_or_all(tuple(value[:n_layer].tolist()))
+
+    def windows(self, traits, n_layer):
+        """Keys that each layer sees, 0: all; one number where layers are alike.
+
+        Files name the window, and some the pattern: a period, or for each layer whether it has one.
+        """
+        window = self.count("attention.sliding_window", traits.window_default)
+        key, pattern = self._get("attention.sliding_window_pattern", traits.window_period)
+        if traits.ignores_window or not window:
+            return 0
+        if not traits.window_period:
+            raise ValueError(
+                f"metadata '{self.architecture}.attention.sliding_window' is {window}: "
+                f"which layers of {self.architecture!r} have a window is not modelled here"
+            )
+        if (
+            isinstance(pattern, np.ndarray)
+            and pattern.dtype == np.bool_
+            and len(pattern) >= n_layer
+        ):
+            windowed = pattern[:n_layer].tolist()
+        elif type(pattern) is int and pattern >= 0:
+            windowed = windowed_layers(pattern, n_layer)
+        else:
+            raise ValueError(
+                f"metadata {key!r} is neither a period nor a bool for each of {n_layer} layers"
+            )
+        return _one_or_all(tuple(window if is_windowed else 0 for is_windowed in windowed))
+
+
+def _one_or_all(per_layer):
+    """One number where all layers have the same."""
+    return per_layer[0] if len(set(per_layer)) == 1 else per_layer
+
+
+@dataclass(frozen=True)
+class ModelGeometry:
+    """All sizes of a model that `make_gguf` can write. Zero: the model has no such part.
+
+    `mla_form` (deepseek2): "split" has attn_k_b and attn_v_b, one matrix a head, as current
+    llama.cpp writes and wants them; "fused" the older attn_kv_b; "both" has both, attn_k_b and
+    attn_v_b flattened to two axes, as files made for ik_llama.cpp's -mla.
+    """
+
+    name: str
+    architecture: str
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    d_k: int
+    d_v: int
+    n_rot: int
+    n_ff: int
+    n_vocab: int
+    context_length: int
+    rope_freq_base: float
+    rms_epsilon: float
+    tokenizer_pre: str
+    rope_scaling: "Yarn | Llama3Scaling | None" = None
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    mla_form: str = "split"
+    n_expert: int = 0
+    n_expert_used: int = 0
+    n_expert_shared: int = 0
+    n_ff_expert: int = 0
+    n_layer_dense: int = 0  # leading layers without experts
+    expert_weights_scale: float = 1.0
+    expert_weights_norm: bool = False
+    expert_gating: str = "softmax"
+
+    @property
+    def d_nope(self):
+        """The part of a key head that RoPE leaves alone (MLA: what is decompressed)."""
+        return self.d_k - self.n_rot
+
+    @property
+    def attention(self):
+        mla = self.kv_lora_rank > 0
+        return AttentionGeometry(
+            architecture=self.architecture,
+            n_layer=self.n_layer,
+            n_embd=self.n_embd,
+            context_length=self.context_length,
+            n_head=self.n_head,
+            n_head_kv=self.n_head if mla else self.n_head_kv,
+            d_k=self.d_k,
+            d_v=self.d_v,
+            n_rot=self.n_rot,
+            kv_lora_rank=self.kv_lora_rank if mla else None,
+        )
+
+    def resized(self, **sizes):
+        """A copy with other sizes, checked; names are those of the attributes.
+
+        Sizes that follow from another one follow it unless they are given too: where the heads
+        make up the width, `n_embd` and `n_head` follow each other and the size of a head stays,
+        or follows where both are given (`_of_whole_heads`); `n_head_kv` keeps its ratio to
+        `n_head`, fewer experts than are used are all used, and of fewer layers than were dense the
+        last one still has experts.
+
+        Raises
+        ------
+        ValueError
+            The sizes do not make a model; the message names one.
+        """
+        if not self.kv_lora_rank and self.n_embd == self.n_head * self.d_k:
+            sizes = {**self._of_whole_heads(sizes), **sizes}
+        if "n_head" in sizes and "n_head_kv" not in sizes:
+            sizes["n_head_kv"] = max(1, sizes["n_head"] * self.n_head_kv // self.n_head)
+        if "n_expert" in sizes and "n_expert_used" not in sizes:
+            sizes["n_expert_used"] = min(self.n_expert_used, sizes["n_expert"])
+        if "n_layer" in sizes and "n_layer_dense" not in sizes and self.n_expert:
+            sizes["n_layer_dense"] = max(0, min(self.n_layer_dense, sizes["n_layer"] - 1))
+        changed = dataclasses.replace(self, **sizes)
+        changed.check()
+        return changed
+
+    def _of_whole_heads(self, given):
+        """The sizes that keep n_embd = n_head d_k, and d_v and n_rot at d_k, beside those that are given.
+
+        None where there are no such whole numbers.
+        """
+        follow = {}
+        n_embd, n_head, d_k = (
+            given.get(name, getattr(self, name)) for name in ("n_embd", "n_head", "d_k")
+        )
+        if min(n_embd, n_head, d_k) < 1:
+            return follow  # `check` names the one that was given
+        if "n_embd" not in given:
+            follow["n_embd"] = n_head * d_k
+        elif "n_head" not in given and n_embd % d_k == 0:
+            follow["n_head"] = n_embd // d_k
+        elif "n_head" in given and "d_k" not in given and n_embd % n_head == 0:
+            follow["d_k"] = n_embd // n_head
+        d_k = follow.get("d_k", d_k)
+        return {
+            **{name: d_k for name in ("d_v", "n_rot") if getattr(self, name) == self.d_k},
+            **follow,
+        }
+
+    def check(self):
+        """Raise ValueError, naming the size, where the sizes do not make a model."""
+        mandatory = ("n_layer", "n_embd", "n_head", "n_head_kv", "d_k", "d_v", "n_rot", "n_vocab")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int:
+                lowest = 1 if field.name in mandatory else 0
+                if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                    raise ValueError(f"{field.name}: at least {lowest}; got {value!r}")
+                if value > MOST.get(field.name, value):
+                    raise ValueError(f"{field.name}: at most {MOST[field.name]}; got {value!r}")
+        for rule, held in (
+            (
+                f"architecture: one of {', '.join(ARCHITECTURES)}",
+                self.architecture in ARCHITECTURES,
+            ),
+            (f"mla_form: one of {', '.join(MLA_FORMS)}", self.mla_form in MLA_FORMS),
+            (
+                f"expert_gating: one of {', '.join(EXPERT_GATING)}",
+                self.expert_gating in EXPERT_GATING,
+            ),
+            ("n_head: a multiple of n_head_kv", self.n_head % self.n_head_kv == 0),
+            ("n_rot: an even number", self.n_rot % 2 == 0),
+            ("n_rot: at most d_k", self.n_rot <= self.d_k),
+            ("n_expert_used: at most n_expert", self.n_expert_used <= self.n_expert),
+        ):
+            _require(held, rule, self)
+        if self.architecture == "deepseek2":
+            has_experts = self.n_layer > self.n_layer_dense
+            all_heads = self.n_head_kv == self.n_head
+            _require(self.kv_lora_rank > 0, "kv_lora_rank: deepseek2 needs at least 1", self)
+            _require(self.d_nope > 0, "d_k: deepseek2 needs more than n_rot", self)
+            _require(
+                all_heads, "n_head_kv: deepseek2 needs n_head (all heads share a latent)", self
+            )
+            _require(self.n_layer_dense == 0 or self.n_ff > 0, "n_ff: at least 1", self)
+            for size in ("n_expert_used", "n_ff_expert"):
+                at_least_one = not has_experts or getattr(self, size) > 0
+                _require(at_least_one, f"{size}: at least 1 where layers have experts", self)
+        else:
+            _require(self.n_ff > 0, "n_ff: at least 1", self)
+            for size in ("q_lora_rank", "kv_lora_rank", "n_expert"):
+                _require(getattr(self, size) == 0, f"{size}: {self.architecture} has none", self)
+
+
+def _require(held, rule, geometry):
+    if not held:
+        raise ValueError(f"{rule}; got {getattr(geometry, rule.partition(':')[0])!r}")
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN context extension, as DeepSeek uses it."""
+
+    factor: float
+    original_context_length: int
+    log_multiplier: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """The context extension of Llama 3.1: one divisor per frequency, kept as a tensor."""
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    original_context_length: int = 8192
+
+    def divisors(self, n_rot, freq_base):
+        """float32 (n_rot / 2,): what each RoPE frequency is divided by."""
+        wavelength = 2 * math.pi * freq_base ** (np.arange(0, n_rot, 2) / n_rot)
+        turns = self.original_context_length / wavelength
+        smooth = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return (1 / ((1 - smooth) / self.factor + smooth)).astype(np.float32)
+
+
+_DEEPSEEK_V2_LITE = ModelGeometry(
+    name="deepseek-v2-lite",
+    architecture="deepseek2",
+    n_layer=27,
+    n_embd=2048,
+    n_head=16,
+    n_head_kv=16,
+    d_k=192,
+    d_v=128,
+    n_rot=64,
+    n_ff=10944,
+    n_vocab=102400,
+    context_length=163840,
+    rope_freq_base=10000.0,
+    rms_epsilon=1e-6,
+    rope_scaling=Yarn(factor=40.0, original_context_length=4096, log_multiplier=0.0707),
+    tokenizer_pre="deepseek-llm",
+    kv_lora_rank=512,
+    n_expert=64,
+    n_expert_used=6,
+    n_expert_shared=2,
+    n_ff_expert=1408,
+    n_layer_dense=1,
+)
+_DEEPSEEK_R1 = ModelGeometry(
+    name="deepseek-r1",
+    architecture="deepseek2",
+    n_layer=61,
+    n_embd=7168,
+    n_head=128,
+    n_head_kv=128,
+    d_k=192,
+    d_v=128,
+    n_rot=64,
+    n_ff=18432,
+    n_vocab=129280,
+    context_length=163840,
+    rope_freq_base=10000.0,
+    rms_epsilon=1e-6,
+    rope_scaling=Yarn(factor=40.0, original_context_length=4096, log_multiplier=0.1),
+    tokenizer_pre="deepseek-v3",
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    n_expert=256,
+    n_expert_used=8,
+    n_expert_shared=1,
+    n_ff_expert=2048,
+    n_layer_dense=3,
+    expert_weights_scale=2.5,
+    expert_weights_norm=True,
+    expert_gating="sigmoid",
+)
+_LLAMA_8B = ModelGeometry(  # Llama 3.1
+    name="llama-8b",
+    architecture="llama",
+    n_layer=32,
+    n_embd=4096,
+    n_head=32,
+    n_head_kv=8,
+    d_k=128,
+    d_v=128,
+    n_rot=128,
+    n_ff=14336,
+    n_vocab=128256,
+    context_length=131072,
+    rope_freq_base=500000.0,
+    rms_epsilon=1e-5,
+    rope_scaling=Llama3Scaling(),
+    tokenizer_pre="llama-bpe",
+)
+GEOMETRIES = {geometry.name: geometry for geometry in (_DEEPSEEK_V2_LITE, _DEEPSEEK_R1, _LLAMA_8B)}
+
+
+def named_geometry(name):
+    """The `ModelGeometry` of a name in GEOMETRIES; ValueError, with the names, for another."""
+    if isinstance(name, str) and name in GEOMETRIES:
+        return GEOMETRIES[name]
+    raise ValueError(f"geometry: one of {', '.join(GEOMETRIES)}; got {name!r}")

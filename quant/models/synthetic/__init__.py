@@ -1,0 +1,1 @@
+"""Model files of given sizes with random weights: ``kqcap make-gguf``."""

@@ -1,0 +1,52 @@
+"""Which block format each tensor of a model gets: the bulk's, but for the table's exceptions."""
+
+from gguf import GGMLQuantizationType as QType
+
+from ...formats import block_format
+
+# Always float32, as llama.cpp keeps them: they are small, and precision counts.
+F32_ROLES = ("norm", "router", "rope_freqs")
+# bulk type -> role -> type. Q2_K is as in the DeepSeek R1 file of the PR's log.
+EXCEPTIONS = {
+    QType.Q2_K: {
+        "output": QType.Q6_K,
+        "attn_v": QType.Q3_K,
+        "attn_output": QType.Q3_K,
+        "ffn_down": QType.Q3_K,
+    },
+    QType.Q3_K: {"output": QType.Q6_K},
+    QType.Q4_K: {"output": QType.Q6_K},
+    QType.Q4_0: {"output": QType.Q6_K},
+    QType.IQ4_NL: {"output": QType.Q6_K},
+}
+# Where the columns do not fill whole blocks, what comes next; a last resort is F16.
+FALLBACK = {
+    QType.Q2_K: QType.IQ4_NL,
+    QType.Q3_K: QType.IQ4_NL,
+    QType.Q4_K: QType.IQ4_NL,
+    QType.Q6_K: QType.Q8_0,
+}
+
+
+def tensor_type(spec, bulk, overrides=None, pure=False):
+    """The `BlockFormat` for one tensor.
+
+    Parameters
+    ----------
+    spec : TensorSpec
+    bulk : gguf.GGMLQuantizationType, str or BlockFormat
+        For all tensors without an exception.
+    overrides : dict of str to type, optional
+        Types by role ("output", "token_embd", "attn_v", ...), stronger than the exceptions.
+    pure : bool
+        Leave the table of exceptions out; norms and routers stay float32.
+    """
+    role = spec.kind.role
+    if role in F32_ROLES:
+        return block_format("F32")
+    bulk = block_format(bulk).qtype
+    exception = bulk if pure else EXCEPTIONS.get(bulk, {}).get(role, bulk)
+    chosen = block_format((overrides or {}).get(role, exception))
+    while spec.shape[-1] % chosen.block_weights:
+        chosen = block_format(FALLBACK.get(chosen.qtype, QType.F16))
+    return chosen

@@ -1,0 +1,97 @@
+"""A peer's process: reads requests and writes replies, one JSON object a line.
+
+Usage: ``python -m tools.bench.peers NAME``. Standard output belongs to the replies; whatever libraries
+print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+import traceback
+
+import numpy as np
+
+from . import inputs
+
+# Values of an output that are compared.
+SAMPLED_VALUES = 1 << 16
+
+
+class Server:
+    """Answers requests about one case at a time."""
+
+    def __init__(self, module):
+        self._module = module
+        self._variants = {}
+
+    def prepare(self, case, seed):
+        """Make the inputs and what runs on them; says which columns there are."""
+        self.drop()
+        data = inputs.make(case, seed)
+        made = self._module.prepare(case, data)
+        self._variants = {n: v for n, v in made.items() if not isinstance(v, str)}
+        return dict(
+            variants=list(self._variants),
+            cannot={n: v for n, v in made.items() if isinstance(v, str)},
+            digest=inputs.digest(data),
+        )
+
+    def run(self, variant, n_threads, count):
+        """Call it `count` times; returns the seconds of one: the median, lest one that the system
+        interrupted counts for all."""
+        call = self._variants[variant].call
+        self._module.set_threads(n_threads)
+        times = [time.perf_counter()]
+        for _ in range(count):
+            call(n_threads)
+            times.append(time.perf_counter())
+        return dict(seconds=statistics.median(b - a for a, b in itertools.pairwise(times)))
+
+    def output(self, variant, path):
+        """Write some values of the last result to a file; says what else there is to know."""
+        made = self._variants[variant]
+        info = made.info() if callable(made.info) else made.info
+        if made.output is not None:
+            values = np.asarray(made.output())
+            step = max(1, values.size // SAMPLED_VALUES) | 1  # odd: meets all places in a block
+            np.save(path, np.asarray(values, np.float32).reshape(-1)[::step])
+        return dict(info=info, has_output=made.output is not None)
+
+    def drop(self):
+        self._variants = {}
+        return {}
+
+
+def main():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def reply(message):
+        replies.write(json.dumps(message) + "\n")
+
+    module = importlib.import_module(f".{sys.argv[1]}", __package__)
+    try:
+        reply(dict(ready=module.describe()))
+    except ImportError as error:
+        reply(dict(missing=str(error)))
+        return
+    server = Server(module)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply(getattr(server, request.pop("do"))(**request))
+        except Exception as error:
+            traceback.print_exc()
+            reply(dict(error=f"{type(error).__name__}: {error}"))
+
+
+if __name__ == "__main__":
+    main()

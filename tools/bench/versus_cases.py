@@ -1,0 +1,287 @@
+"""What ``kqcap bench --vs`` runs, as data: kernels, sizes, and the bars they are held against."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from ..options import MIB
+
+__all__ = ["CASES", "KINDS", "Bar", "Case", "kept_pairs", "select"]
+
+KINDS = ("dequantize", "matvec", "gemm", "attention", "startup")
+# Rows of a matrix product are read from as many copies of the weight as make up this much, so that
+# no peer finds its weight in a cache.
+MATVEC_BYTES = 128 * MIB
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a measurement must reach.
+
+    Attributes
+    ----------
+    what : str
+        "speed": ours over the fastest of the columns `of`; "limit": our rate over that of the
+        machine's limits `of`; "scratch": at most `bound` bytes; "seconds": at most `bound`;
+        "imports": none of the modules `of` may be imported.
+    of : tuple of str
+    bound : float
+    goal : float, optional
+        What would be better still.
+    ours : str
+        Which of our columns it is about.
+    threads : tuple of int, optional
+        Numbers of threads that it holds for; None: any.
+    """
+
+    what: str
+    of: tuple = ()
+    bound: float = 0.0
+    goal: float | None = None
+    ours: str = "ours"
+    threads: tuple | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel on one size.
+
+    Attributes
+    ----------
+    name : str
+        Unique; what ``--only`` looks at.
+    kind : str
+        One of `KINDS`.
+    sizes : dict
+        What the kind needs to make its inputs: plain data, sent to the peers' processes.
+    limits : tuple of str
+        The machine's limits that are measured beside it; the first one is its roofline.
+    floor : str, optional
+        The limit that the work cannot be done faster than: a missed bar says what it would allow.
+    work : float
+        What one call does, in units of the first limit: bytes or floating point operations.
+    bars : tuple of Bar
+    """
+
+    name: str
+    kind: str
+    sizes: dict
+    limits: tuple = ()
+    floor: str | None = None
+    work: float = 0.0
+    bars: tuple = ()
+
+    def to_dict(self):
+        return asdict(self)
+
+
+def select(patterns):
+    """The cases whose names contain any of `patterns` (all words of it, any case); None: all.
+
+    Raises
+    ------
+    ValueError
+        A pattern that no name contains.
+    """
+    if not patterns:
+        return CASES
+    chosen = []
+    for pattern in patterns:
+        words = pattern.lower().split()
+        found = [case for case in CASES if all(word in case.name.lower() for word in words)]
+        if not found:
+            names = ", ".join(case.name for case in CASES)
+            raise ValueError(f"--only: no case has {pattern!r} in its name; there are: {names}")
+        chosen += found
+    return [case for case in CASES if case in chosen]
+
+
+def kept_pairs(n_tokens, n_kv):
+    """Pairs of a query row and a key that a causal mask keeps."""
+    return n_tokens * n_kv - n_tokens * (n_tokens - 1) // 2
+
+
+# ---------------------------------------------------------------- dequantisation and products
+
+_OUT_WEIGHTS = 64 * MIB // 4
+# Least speed over ggml's C function, where the issue sets one.
+_DEQUANTIZE_BARS = {
+    "Q2_K": 4.0,
+    "IQ4_NL": 4.0,
+    "Q3_K": 5.0,
+    "Q6_K": 5.0,
+    "Q4_K": 1.1,
+    "Q8_0": 1.1,
+    "Q4_0": None,
+    "F16": None,
+    "BF16": None,
+}
+_FLOATS = ("F16", "BF16")
+_BLOCKS = {  # bytes and weights of a block: this module imports no library
+    "Q2_K": (84, 256),
+    "IQ4_NL": (18, 32),
+    "Q3_K": (110, 256),
+    "Q6_K": (210, 256),
+    "Q4_K": (144, 256),
+    "Q8_0": (34, 32),
+    "Q4_0": (18, 32),
+    "F16": (2, 1),
+    "BF16": (2, 1),
+}
+
+
+def _weight_bytes(qtype, n_weights):
+    n_bytes, weights = _BLOCKS[qtype]
+    return n_weights // weights * n_bytes
+
+
+def _dequantize(qtype, times_ggml):
+    bars = ()
+    if times_ggml is not None:
+        bars = (
+            Bar("limit", ("fill",), 0.85, goal=0.95),
+            Bar("speed", ("ggml",), times_ggml),
+            Bar("speed", ("gguf",), 50.0),
+        )
+    return Case(
+        name=f"dequantize {qtype}",
+        kind="dequantize",
+        sizes=dict(qtype=qtype, rows=_OUT_WEIGHTS // 4096, columns=4096, copies=1),
+        limits=("fill", "traffic"),
+        floor="traffic",
+        work=4 * _OUT_WEIGHTS,
+        bars=bars,
+    )
+
+
+_MATVEC_BARS = {
+    "Q2_K": (Bar("speed", ("ggml",), 1.2, goal=1.5, threads=(2,)),),
+    "IQ4_NL": (
+        Bar("limit", ("read",), 0.9, threads=(2,)),
+        Bar("speed", ("ggml",), 1.4, goal=2.0, threads=(2,)),
+    ),
+}
+
+
+def _matvec(qtype):
+    rows, columns = 16384, 4096
+    n_bytes = _weight_bytes(qtype, rows * columns)
+    return Case(
+        name=f"matvec {qtype}",
+        kind="matvec",
+        sizes=dict(
+            qtype=qtype, rows=rows, columns=columns, n=1, copies=-(-MATVEC_BYTES // n_bytes)
+        ),
+        limits=("read",),
+        floor="read",
+        work=n_bytes,
+        bars=_MATVEC_BARS.get(qtype, ()),
+    )
+
+
+_GEMM_BARS = {
+    "Q2_K": (Bar("speed", ("ggml",), 1.2, goal=2.0, threads=(2,)),),
+    "IQ4_NL": (Bar("speed", ("ggml",), 1.8, goal=3.0, threads=(2,)),),
+}
+
+
+def _gemm(qtype):
+    n, rows, columns = 512, 2048, 2048
+    return Case(
+        name=f"gemm {qtype}",
+        kind="gemm",
+        sizes=dict(qtype=qtype, rows=rows, columns=columns, n=n, copies=1),
+        limits=("fma",) if qtype in _FLOATS else ("int8 dot",),
+        work=2 * n * rows * columns,
+        bars=_GEMM_BARS.get(qtype, ()),
+    )
+
+
+# ---------------------------------------------------------------- attention
+
+_SCRATCH = Bar("scratch", (), 2 * MIB)
+_PREFILL_BARS = (
+    Bar("speed", ("torch",), 1.25, goal=1.5),
+    # like with like: both read f16 K and V
+    Bar("speed", ("ggml",), 1.5, ours="ours f16"),
+    Bar("limit", ("sgemm",), 0.9),
+    _SCRATCH,
+)
+_MLA_BARS = (Bar("speed", ("torch expanded", "torch gqa"), 1.4, goal=2.0), _SCRATCH)
+
+
+def _not_slower(*torch_forms):
+    return (Bar("speed", torch_forms, 1.0), _SCRATCH)
+
+
+def _attention(name, heads, kv_heads, d_k, d_v, n_tokens, n_kv, bars, *, torch=(), v_in_k=False):
+    """A case; `torch`: which forms of its call are tried."""
+    is_decode = n_tokens == 1
+    flops = 2 * heads * kept_pairs(n_tokens, n_kv) * (d_k + d_v)
+    kv_bytes = 4 * kv_heads * n_kv * (d_k if v_in_k else d_k + d_v)
+    return Case(
+        name=f"attention {name} {heads}/{kv_heads} {d_k}/{d_v} u{n_tokens} n{n_kv}",
+        kind="attention",
+        sizes=dict(
+            n_head=heads,
+            n_head_kv=kv_heads,
+            d_k=d_k,
+            d_v=d_v,
+            n_tokens=n_tokens,
+            n_kv=n_kv,
+            v_in_k=v_in_k,
+            torch=torch,
+        ),
+        limits=("read",) if is_decode else ("fma", "sgemm"),
+        work=kv_bytes if is_decode else flops,
+        bars=bars,
+    )
+
+
+_MHA_FORMS = ("torch", "torch math")
+_GQA_FORMS = ("torch gqa", "torch expanded")
+
+_ATTENTION = (
+    *(
+        _attention("prefill", 16, 16, 192, 128, u, n, _PREFILL_BARS, torch=("torch",))
+        for u in (512, 2048)
+        for n in (4096, 16384)
+    ),
+    _attention(
+        "mla", 16, 1, 576, 512, 512, 4096, _MLA_BARS, torch=_GQA_FORMS, v_in_k=True
+    ),
+    _attention("20 heads", 20, 20, 192, 128, 512, 4096, _not_slower(*_MHA_FORMS), torch=_MHA_FORMS),
+    _attention("1 head", 1, 1, 192, 128, 512, 16384, _not_slower(*_MHA_FORMS), torch=_MHA_FORMS),
+    _attention("decode", 16, 16, 192, 128, 1, 16384, _not_slower(*_MHA_FORMS), torch=_MHA_FORMS),
+    _attention(
+        "decode 1 head", 1, 1, 192, 128, 1, 16384, _not_slower(*_MHA_FORMS), torch=_MHA_FORMS
+    ),
+    _attention("gqa", 32, 8, 128, 128, 512, 4096, _not_slower(*_GQA_FORMS), torch=_GQA_FORMS),
+    _attention(
+        "gqa decode", 32, 8, 128, 128, 1, 16384,
+        _not_slower(*_GQA_FORMS, "torch math"), torch=(*_GQA_FORMS, "torch math"),
+    ),
+)  # fmt: skip
+
+_STARTUP = (
+    Case(
+        name="startup import",
+        kind="startup",
+        sizes=dict(what="import"),
+        bars=(Bar("seconds", (), 0.8), Bar("imports", ("scipy",))),
+    ),
+    Case(
+        name="startup compile",
+        kind="startup",
+        sizes=dict(what="compile"),
+        bars=(Bar("seconds", (), 5.0),),
+    ),
+)
+
+CASES = (
+    *(_dequantize(qtype, times) for qtype, times in _DEQUANTIZE_BARS.items()),
+    *map(_matvec, _BLOCKS),
+    *map(_gemm, _BLOCKS),
+    *_ATTENTION,
+    *_STARTUP,
+)
