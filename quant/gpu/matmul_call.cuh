@@ -39,6 +39,7 @@ struct Group {
   int first, count;
 };
 
+// Kernels that stream have no register for it: they go through groups without rows.
 __device__ __forceinline__ int count_groups(const int* __restrict__ groups, const MatmulCall& call) {
   return call.counted ? __ldg(groups + 3 * (long long)call.n_groups) : call.n_groups;
 }

@@ -129,7 +129,7 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
   unsigned char* const slots = shared + threadIdx.x / 32 * S::kWarpBytes;
   const ptx::SharedPlace place = ptx::shared_place(slots);
   const unsigned row_tiles = (call.n_rows + S::kRows - 1) / S::kRows;
-  const unsigned n_tasks = row_tiles * count_groups(groups, call);
+  const unsigned n_tasks = row_tiles * call.n_groups;
   const unsigned step = gridDim.x * (blockDim.x / 32);
   const int n_lanes = (call.columns + kWeights - 1) / kWeights;
   const int n_chunks = (n_lanes + 31) / 32;

@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // Sorts n rows of x by the expert that each meets: order[slot] is a row, each expert's from a multiple of
 // `multiple` slots on; slots of no row are -1 where multiple > 1, else 0. The table of groups of at most
-// `width` rows gets most_groups entries at most, and how many there are behind those. A row whose expert
+// `width` rows gets most_groups entries, the last ones of no rows, and behind those how many have any. A row whose expert
 // does not exist is in no group: its row of out becomes NaN here. One block.
 template <class Id>
 __global__ void __launch_bounds__(1024)
@@ -126,6 +126,8 @@ __global__ void __launch_bounds__(1024)
     slots_before += all_slots, groups_before += all_groups;
     __syncthreads();
   }
+  for (int i = groups_before + threadIdx.x; i < most_groups; i += 1024)
+    groups[3 * i] = 0, groups[3 * i + 1] = 1, groups[3 * i + 2] = 0;
   if (threadIdx.x == 0) groups[3 * most_groups] = groups_before;
   for (int row = threadIdx.x; row < n; row += 1024) {
     const int expert = expert_of(row);
