@@ -26,8 +26,8 @@ static_assert(kWarpgroup * kFewRegisters + kConsumers * kManyRegisters <= 384 * 
 template <class Format, int kThreads, int kColumns>
 struct WgmmaTile {
   static constexpr int kProducers = kThreads - kConsumers;
-  // They take turns, a step each, so that one decodes while another waits; threads of one.
-  static constexpr int kDecoders = kThreads == 384 ? 1 : 2, kTeam = kProducers / kDecoders;
+  // They take turns in teams, a step each, so that one decodes while another waits; threads of one.
+  static constexpr int kTeam = kWarpgroup, kTeams = kProducers / kTeam;
   static constexpr int kRawBytes = kChunk / Format::kBlockWeights * Format::kBlockBytes;
   static constexpr int kPieces = (kRawBytes + 30) / 16;
   static constexpr int kRawPitch = 16 * (kPieces | 1);  // odd: neighbouring rows lie in different banks
@@ -86,11 +86,12 @@ __device__ __forceinline__ void copy_raw(unsigned char* raw, const WgmmaPlace& p
     from += 16 * piece - skew;
     ptx::SharedPlace to = ptx::shared_place(raw + first * T::kRawPitch + 16 * piece);
     const long long next = (long long)kAtOnce * call.row_stride;
-    const bool mine = 16 * piece < n_bytes + skew, more = 16 * piece + 256 < n_bytes + skew;
+    const bool mine = piece < T::kPieces && 16 * piece < n_bytes + skew, more = 16 * piece + 256 < n_bytes + skew;
 #pragma unroll 8
-    for (int i = 0; i < kTileRows / kAtOnce; ++i) {
-      if (mine && piece < T::kPieces) ptx::cp_async_16(to + i * kAtOnce * T::kRawPitch, from);
-      if (T::kPieces > 16 && more) ptx::cp_async_16(to + (i * kAtOnce * T::kRawPitch + 256), from + 256);
+    for (int i = 0; i < (kTileRows + kAtOnce - 1) / kAtOnce; ++i) {
+      const bool there = kTileRows % kAtOnce == 0 || first + i * kAtOnce < kTileRows;
+      if (there && mine) ptx::cp_async_16(to + i * kAtOnce * T::kRawPitch, from);
+      if (T::kPieces > 16 && there && more) ptx::cp_async_16(to + (i * kAtOnce * T::kRawPitch + 256), from + 256);
       from += next;
     }
     return;
@@ -156,7 +157,7 @@ struct DecodedRows {
     const int index = kSmall ? 0 : pair | kInPair | 32 * half;
     // One warp a scheduler decodes both rows at once, for more instructions to choose from; of two warps each
     // has not the registers.
-    constexpr int kAtOnce = T::kDecoders == 1 ? kRows : 1;
+    constexpr int kAtOnce = T::kTeams == 1 ? kRows : 1;
 #pragma unroll
     for (int first = 0; first < kRows; first += kAtOnce) {
       uint4 packed[kAtOnce][4];
@@ -296,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, 1)
               __syncwarp();
               if (threadIdx.x % 32 == 0) ptx::arrive(ready + ring.stage);
             }
-            turn = turn == 0 ? T::kDecoders - 1 : turn - 1;
+            turn = turn == 0 ? T::kTeams - 1 : turn - 1;
             ring.next();
           };
           make(Constant<0>()), make(Constant<kStep>());
