@@ -1,11 +1,18 @@
-"""Bringing arrays to a device and back."""
+"""Bringing arrays to a device and back, and what hints call an array of any device."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from . import devices
 
+# NumPy's, CuPy's or the simulator's: whichever the device has. CuPy brings no types that could be named here.
+Array: TypeAlias = Any
 
-def asarray(x, device, name="x"):
+
+def asarray(x: Any, device: str, name: str = "x") -> Array:
     """`x` as an array on a device.
 
     Parameters
@@ -38,7 +45,7 @@ def asarray(x, device, name="x"):
     return target.from_host(x)
 
 
-def asnumpy(x, name="x"):
+def asnumpy(x: Any, name: str = "x") -> np.ndarray:
     """`x` in the host's memory, once all earlier work on its device is done.
 
     A NumPy array is returned as it is, any other is copied. Errors call it `name`.

@@ -1,14 +1,21 @@
 """Joining arrays along one axis into one contiguous array."""
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import devices
 from .shapes import resolve_dtype
 
+if TYPE_CHECKING:
+    from .arrays import Array
 
-def concat(arrays, axis=0, out=None):
+
+def concat(arrays: Sequence[Array], axis: int = 0, out: Array | None = None) -> Array:
     """Join `arrays` along `axis`.
 
     Every element is copied once, from where it lies to its place: inputs of any strides (negative and

@@ -1,37 +1,21 @@
 """Devices by name: "cpu", "cuda:N" and "cudasim".
 
 A device is an object that its own package provides as `open_device(index)` in a module named
-`device`, loaded when first asked for; nothing on the ground imports one. What pools and `concat` need:
-
-    name                                  "cpu", "cuda:0", ...
-    allocate(n_bytes)                     flat memory of n_bytes, 256-byte aligned, contents undefined
-    view(memory, offset, shape, dtype)    C-contiguous array over part of it that keeps it alive
-    address(array)                        address of the first element (int), or None for what is no array of the device
-    fill(memory, start, stop, pattern)    repeat a 16-bit pattern over bytes start..stop (both even)
-    holds(memory, start, stop, pattern)   whether those bytes still hold the pattern
-    empty(shape, dtype)                   a C-contiguous array outside any pool
-    plain(array)                          the array without the ways of a subclass
-    copy(target, source)                  shape and dtype equal, any strides, no element in common; takes no memory
-    join(target, sources, axis)           copy sources one after the other along an axis of target, which they fill
-    overlap(array, array)                 whether they share an element (True also if that is too hard to say)
-    overlaps_itself(array)                whether two of its indices may mean one place
-    writable(array)
-    freeze(array)                         make later writes through it an error, where the device's arrays can
-    synchronise()                         wait for what this thread has queued
-    has_streams                           whether work is queued on streams; then also:
-    current_stream()                      the thread's current one; its `ptr` tells it from others
-    record(stream, event=None)            an event after all that is queued on a stream now; one that is given is used again
-    wait(stream, event)                   later work of the stream comes after the event; the program does not wait
-    finish()                              wait for all work of all streams
-    from_host(array)                      a NumPy array's contents as a C-contiguous array of the device
-    to_host(array)                        an array's contents as a NumPy array
+`device`, loaded when first asked for; nothing on the ground imports one. `Device` says what all calls ask of it.
 """
+
+from __future__ import annotations
 
 import importlib
 import re
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .arrays import Array
 
 _MODULES = {
     "cpu": "lowlevel.cpu.device",
@@ -39,11 +23,96 @@ _MODULES = {
     "cudasim": "lowlevel.cudasim.device",
 }
 _NAME = re.compile(r"cpu|cudasim|cuda(?::([0-9]+))?", re.ASCII)
-_open = {}
-_by_name = {}  # as somebody spelt it -> device
 
 
-def canonical_name(name):
+class Device(Protocol):
+    """What any call asks of a device: memory, copies, plans, kernels."""
+
+    name: str  # "cpu", "cuda:0", ...
+    room: str  # "cpu" or "gpu": the folder, on any floor, with kernels for it
+    planner: Any  # tiles and scratch of attention, pure arithmetic: cpu/layout.py, gpu/layout.py
+    has_streams: bool  # whether work is queued on streams; then also what stands below
+
+    def allocate(self, n_bytes: int) -> Array:
+        """Flat memory of n_bytes, 256-byte aligned, contents undefined."""
+
+    def view(self, memory: Array, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        """A C-contiguous array over part of it that keeps it alive."""
+
+    def address(self, array: Any) -> Any:
+        """The address of the first element (int), or None for what is no array of the device."""
+
+    def fill(self, memory: Array, start: int, stop: int, pattern: int) -> None:
+        """Repeat a 16-bit pattern over bytes start..stop (both even)."""
+
+    def holds(self, memory: Array, start: int, stop: int, pattern: int) -> bool:
+        """Whether those bytes still hold the pattern."""
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        """A C-contiguous array outside any pool."""
+
+    def plain(self, array: Array) -> Array:
+        """The array without the ways of a subclass."""
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Shape and dtype equal, any strides, no element in common; takes no memory."""
+
+    def join(self, target: Array, sources: Sequence[Array], axis: int) -> None:
+        """Copy sources one after the other along an axis of target, which they fill."""
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Whether they share an element (True also if that is too hard to say)."""
+
+    def overlaps_itself(self, array: Array) -> bool:
+        """Whether two of its indices may mean one place."""
+
+    def writable(self, array: Array) -> bool: ...
+
+    def freeze(self, array: Array) -> None:
+        """Make later writes through it an error, where the device's arrays can."""
+
+    def synchronise(self) -> None:
+        """Wait for what this thread has queued."""
+
+    def from_host(self, array: np.ndarray) -> Array:
+        """A NumPy array's contents as a C-contiguous array of the device."""
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """An array's contents as a NumPy array."""
+
+    def resolve_n_threads(self, n_threads: int | None) -> int:
+        """Threads, or multiprocessors, that a call may use; None: all there are."""
+
+    @property
+    def plan_limits(self) -> tuple:
+        """What plans go by besides sizes and `n_threads`; hashable."""
+
+    @property
+    def attention(self) -> Any:
+        """The module with ``run(plan, operands, scratch)``; asking for it loads kernels."""
+
+
+class StreamDevice(Device, Protocol):
+    """What pools ask of a device with streams beside."""
+
+    def current_stream(self) -> Any:
+        """The thread's current one; its `ptr` tells it from others."""
+
+    def record(self, stream: Any, event: Any = None) -> Any:
+        """An event after all that is queued on a stream now; one that is given is used again."""
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """Later work of the stream comes after the event; the program does not wait."""
+
+    def finish(self) -> None:
+        """Wait for all work of all streams."""
+
+
+_open: dict[tuple[str, int], Device] = {}
+_by_name: dict[str, Device] = {}  # as somebody spelt it -> device
+
+
+def canonical_name(name: str) -> str:
     """`name` as devices spell it themselves: "cpu", "cuda:0" (for "cuda" too), "cudasim".
 
     Raises
@@ -55,7 +124,7 @@ def canonical_name(name):
     return f"cuda:{index}" if kind == "cuda" else kind
 
 
-def get(name):
+def get(name: str) -> Device:
     """The device called `name`, the same object each time.
 
     Raises
@@ -71,16 +140,15 @@ def get(name):
         try:
             module = importlib.import_module(_MODULES[kind])
         except ModuleNotFoundError as error:
-            if not _MODULES[kind].startswith(
-                error.name
-            ):  # the device is there, a library it needs is not
+            # The device is there, a library that it needs is not.
+            if not _MODULES[kind].startswith(error.name or "?"):
                 raise
             raise ValueError(f'device: {name!r} is not part of this version; use "cpu"') from None
         _open[key] = module.open_device(index)
     return _by_name.setdefault(name, _open[key])
 
 
-def of_array(array, name):
+def of_array(array: Any, name: str) -> Device:
     """The device that an array lies on; `name` is the argument it came as, for the error.
 
     Raises
@@ -99,7 +167,7 @@ def of_array(array, name):
     )
 
 
-def check_on_cpu(array, name, call):
+def check_on_cpu(array: Any, name: str, call: str) -> None:
     """Raise NotImplementedError if `array`, argument `name` of `call`, lies on another device than the CPU.
 
     For calls that other devices do not have yet: the simulator's arrays are NumPy arrays too, and must

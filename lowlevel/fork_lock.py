@@ -7,6 +7,8 @@ the child, whatever other threads were doing. Nothing may wait for a second one 
 right at any moment, or thrown away by the child.
 """
 
+from __future__ import annotations
+
 import collections
 import itertools
 import operator
@@ -14,14 +16,15 @@ import os
 import threading
 import weakref
 
-_locks = weakref.WeakSet()
+_locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
 _making = threading.Lock()
-_held = []
+_held: list[threading.Lock] = []
 _acquire, _release = operator.methodcaller("acquire"), operator.methodcaller("release")
-_owners = weakref.WeakKeyDictionary()  # object -> name of its attribute that is a lock
+# object -> name of its attribute that is a lock
+_owners: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
 
 
-def fork_lock():
+def fork_lock() -> threading.Lock:
     """A new threading.Lock that no fork leaves taken."""
     lock = threading.Lock()
     with _making:
@@ -29,7 +32,7 @@ def fork_lock():
     return lock
 
 
-def child_lock(owner, name="_lock"):
+def child_lock(owner: object, name: str = "_lock") -> None:
     """Set an attribute to a new threading.Lock that a forked child replaces by a new one."""
     setattr(owner, name, threading.Lock())
     with _making:

@@ -1,14 +1,25 @@
 """Shapes and dtypes as callers give them, checked."""
 
+from __future__ import annotations
+
+import functools
 import math
 import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, SupportsIndex, TypeAlias
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
+
 MAX_NDIM = 32  # what NumPy 1 holds; NumPy 2 holds 64
+_SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
-def array_layout(shape, dtype):
+def array_layout(shape: Shape, dtype: DTypeLike) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, dtype and bytes of an array with elements of fixed size.
 
     Parameters
@@ -29,21 +40,22 @@ def array_layout(shape, dtype):
     TypeError, ValueError
     """
     dtype = resolve_dtype(dtype)
+    lengths: tuple[int, ...]
     if type(shape) is int:
-        shape = (shape,)
+        lengths = (shape,)
     else:
         try:
-            shape = tuple(map(operator.index, shape))
+            lengths = tuple(map(operator.index, shape))  # type: ignore[arg-type]  # or TypeError
         except TypeError:
-            shape = (_one_length(shape),)
-    if shape and min(shape) < 0:
-        raise ValueError(f"shape: expected lengths of at least 0, got {shape}")
-    if len(shape) > MAX_NDIM:
-        raise ValueError(f"shape: expected at most {MAX_NDIM} axes, got {len(shape)}")
-    return shape, dtype, math.prod(shape) * dtype.itemsize
+            lengths = (_one_length(shape),)
+    if lengths and min(lengths) < 0:
+        raise ValueError(f"shape: expected lengths of at least 0, got {lengths}")
+    if len(lengths) > MAX_NDIM:
+        raise ValueError(f"shape: expected at most {MAX_NDIM} axes, got {len(lengths)}")
+    return lengths, dtype, math.prod(lengths) * dtype.itemsize
 
 
-def resolve_dtype(dtype):
+def resolve_dtype(dtype: DTypeLike) -> np.dtype:
     """`dtype` as a numpy.dtype whose elements are plain bytes of one fixed size."""
     if dtype is None:
         raise TypeError('dtype: expected a dtype or its name, such as "float32"; got None')
@@ -80,3 +92,21 @@ def _extension_dtype(name):
         raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None
     except (AttributeError, TypeError):
         raise TypeError(f"dtype: expected a NumPy dtype or its name, got {name!r}") from None
+
+
+def dtype_name(dtype: object, argument: str = "dtype") -> str:
+    """The name of a dense dtype or quantised type: "float32", "bfloat16", "Q8_0"."""
+    if isinstance(dtype, str):
+        return _SHORT_NAMES.get(dtype, dtype)
+    try:
+        name = _name_of(dtype)
+    except TypeError:  # one that cannot be looked up
+        name = _name_of.__wrapped__(dtype)
+    if name is None:
+        raise TypeError(f'{argument}: expected a dtype or a name such as "float32", got {dtype!r}')
+    return name
+
+
+@functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
+def _name_of(dtype):
+    return getattr(dtype, "name", None) or getattr(dtype, "__name__", None)

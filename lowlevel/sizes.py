@@ -1,8 +1,13 @@
 """Byte sizes as people write them: "256MiB", 268435456, 1.5 * 2**30."""
 
+from __future__ import annotations
+
 import re
+from typing import TypeAlias
 
 import numpy as np
+
+Size: TypeAlias = int | float | str
 
 MOST_BYTES = 2**64
 _UNITS = {"": 1, "b": 1}
@@ -14,7 +19,7 @@ for _power, _letter in enumerate("kmgt", start=1):
 _PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
 
-def parse_size(size, name="budget"):
+def parse_size(size: Size, name: str = "budget") -> int:
     """Number of bytes in `size`.
 
     Parameters
@@ -34,25 +39,26 @@ def parse_size(size, name="budget"):
     TypeError, ValueError
         Not a size, negative, NaN, infinite or past 2**64.
     """
-    given = size
     works = f'{name}: give bytes (int) or text such as "256MiB"'
     if isinstance(size, str):
         match = _PATTERN.fullmatch(size)
         unit = _UNITS.get(match.group(2).lower()) if match else None
-        if unit is None:
+        if match is None or unit is None:
             raise ValueError(f"{works}; got {size!r}")
         number = match.group(1)
         whole = len(number) <= 19 and number.isdigit()
-        size = int(number) * unit if whole else float(number) * unit
+        n_bytes = int(number) * unit if whole else float(number) * unit
     elif isinstance(size, bool) or not isinstance(size, (int, float, np.integer, np.floating)):
         raise TypeError(f"{works}; got {size!r} ({type(size).__name__})")
+    else:
+        n_bytes = size
     # NaN and infinities fail the comparison too; no address is past 2**64.
-    if not 0 <= size < MOST_BYTES:
-        raise ValueError(f"{works}, at least 0 and below 2**64; got {given!r}")
-    return int(size)
+    if not 0 <= n_bytes < MOST_BYTES:
+        raise ValueError(f"{works}, at least 0 and below 2**64; got {size!r}")
+    return int(n_bytes)
 
 
-def format_size(n_bytes):
+def format_size(n_bytes: float) -> str:
     """`n_bytes` for a reader: exact below 1 KiB, else with two decimals ("1.25 MiB")."""
     value = float(n_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -8,9 +8,15 @@ So here `__exit__` is C: that of io.IOBase, which calls `close`; and `close` is 
 `finally` at once. What that calls may be interrupted, and is then called again.
 """
 
+from __future__ import annotations
+
 import io
 import sys
 import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class SureExit:
@@ -24,10 +30,10 @@ class SureExit:
         block began: compare its id with what `id_of_handled` told `__enter__`.
     """
 
-    def __get__(self, manager, kind):
+    def __get__(self, manager: Any, kind: Any) -> Any:
         if manager is None:  # contextlib.ExitStack asks the class
             return _leave_now
-        callers = []
+        callers: list = []
         life = _life(manager, callers)
         next(life)
         closer = _Closer(life.close)
@@ -35,7 +41,7 @@ class SureExit:
         return closer.__exit__
 
 
-def id_of_handled():
+def id_of_handled() -> int:
     """The id of the exception that is being handled (of None: there is none), for an `__enter__` to remember."""
     return id(sys.exc_info()[1])
 

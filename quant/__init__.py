@@ -9,13 +9,17 @@ from lowlevel.version import __version__
 from .dequantize import dequantize
 from .formats import FORMATS, BlockFormat, block_format
 from .gguf.model_file import ModelFile, ModelFileError, open
+from .kv import KV_TYPES  # plans know quantised K and V by name from here on
+from .latent import LatentKV
 from .matmul import matmul, matmul_plan, matmul_scratch_bytes
 from .quantize import quantize
 from .tensor import QuantTensor
 
 __all__ = [
     "FORMATS",
+    "KV_TYPES",
     "BlockFormat",
+    "LatentKV",
     "ModelFile",
     "ModelFileError",
     "QuantTensor",

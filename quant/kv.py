@@ -1,8 +1,12 @@
 """Quantised K and V for attention: the quantised side of lowlevel/attention/kv_source.py."""
 
-from lowlevel.attention.kv_source import DenseSource
+from lowlevel.attention.kv_source import DenseSource, KVType, register_kv_type
 
 from .formats import KV_FORMATS
+
+KV_TYPES = {row.name: KVType(row.name, row.block_weights) for row in KV_FORMATS}
+for _kv_type in KV_TYPES.values():
+    register_kv_type(_kv_type)
 
 
 class QuantSource:
@@ -11,28 +15,34 @@ class QuantSource:
     Attributes
     ----------
     shape : tuple of int
-    dtype_name : str
-        The format's name.
-    block_weights : int
+    type : KVType
+        Of the format's name.
     data : array of uint8, (n_head_kv, n_kv, row bytes)
     """
 
     def __init__(self, t):
-        self.shape, self.data, self.dtype_name = t.shape, t.data, t.format.name
-        self._format, self.block_weights = t.format, t.format.block_weights
+        self.shape, self.data, self.type = t.shape, t.data, KV_TYPES[t.format.name]
+        self._format = t.format
+
+    @property
+    def arrays(self):
+        return (self.data,)
 
     @property
     def fill_address(self):
         """Address of the compiled function that decodes rows; compiled when first asked for."""
         from .cpu.dequantize.decoders import DECODERS
 
-        return DECODERS[self.dtype_name].fill.address
+        return DECODERS[self.type.name].fill.address
 
-    def decode(self, device, heads, keys, out):
-        """Decode ``data[heads, keys]`` into `out`, both on `device`, a `KernelDevice`."""
+    def reader(self, device, heads, scratch=None, n_threads=1):
+        """``read(keys, out)`` on a device that runs CUDA kernels; see `KVSource`."""
         from .gpu.dequantize import decode_blocks
 
-        decode_blocks(self._format, self.data[heads, keys], out, device)
+        def read(keys, out):
+            decode_blocks(self._format, self.data[heads, keys], out, device)
+
+        return read
 
 
 def kv_source(t):

@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Callable
 
 __all__ = ["PACKAGES", "InstallationError", "check"]
 
@@ -24,7 +25,7 @@ class InstallationError(Exception):
     """A package of ours is not ours; the message says which, whose it is and what to do."""
 
 
-def check(warn=None) -> None:
+def check(warn: Callable[[str], object] | None = None) -> None:
     """Look at where our packages are imported from, and, if pip installed them, at what lies there.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 __all__ = [
     "KV_TYPES",
@@ -30,7 +31,7 @@ class UsageError(Exception):
     """Bad use of a command that argparse cannot see; its text is the message."""
 
 
-def whole_numbers(minimum: int, maximum: int = MOST, hint: str = ""):
+def whole_numbers(minimum: int, maximum: int = MOST, hint: str = "") -> Callable[[str], list[int]]:
     """An argparse type: ``"512,2048"`` -> [512, 2048], each from `minimum` to `maximum`."""
 
     def parse(text):

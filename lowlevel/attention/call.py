@@ -11,8 +11,9 @@ from ..arrays import asarray, asnumpy
 from ..pool import Pool
 from ..pool.arena import smallest_size
 from ..pool.budget_error import BudgetError, exact_size, refusal
+from ..shapes import dtype_name
 from .kv_source import as_kv_source
-from .plan import MOST_OF_A_KIND, AttentionPlan, dtype_name, is_genuine, plan_attention
+from .plan import MOST_OF_A_KIND, PRECISIONS, AttentionPlan, is_genuine, plan_attention
 
 # A call plans for what is free; so often it plans anew if other threads were faster to take it.
 PLANS_UNDER_CONTENTION = 100
@@ -164,7 +165,7 @@ def attention(
     if out is not None:
         _check_out(out, out_shape, device)
     _check_pool(pool)
-    _check_place(device, {"k": k_source.data, "v": v_source.data}, pool, plan)
+    _check_place(device, {"k": k_source.arrays, "v": v_source.arrays}, pool, plan)
     operands = Operands(
         q=q,
         k=k_source,
@@ -191,12 +192,13 @@ def attention(
         n_kv=n_kv,
         d_k=d_k,
         d_v=d_v,
-        kv_dtype=(k_source.dtype_name, v_source.dtype_name),
+        kv_dtype=(k_source.type, v_source.type),
         q_dtype=dtype_name(q.dtype),
         out_dtype=dtype_name(out_dtype),
-        v_in_k=operands.v_column >= 0 and precision == "float32",
+        v_in_k=operands.v_column >= 0 and operands.precision == "float32",
         kv_strided=not (_blas_reads(k_source, device) and _blas_reads(v_source, device)),
         device=device.name,
+        precision=operands.precision,
     )
     if plan is not None:
         _check_plan(plan, sizes, method, assemble, n_threads)
@@ -344,10 +346,11 @@ def _check_array(x, name, shape_text, device):
 
 def _check_place(device, sources, pool, plan):
     """Raise unless K, V, the pool and the plan belong to q's device."""
-    for name, array in sources.items():
-        _check_array(array, name, "or QuantTensor", device)
-        if device.name != "cpu":  # whose decoders read any bytes
-            _check_alignment(array, name, device)
+    for name, arrays in sources.items():
+        for array in arrays:
+            _check_array(array, name, "or QuantTensor", device)
+            if device.name != "cpu":  # whose decoders read any bytes
+                _check_alignment(array, name, device)
     for name, given in (("pool", pool), ("plan", plan)):
         if given is not None and getattr(given, "device", device.name) != device.name:
             raise ValueError(f"{name}: made for {given.device}, but q is on {device.name}")
@@ -417,14 +420,10 @@ def _check_out(out, shape, device):
 
 
 def _check_overlap(operands, device):
-    inputs = {
-        "q": operands.q,
-        "k": operands.k.data,
-        "v": operands.v.data,
-        "mask": operands.mask,
-    }
-    for name, array in inputs.items():
-        if array is not None and device.overlap(operands.out, array):
+    masks = () if operands.mask is None else (operands.mask,)
+    inputs = {"q": (operands.q,), "k": operands.k.arrays, "v": operands.v.arrays, "mask": masks}
+    for name, arrays in inputs.items():
+        if any(device.overlap(operands.out, array) for array in arrays):
             raise ValueError(f"out: shares memory with {name}; give it memory of its own")
 
 
@@ -466,8 +465,10 @@ def _check_bool(value, name):
 
 
 def _check_precision(precision, method, plan, device):
-    if precision not in ("float32", "bf16"):
+    if precision not in PRECISIONS:
         raise ValueError(f'precision: expected "float32" or "bf16", got {precision!r}')
+    if precision == "float32" and plan is not None:  # left as it is by default, it is the plan's
+        return getattr(plan, "precision", precision)
     if precision == "bf16":
         if device.name != "cpu":
             raise ValueError(
@@ -516,8 +517,7 @@ def _check_pool(pool):
 def _check_plan(plan, sizes, method, assemble, n_threads):
     if not isinstance(plan, AttentionPlan):
         raise TypeError(f"plan: expected what plan_attention returns, got {type(plan).__name__}")
-    k_dtype, v_dtype = sizes["kv_dtype"]
-    actual = {**sizes, "k_dtype": k_dtype, "v_dtype": v_dtype}
+    actual = {**sizes, "kv_types": sizes["kv_dtype"]}
     del actual["kv_dtype"]
     actual["kv_strided"] &= plan.method == "steps"
     # Arguments left as they are by default are the plan's.
@@ -526,7 +526,7 @@ def _check_plan(plan, sizes, method, assemble, n_threads):
         if value != defaults[name]:
             actual[name] = value
     differing = [
-        f"{name} {getattr(plan, name)} (the call has {value})"
+        f"{name} {_shown(getattr(plan, name))} (the call has {_shown(value)})"
         for name, value in actual.items()
         if getattr(plan, name) != value
     ]
@@ -539,8 +539,15 @@ def _check_plan(plan, sizes, method, assemble, n_threads):
         )
 
 
+def _shown(value):
+    """A plan's value in an error: types by their names."""
+    return "/".join(kind.name for kind in value) if isinstance(value, tuple) else value
+
+
 def _blas_reads(source, device):
-    """Whether BLAS can read a dense source where it lies; NumPy would copy a whole head of it."""
+    """Whether BLAS can read a source's floats where they lie; NumPy would copy a whole head of them."""
+    if source.type.in_chunks:
+        return True  # what it is decoded to
     data = source.data
     if any(n % data.itemsize for n in (device.address(data), *data.strides)):
         return data.size == 0
@@ -550,17 +557,14 @@ def _blas_reads(source, device):
 
 def _column_of_v(k, v, device):
     """V's first column inside K's rows if V is a range of K's columns in memory, else -1."""
-    if (
-        k.dtype_name != v.dtype_name
-        or k.data.strides[:2] != v.data.strides[:2]
-        or v.shape[2] > k.shape[2]
-        or 0 in k.data.shape
-    ):
+    if k.type != v.type or k.type.in_chunks:
+        return -1
+    if k.data.strides[:2] != v.data.strides[:2] or v.shape[2] > k.shape[2] or 0 in k.data.shape:
         return -1
     start = device.address(v.data) - device.address(k.data)
     row_bytes = k.data.shape[2] * k.data.itemsize
     column, odd = divmod(start * k.shape[2], row_bytes)
-    if odd or column % k.block_weights or not 0 <= column <= k.shape[2] - v.shape[2]:
+    if odd or column % k.type.block_weights or not 0 <= column <= k.shape[2] - v.shape[2]:
         return -1
     if column % device.planner.V_COLUMN_STEP:
         return -1

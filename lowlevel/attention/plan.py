@@ -11,19 +11,17 @@ import numbers
 
 from .. import devices
 from ..pool import ALIGNMENT, BudgetError
+from ..shapes import dtype_name
 from ..sizes import format_size, parse_size
+from .kv_source import CHUNK_PADDING, KVType, kv_type_of
 
 METHODS = ("auto", "steps")
 ASSEMBLIES = ("write", "concat")
-DENSE_DTYPES = ("float32", "float16", "bfloat16")
-# Weights in one block of every type that K and V may have; a head's size is a multiple of it.
-# `quant` brings the sources of the quantised ones; a source of another type adds its row.
-KV_BLOCK_WEIGHTS = {**dict.fromkeys(DENSE_DTYPES, 1), "Q8_0": 32, "Q4_0": 32, "IQ4_NL": 32}
+PRECISIONS = ("float32", "bf16")
 # Kernels count tokens, keys, heads and columns in 32 bits, and round some of them up to whole tiles.
 MOST_OF_A_KIND = 2**31 - 64
 # Keys decoded at a time where method "steps" meets K or V that are not float32.
 STEP_CHUNK_KEYS = 512
-_SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def block_bytes(n_bytes):
@@ -42,8 +40,15 @@ class AttentionPlan:
     device : str
     n_head, n_head_kv, n_tokens, n_kv, d_k, d_v : int
         The call's sizes.
-    q_dtype, k_dtype, v_dtype, out_dtype : str
-        "float32", "float16", "bfloat16"; K and V also the name of a quantised type.
+    path : str
+        The kernels that run: on the CPU "panels", "panels bf16", "few rows float16" (K and V of that type
+        are read where they lie) or "steps"; on a device "fused" or "tiles".
+    precision : str
+        "float32" or "bf16", as asked for; `path` tells what comes of it.
+    q_dtype, out_dtype : str
+        "float32", "float16", "bfloat16".
+    kv_types : (KVType, KVType)
+        Of K and V; `k_dtype` and `v_dtype` are their names.
     v_in_k : bool
         V is a range of K's columns and is not decoded a second time.
     kv_strided : bool
@@ -58,6 +63,9 @@ class AttentionPlan:
         Parts into which a tile's keys are split among workers and merged afterwards.
     n_workers : int
         Workers that run at once, each with scratch of its own.
+    pass_heads, pass_rows, pass_keys : int
+        Where K or V are decoded a chunk at a time before the products (`KVType.in_chunks`): K/V heads,
+        tokens and keys that are worked on together; elsewhere 0.
     n_steps : int
         K*Q tiles in all: ceil(n_head / heads) * ceil(n_tokens / rows) * ceil(n_kv / keys), heads
         counted within each group that shares a K/V head. For method "steps" the steps of the PR.
@@ -77,15 +85,16 @@ class AttentionPlan:
     n_kv: int
     d_k: int
     d_v: int
+    precision: str
     q_dtype: str
-    k_dtype: str
-    v_dtype: str
+    kv_types: tuple[KVType, KVType]
     out_dtype: str
     v_in_k: bool
     kv_strided: bool
     assemble: str
     budget: int | None
     n_threads: int
+    path: str
     heads: int
     rows: int
     keys: int
@@ -93,6 +102,17 @@ class AttentionPlan:
     n_workers: int
     n_steps: int
     scratch: tuple
+    pass_heads: int = 0
+    pass_rows: int = 0
+    pass_keys: int = 0
+
+    @property
+    def k_dtype(self):
+        return self.kv_types[0].name
+
+    @property
+    def v_dtype(self):
+        return self.kv_types[1].name
 
     @property
     def kq_bytes(self):
@@ -108,29 +128,16 @@ class AttentionPlan:
         return {
             name: getattr(self, name)
             for name in (
-                "n_head", "n_head_kv", "n_tokens", "n_kv", "d_k", "d_v",
-                "q_dtype", "k_dtype", "v_dtype", "v_in_k", "kv_strided", "out_dtype", "device",
+                "n_head", "n_head_kv", "n_tokens", "n_kv", "d_k", "d_v", "precision",
+                "q_dtype", "kv_types", "k_dtype", "v_dtype", "v_in_k", "kv_strided", "out_dtype", "device",
             )
         }  # fmt: skip
 
-    def tiles(self):
-        """Yield each tile as (head slice, token slice, key slice), in no promised order."""
-        group = self.n_head // max(self.n_head_kv, 1)
-        # Method "steps" does not mind where one K/V head's group ends.
-        whole_groups = self.method != "auto" or self.heads > group
-        bounds = (0,) if whole_groups else range(0, self.n_head, group)
-        size = self.n_head if whole_groups else group
-        for first in bounds:
-            for head in range(first, first + size, self.heads):
-                head_slice = slice(head, min(head + self.heads, first + size))
-                for row in range(0, self.n_tokens, self.rows):
-                    row_slice = slice(row, min(row + self.rows, self.n_tokens))
-                    for key in range(0, self.n_kv, self.keys):
-                        yield head_slice, row_slice, slice(key, min(key + self.keys, self.n_kv))
-
     def to_dict(self):
         """Plain data, for JSON."""
-        data = dataclasses.asdict(self)
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del data["kv_types"]
+        data |= {"k_dtype": self.k_dtype, "v_dtype": self.v_dtype}
         data["scratch"] = [{"tag": tag, "bytes": n} for tag, n in self.scratch]
         return {**data, "kq_bytes": self.kq_bytes, "scratch_bytes": self.scratch_bytes}
 
@@ -153,6 +160,7 @@ def plan_attention(
     n_threads=None,
     v_in_k=False,
     kv_strided=False,
+    precision="float32",
 ):
     """Plan an attention call: tile sizes and the exact bytes of scratch, without running it.
 
@@ -168,8 +176,9 @@ def plan_attention(
         Head sizes of K (and Q) and of V.
     budget : int or str, optional
         Bytes the call may take, or text such as "256MiB" (`-amb 256`). None: no cap.
-    kv_dtype : str or dtype or pair of them
-        Type of K and V, or (type of K, type of V): "float32", "float16", "bfloat16", "Q8_0", ...
+    kv_dtype : str or dtype or KVType, or pair of them
+        Type of K and V, or (type of K, type of V): "float32", "float16", "bfloat16"; with `quant` imported
+        also "Q8_0", ...; or the `type` of a `KVSource`.
     q_dtype, out_dtype : str or dtype
         "float32"; on "cuda:N" and "cudasim" also "float16" and "bfloat16".
     method : {"auto", "steps"}
@@ -186,6 +195,8 @@ def plan_attention(
     kv_strided : bool
         Method "steps": K or V are float32 in an order that BLAS cannot read in place (zero, negative
         or overlapping strides between keys, or not aligned), and are copied a chunk at a time.
+    precision : {"float32", "bf16"}
+        As for `attention`.
 
     Returns
     -------
@@ -212,7 +223,9 @@ def plan_attention(
     if assemble != "write" and method != "steps":
         raise ValueError(f'assemble={assemble!r} is for method="steps"; got method={method!r}')
     d_k, d_v = _count("d_k", d_k, 1), _count("d_v", d_v, 1)
-    k_dtype, v_dtype = _kv_dtypes(kv_dtype)
+    k_type, v_type = kv_types = _kv_types(kv_dtype)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
     planner, device = devices.get(device).planner, devices.canonical_name(device)
     if method not in planner.METHODS:
         raise ValueError(f"method: expected one of {planner.METHODS} on {device}, got {method!r}")
@@ -222,7 +235,7 @@ def plan_attention(
     ):
         if dtype_name(dtype, name) not in known:
             raise ValueError(f"{name}: expected one of {known} on {device}, got {dtype!r}")
-    _check_kv_types(k_dtype, v_dtype, d_k, d_v, v_in_k)
+    _check_kv_types(k_type, v_type, d_k, d_v, v_in_k)
     sizes = dict(
         device=device,
         n_head=n_head,
@@ -231,9 +244,11 @@ def plan_attention(
         n_kv=_count("n_kv", n_kv, 0),
         d_k=d_k,
         d_v=d_v,
+        precision=precision,
         q_dtype=dtype_name(q_dtype),
-        k_dtype=k_dtype,
-        v_dtype=v_dtype,
+        kv_types=kv_types,
+        k_dtype=k_type.name,
+        v_dtype=v_type.name,
         out_dtype=dtype_name(out_dtype),
         v_in_k=bool(v_in_k),
         kv_strided=bool(kv_strided) and method == "steps",
@@ -244,10 +259,14 @@ def plan_attention(
     )
     if sizes["n_tokens"] == 0:
         # Nothing to compute, and nothing to take.
-        return AttentionPlan(
-            **sizes, heads=n_head, rows=1, keys=1, n_splits=1, n_workers=1, n_steps=0, scratch=()
-        )
+        nothing = dict(heads=n_head, rows=1, keys=1, n_splits=1, n_workers=1, n_steps=0, scratch=())
+        return _as_plan(sizes, path="nothing", **nothing)
     return _plan(tuple(sizes.items()), devices.get(device).plan_limits)
+
+
+def _as_plan(sizes, **decided):
+    names = {name: value for name, value in sizes.items() if name not in ("k_dtype", "v_dtype")}
+    return AttentionPlan(**names, **decided)
 
 
 @functools.lru_cache(maxsize=256)
@@ -266,16 +285,29 @@ def _plan_tiles(sizes):
     smallest = None
     for tile in planner.candidate_tiles(sizes):
         n_tiles = planner.count_tiles(sizes, tile)
-        most_workers = max(1, min(sizes["n_threads"], n_tiles * tile.splits))
+        at_once = planner.tiles_at_once(sizes, tile)
+        most_workers = max(1, min(sizes["n_threads"], at_once * tile.splits))
         fixed, per_worker = planner.scratch_parts(sizes, tile)
 
         def blocks(n_workers, fixed=fixed, per_worker=per_worker):
             return tuple((tag, n * n_workers) for tag, n in per_worker) + fixed
 
         n_workers = _most_that_fit(blocks, most_workers, sizes["budget"])
-        if n_workers:
-            n_steps = n_tiles * -(-sizes["n_kv"] // tile.keys)
-            return _tile_plan(sizes, tile, n_workers, n_steps, blocks(n_workers))
+        if n_workers >= min(tile.least_workers, most_workers):
+            return _as_plan(
+                sizes,
+                path=planner.path_of(sizes, tile),
+                heads=tile.heads,
+                rows=tile.rows,
+                keys=tile.keys,
+                n_splits=tile.splits,
+                n_workers=n_workers,
+                n_steps=n_tiles * -(-sizes["n_kv"] // tile.keys),
+                scratch=blocks(n_workers),
+                pass_heads=tile.pass_heads,
+                pass_rows=tile.pass_rows,
+                pass_keys=tile.pass_keys,
+            )
         needed = sum(block_bytes(n) for _, n in blocks(1))
         smallest = needed if smallest is None else min(smallest, needed)
     raise _too_small(sizes, smallest, "the smallest tile")
@@ -295,19 +327,6 @@ def _most_that_fit(blocks, most, budget):
     return low
 
 
-def _tile_plan(sizes, tile, n_workers, n_steps, scratch):
-    return AttentionPlan(
-        **sizes,
-        heads=tile.heads,
-        rows=tile.rows,
-        keys=tile.keys,
-        n_splits=tile.splits,
-        n_workers=n_workers,
-        n_steps=n_steps,
-        scratch=scratch,
-    )
-
-
 # ---------------------------------------------------------------- method "steps"
 
 
@@ -323,8 +342,9 @@ def _plan_steps(sizes):
     if not heads:
         needed = sum(block_bytes(n) for _, n in blocks(1))
         raise _too_small(sizes, needed, 'one head of method="steps"')
-    return AttentionPlan(
-        **sizes,
+    return _as_plan(
+        sizes,
+        path="steps",
         heads=heads,
         rows=sizes["n_tokens"],
         keys=max(sizes["n_kv"], 1),
@@ -340,8 +360,20 @@ def _step_conversion(sizes):
     if sizes["k_dtype"] == sizes["v_dtype"] == "float32" and not sizes["kv_strided"]:
         return ()
     keys = min(STEP_CHUNK_KEYS, sizes["n_kv"])
-    chunk = 4 * keys * max(sizes["d_k"], sizes["d_v"])
-    return (("kv chunk", chunk), ("kqv part", 4 * sizes["n_tokens"] * sizes["d_v"]))
+    own = max(kind.scratch_bytes(sizes["device"], 1, keys) for kind in sizes["kv_types"])
+    return (
+        ("kv chunk", 4 * keys * step_chunk_stride(sizes["kv_types"], sizes["d_k"], sizes["d_v"])),
+        ("kqv part", 4 * sizes["n_tokens"] * sizes["d_v"]),
+        ("decode", own),
+    )
+
+
+def step_chunk_stride(kv_types, d_k, d_v):
+    """From one key of a decoded chunk to the next, in floats."""
+    width = max(d_k, d_v)
+    if any(kind.in_chunks for kind in kv_types):
+        return -(-width // CHUNK_PADDING) * CHUNK_PADDING
+    return width
 
 
 def _step_concat(sizes):
@@ -384,7 +416,8 @@ def is_genuine(plan):
 @functools.lru_cache(maxsize=256)
 def _is_made_anew(plan):
     sizes = dict(plan.sizes)
-    kv_dtype = (sizes.pop("k_dtype"), sizes.pop("v_dtype"))
+    del sizes["k_dtype"], sizes["v_dtype"]
+    kv_dtype = sizes.pop("kv_types")
     choices = {name: getattr(plan, name) for name in ("method", "assemble", "budget", "n_threads")}
     try:
         return plan_attention(**sizes, kv_dtype=kv_dtype, **choices) == plan
@@ -409,47 +442,22 @@ def _largest_divisor(n, at_most):
     return max(d for d in (*small, *(n // d for d in small)) if d <= at_most)
 
 
-def dtype_name(dtype, argument="dtype"):
-    """The name of a dense dtype or quantised type: "float32", "bfloat16", "Q8_0"."""
-    if isinstance(dtype, str):
-        return _SHORT_NAMES.get(dtype, dtype)
-    try:
-        name = _name_of(dtype)
-    except TypeError:  # one that cannot be looked up
-        name = _name_of.__wrapped__(dtype)
-    if name is None:
-        raise TypeError(f'{argument}: expected a dtype or a name such as "float32", got {dtype!r}')
-    return name
-
-
-@functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
-def _name_of(dtype):
-    return getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
-
-
-def _kv_dtypes(kv_dtype):
+def _kv_types(kv_dtype):
     pair = kv_dtype if isinstance(kv_dtype, (tuple, list)) else (kv_dtype, kv_dtype)
     if len(pair) != 2:
         raise ValueError(f"kv_dtype: expected one type or (type of K, type of V), got {kv_dtype!r}")
-    names = tuple(dtype_name(d, "kv_dtype") for d in pair)
-    for name in names:
-        if name not in KV_BLOCK_WEIGHTS:
-            raise ValueError(
-                f"kv_dtype: expected one of {', '.join(KV_BLOCK_WEIGHTS)}; got {name!r}"
-            )
-    return names
+    return tuple(kv_type_of(kind) for kind in pair)
 
 
-def _check_kv_types(k_dtype, v_dtype, d_k, d_v, v_in_k):
-    for argument, width, dtype in (("d_k", d_k, k_dtype), ("d_v", d_v, v_dtype)):
-        block = KV_BLOCK_WEIGHTS[dtype]
-        if width % block:
+def _check_kv_types(k_type, v_type, d_k, d_v, v_in_k):
+    for argument, width, kind in (("d_k", d_k, k_type), ("d_v", d_v, v_type)):
+        if width % kind.block_weights:
             raise ValueError(
-                f"{argument}: must be a multiple of {block}, the weights in a block of {dtype}; "
-                f"got {width}"
+                f"{argument}: must be a multiple of {kind.block_weights}, the weights in a block of "
+                f"{kind.name}; got {width}"
             )
-    if v_in_k and (k_dtype != v_dtype or d_v > d_k):
+    if v_in_k and (k_type != v_type or d_v > d_k or k_type.in_chunks):
         raise ValueError(
             f"v_in_k: V can be a range of K's columns only with K's type and at most its {d_k} "
-            f"columns; got {v_dtype} in {k_dtype}, d_v={d_v}"
+            f"columns; got {v_type.name} in {k_type.name}, d_v={d_v}"
         )

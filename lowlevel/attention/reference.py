@@ -7,13 +7,19 @@ speed. ``heads`` and ``rows`` pick a sample, so that a long prompt can be checke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
 
 __all__ = ["attention_float64", "kept_keys", "scaled_error"]
 
 
-def kept_keys(n_kv, positions, *, causal=True, window=None):
+def kept_keys(
+    n_kv: int, positions: np.ndarray, *, causal: bool = True, window: int | None = None
+) -> np.ndarray:
     """Which keys each query may see by its position alone.
 
     Parameters
@@ -42,21 +48,21 @@ def kept_keys(n_kv, positions, *, causal=True, window=None):
 
 
 def attention_float64(
-    q,
-    k,
-    v,
+    q: Array,
+    k: Array,
+    v: Array,
     rows: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     *,
     scale: float | None = None,
     causal: bool = True,
-    mask=None,
+    mask: Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
-    alibi_slopes=None,
-    sinks=None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
     return_lse: bool = False,
-):
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Softmax attention of sampled rows and heads, all of it in float64.
 
     For head h, query position p and key position c the score is ``scale * q.k``; with a softcap
@@ -119,7 +125,7 @@ def attention_float64(
     return (out, lse) if return_lse else out
 
 
-def scaled_error(actual, expected) -> float:
+def scaled_error(actual: Array, expected: Array) -> float:
     """Largest difference over the largest magnitude of ``expected``: the measure of the error bound.
 
     NaN in either input gives NaN, so that no comparison with a bound passes by accident.

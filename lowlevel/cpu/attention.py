@@ -1,11 +1,31 @@
 """Running an attention plan on the CPU: operands to addresses, workers to threads."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from . import attention_kernel, layout, threads
+from lowlevel import devices
+from lowlevel.attention.kv_source import CHUNK_PADDING
+from lowlevel.attention.passes import passes
+
+from . import attention_kernel, kv_fill, layout, threads
 
 # A window this long leaves nothing out; it keeps positions inside int32.
 NO_WINDOW = 2**31 - 1
+
+
+class _Rows(NamedTuple):
+    """K or V as kernels read it: address of key 0 of head 0, strides and bytes of a key, its decoder."""
+
+    address: int
+    head: int
+    key: int
+    n_bytes: int
+    fill: int
+    dtype_name: str
+
+
+_NOWHERE = _Rows(0, 0, 0, 0, 0, "")
 
 
 def _address(array):
@@ -17,37 +37,42 @@ def _float_strides(array, n):
     return (0,) * n if array is None else tuple(s // 4 for s in array.strides[:n])
 
 
-def _key_bytes(source):
-    """Bytes of one key of one head."""
-    return source.data.shape[2] * source.data.itemsize
+def _rows(source):
+    """A source that is read row by row, whole."""
+    head, key, _ = source.data.strides
+    n_bytes = source.data.shape[2] * source.data.itemsize
+    address = _address(source.data)
+    return _Rows(address, head, key, n_bytes, source.fill_address, source.type.name)
 
 
-def _readable_in_place(source, step, dtype_name="float32"):
-    """Whether a kernel may read a source's rows without decoding: `step` values at a time."""
-    return int(source.dtype_name == dtype_name and source.shape[2] % step == 0)
-
-
-def _call(plan, operands):
-    """The kernel's view of a plan and its operands."""
-    group = plan.n_head // plan.n_head_kv
+def _call(plan, operands, k, v, kv_heads):
+    """The kernel's view of a plan and its operands, or of a pass of them; k, v: `_Rows`."""
+    o = operands
+    n_head, n_tokens = o.q.shape[:2]
+    n_head_kv = kv_heads.stop - kv_heads.start
+    group = n_head // n_head_kv
     w = layout.widths(plan.heads, plan.rows, plan.d_k, plan.d_v)
     tile = layout.Tile(plan.heads, plan.rows, plan.keys, plan.n_splits)
     floats = layout.worker_floats(tile, plan.d_k, plan.d_v, plan.v_in_k)
-    o = operands
     mask_strides = _float_strides(o.mask, 3)
     fields = dict(
-        n_head_kv=plan.n_head_kv,
+        n_head_kv=n_head_kv,
         group=group,
-        n_tokens=plan.n_tokens,
+        n_tokens=n_tokens,
         n_kv=plan.n_kv,
         d_k=plan.d_k,
         d_v=plan.d_v,
+        first_position=plan.n_kv - plan.n_tokens,
+        first_key=0,
+        last_key=plan.n_kv,
+        resume=0,
+        finish=1,
         heads=plan.heads,
         rows=plan.rows,
         keys=plan.keys,
         splits=plan.n_splits,
         head_tiles=-(-group // plan.heads),
-        row_tiles=-(-plan.n_tokens // plan.rows),
+        row_tiles=-(-n_tokens // plan.rows),
         panel=w.panel,
         q_depth=w.q_depth,
         k_stride=w.k_stride,
@@ -63,25 +88,26 @@ def _call(plan, operands):
         out_head=o.out.strides[0] // 4,
         out_token=o.out.strides[1] // 4,
         lse=_address(o.lse),
+        lse_head=_float_strides(o.lse, 1)[0],
         mask=_address(o.mask),
         mask_head=mask_strides[0],
         mask_token=mask_strides[1],
         mask_key=mask_strides[2],
         slopes=_address(o.alibi_slopes),
         sinks=_address(o.sinks),
-        k=_address(o.k.data),
-        k_head=o.k.data.strides[0],
-        k_key=o.k.data.strides[1],
-        k_bytes=_key_bytes(o.k),
-        k_fill=o.k.fill_address,
-        v=_address(o.v.data),
-        v_head=o.v.data.strides[0],
-        v_key=o.v.data.strides[1],
-        v_bytes=_key_bytes(o.v),
-        v_fill=0 if plan.v_in_k else o.v.fill_address,
+        k=k.address + kv_heads.start * k.head,
+        k_head=k.head,
+        k_key=k.key,
+        k_bytes=k.n_bytes,
+        k_fill=k.fill,
+        v=v.address + kv_heads.start * v.head,
+        v_head=v.head,
+        v_key=v.key,
+        v_bytes=v.n_bytes,
+        v_fill=0 if plan.v_in_k else v.fill,
         v_column=o.v_column if plan.v_in_k else -1,
-        k_direct=_readable_in_place(o.k, layout.LINE),
-        v_direct=_readable_in_place(o.v, layout.PANEL),
+        k_direct=int(k.dtype_name == "float32" and plan.d_k % layout.LINE == 0),
+        v_direct=int(v.dtype_name == "float32" and plan.d_v % layout.PANEL == 0),
         causal=int(o.causal),
         window=NO_WINDOW if o.window is None else min(o.window, NO_WINDOW),
         scale=np.float32(o.scale),
@@ -93,34 +119,18 @@ def _call(plan, operands):
     return call[0]
 
 
-def _attend_kernel(plan, operands):
-    """The kernel for the number of query rows, and the products' precision.
+def _attend_kernel(path):
+    """The compiled walk of a plan's path; each comes with kernels of its own."""
+    family, _, kind = path.partition(" rows ")
+    if family == "few":
+        from .attention_few import ATTEND_FEW
 
-    Few query rows wait for memory, not for products: they are in float32.
-    """
-    n_rows = plan.heads * plan.rows
-    if n_rows <= layout.FEWEST_ROWS:
-        from .attention_few import ATTEND_FEW  # kernels of its own
+        return ATTEND_FEW[kind]
+    if path == "panels bf16":
+        from .attention_pairs import attend_pairs
 
-        return ATTEND_FEW[_type_in_place(operands)]
-    if operands.precision == "bf16" and n_rows > layout.FEW_ROWS:
-        from . import bfloat
-
-        if bfloat.AVAILABLE:
-            from . import attention_pairs  # kernels of its own
-
-            return attention_pairs.attend_pairs
+        return attend_pairs
     return attention_kernel.attend
-
-
-def _type_in_place(operands):
-    """The 16-bit type of both K and V that is read where it lies, or float32."""
-    for name in ("float16", "bfloat16"):
-        if _readable_in_place(operands.k, layout.LINE, name) and _readable_in_place(
-            operands.v, layout.PANEL, name
-        ):
-            return name
-    return "float32"
 
 
 def run(plan, operands, scratch):
@@ -134,26 +144,86 @@ def run(plan, operands, scratch):
     scratch : dict of str to numpy.ndarray
         The plan's blocks as float32 arrays, 1-D.
     """
-    call = _call(plan, operands)
     if plan.method == "steps":
         from . import steps  # loads threadpoolctl, and kernels of its own
 
+        call = _call(plan, operands, _NOWHERE, _NOWHERE, slice(0, plan.n_head_kv))
         steps.run(plan, operands, scratch, call)
         return
-    empty = np.empty(0, np.float32)
+    attend = _attend_kernel(plan.path)
+    if plan.pass_keys:
+        _run_passes(plan, operands, scratch, attend)
+        return
+    k = _rows(operands.k)
+    v = k if plan.v_in_k else _rows(operands.v)
+    call = _call(plan, operands, k, v, slice(0, plan.n_head_kv))
+    counter = _walk(plan, call, scratch, attend)
+    if plan.n_splits > 1:
+        counter[0] = 0
+        partial = scratch["partial results"]
+        threads.run_workers(
+            plan.n_workers, lambda _: attention_kernel.merge(call, partial, counter), counter
+        )
+
+
+def _walk(plan, call, scratch, attend):
+    """All workers over all tiles of a call; the counter they shared."""
     state = scratch["row state"]
-    partial = scratch.get("partial results", empty)
+    partial = scratch.get("partial results", np.empty(0, np.float32))
     blocks = (scratch["kq"], scratch["kv chunk"], scratch["tile"], state, state.view(np.int32))
     counter = np.zeros(1, np.int64)
-
-    attend = _attend_kernel(plan, operands)
 
     def work(worker):
         return attend(call, *blocks, partial, counter, worker)
 
     threads.run_workers(plan.n_workers, work, counter)
-    if plan.n_splits > 1:
-        counter[0] = 0
-        threads.run_workers(
-            plan.n_workers, lambda _: attention_kernel.merge(call, partial, counter), counter
+    return counter
+
+
+# ---------------------------------------------------------------- K and V decoded in chunks
+
+
+def _run_passes(plan, operands, scratch, attend):
+    """Passes of some K/V heads and tokens, whose tiles go on from chunk to chunk of decoded keys."""
+    group = plan.n_head // plan.n_head_kv
+    for each in passes(plan, operands, group * plan.pass_heads, plan.pass_rows):
+        read = [
+            _chunk_reader(plan, source, scratch, name, each.kv_heads)
+            for name, source in (("k", operands.k), ("v", operands.v))
+        ]
+        call = None
+        for keys, _, is_first, is_last in each.chunks(plan.pass_keys):
+            k, v = (read_rows(keys) for read_rows in read)
+            if call is None:
+                call = _call(plan, each.operands, k, v, each.kv_heads)
+                call["first_position"] = each.first_position
+            for name, rows in (("k", k), ("v", v)):
+                call[name] = rows.address + each.kv_heads.start * rows.head
+            call["first_key"], call["last_key"] = keys.start, keys.stop
+            call["resume"], call["finish"] = not is_first, is_last
+            _walk(plan, call, scratch, attend)
+
+
+def _chunk_reader(plan, source, scratch, name, kv_heads):
+    """``read(keys)``: `_Rows` of which heads `kv_heads` and `keys` are there, decoded where need be."""
+    if not source.type.in_chunks:
+        rows = _rows(source)
+        return lambda keys: rows
+    n_heads, width = kv_heads.stop - kv_heads.start, source.shape[2]
+    stride = layout.round_up(width, CHUNK_PADDING)
+    head = 4 * plan.pass_keys * stride
+    block = scratch[f"{name} chunk"][: n_heads * plan.pass_keys * stride]
+    values = block.reshape(n_heads, plan.pass_keys, stride)
+    own = scratch.get(f"decode {name}")
+    decode = source.reader(devices.get("cpu"), kv_heads, own, plan.n_workers)
+
+    def read(keys):
+        n_keys = keys.stop - keys.start
+        if n_keys:
+            decode(keys, values[:, :n_keys, :width])
+        first = _address(values) - kv_heads.start * head - 4 * keys.start * stride
+        return _Rows(
+            first, head, 4 * stride, 4 * width, kv_fill.DENSE["float32"].address, "float32"
         )
+
+    return read

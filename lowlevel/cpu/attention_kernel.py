@@ -37,15 +37,20 @@ _INF, _MINUS_INF, _NAN = np.float32(np.inf), np.float32(-np.inf), np.float32(np.
 # a tuple of as many values. Addresses in bytes (0: not given), strides as said.
 _CALL_FIELDS = {
     "n_head_kv group n_tokens n_kv d_k d_v": np.int64,  # group: query heads per K/V head
+    # the first token's position, and the keys that are there: all, or a decoded chunk (K's and V's
+    # addresses count from key 0 all the same)
+    "first_position first_key last_key": np.int64,
+    # whether tiles go on from, and whether they end at, what "partial results" hold of them
+    "resume finish": np.int64,
     # the tile, and its place in scratch in float32 values; see layout.py
     "heads rows keys splits head_tiles row_tiles": np.int64,
     "panel q_depth k_stride v_stride": np.int64,
     "kq_floats chunk_floats tile_floats state_floats": np.int64,
-    # operands: address, strides in float32 values; lse is C-contiguous (n_head, n_tokens)
+    # operands: address, strides in float32 values
     "q q_head q_token": np.int64,
     "out out_head out_token": np.int64,
     "mask mask_head mask_token mask_key": np.int64,
-    "lse slopes sinks": np.int64,
+    "lse lse_head slopes sinks": np.int64,
     # K and V: address, strides in bytes, bytes of one key, address of the fill
     "k k_head k_key k_bytes k_fill": np.int64,
     "v v_head v_key v_bytes v_fill": np.int64,
@@ -139,7 +144,7 @@ def _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token,
     clear(state, rows.total, 6 * padded_rows)
     for r in range(n_heads * n_tokens):
         h = head + r // n_tokens
-        position = call.n_kv - call.n_tokens + token + r % n_tokens
+        position = call.first_position + token + r % n_tokens
         high = call.n_kv
         if call.causal:
             high = min(high, max(position + 1, 0))
@@ -307,7 +312,7 @@ def _write_row(call, source, source_row, head, token, top, total):
         simd.write_first_f32(call.out, target + i, x, call.d_v - i)
     if call.lse:
         lse = _MINUS_INF if total == _ZERO else top + np.log(total)
-        simd.write_f32(call.lse, head * call.n_tokens + token, lse)
+        simd.write_f32(call.lse, head * call.lse_head + token, lse)
 
 
 @kernel(inline=True)
@@ -318,6 +323,16 @@ def _save_partial(source, output, v_stride, padded_rows, state, rows, partial, b
     base += padded_rows * v_stride
     for r in range(0, 2 * padded_rows, 16):  # totals follow tops in both places
         simd.store(partial, base + r, simd.load_f32x16(state, rows.top + r))
+
+
+@kernel(inline=True)
+def _load_partial(partial, base, v_stride, padded_rows, target, output, state, rows):
+    """What `_save_partial` saved."""
+    for i in range(0, padded_rows * v_stride, 16):
+        simd.store(target, output + i, simd.load_f32x16(partial, base + i))
+    base += padded_rows * v_stride
+    for r in range(0, 2 * padded_rows, 16):
+        simd.store(state, rows.top + r, simd.load_f32x16(partial, base + r))
 
 
 @kernel(inline=True)
@@ -462,11 +477,18 @@ def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, count
         kv_head, head, n_heads, token, n_tokens = _tile_place(call, task // call.splits)
         q_rows = n_heads * n_tokens
         _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens)
+        first, last, _ = key_range(
+            state_int, rows, 0, q_rows, call.first_key, call.last_key - call.first_key
+        )  # fmt: skip
+        if last <= first and call.resume and not call.finish:
+            continue
         steps.pack_queries(call, q_rows, tile, tile_base, head, n_tokens, token, padded_rows)
-        clear(tile, out_base, padded_rows * call.v_stride)
+        base = task * padded_rows * (call.v_stride + 2)
+        if call.resume:
+            _load_partial(partial, base, call.v_stride, padded_rows, tile, out_base, state, rows)
+        else:
+            clear(tile, out_base, padded_rows * call.v_stride)
         t = Tile(head, n_heads, token, n_tokens, q_rows, tile_base, out_base)
-
-        first, last, _ = key_range(state_int, rows, 0, q_rows, 0, call.n_kv)
         n_chunks = max(0, -(-(last - first) // call.keys))
         per_split = -(-n_chunks // call.splits)
         split = task % call.splits
@@ -480,8 +502,7 @@ def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, count
             )  # fmt: skip
             work += q_rows * n_keys * (call.d_k + call.d_v)
 
-        if call.splits > 1:
-            base = task * padded_rows * (call.v_stride + 2)
+        if call.splits > 1 or not call.finish:
             _save_partial(tile, out_base, call.v_stride, padded_rows, state, rows, partial, base)
         else:
             for r in range(q_rows):

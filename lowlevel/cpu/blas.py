@@ -9,8 +9,8 @@ import threadpoolctl
 from lowlevel.sure_exit import SureExit
 
 _lock = threading.Lock()
-_users = set()  # a token for every `with blas_threads` that is running
-_before = []  # what the users' limit replaced: (library, number of threads)
+_users: set = set()  # a token for every `with blas_threads` that is running
+_before: list = []  # what the users' limit replaced: (library, number of threads)
 
 
 @functools.cache

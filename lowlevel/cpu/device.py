@@ -14,6 +14,7 @@ class CpuDevice:
     """Memory and copies on the host."""
 
     name = "cpu"
+    room = "cpu"
     has_streams = False
 
     def allocate(self, n_bytes):

@@ -129,7 +129,7 @@ def _is_writable(path):
 
 
 class _Impl(caching.CompileResultCacheImpl):
-    _locator_classes = (_Locator,)
+    _locator_classes = (_Locator,)  # type: ignore[assignment]  # a list in Numba
 
 
 class KernelCache(caching.FunctionCache):

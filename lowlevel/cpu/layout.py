@@ -16,9 +16,16 @@ row state      maximum, sum, rescale factor, ALiBi slope, first key, last key, p
 
 and, where one tile's keys are split among workers, the partial outputs of all splits
 ("partial results"), merged at the end.
+
+K or V whose type says `in_chunks` are decoded before a tile reads them: passes of some K/V heads and
+tokens walk the keys a chunk at a time, all workers together. Then "k chunk" and "v chunk" hold the
+decoded heads and keys, "decode k" and "decode v" are their readers' own, and "partial results" hold the pass's output,
+maxima and sums from chunk to chunk.
 """
 
 from typing import NamedTuple
+
+from lowlevel.attention.kv_source import CHUNK_PADDING
 
 Q_DTYPES = OUT_DTYPES = ("float32",)
 METHODS = ("auto", "steps")
@@ -49,15 +56,25 @@ READ_IN_PLACE = tuple((name, name) for name in ("float32", "float16", "bfloat16"
 L1_CHUNK_FLOATS = 6 * 1024
 # Fewer keys than this are not worth a split and a merge.
 MIN_KEYS_PER_SPLIT = 512
+# Keys of a decoded chunk: at best, and before heads and rows are given up for them.
+PASS_KEYS, ENOUGH_PASS_KEYS = 1024, 128
 
 
 class Tile(NamedTuple):
-    """Query heads of one K/V head, tokens and keys in one tile, and key splits per tile."""
+    """Query heads of one K/V head, tokens and keys in one tile, and key splits per tile.
+
+    `pass_heads` (K/V heads), `pass_rows`, `pass_keys`: what is decoded and worked on at a time, 0 where
+    nothing is decoded in chunks; `least_workers`: fewer are not worth it, the next tile is better.
+    """
 
     heads: int
     rows: int
     keys: int
     splits: int
+    pass_heads: int = 0
+    pass_rows: int = 0
+    pass_keys: int = 0
+    least_workers: int = 1
 
 
 class Widths(NamedTuple):
@@ -130,20 +147,69 @@ def count_tiles(sizes, tile):
     return sizes["n_head_kv"] * -(-group // tile.heads) * row_tiles
 
 
+def tiles_at_once(sizes, tile):
+    """Number of tiles that workers may share out among them at a time."""
+    return count_tiles(_of_pass(sizes, tile), tile)
+
+
+def _of_pass(sizes, tile):
+    """The sizes of one pass."""
+    if not tile.pass_keys:
+        return sizes
+    group = sizes["n_head"] // sizes["n_head_kv"]
+    heads = dict(n_head_kv=tile.pass_heads, n_head=group * tile.pass_heads)
+    return {**sizes, **heads, "n_tokens": tile.pass_rows}
+
+
 def _partial_floats(sizes, tile):
     """Partial results of all splits: output row, maximum and sum of every row."""
     w = widths(tile.heads, tile.rows, sizes["d_k"], sizes["d_v"])
     per_split = w.panel * w.n_panels * (w.v_stride + 2)
-    return count_tiles(sizes, tile) * tile.splits * per_split
+    return tiles_at_once(sizes, tile) * tile.splits * per_split
 
 
 def scratch_parts(sizes, tile):
     """((tag, bytes) of what all workers share, (tag, bytes) of each worker)."""
     per_worker = worker_floats(tile, sizes["d_k"], sizes["d_v"], sizes["v_in_k"])
-    shared = ()
-    if tile.splits > 1:
-        shared = (("partial results", 4 * _partial_floats(sizes, tile)),)
+    shared = _chunk_scratch(sizes, tile) if tile.pass_keys else ()
+    if tile.splits > 1 or 0 < tile.pass_keys < sizes["n_kv"]:
+        shared += (("partial results", 4 * _partial_floats(sizes, tile)),)
     return shared, tuple((tag, 4 * n) for tag, n in per_worker.items())
+
+
+def _chunk_scratch(sizes, tile):
+    """Decoded chunks of K and V, and what their decoders take."""
+    heads, keys, blocks = tile.pass_heads, tile.pass_keys, []
+    for name, kind in zip("kv", sizes["kv_types"], strict=True):
+        if kind.in_chunks:
+            stride = round_up(sizes[f"d_{name}"], CHUNK_PADDING)
+            own = kind.scratch_bytes(sizes["device"], heads, keys)
+            blocks += [(f"{name} chunk", 4 * heads * keys * stride), (f"decode {name}", own)]
+    return tuple(blocks)
+
+
+def path_of(sizes, tile):
+    """Which kernels run, as `AttentionPlan.path` says it."""
+    n_rows = tile.heads * tile.rows
+    if n_rows <= FEWEST_ROWS:
+        return f"few rows {_type_in_place(sizes)}"
+    if sizes["precision"] == "bf16" and n_rows > FEW_ROWS:
+        from . import bfloat  # loads Numba
+
+        if bfloat.AVAILABLE:
+            return "panels bf16"
+    # Few query rows wait for memory, not for products: they are in float32.
+    return "panels"
+
+
+def _type_in_place(sizes):
+    """The 16-bit type of both K and V whose rows are whole vectors and read where they lie, or float32."""
+    whole = sizes["d_k"] % LINE == 0 and sizes["d_v"] % PANEL == 0
+    dtypes = sizes["k_dtype"], sizes["v_dtype"]
+    for name in ("float16", "bfloat16"):
+        if whole and dtypes == (name, name):
+            return name
+    return "float32"
 
 
 def _heads_and_rows(group, n_tokens, max_rows):
@@ -166,8 +232,59 @@ def candidate_tiles(sizes):
     Parameters
     ----------
     sizes : dict
-        n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, n_threads, v_in_k as in `plan_attention`.
+        n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, n_threads, v_in_k as in `plan_attention`; kv_types,
+        and their names as k_dtype and v_dtype.
     """
+    if any(kind.in_chunks for kind in sizes["kv_types"]):
+        yield from _pass_candidates(_as_decoded(sizes))
+    else:
+        yield from _whole_candidates(sizes)
+
+
+def _as_decoded(sizes):
+    """The sizes as kernels see them, K and V decoded in chunks being float32."""
+    dtypes = ("float32" if kind.in_chunks else kind.name for kind in sizes["kv_types"])
+    return {**sizes, **dict(zip(("k_dtype", "v_dtype"), dtypes, strict=True))}
+
+
+def _pass_candidates(sizes):
+    """Passes with all workers, from the best on; then the same and smaller tiles with those that fit."""
+    group = sizes["n_head"] // sizes["n_head_kv"]
+    tiles = [tile for tile in _whole_candidates(sizes) if tile.splits == 1]
+    shrinking = [*_shrinking_passes(sizes, tiles[0], group)]
+    for tile in shrinking:
+        yield tile._replace(least_workers=sizes["n_threads"])
+    yield from shrinking
+    for tile in tiles[1:]:
+        pass_ = tile._replace(pass_heads=1, pass_rows=tile.rows, pass_keys=KEY_STEP)
+        yield pass_._replace(pass_keys=max(KEY_STEP, tile.keys))
+        yield pass_._replace(keys=KEY_STEP)
+
+
+def _shrinking_passes(sizes, best, group):
+    """Passes over tiles of the best size: shorter chunks, then fewer heads, fewer rows, single tiles of keys."""
+    most_keys = round_up(max(sizes["n_kv"], 1), KEY_STEP)
+    tiles_of_head = -(-group // best.heads) * -(-sizes["n_tokens"] // best.rows)
+    heads = min(sizes["n_head_kv"], -(-2 * sizes["n_threads"] // tiles_of_head))
+    rows, keys = sizes["n_tokens"], min(PASS_KEYS, most_keys)
+    while True:
+        yield best._replace(
+            pass_heads=heads, pass_rows=rows, pass_keys=keys, keys=min(best.keys, keys)
+        )
+        if keys > ENOUGH_PASS_KEYS:
+            keys = round_up(keys // 2, KEY_STEP)
+        elif heads > 1:
+            heads = -(-heads // 2)
+        elif rows > best.rows:
+            rows = max(best.rows, round_up(rows // 2, best.rows))
+        elif keys > KEY_STEP:
+            keys = round_up(keys // 2, KEY_STEP)
+        else:
+            return
+
+
+def _whole_candidates(sizes):
+    """Tiles of the whole call; K and V are read, or decoded row by row, by the tiles themselves."""
     group, n_tokens = sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"]
     most_keys = round_up(max(sizes["n_kv"], 1), KEY_STEP)
     wide = sizes["d_k"] + sizes["d_v"] > WIDE

@@ -7,6 +7,8 @@ softmax is one fused pass in place, and each step writes its part of the output.
 
 import numpy as np
 
+from lowlevel import devices
+from lowlevel.attention.plan import step_chunk_stride
 from lowlevel.concat import concat
 
 from . import steps_kernel, threads
@@ -64,15 +66,25 @@ class _Converter:
         self.n_tokens, self.n_kv = plan.n_tokens, plan.n_kv
         self.chunk, self.part = scratch.get("kv chunk"), scratch.get("kqv part")
         self.finite = {}  # K/V head -> whether V holds finite numbers only
+        self.own, self.n_threads = scratch.get("decode"), plan.n_threads
+        self.stride = step_chunk_stride(plan.kv_types, plan.d_k, plan.d_v)
 
     def _chunks(self, source, kv_head):
         """(keys, their decoded rows) over all keys."""
         width = source.shape[2]
-        n = len(self.chunk) // width
+        stride = self.stride if source.type.in_chunks else width
+        n = len(self.chunk) // self.stride
+        decode = None
+        if source.type.in_chunks:
+            heads = slice(kv_head, kv_head + 1)
+            decode = source.reader(devices.get("cpu"), heads, self.own, self.n_threads)
         for key in range(0, self.n_kv, n):
             keys = slice(key, min(key + n, self.n_kv))
-            rows = self.chunk[: (keys.stop - key) * width].reshape(-1, width)
-            fill_rows(source, kv_head, keys, rows)
+            rows = self.chunk[: (keys.stop - key) * stride].reshape(-1, stride)[:, :width]
+            if decode is not None:
+                decode(keys, rows[None])
+            else:
+                fill_rows(source, kv_head, keys, rows)
             yield keys, rows
 
     def scores(self, head, kq):

@@ -105,7 +105,7 @@ def softmax_rows(kq, call, head, n_heads, counter):
             _multiply(kq, row + low, high - low, _ONE / total)
         if call.lse:
             lse = _MINUS_INF if total == _ZERO else reference + np.log(total)
-            simd.write_f32(call.lse, h * call.n_tokens + token, lse)
+            simd.write_f32(call.lse, h * call.lse_head + token, lse)
 
 
 @kernel

@@ -33,7 +33,7 @@ _CALLER, _HELPER = "caller", "helper"
 # Calls that offered parts so far, for helpers that wait awake for the next one (see spin.rest).
 _bell = np.zeros(1, np.int64)
 _lock = threading.Lock()
-_tasks = queue.SimpleQueue()  # a `_Part` each, for the helper threads
+_tasks: queue.SimpleQueue = queue.SimpleQueue()  # a `_Part` each, for the helper threads
 _n_helpers = 0
 
 

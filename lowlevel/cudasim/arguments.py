@@ -46,7 +46,7 @@ class Parameter(NamedTuple):
 
     name: str
     code: str  # NumPy type of the value or of what it points to; "bf2", "c1" (char), "V" (other)
-    count: int  # how many of them: 4 for float4
+    count: int  # type: ignore[assignment]  # how many of them: 4 for float4 (instead of tuple's method)
     bytes: int
     pointee: int  # bytes of what a pointer points to; 0: not a pointer
     alignment: int  # of that

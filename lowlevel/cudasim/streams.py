@@ -171,6 +171,6 @@ def _entered():
 _numbers = itertools.count()
 _of_thread = threading.local()
 _LOG = _Log()
-_streams = weakref.WeakSet()  # all but the default one
+_streams: weakref.WeakSet = weakref.WeakSet()  # all but the default one
 DEFAULT = Stream()
 _streams.discard(DEFAULT)

@@ -4,10 +4,12 @@ Dense K and V take one launch. Quantised ones are decoded a chunk of keys at a t
 the kernel goes on from chunk to chunk with its rows' sums, maxima and denominators in scratch.
 """
 
+from lowlevel.attention.passes import Pass, passes
+
 from . import layout
 from .attention import describe, set_strides
 from .instances import FUSED, MERGE
-from .passes import Pass, chunk_reader, passes
+from .passes import chunk_reader
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
 # Between them, log2(e) times a scale is a normal float32.
@@ -17,7 +19,7 @@ _SCALES_WITHIN_RANGE = 1e-37, 1e38
 def run(device, plan, operands, scratch):
     """Compute ``operands.out`` (and lse); see `attention.run`."""
     if layout.is_decoded(plan.sizes):
-        for each in passes(plan, operands):
+        for each in passes(plan, operands, plan.heads, plan.rows):
             _run_pass(device, plan, each, plan.keys, scratch)
         return
     everything = Pass(
@@ -41,9 +43,12 @@ def _run_pass(device, plan, each, chunk_keys, scratch):
     for name, value in {**fields, **tiles}.items():
         call[name] = value
     state = scratch.get("partial results"), scratch.get("row state")
-    read_k = chunk_reader(device, o.k, each.kv_heads, scratch.get("k chunk"), plan.q_dtype)
+    own = scratch.get("decode k"), scratch.get("decode v")
+    read_k = chunk_reader(device, o.k, each.kv_heads, scratch.get("k chunk"), plan.q_dtype, own[0])
     if not plan.v_in_k:
-        read_v = chunk_reader(device, o.v, each.kv_heads, scratch.get("v chunk"), plan.q_dtype)
+        read_v = chunk_reader(
+            device, o.v, each.kv_heads, scratch.get("v chunk"), plan.q_dtype, own[1]
+        )
     launch = _launcher(device, plan, o, state, call)
     q_aligned = _is_aligned(device, o.q)
     for keys, position, is_first, is_last in each.chunks(chunk_keys):

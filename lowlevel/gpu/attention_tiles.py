@@ -8,17 +8,19 @@ they are exact as TF32, and products may round weights to it (2**-11 of each): t
 
 import math
 
+from lowlevel.attention.passes import passes
+
 from . import layout
 from .attention import describe, set_strides
 from .instances import FINISH, SCAN, SOFTMAX, WIDEN
-from .passes import chunk_reader, passes
+from .passes import chunk_reader
 
 
 def run(device, plan, operands, scratch):
     """Compute ``operands.out`` (and lse) tile by tile; see `attention.run`."""
     scratch = _Scratch(scratch)
     with device.gemm(scratch["gemm workspace"]) as gemm:
-        for each in passes(plan, operands):
+        for each in passes(plan, operands, plan.heads, plan.rows):
             tile = _Tile(device, plan, each, scratch, gemm)
             for keys, position, is_first, _ in each.chunks(plan.keys):
                 tile.add_keys(keys, position, resume=not is_first)
@@ -33,6 +35,9 @@ class _Scratch:
 
     def __getitem__(self, tag):
         return self._blocks[tag]
+
+    def get(self, tag):
+        return self._blocks.get(tag)
 
     def part(self, tag, *shape, columns=None):
         """The beginning of a block as an array of `shape`, or the first columns of that."""
@@ -50,8 +55,10 @@ class _Tile:
         self.device, self.plan, self.operands, self.gemm = device, plan, each.operands, gemm
         self.scratch = scratch
         self.read_k, self.read_v = (
-            chunk_reader(device, source, each.kv_heads, scratch["kv chunk"], "float32")
-            for source in (each.operands.k, each.operands.v)
+            chunk_reader(
+                device, source, each.kv_heads, scratch["kv chunk"], "float32", scratch.get(own)
+            )
+            for source, own in ((each.operands.k, "decode k"), (each.operands.v, "decode v"))
         )
         self.call = describe(each.operands, each.kv_heads)
         self.n_head, self.n_tokens = each.operands.q.shape[:2]

@@ -166,6 +166,18 @@ def _row_kernels(name, parameters):
     }
 
 
+CAST = {
+    (source, target): Kernel(
+        package="lowlevel.gpu",
+        file="cast.cu",
+        name=f"cast<{FLOAT_TYPES[source]}, {FLOAT_TYPES[target]}>",
+        parameters=(f"const {_BITS[source]}", _BITS[target], "V56"),
+        block=256,
+    )
+    for source in FLOAT_TYPES
+    for target in FLOAT_TYPES
+    if source != target
+}
 # The tiles path: by the type of what is read, of V, of V, of out.
 WIDEN = _row_kernels("attention_widen", ("const {bits}", "f4*", "i4", "i4", *["i8"] * 4, "i4"))
 SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
@@ -183,7 +195,7 @@ ATTENTION = tuple(
     for table in (FUSED, WGMMA, MERGE, WIDEN, SCAN, SOFTMAX, FINISH)
     for kernel in table.values()
 )
-KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values(), *ATTENTION)
+KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values(), *CAST.values(), *ATTENTION)
 
 
 def all_kernels():

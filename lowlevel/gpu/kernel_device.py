@@ -34,6 +34,8 @@ _MAX_GRID = 2**31 - 1
 class KernelDevice:
     """Launches and copies of a device that runs CUDA kernels, which come from a loader.Library."""
 
+    room = "gpu"
+
     def __init__(self, library):
         self._library = library
 

@@ -12,7 +12,7 @@ heads and tokens whose states lie in scratch from chunk to chunk.
 from typing import NamedTuple
 
 from lowlevel import devices
-from lowlevel.attention.plan import DENSE_DTYPES
+from lowlevel.attention.kv_source import DENSE_DTYPES
 
 from .instances import FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
 
@@ -44,6 +44,11 @@ class Tile(NamedTuple):
     rows: int
     keys: int
     splits: int
+    # Of the CPU's plans alone: here a decoded pass is the tile.
+    pass_heads: int = 0
+    pass_rows: int = 0
+    pass_keys: int = 0
+    least_workers: int = 1
 
 
 def is_fused(sizes):
@@ -121,6 +126,14 @@ def count_tiles(sizes, tile):
     else:
         head_tiles = sizes["n_head_kv"] * -(-group // tile.heads)
     return head_tiles * -(-sizes["n_tokens"] // tile.rows)
+
+
+tiles_at_once = count_tiles
+
+
+def path_of(sizes, tile):
+    """Which kernels run, as `AttentionPlan.path` says it."""
+    return "fused" if is_fused(sizes) else "tiles"
 
 
 def scratch_parts(sizes, tile):
@@ -234,6 +247,7 @@ def _fused_scratch(sizes, tile):
         n_head, n_tokens = tile.heads, tile.rows
         keys = kv_heads_of(sizes, tile) * min(tile.keys, max(sizes["n_kv"], 1))
         parts = [(f"{name} chunk", 2 * keys * sizes[f"d_{name}"]) for name in _decoded(sizes)]
+        parts += _decoders_own(sizes, tile)
     if tile.splits > 1 or (decoded and tile.keys < sizes["n_kv"]):
         rows = tile.splits * n_head * n_tokens
         parts += [("partial results", 4 * rows * sizes["d_v"]), ("row state", 4 * rows * 2)]
@@ -273,6 +287,13 @@ def kv_heads_of(sizes, tile):
     return max(1, tile.heads // (sizes["n_head"] // sizes["n_head_kv"]))
 
 
+def _decoders_own(sizes, tile):
+    """What decoding one chunk takes besides the chunk."""
+    chunk = kv_heads_of(sizes, tile), min(tile.keys, max(sizes["n_kv"], 1))
+    own = [kind.scratch_bytes(sizes["device"], *chunk) for kind in sizes["kv_types"]]
+    return [(f"decode {name}", n) for name, n in zip("kv", own, strict=True) if n]
+
+
 def _tiles_scratch(sizes, tile):
     rows, keys = tile.heads * tile.rows, kv_heads_of(sizes, tile) * tile.keys
     n_scores = rows * tile.keys
@@ -285,4 +306,5 @@ def _tiles_scratch(sizes, tile):
         ("kv chunk", 4 * keys * max(sizes["d_k"], sizes["d_v"])),
         ("not finite", 4 * keys),
         ("gemm workspace", min(max(workspace, LEAST_WORKSPACE), MOST_WORKSPACE)),
+        *_decoders_own(sizes, tile),
     )

@@ -1,86 +1,8 @@
-"""A call cut into passes: query heads and tokens that walk the keys together, a chunk at a time.
-
-Kernels get views of the operands, and so know one pass and one chunk only. K and V that they cannot
-read where they lie (quantised ones) are decoded into scratch, a chunk at a time.
-"""
+"""Chunks of K and V as kernels read them: where they lie, or decoded into scratch."""
 
 import functools
-from typing import Any, NamedTuple
 
 from lowlevel.shapes import resolve_dtype
-
-from .layout import is_quantised
-
-
-class Pass(NamedTuple):
-    """Some query heads and tokens of a call.
-
-    Attributes
-    ----------
-    operands : Operands
-        Views of their rows; k and v are those of the whole call.
-    kv_heads : slice
-        The K/V heads that they read.
-    keys : range
-        Keys that some of the tokens may see, among those that its chunks start from.
-    first_position : int
-        Of the first token.
-    """
-
-    operands: Any
-    kv_heads: slice
-    keys: range
-    first_position: int
-
-    def chunks(self, n_keys):
-        """(keys, position of the first token counted from the first of them, first?, last?)."""
-        if not self.keys:
-            yield slice(0, 0), self.first_position, True, True
-        for start in range(self.keys.start, self.keys.stop, n_keys):
-            stop = min(start + n_keys, self.keys.stop)
-            first, last = start == self.keys.start, stop == self.keys.stop
-            yield slice(start, stop), self.first_position - start, first, last
-
-
-def passes(plan, operands):
-    """Yield a call's passes of ``plan.heads`` x ``plan.rows``."""
-    group = plan.n_head // plan.n_head_kv
-    step = group if plan.heads < group else plan.n_head
-    for first in range(0, plan.n_head, step):
-        for head in range(first, first + step, plan.heads):
-            heads = slice(head, min(head + plan.heads, first + step))
-            for token in range(0, plan.n_tokens, plan.rows):
-                tokens = slice(token, min(token + plan.rows, plan.n_tokens))
-                yield Pass(
-                    operands=_rows(operands, heads, tokens),
-                    kv_heads=slice(heads.start // group, -(-heads.stop // group)),
-                    keys=_visible_keys(plan, operands, tokens),
-                    first_position=plan.n_kv - plan.n_tokens + tokens.start,
-                )
-
-
-def _visible_keys(plan, operands, tokens):
-    position = plan.n_kv - plan.n_tokens
-    low, high = 0, plan.n_kv
-    if operands.causal:
-        high = min(high, max(0, position + tokens.stop))
-    if operands.window is not None:
-        low = max(low, position + tokens.start - operands.window + 1)
-    return range(min(low, high), high)
-
-
-def _rows(operands, heads, tokens):
-    """Operands' views for some heads and tokens."""
-    o = operands
-    mask_heads = heads if o.mask is not None and o.mask.shape[0] > 1 else slice(None)
-    return o._replace(
-        q=o.q[heads, tokens],
-        out=o.out[heads, tokens],
-        lse=None if o.lse is None else o.lse[heads, tokens],
-        mask=None if o.mask is None else o.mask[mask_heads, tokens],
-        alibi_slopes=None if o.alibi_slopes is None else o.alibi_slopes[heads],
-        sinks=None if o.sinks is None else o.sinks[heads],
-    )
 
 
 def _part(array, heads, keys):
@@ -90,7 +12,7 @@ def _part(array, heads, keys):
     return array[heads, keys]
 
 
-def chunk_reader(device, source, kv_heads, scratch, dtype_name):
+def chunk_reader(device, source, kv_heads, scratch, dtype_name, own=None):
     """``read(keys)``: a chunk of K or V as a dense array, where it lies or decoded into `scratch`.
 
     Parameters
@@ -101,11 +23,14 @@ def chunk_reader(device, source, kv_heads, scratch, dtype_name):
         Of at least a chunk's bytes, where the source is quantised; the next chunk takes the last one's place.
     dtype_name : str
         What quantised values become.
+    own : array of float32, 1-D, optional
+        What its reader takes besides; see `KVType.scratch_bytes`.
     """
-    if not is_quantised(source.dtype_name):
+    if source.type.is_dense:
         return functools.partial(_part, source.data, kv_heads)
     n_heads, d = kv_heads.stop - kv_heads.start, source.shape[2]
     values = scratch.view(resolve_dtype(dtype_name))
+    decode = source.reader(device, kv_heads, own)
     made = {}  # keys of a chunk -> its array: all chunks but the last are alike
 
     def read(keys):
@@ -114,7 +39,7 @@ def chunk_reader(device, source, kv_heads, scratch, dtype_name):
             made[n_keys] = values[: n_heads * n_keys * d].reshape(n_heads, n_keys, d)
         out = made[n_keys]
         if out.size:
-            source.decode(device, kv_heads, keys, out)
+            decode(keys, out)
         return out
 
     return read

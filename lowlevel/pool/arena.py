@@ -4,12 +4,20 @@ Nothing here holds memory. `lowlevel.pool` places its arrays by it, and anything
 "would it have fit?" (the remedy in a BudgetError, a replayed trace) runs the same code without a byte.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left, insort
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
 
 ALIGNMENT = 256  # bytes: a cache line, an AVX-512 vector and a CUDA allocation all divide it
 
 
-def align_up(n_bytes):
+def align_up(n_bytes: int) -> int:
     """Bytes a block of `n_bytes` takes: rounded up to the next multiple of ALIGNMENT."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
@@ -35,12 +43,12 @@ class Arena:
         Bytes in all, bytes taken.
     """
 
-    def __init__(self, size, blocks=()):
+    def __init__(self, size: int, blocks: Iterable[tuple[int, int]] = ()) -> None:
         self.size = size
         self.used = 0
-        self._holes = []  # (bytes, offset), sorted: the smallest hole first
-        self._size_from = {}  # offset where a hole starts -> its bytes
-        self._start_to = {}  # offset where a hole ends -> where it starts
+        self._holes: list[Any] = []  # (bytes, offset), sorted: the smallest hole first
+        self._size_from: dict[Any, Any] = {}  # offset where a hole starts -> its bytes
+        self._start_to: dict[Any, Any] = {}  # offset where a hole ends -> where it starts
         edge = 0
         for offset, n_bytes in sorted(blocks):
             if n_bytes == 0:
@@ -57,20 +65,20 @@ class Arena:
             self._add_hole(edge, size - edge)
 
     @property
-    def largest_free(self):
+    def largest_free(self) -> int:
         """Bytes of the largest hole."""
         return self._holes[-1][0] if self._holes else 0
 
     @property
-    def end(self):
+    def end(self) -> int:
         """Offset at which the last block ends: what lies above is one hole."""
         return self._start_to.get(self.size, self.size)
 
-    def holes(self):
+    def holes(self) -> list[tuple[int, int]]:
         """Every hole as (offset, n_bytes), by offset."""
         return sorted(self._size_from.items())
 
-    def take(self, n_bytes):
+    def take(self, n_bytes: int) -> int | None:
         """Offset for a block of `n_bytes` (a multiple of ALIGNMENT, above 0), or None if no hole holds it."""
         holes = self._holes
         index = bisect_left(holes, (n_bytes,))
@@ -93,7 +101,7 @@ class Arena:
         self.used += n_bytes
         return offset
 
-    def give(self, offset, n_bytes):
+    def give(self, offset: int, n_bytes: int) -> None:
         """Take back a block that `take` placed at `offset`."""
         self.used -= n_bytes
         holes = self._holes
@@ -116,7 +124,7 @@ class Arena:
         insort(self._holes, (n_bytes, offset))
 
 
-def smallest_size(n_bytes, blocks):
+def smallest_size(n_bytes: int, blocks: Iterable[tuple[int, int]]) -> int:
     """Smallest arena that holds a further block of `n_bytes` beside `blocks`, which stay where they are.
 
     It is what a hole or the end of the arena must reach, found by placing the block, not by a formula.

@@ -1,9 +1,16 @@
 """What a pool knows of one array, and sums over many."""
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
 
 SHOWN_SITES = 3
 
@@ -38,15 +45,15 @@ class Block(NamedTuple):
     site: str
 
     @property
-    def array_bytes(self):
+    def array_bytes(self) -> int:
         """Bytes of the array's elements, without what `n_bytes` is rounded up by."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The fields as plain data (JSON)."""
         return {**self._asdict(), "shape": list(self.shape), "dtype": self.dtype.name}
 
-    def __str__(self):
+    def __str__(self) -> str:
         scope = f" in scope {self.scope!r}" if self.scope else ""
         site = f", taken at {self.site}" if self.site else ""
         return (
@@ -55,12 +62,12 @@ class Block(NamedTuple):
         )
 
 
-def by_offset(blocks):
+def by_offset(blocks: Iterable[Block]) -> list[Block]:
     """The blocks sorted by offset; those without bytes come before the one they share it with."""
     return sorted(blocks, key=lambda block: (block.offset, block.n_bytes, block.number))
 
 
-def holders(blocks):
+def holders(blocks: Iterable[Block]) -> list[dict[str, Any]]:
     """Bytes by tag.
 
     Returns
@@ -68,7 +75,7 @@ def holders(blocks):
     list of dict
         tag, n_bytes, n_blocks and (debug mode) the first few different sites; most bytes first, then by tag.
     """
-    by_tag = {}
+    by_tag: dict[Any, Any] = {}
     for block in blocks:
         holder = by_tag.setdefault(
             block.tag, {"tag": block.tag, "n_bytes": 0, "n_blocks": 0, "sites": []}

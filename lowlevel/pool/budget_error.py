@@ -1,6 +1,15 @@
 """The error that a budget raises: what was asked, what was left, who holds the rest, what would work."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from lowlevel.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
 
 SHOWN_HOLDERS = 5
 
@@ -35,18 +44,18 @@ class BudgetError(MemoryError):
 
     def __init__(
         self,
-        message,
+        message: str,
         *,
-        requested,
-        budget,
-        rounded=None,
-        used=0,
-        largest_free=None,
-        fragmentation=0.0,
-        holders=(),
-        smallest_budget=None,
-        remedy="",
-    ):
+        requested: int,
+        budget: int,
+        rounded: int | None = None,
+        used: int = 0,
+        largest_free: int | None = None,
+        fragmentation: float = 0.0,
+        holders: Sequence[dict[str, Any]] = (),
+        smallest_budget: int | None = None,
+        remedy: str = "",
+    ) -> None:
         super().__init__(message)
         self.requested = requested
         self.rounded = requested if rounded is None else rounded
@@ -59,16 +68,16 @@ class BudgetError(MemoryError):
         self.remedy = remedy
 
     @property
-    def fragmented(self):
+    def fragmented(self) -> bool:
         return self.rounded <= self.budget - self.used
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The message and every attribute as plain data."""
         fields = {name: getattr(self, name) for name in _FIELDS}
         fields["holders"] = [dict(holder) for holder in self.holders]
         return {"message": str(self), "fragmented": self.fragmented, **fields}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # The last is whatever else was put on the error: notes (`add_note`), say.
         fields = {name: getattr(self, name) for name in _FIELDS}
         rest = {name: value for name, value in vars(self).items() if name not in fields}
@@ -92,7 +101,9 @@ def _restore(kind, message, fields):
     return kind(message, **fields)
 
 
-def refusal(what, *, holders, remedy, **fields):
+def refusal(
+    what: str, *, holders: Sequence[dict[str, Any]], remedy: str, **fields: Any
+) -> BudgetError:
     """A BudgetError whose message says who holds the budget.
 
     Parameters
@@ -124,6 +135,6 @@ def refusal(what, *, holders, remedy, **fields):
     return BudgetError("\n".join(lines), holders=holders, remedy=remedy, **fields)
 
 
-def exact_size(n_bytes):
+def exact_size(n_bytes: int) -> str:
     """Exact bytes, with the rounded form where it helps: "1536 B (1.50 KiB)"."""
     return f"{n_bytes} B" if n_bytes < 1024 else f"{n_bytes} B ({format_size(n_bytes)})"

@@ -1,13 +1,25 @@
 """The memory behind a pool's offsets: one arena, or (debug mode) guarded blocks."""
 
+from __future__ import annotations
+
 import collections
 import math
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .arena import ALIGNMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from lowlevel.arrays import Array
+    from lowlevel.devices import Device
+    from lowlevel.pool.block import Block
+
 
 # 16-bit patterns that read as NaN in float16, bfloat16, float32 and float64 alike.
 TAKEN = 0x7FFA
@@ -32,27 +44,27 @@ class ArenaMemory:
     n_bytes : int
     """
 
-    def __init__(self, device, n_bytes):
+    def __init__(self, device: Device, n_bytes: int) -> None:
         self._device = device
         self._arena = device.allocate(n_bytes)
         self._address = device.address(self._arena)
         self._n_bytes = n_bytes
 
-    def take(self, offset, n_bytes, shape, dtype):
+    def take(self, offset: int, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         return self._device.view(self._arena, offset, shape, dtype)
 
-    def give(self, array, block):
+    def give(self, array: Array, block: Block) -> None:
         pass
 
-    def reset(self, arrays):
+    def reset(self, arrays: Iterable[Array]) -> None:
         pass
 
-    def offset_of(self, address):
+    def offset_of(self, address: int) -> int | None:
         """Offset that an address has in the arena, or None."""
         offset = address - self._address
         return offset if 0 <= offset < max(self._n_bytes, 1) else None
 
-    def close(self):
+    def close(self) -> None:
         self._arena = None
 
 
@@ -63,13 +75,15 @@ class GuardedMemory:
     belongs to it.
     """
 
-    def __init__(self, device, n_bytes):
+    def __init__(self, device: Device, n_bytes: int) -> None:
         self._device = device
-        self._cells = {}  # address of a live block -> (its offset, n_bytes, memory)
-        self._quarantine = collections.deque()  # (block, memory), the oldest first
+        self._cells: dict[Any, Any] = {}  # address of a live block -> (its offset, n_bytes, memory)
+        self._quarantine: collections.deque = (
+            collections.deque()
+        )  # (block, memory), the oldest first
         self._quarantine_bytes = 0
 
-    def take(self, offset, n_bytes, shape, dtype):
+    def take(self, offset: int, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         memory = self._device.allocate(n_bytes + 2 * GUARD_BYTES)
         end = GUARD_BYTES + n_bytes
         array_end = GUARD_BYTES + math.prod(shape) * dtype.itemsize
@@ -81,7 +95,7 @@ class GuardedMemory:
         self._cells[self._device.address(memory) + GUARD_BYTES] = (offset, n_bytes, memory)
         return array
 
-    def give(self, array, block):
+    def give(self, array: Array, block: Block) -> None:
         _, n_bytes, memory = self._cells.pop(self._device.address(array))
         end = GUARD_BYTES + n_bytes
         before = self._device.holds(memory, 0, GUARD_BYTES, CANARY)
@@ -97,7 +111,7 @@ class GuardedMemory:
         while self._quarantine_bytes > QUARANTINE_BYTES:
             self._release_oldest()
 
-    def reset(self, arrays):
+    def reset(self, arrays: Iterable[Array]) -> None:
         """After an interruption at an unknown point: only `arrays` are live."""
         live = {self._device.address(array) for array in arrays}
         self._cells = {start: cell for start, cell in self._cells.items() if start in live}
@@ -111,7 +125,7 @@ class GuardedMemory:
                 return False
         return self._device.holds(memory, start + start % 2, end, CANARY)
 
-    def offset_of(self, address):
+    def offset_of(self, address: int) -> int | None:
         """Offset of an address in a live block; -1 in a freed one; None elsewhere."""
         for start, (offset, n_bytes, _) in self._cells.items():
             if start <= address < start + max(n_bytes, 1):
@@ -122,7 +136,7 @@ class GuardedMemory:
                 return -1
         return None
 
-    def close(self):
+    def close(self) -> None:
         self._cells.clear()
         while self._quarantine:
             self._release_oldest()
@@ -134,14 +148,14 @@ class GuardedMemory:
             raise MemoryCorruptionError(f"something wrote into block {block} after it was freed")
 
 
-def call_site():
+def call_site() -> str:
     """Who called the pool: "file.py:12 function < caller.py:3 main"."""
     frame = sys._getframe(1)
     here = os.path.dirname(__file__)
     own = {os.path.join(here, name) for name in ("pool.py", "memory.py")}
     while frame and frame.f_code.co_filename in own:
         frame = frame.f_back
-    sites = []
+    sites: list[Any] = []
     while frame and len(sites) < SITE_DEPTH:
         code = frame.f_code
         sites.append(f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}")

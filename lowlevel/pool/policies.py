@@ -4,9 +4,15 @@ A policy has ``take(n_bytes)`` (an offset, or None if nothing holds it), ``give(
 taken, its own rounding included), ``largest_free`` and ``end`` (where the last block ends).
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left
+from typing import TYPE_CHECKING
 
 from .arena import ALIGNMENT, Arena
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class HoleList:
@@ -18,23 +24,27 @@ class HoleList:
         Bytes.
     """
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         self.size = size
         self.used = 0
         self._starts = [0] if size else []
         self._sizes = [size] if size else []
 
     @property
-    def largest_free(self):
+    def largest_free(self) -> int:
         return max(self._sizes, default=0)
 
     @property
-    def end(self):
+    def end(self) -> int:
         if self._starts and self._starts[-1] + self._sizes[-1] == self.size:
             return self._starts[-1]
         return self.size
 
-    def take(self, n_bytes):
+    def _choose(self, n_bytes: int) -> int | None:
+        """Which hole; None: no hole is large enough."""
+        raise NotImplementedError
+
+    def take(self, n_bytes: int) -> int | None:
         index = self._choose(n_bytes)
         if index is None:
             return None
@@ -47,7 +57,7 @@ class HoleList:
         self.used += n_bytes
         return offset
 
-    def give(self, offset, n_bytes):
+    def give(self, offset: int, n_bytes: int) -> None:
         self.used -= n_bytes
         starts, sizes = self._starts, self._sizes
         index = bisect_left(starts, offset)
@@ -90,11 +100,11 @@ class Buddy:
         Bytes, a multiple of ALIGNMENT.
     """
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         self.size = size
         self.used = 0
         self.end = 0
-        self._free = {}  # bytes of a free block -> its offsets
+        self._free: dict[Any, Any] = {}  # bytes of a free block -> its offsets
         self._top = {}  # offset where a region starts -> its bytes
         self._region_of = []  # starts of regions, sorted
         offset = 0
@@ -106,10 +116,10 @@ class Buddy:
                 offset += 1 << bit
 
     @property
-    def largest_free(self):
+    def largest_free(self) -> int:
         return max((n_bytes for n_bytes, offsets in self._free.items() if offsets), default=0)
 
-    def take(self, n_bytes):
+    def take(self, n_bytes: int) -> int | None:
         wanted = _power_of_two(n_bytes)
         fitting = [size for size, offsets in self._free.items() if size >= wanted and offsets]
         if not fitting:
@@ -124,7 +134,7 @@ class Buddy:
         self.end = max(self.end, offset + wanted)
         return offset
 
-    def give(self, offset, n_bytes):
+    def give(self, offset: int, n_bytes: int) -> None:
         size = _power_of_two(n_bytes)
         self.used -= size
         region = self._region_of[bisect_left(self._region_of, offset + 1) - 1]

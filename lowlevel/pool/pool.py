@@ -23,9 +23,11 @@ works on it, as the current one. Memory that another stream freed may be taken a
 (`lowlevel.pool.stream_order`).
 """
 
+from __future__ import annotations
+
 import contextlib
 import threading
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lowlevel import devices
 from lowlevel.fork_lock import fork_lock
@@ -39,6 +41,17 @@ from .budget_error import BudgetError, exact_size, refusal
 from .memory import ArenaMemory, GuardedMemory, MemoryCorruptionError, call_site
 from .scope import OfThread, Scope
 from .stream_order import StreamOrder
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from typing import Any, NoReturn
+
+    from numpy.typing import DTypeLike
+
+    from lowlevel.arrays import Array
+    from lowlevel.shapes import Shape
+    from lowlevel.sizes import Size
+
 
 __all__ = [
     "ALIGNMENT",
@@ -97,25 +110,39 @@ class Pool:
         The machine does not give that much memory.
     """
 
-    def __init__(self, budget, device="cpu", debug=False):
+    def __init__(self, budget: Size, device: str = "cpu", debug: bool = False) -> None:
         self._budget = parse_size(budget)
         self._device = devices.get(device)
         self._debug = bool(debug)
         self._arena = Arena(self._budget // ALIGNMENT * ALIGNMENT)
         memory = GuardedMemory if debug else ArenaMemory
         self._memory = memory(self._device, self._arena.size)
-        self._order = StreamOrder(self._device) if self._device.has_streams else None
-        self._live = {}  # id(array) -> (array, block, scope): what is taken; all else follows
+        self._order = (
+            StreamOrder(cast("devices.StreamDevice", self._device))
+            if self._device.has_streams
+            else None
+        )
+        self._live: dict[
+            Any, Any
+        ] = {}  # id(array) -> (array, block, scope): what is taken; all else follows
         self._number = 0
         self._at_peak = _AtPeak(0, 0, {})
         self._trace = None
         self._lock = fork_lock()
         self._of_thread = OfThread()
         self._in_doubt = False  # while the books are being changed: `_live` alone is right
-        self._unwanted = {}  # id(array) -> array: taken by calls that an interrupt ended
+        self._unwanted: dict[
+            Any, Any
+        ] = {}  # id(array) -> array: taken by calls that an interrupt ended
         self._handled_outside = id(None)
 
-    def empty(self, shape, dtype="float32", *, tag=""):
+    def empty(
+        self,
+        shape: Shape,
+        dtype: DTypeLike = "float32",
+        *,
+        tag: str = "",
+    ) -> Array:
         """Take an array; its contents are undefined.
 
         Parameters
@@ -180,7 +207,7 @@ class Pool:
             self._mend()
             raise
 
-    def free(self, array):
+    def free(self, array: Array) -> None:
         """Give back an array that `empty` returned.
 
         Raises
@@ -200,7 +227,7 @@ class Pool:
             self._mend()
             raise
 
-    def scope(self, name):
+    def scope(self, name: str) -> Scope:
         """Context manager that frees, when left, what this thread took inside. Leave scopes innermost first.
 
         Raises
@@ -212,7 +239,7 @@ class Pool:
             raise TypeError(f"name: expected a str, got {name!r}")
         return Scope(self, name)
 
-    def close(self):
+    def close(self) -> None:
         """Free everything and let go of the arena. A second call does nothing.
 
         Raises
@@ -229,7 +256,7 @@ class Pool:
             lines = "".join(f"\n  {block}" for block in leaked)
             raise RuntimeError(f"pool closed while {len(leaked)} block(s) were not freed:{lines}")
 
-    def reset_peak(self):
+    def reset_peak(self) -> None:
         """Let `peak` start again from what is used now."""
         with self._lock:
             self._settle_doubts()
@@ -238,7 +265,7 @@ class Pool:
             if self._trace:
                 self._trace.event("reset_peak", used)
 
-    def call(self, name, **details):
+    def call(self, name: str, **details: Any) -> AbstractContextManager:
         """Context manager that marks the start and end of a call in the trace, if there is one.
 
         Parameters
@@ -251,7 +278,7 @@ class Pool:
         trace = self._trace
         return trace.call(self, name, details) if trace else _NOT_TRACED
 
-    def snapshot(self):
+    def snapshot(self) -> dict[str, Any]:
         """The state as plain data (JSON), the blocks at the peak included.
 
         Returns
@@ -265,49 +292,49 @@ class Pool:
             return self._snapshot()
 
     @property
-    def budget(self):
+    def budget(self) -> int:
         return self._budget
 
     @property
-    def used(self):
+    def used(self) -> int:
         self._mend()
         return self._arena.used
 
     @property
-    def peak(self):
+    def peak(self) -> int:
         return self._at_peak.used
 
     @property
-    def largest_free(self):
+    def largest_free(self) -> int:
         with self._lock:
             self._settle_doubts()
             return self._arena.largest_free
 
     @property
-    def fragmentation(self):
+    def fragmentation(self) -> float:
         with self._lock:
             self._settle_doubts()
             return self._fragmentation()
 
     @property
-    def live(self):
+    def live(self) -> list[Block]:
         with self._lock:
             self._settle_doubts()
             return self._blocks()
 
     @property
-    def device(self):
+    def device(self) -> str:
         return self._device.name
 
     @property
-    def debug(self):
+    def debug(self) -> bool:
         return self._debug
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         return self._memory is None
 
-    def __enter__(self):
+    def __enter__(self) -> Pool:
         self._handled_outside = id_of_handled()
         return self
 
@@ -319,12 +346,12 @@ class Pool:
         else:
             self._close(must=False)  # a complaint about leaked blocks would hide the error
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a Pool cannot be copied or pickled: its memory has one owner; make another"
         )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         state = (
             "closed"
             if self.closed

@@ -1,18 +1,27 @@
 """Scopes of a pool: what was taken inside is freed when they are left."""
 
+from __future__ import annotations
+
 import threading
+from typing import TYPE_CHECKING
 
 from lowlevel.sure_exit import SureExit
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from lowlevel.pool.pool import Pool
 
 
 class OfThread(threading.local):
     """The scopes a thread is in: the innermost, which knows the one around it."""
 
-    innermost = None
+    innermost: Scope | None = None
 
-    def scopes(self):
+    def scopes(self) -> list[Scope]:
         """All of them, outermost first."""
-        found, scope = [], self.innermost
+        found: list[Scope] = []
+        scope = self.innermost
         while scope is not None:
             found.append(scope)
             scope = scope.outer
@@ -28,17 +37,17 @@ class Scope:
         "attention"; "layer 0/attention" once entered.
     """
 
-    def __init__(self, pool, name):
+    def __init__(self, pool: Pool, name: str) -> None:
         self.name = name
         self.path = name
-        self.arrays = {}  # id(array) -> array, in the order they were taken
-        self.thread = None  # that entered it
-        self.outer = None  # the scope around it
+        self.arrays: dict[Any, Any] = {}  # id(array) -> array, in the order they were taken
+        self.thread: threading.Thread | None = None  # that entered it
+        self.outer: Scope | None = None  # the scope around it
         self._pool = pool
         self._of_thread = pool._of_thread
         self._is_leaving = False
 
-    def __enter__(self):
+    def __enter__(self) -> Scope:
         if self.thread is not None:
             raise RuntimeError(f"scope {self.name!r} was entered before: make a new one each time")
         self._pool._check_open()
@@ -75,7 +84,7 @@ class Scope:
             )
             raise RuntimeError(f"scope {self.path!r} left out of order: {where}")
 
-    def close(self):
+    def close(self) -> None:
         """Leave the scope, unless it was left or never entered."""
         if self.thread is not None and not self._is_leaving:
             self.__exit__(None, None, None)

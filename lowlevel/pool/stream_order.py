@@ -11,7 +11,16 @@ Streams wait, never the program. Work on a block in a third stream is its owner'
 this is in `lowlevel.devices`.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from lowlevel.devices import StreamDevice
 
 
 class StreamOrder:
@@ -26,16 +35,16 @@ class StreamOrder:
         With streams; see `lowlevel.devices`.
     """
 
-    def __init__(self, device):
+    def __init__(self, device: StreamDevice) -> None:
         self._device = device
-        self._freed_on = {}  # ptr -> (stream, event after its last free)
-        self._taken_on = {}  # offset of a taken block -> stream
+        self._freed_on: dict[Any, Any] = {}  # ptr -> (stream, event after its last free)
+        self._taken_on: dict[Any, Any] = {}  # offset of a taken block -> stream
         # Parts, by offset; they do not overlap.
-        self._starts = []
-        self._ends = []
-        self._owners = []  # ptr of a stream
+        self._starts: list[Any] = []
+        self._ends: list[Any] = []
+        self._owners: list[Any] = []  # ptr of a stream
 
-    def taken(self, offset, n_bytes):
+    def taken(self, offset: int, n_bytes: int) -> None:
         """Have the current stream wait for those that freed parts of a block that is being taken."""
         stream = self._device.current_stream()
         for owner in self._cut(offset, offset + n_bytes):
@@ -43,7 +52,7 @@ class StreamOrder:
                 self._device.wait(stream, self._freed_on[owner][1])
         self._taken_on[offset] = stream
 
-    def freed(self, offset, n_bytes):
+    def freed(self, offset: int, n_bytes: int) -> None:
         """Note that a taken block is given back on the current stream."""
         stream = self._device.current_stream()
         taken_on = self._taken_on.pop(offset)
@@ -55,13 +64,13 @@ class StreamOrder:
         self._freed_on[stream.ptr] = stream, self._device.record(stream, event)
         self._add(offset, offset + n_bytes, stream.ptr)
 
-    def reset(self, taken):
+    def reset(self, taken: Iterable[tuple[int, int]]) -> None:
         """Wait for the whole device and forget the past; the blocks at the offsets `taken` stay taken."""
         self._device.finish()
         del self._starts[:], self._ends[:], self._owners[:]
         self._taken_on = {offset: self._taken_on[offset] for offset in taken}
 
-    def parts(self):
+    def parts(self) -> Any:
         """(start, end, ptr of the stream that freed it last) of each part, by offset."""
         return list(zip(self._starts, self._ends, self._owners, strict=True))
 

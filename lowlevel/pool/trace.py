@@ -27,6 +27,8 @@ Recording puts an event in a queue; a thread formats and writes whole lines, at 
 is killed loses what happened in that time; half a line may then end the file, which readers skip.
 """
 
+from __future__ import annotations
+
 import atexit
 import collections
 import contextlib
@@ -39,13 +41,20 @@ import sys
 import threading
 import time
 import weakref
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lowlevel.sure_exit import SureExit, id_of_handled
 
 from .block import Block
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from .pool import Pool
+
 
 FORMAT = "kqcap trace"
 VERSION = 1
@@ -57,7 +66,7 @@ MAX_ENCODED = 10_000
 # Where the fields of a Block start that many blocks have in common.
 SHARED_FIELDS = Block._fields.index("dtype")
 
-_active = weakref.WeakSet()
+_active: weakref.WeakSet[Trace] = weakref.WeakSet()
 
 
 class Trace:
@@ -81,20 +90,22 @@ class Trace:
         raises it.)
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._file = open(self.path, "wb", buffering=0)
-        self._events = collections.deque()
+        self._events: collections.deque = collections.deque()
         self._start = time.perf_counter()
         self._call_ids = itertools.count(1)
-        self._encoded = {}
+        self._encoded: dict[Any, Any] = {}
         self._pool_ids = itertools.count(1)
-        self._pools = []
+        self._pools: list[Any] = []
         self._error = None
         self._stopped = False
         self._is_over = False
         self._write_lock = threading.Lock()
-        self._wake = queue.SimpleQueue()  # C's own: an Event that is interrupted stays locked
+        self._wake: queue.SimpleQueue = (
+            queue.SimpleQueue()
+        )  # C's own: an Event that is interrupted stays locked
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -112,7 +123,7 @@ class Trace:
         )
         self._writer.start()
 
-    def attach(self, pool):
+    def attach(self, pool: Pool) -> None:
         """Record what `pool` does from now on. A pool is in one trace at a time.
 
         Raises
@@ -130,18 +141,18 @@ class Trace:
             pool._stop_trace(recorder)
             raise
 
-    def detach(self, pool):
+    def detach(self, pool: Pool) -> None:
         """Stop recording a pool; its snapshot goes into the file. One that is not recorded is left alone."""
         for known, recorder in self._pools:
             if known() is pool:
                 pool._stop_trace(recorder)
 
-    def flush(self):
+    def flush(self) -> None:
         """Write all events so far."""
         with self._write_lock:
             self._write_all()
 
-    def stop(self):
+    def stop(self) -> None:
         """Detach every pool, write the rest and close the file. A second call does nothing."""
         if self._is_over:
             return
@@ -159,7 +170,7 @@ class Trace:
         if self._error is not None:
             raise self._error
 
-    def __enter__(self):
+    def __enter__(self) -> Trace:
         return self
 
     __exit__ = SureExit()
@@ -257,29 +268,29 @@ class Trace:
 class PoolRecorder:
     """What a pool calls while it is traced; every method with the pool's lock held, but for `call`."""
 
-    def __init__(self, trace, pool_id):
+    def __init__(self, trace: Trace, pool_id: int) -> None:
         self._trace = trace
         self._id = pool_id
 
-    def prepare(self, op, used, **fields):
+    def prepare(self, op: str, used: int, **fields: Any) -> Any:
         """An event as a call that is C's own: right after the change that it tells of, nothing comes in between."""
         event = (time.perf_counter(), op, self._id, fields, used)
         return functools.partial(self._trace._events.append, event)
 
-    def prepare_attach(self, blocks, used, **fields):
+    def prepare_attach(self, blocks: Sequence[Block], used: int, **fields: Any) -> Any:
         """The same for the start: "attach", and an "alloc" for each block."""
         now = time.perf_counter()
-        events = [(now, "attach", self._id, fields, used)]
+        events: list[tuple[float, str, int, Any, int]] = [(now, "attach", self._id, fields, used)]
         events += [(now, "alloc", self._id, block, used) for block in blocks]
         return functools.partial(self._trace._events.extend, events)
 
-    def block(self, op, block, used):
+    def block(self, op: str, block: Block, used: int) -> None:
         self._trace._append((time.perf_counter(), op, self._id, block, used))
 
-    def event(self, op, used, **fields):
+    def event(self, op: str, used: int, **fields: Any) -> None:
         self._trace._append((time.perf_counter(), op, self._id, fields, used))
 
-    def call(self, pool, name, details):
+    def call(self, pool: Pool, name: str, details: dict[str, Any]) -> Any:
         return _Call(self, pool, name, details, next(self._trace._call_ids))
 
 

@@ -64,7 +64,7 @@ class Value(NamedTuple):
     """
 
     type: int
-    count: int | None
+    count: int | None  # type: ignore[assignment]  # instead of tuple's method
     offset: int
 
 

@@ -1,7 +1,7 @@
 """Dequantisation on a device that runs CUDA kernels: finds rows of blocks and launches kernels on them."""
 
-from lowlevel.attention.plan import dtype_name
 from lowlevel.axes import join_axes
+from lowlevel.shapes import dtype_name
 
 from .instances import DEQUANTIZE, OUTPUTS
 
@@ -49,8 +49,8 @@ def _halves(block, data, out):
         middle = data.shape[-1] // block.block_bytes // 2
         cuts = [(middle * block.block_bytes, middle * block.block_weights)]
     for cut, out_cut in cuts:
-        yield data[(*before, slice(cut))], out[(*before, slice(out_cut))]
-        yield data[(*before, slice(cut, None))], out[(*before, slice(out_cut, None))]
+        yield data[before + (slice(cut),)], out[before + (slice(out_cut),)]
+        yield data[before + (slice(cut, None),)], out[before + (slice(out_cut, None),)]
 
 
 def _launch(block, data, out, device, n_rows, strides, row_blocks):

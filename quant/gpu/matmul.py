@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from lowlevel.attention.plan import dtype_name
+from lowlevel.shapes import dtype_name
 
 from ..formats import FORMATS
 from .dequantize import ALIGNMENT, DEFAULT_ALIGNMENT

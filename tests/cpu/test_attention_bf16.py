@@ -53,10 +53,12 @@ def test_random_calls_in_random_budgets(seed):
     for _ in range(60):
         case = rounded_case(rng)
         n_threads = int(rng.integers(1, 4))
-        free = lowlevel.plan_attention(**case.sizes, n_threads=n_threads)
+        free = lowlevel.plan_attention(**case.sizes, n_threads=n_threads, precision="bf16")
         budget = int(rng.integers(free.scratch_bytes // 2, free.scratch_bytes + 1))
         try:
-            plan = lowlevel.plan_attention(**case.sizes, n_threads=n_threads, budget=budget)
+            plan = lowlevel.plan_attention(
+                **case.sizes, n_threads=n_threads, budget=budget, precision="bf16"
+            )
         except lowlevel.BudgetError:
             plan = free
         with lowlevel.Pool(plan.scratch_bytes) as pool:
@@ -174,13 +176,14 @@ def test_latent_v_is_decoded_apart(column):
     k = rounded(rng.standard_normal((1, 200, 96)))
     v = k[:, :, column : column + 32]
     sizes = dict(n_head=16, n_head_kv=1, n_tokens=40, n_kv=200, d_k=96, d_v=32)
-    plan = lowlevel.plan_attention(**sizes)
+    plan = lowlevel.plan_attention(**sizes, precision="bf16")
+    assert plan.path == "panels bf16"
     with lowlevel.Pool("8MiB") as pool:
         out = lowlevel.attention(q, k, v, precision="bf16", pool=pool, plan=plan)
         assert pool.peak == plan.scratch_bytes
     assert_weights_alone_are_rounded(out, q, k, v)
     with pytest.raises(ValueError, match="v_in_k"):
-        latent = lowlevel.plan_attention(**sizes, v_in_k=True)
+        latent = lowlevel.plan_attention(**sizes, v_in_k=True, precision="bf16")
         lowlevel.attention(q, k, v, precision="bf16", plan=latent)
 
 

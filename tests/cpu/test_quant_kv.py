@@ -9,9 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from lowlevel.attention.kv_source import as_kv_source
-from lowlevel.attention.plan import DENSE_DTYPES, KV_BLOCK_WEIGHTS
-from quant import QuantTensor
+from lowlevel.attention.kv_source import as_kv_source, kv_type_of
+from quant import KV_TYPES, QuantTensor
 from quant.formats import KV_FORMATS
 
 QUANTISED = ("Q8_0", "Q4_0", "IQ4_NL")
@@ -49,15 +48,16 @@ def filled(source, rows, stride):
 
 
 def test_plans_know_the_types_that_sources_have():
-    planned = {name: n for name, n in KV_BLOCK_WEIGHTS.items() if name not in DENSE_DTYPES}
-    assert planned == {row.name: row.block_weights for row in KV_FORMATS}
+    for row in KV_FORMATS:
+        assert kv_type_of(row.name).block_weights == row.block_weights
+    assert set(KV_TYPES) == {row.name for row in KV_FORMATS}
 
 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_fill(rng, name):
     t = random_cache(rng, name, (3, 11, 192))
     source = as_kv_source(t, "k")
-    assert source.shape == t.shape and source.dtype_name == name and source.data is t.data
+    assert source.shape == t.shape and source.type.name == name and source.data is t.data
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(t.data.reshape(33, -1), t.qtype).reshape(t.shape)
     for rows in (slice(2, 9), slice(None, None, 3), slice(None, None, -1), slice(4, 4)):
@@ -76,7 +76,7 @@ def test_one_address_a_format(rng):
 def test_floats_are_dense(rng, name):
     values = rng.standard_normal((2, 5, 24)).astype({"F32": "float32", "F16": "float16"}[name])
     source = QuantTensor(values.view(np.uint8), name, values.shape).kv_source()
-    assert source.dtype_name == values.dtype.name
+    assert source.type.name == values.dtype.name
     assert np.array_equal(filled(source, source.data[1], 24), values[1].astype(np.float32))
 
 

@@ -10,6 +10,7 @@ from comparison import assert_close
 
 import lowlevel
 from lowlevel import cudasim, devices
+from lowlevel.attention.kv_source import kv_type_of
 from lowlevel.attention.reference import attention_float64
 from lowlevel.gpu import instances, layout, loader
 
@@ -157,9 +158,8 @@ def test_plans_only_grow_with_the_budget():
 
 def test_a_tile_is_whole_groups_or_part_of_one():
     sizes = dict(n_head=12, n_head_kv=4, n_tokens=7, n_kv=40, d_k=9, d_v=9, n_threads=8)
-    types = dict(
-        q_dtype="float32", k_dtype="float32", v_dtype="float32", v_in_k=False, device="cudasim"
-    )
+    types = dict(q_dtype="float32", k_dtype="float32", v_dtype="float32")
+    types |= dict(kv_types=(kv_type_of("float32"),) * 2, v_in_k=False, device="cudasim")
     for tile in layout.candidate_tiles({**sizes, **types}):
         assert tile.heads <= 3 or tile.heads % 3 == 0
 

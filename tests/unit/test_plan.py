@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import quant  # noqa: F401  (plans know quantised K and V by name from then on)
 from lowlevel import BudgetError, plan_attention
+from lowlevel.attention.call import Operands
+from lowlevel.attention.passes import passes
 
 GIB = 2**30
 R1 = dict(n_head=128, n_tokens=512, d_k=192, d_v=128)
@@ -117,8 +120,10 @@ def test_workers_go_before_tiles_shrink(shape):
 
 @settings(max_examples=60, deadline=None)
 @given(shapes, st.sampled_from([None, "64KiB", "1MiB", "100MiB"]))
-def test_tiles_cover_every_score_once(shape, budget):
-    sizes = {**sizes_of(shape), "n_kv": min(shape["n_kv"], 300)}
+def test_passes_cover_every_row_once(shape, budget):
+    """Of a device's tiles, which walk the call by `passes`; each reads the K/V heads of its query heads."""
+    sizes = {**sizes_of(shape), "n_kv": min(shape["n_kv"], 300), "device": "cudasim"}
+    sizes["method"] = "auto"
     sizes["n_tokens"] = min(sizes["n_tokens"], 100)
     sizes["n_head"] = sizes["n_head"] // sizes["n_head_kv"] * min(sizes["n_head_kv"], 3)
     sizes["n_head_kv"] = min(sizes["n_head_kv"], 3)
@@ -126,13 +131,21 @@ def test_tiles_cover_every_score_once(shape, budget):
         plan = plan_attention(**sizes, budget=budget)
     except BudgetError:
         return
-    counts = np.zeros((sizes["n_head"], sizes["n_tokens"], sizes["n_kv"]), np.int8)
-    n = 0
-    for heads, rows, keys in plan.tiles():
-        counts[heads, rows, keys] += 1
-        n += 1
+    shape = sizes["n_head"], sizes["n_tokens"], 1
+    counts = np.zeros(shape, np.int8)
+    operands = Operands(
+        q=counts, k=None, v=None, out=counts, lse=None, v_column=-1, mask=None, alibi_slopes=None,
+        sinks=None, causal=True, window=None, scale=1.0, softcap=None,
+    )  # fmt: skip
+    group, n_steps = sizes["n_head"] // sizes["n_head_kv"], 0
+    for each in passes(plan, operands, plan.heads, plan.rows):
+        each.operands.q[...] += 1
+        n_heads = each.operands.q.shape[0]
+        assert (each.kv_heads.stop - each.kv_heads.start) * group >= n_heads
+        n_steps += -(-sizes["n_kv"] // plan.keys)
     assert (counts == 1).all()
-    assert n == plan.n_steps
+    if sizes["n_tokens"]:
+        assert n_steps == plan.n_steps
 
 
 def test_a_plan_is_plain_data():

@@ -1,4 +1,4 @@
-"""README: its links lead somewhere, and every guarantee names a test that exists."""
+"""README: its links lead somewhere, and every guarantee names a test that exists. CONTRIBUTING: so do its paths."""
 
 import argparse
 import importlib.util
@@ -29,6 +29,17 @@ def test_links_to_files():
     assert paths
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+def test_files_that_contributing_names():
+    """Links, and paths in backticks; NAME and * stand for any."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    links = [path for _, path in LINK.findall(text)]
+    floors = r"`((?:lowlevel|quant|tools|tests|\.ci)/[\w.*/-]+)`"
+    named = [path for path in re.findall(floors, text) if "NAME" not in path]
+    assert len(links) >= 2 and len(named) >= 20
+    for path in (*links, *named):
+        assert any(ROOT.glob(path.rstrip("/"))), path
 
 
 def test_there_are_guarantees():

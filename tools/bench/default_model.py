@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 from lowlevel import cache_folder
 
@@ -16,7 +17,7 @@ QTYPE = "IQ4_NL"
 NAME = f"{GEOMETRY}-attention-1-layer-{QTYPE}-v1.gguf"
 
 
-def path(advance=None) -> pathlib.Path:
+def path(advance: Callable[[int, int], object] | None = None) -> pathlib.Path:
     """The file, made at the first use in the first folder that can be written to.
 
     Parameters
@@ -32,7 +33,7 @@ def path(advance=None) -> pathlib.Path:
     found = cache_folder.users_own(cache_folder.MODELS) / NAME
     if _is_whole(found):  # even if nothing more can be written there
         return found
-    refused = "none that is ours can be written to"
+    refused: object = "none that is ours can be written to"
     for folder in cache_folder.usable(cache_folder.MODELS):
         if _is_whole(folder / NAME):
             return folder / NAME

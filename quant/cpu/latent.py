@@ -1,0 +1,71 @@
+"""Latents to keys or values on the CPU: a head's weights as floats once, then products chunk by chunk."""
+
+import numpy as np
+
+from lowlevel.attention.kv_source import CHUNK_PADDING
+from lowlevel.cpu import latent as kernels
+from lowlevel.cpu.threads import run_workers
+
+from .dequantize.run import dequantize
+
+
+def _stride(width):
+    return -(-width // CHUNK_PADDING) * CHUNK_PADDING
+
+
+def scratch_bytes(kind, heads, keys):
+    """Weights (heads, rank, d) with padded rows, and the chunk's latents, as floats."""
+    return 4 * kind.rank * (heads * _stride(kind.d) + max(keys, 1))
+
+
+def reader(source, device, heads, scratch, n_threads):
+    """See `KVSource.reader`."""
+    kind, n_heads = source.type, heads.stop - heads.start
+    stride = _stride(kind.d)
+    weights = scratch[: n_heads * kind.rank * stride].reshape(n_heads, kind.rank, stride)
+    wide = scratch[weights.size :]
+    _decode_weights(source, heads, weights[..., : kind.d], wide, n_threads)
+    call = np.zeros(1, kernels.CALL)[0]
+    fields = dict(
+        n_heads=n_heads, rank=kind.rank, d=kind.d,
+        latent_key=source.latents.data.strides[1], latent_fill=source.latents.fill_address,
+        wide=_address(wide), weights=_address(weights),
+        weights_head=weights.strides[0], weights_row=stride,
+    )  # fmt: skip
+    if kind.d_tail:
+        tail = source.tail
+        fields |= dict(tail_key=tail.data.strides[1], tail_fill=tail.fill_address)
+        fields |= dict(d_tail=kind.d_tail)
+    for name, value in fields.items():
+        call[name] = value
+
+    def read(keys, out):
+        call["n_keys"] = keys.stop - keys.start
+        call["latent"] = _address(source.latents.data[:, keys])
+        if kind.d_tail:
+            call["tail"] = _address(source.tail.data[:, keys])
+        call["out"], call["out_head"] = _address(out), out.strides[0]
+        call["out_key"] = out.strides[1] // 4
+        counter = np.zeros(1, np.int64)
+        run_workers(n_threads, lambda _: kernels.decompress(call, counter), counter)
+
+    return read
+
+
+def _decode_weights(source, heads, weights, spare, n_threads):
+    """Weights of some heads as (heads, rank, d) floats; `spare`: memory for rows that must be turned."""
+    t = source.weights[heads]
+    if source.transposed:
+        dequantize(t, weights, n_threads)
+        return
+    n_rows = len(spare) // t.columns
+    for h in range(len(t)):
+        for first in range(0, t.shape[1], n_rows):
+            rows = slice(first, min(first + n_rows, t.shape[1]))
+            turned = spare[: (rows.stop - first) * t.columns].reshape(-1, t.columns)
+            dequantize(t[h, rows], turned, n_threads)
+            weights[h, :, rows] = turned.T
+
+
+def _address(array):
+    return array.__array_interface__["data"][0]
