@@ -22,7 +22,7 @@ class Kernel(NamedTuple):
         An extern "C" function, or a template instance such as ``"dequantize<Q2_K, Float32, true>"``.
     parameters : tuple of str
         NumPy type codes in order: "i8" a scalar, "f4*" and "const u1*" arrays of that type,
-        "const V*" arrays of any; "V80" a structure of 80 bytes.
+        "const V*" arrays of any; "V80" a structure of 80 bytes; "map" a `tensor_map.TensorMap`.
     block : int
         Threads of a block, as ``__launch_bounds__`` says.
     architecture : str, optional
@@ -98,13 +98,26 @@ FUSED_SHAPES = {
     (192, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
     (576, 512): FusedShape(rows=64, keys=64, warps=8, blocks=1, latent=True),
 }
+# Where the query rows of a K/V head are few, tiles have no more than these: blocks are small, and so many that
+# copies of K and V fill the memory link. (d_k, d_v) -> tiles, the smallest first
+FEW_ROWS_SHAPES = {
+    (d_k, d_v): tuple(
+        FusedShape(rows=rows, keys=64, warps=rows // 16, blocks=blocks, k_stages=k_stages)
+        for rows, blocks in blocks_of.items()
+    )
+    for d_k, d_v, k_stages, blocks_of in (
+        (64, 64, 2, {32: 4, 64: 4}),
+        (128, 128, 2, {32: 4, 64: 3}),
+        (192, 128, 1, {32: 4, 64: 3}),
+    )
+}
 _ROW_OPERANDS = ("f4*", "const f4*", "const f4*", "const f4*")  # lse, mask, slopes, sinks
 _STATE = ("f4*", "f4*")
-# (d_k, d_v, type, general: mask, softcap, ALiBi or a scale that is not positive) -> kernel
+# (d_k, d_v, TILE_ROWS, type, general: mask, softcap, ALiBi or a scale that is not positive) -> kernel
 FUSED = {
-    (d_k, d_v, dtype, general): Kernel(
+    (d_k, d_v, shape.rows, dtype, general): Kernel(
         package="lowlevel.gpu",
-        file=f"attention_{d_k}_{d_v}.cu",
+        file=f"attention_{d_k}_{d_v}{rows}.cu",
         name=f"attention_{'latent' if shape.latent else 'fused'}"
         f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
         parameters=(
@@ -115,29 +128,41 @@ FUSED = {
         ),
         block=32 * shape.warps,
     )
-    for (d_k, d_v), shape in FUSED_SHAPES.items()
+    for (d_k, d_v), whole in FUSED_SHAPES.items()
+    for shape, rows in (
+        (whole, ""),
+        *((few, f"_rows_{few.rows}") for few in FEW_ROWS_SHAPES.get((d_k, d_v), ())),
+    )
     for dtype in ("float16", "bfloat16")
     for general in (False, True)
 }
-# Fused attention where products are a warpgroup's (attention_wgmma.cuh): aligned rows, scores without options.
+# Fused attention where products are a warpgroup's and the copy engine brings K and V (attention_wgmma.cuh,
+# attention_latent_wgmma.cuh): aligned rows.
 # (d_k, d_v) -> tile; rows as in FUSED_SHAPES, for plans are made for both.
 WGMMA_SHAPES = {
-    sizes: FusedShape(rows=128, keys=128, warps=12, blocks=1)
-    for sizes in ((64, 64), (128, 128), (192, 128))
+    (64, 64): FusedShape(rows=128, keys=128, warps=12, blocks=1),
+    (128, 128): FusedShape(rows=128, keys=128, warps=12, blocks=1),
+    (192, 128): FusedShape(rows=128, keys=128, warps=12, blocks=1),
+    (576, 512): FusedShape(rows=64, keys=64, warps=12, blocks=1, latent=True),
 }
 WGMMA_STAGES = 2  # STAGES: tiles of K and of V in shared memory
-# (d_k, d_v, type) -> kernel
+# (d_k, d_v, type, general) -> kernel
 WGMMA = {
-    (d_k, d_v, dtype): Kernel(
+    (d_k, d_v, dtype, general): Kernel(
         package="lowlevel.gpu",
         file=f"attention_wgmma_{d_k}_{d_v}.cu",
-        name=f"attention_wgmma<{FLOAT_TYPES[dtype]}>",
-        parameters=(*["const u2*"] * 3, "V*", "f4*", "const f4*", *_STATE, ATTENTION_CALL),
+        name=f"attention_{'latent_' if shape.latent else ''}wgmma"
+        f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
+        parameters=(
+            *["map"] * (1 if shape.latent else 2),  # k, v
+            *("const u2*", "V*", *_ROW_OPERANDS, *_STATE, ATTENTION_CALL),
+        ),
         block=32 * shape.warps,
         architecture="90a",
     )
     for (d_k, d_v), shape in WGMMA_SHAPES.items()
     for dtype in ("float16", "bfloat16")
+    for general in (False, True)
 }
 MERGE = {
     dtype: Kernel(
@@ -145,7 +170,7 @@ MERGE = {
         file="attention_merge.cu",
         name=f"attention_merge<{FLOAT_TYPES[dtype]}>",
         parameters=("const f4*", "const f4*", "const f4*", "V*", "f4*", "i4", ATTENTION_CALL),
-        block=128,
+        block=512,
     )
     for dtype in ("float16", "bfloat16")
 }

@@ -66,10 +66,12 @@ def multiplies(rng, name, exact, n, one_expert=False):
     check_product(asnumpy(y), x, t, exact)
 
 
-def attends(rng, d_k, d_v, dtype, general):
+def attends(rng, d_k, d_v, rows, dtype, general):
     """Packed heads, a tile of rows and part of the next, three tiles of keys, NaN that few rows see."""
     wide = d_k == 576
-    n_head, n_tokens, n_kv = (4, 17, 100) if wide else (2, 70, 150)
+    n_head, n_tokens, n_kv = (
+        (4, 17, 100) if wide else (2, 70 if rows == 128 else rows // 2 - 3, 150)
+    )
     operands = random_operands(rng, n_head, 1, n_tokens, n_kv, d_k, d_v, dtype)
     if general:
         options = {"softcap": 20.0, "alibi_slopes": np.full(n_head, 0.1, np.float32)}
@@ -83,11 +85,19 @@ def attends(rng, d_k, d_v, dtype, general):
         check("cudasim", operands, options, HALF_BOUND)
 
 
-def attends_by_warpgroups(rng, d_k, d_v, dtype):
+def attends_by_warpgroups(rng, d_k, d_v, dtype, general):
     """As `attends`; each place in shared memory is used twice, by tiles that all rows see too."""
-    operands = random_operands(rng, 2, 1, 70, 700, d_k, d_v, dtype)
+    n_tokens, n_kv = (20, 400) if d_k == 576 else (70, 700)
+    operands = random_operands(rng, 2, 1, n_tokens, n_kv, d_k, d_v, dtype)
+    if d_k == 576:
+        operands[2] = operands[1][..., 64:]
     operands[2][:, 0, 3] = np.nan
-    check("cudasim", operands, {"window": 630}, HALF_BOUND)
+    options = {"window": n_kv - n_tokens}
+    if general:
+        options["mask"] = rng.normal(0, 1, (n_tokens, n_kv)).astype(np.float32)
+        options["mask"][:, 120:130] = -np.inf
+        operands[2][:, 125, 3] = np.nan
+    check("cudasim", operands, options, HALF_BOUND)
 
 
 def merges(rng, dtype):

@@ -117,12 +117,19 @@ FUSED_CHANGES = {
     "a sink is left out": ("sum = sum * shrink + exp2f(sink - new_top)", "sum = sum * shrink"),
 }  # fmt: skip
 WGMMA_CHANGES = {
-    "copies are not there yet": ("ptx::cp_async_wait<1>();\n      tell(", "tell("),
-    "copies are not seen by products": ("      ptx::fence_proxy_async();\n#pragma", "#pragma"),
+    "copies are not there yet": (
+        "ptx::await(&copies.keys_ready[tile % STAGES], phase(tile));\n      await_turn();", "await_turn();",
+    ),
+    "Q is not seen by products": (
+        "    ptx::fence_proxy_async();\n    ptx::arrive(&copies.rows);", "    ptx::arrive(&copies.rows);",
+    ),
+    "another phase": ("return tile / STAGES & 1;", "return (tile / STAGES & 1) ^ 1;"),
+    "bytes that do not come": ("arrive_expecting(ready, V_TILE * 2)", "arrive_expecting(ready, V_TILE * 2 + 128)"),
+    "bytes that nobody expects": ("arrive_expecting(ready, K_TILE * 2)", "arrive_expecting(ready, K_TILE * 2 - 128)"),
     "scores before they are there": ("ptx::wgmma_wait<1>();", "ptx::wgmma_wait<2>();"),
     "a place is given away before products are done": (
-        "      ptx::wgmma_wait<0>();\n      ptx::wgmma_received(sums[0]);\n      release(kValuesFree, tile - 1);",
-        "      release(kValuesFree, tile - 1);\n      ptx::wgmma_wait<0>();",
+        "      ptx::wgmma_wait<0>();\n      ptx::wgmma_received(sums[0]);\n      give_back(copies.values_free, tile - 1);",
+        "      give_back(copies.values_free, tile - 1);\n      ptx::wgmma_wait<0>();",
     ),
     "the weights of the tile after": ("ptx::copied_now(next[i][0][j])", "weights[i][0][j]"),
     "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
@@ -133,7 +140,21 @@ WGMMA_CHANGES = {
     "a tile too few is cut by the window": (
         "seen_by_all.low - keys.low + TILE_KEYS - 1)", "seen_by_all.low - keys.low)",
     ),
-    "NaN in V": ("careful[stage][threadIdx.x / 32] = any;", "careful[stage][threadIdx.x / 32] = 0;"),
+    "NaN in V": ("copies.careful[stage][threadIdx.x / 32] = any;", "copies.careful[stage][threadIdx.x / 32] = 0;"),
+}  # fmt: skip
+LATENT_WGMMA_CHANGES = {
+    "weights before they are there": ("named_barrier_sync(kWeights + other,", "named_barrier_arrive(kWeights + other,"),
+    "the other's maximum": ("exchange.top[other][row_of_lane(first_row, 0, i)]", "rows.top[0][i]"),
+    "the other's sum": ("exchange.sum[0][row] + exchange.sum[1][row]", "exchange.sum[0][row]"),
+    "a place is given away before products are done": (
+        "    ptx::wgmma_wait<kLater + 1>();\n    ptx::wgmma_received(sums[0][0]);\n    free(kEarly, tile);",
+        "    free(kEarly, tile);\n    ptx::wgmma_wait<kLater + 1>();\n    ptx::wgmma_received(sums[0][0]);",
+    ),
+    "a panel that is not there yet": ("ptx::await(&copies.ready[half][panel], tile / kStages & 1);", ""),
+    "a panel of another phase": ("[panel], tile / kStages & 1);", "[panel], ~(tile / kStages) & 1);"),
+    "NaN in V": ("keep_finite_values<Type>(k_tiles + half * K_TILE);", ""),
+    "V's column": ("HEAD_V : 0) : v_column +", "HEAD_V : 0) :"),
+    "the other half of V": ("others_values = ptx::matrix_descriptor(\n      k_tiles + other * K_TILE + half *", "others_values = ptx::matrix_descriptor(\n      k_tiles + other * K_TILE + other *"),
 }  # fmt: skip
 LATENT_CHANGES = {
     "weights before they are there": ("__syncthreads_or(grown)", "__any_sync(0xffffffffu, grown)"),
@@ -156,6 +177,7 @@ ATTENTION = [
         ((192, 128), "bfloat16", "mma", FUSED_CHANGES),
         ((64, 64), "bfloat16", "wgmma", WGMMA_CHANGES),
         ((576, 512), "float16", "mma", LATENT_CHANGES),
+        ((576, 512), "bfloat16", "wgmma", LATENT_WGMMA_CHANGES),
         ((40, 24), "float32", "mma", TILE_CHANGES),
     )
     for what, change in changes.items()
@@ -174,6 +196,8 @@ def attends_rightly(sizes, dtype, way, rng):
 
 def attends_by_warpgroups(rng, sizes, dtype):
     operands = random_operands(rng, 4, 1, 40, 900, *sizes, dtype)
+    if sizes == (576, 512):
+        operands[2] = operands[1][..., 64:]  # whole panels, not the first ones
     operands[2][:, 890, 3] = np.nan  # the last tokens alone see it
     operands[1] *= np.linspace(0.2, 2, 900)[:, None].astype(operands[1].dtype)  # maxima grow
     try:

@@ -24,6 +24,8 @@ struct Copied {
 };
 struct MemoryBarrier {
   void* address;
+  int maker;  // thread
+  uint32_t made_at;
   int arrivals, n_missing;  // of this phase
   int expected_bytes, copied_bytes;
   uint32_t n_over;  // phases
@@ -76,6 +78,11 @@ void settle(MemoryBarrier& barrier, Site site) {
 // Before the barrier is used: a phase that could end has ended. Nobody waits for it, or it would have.
 MemoryBarrier& use(void* address, Site site, const void* pc) {
   MemoryBarrier& barrier = find(address, site);
+  if (!race_is_after(barrier.maker, barrier.made_at)) {
+    char name[120];
+    fail_at(Fault::kRace, pc, nullptr, "race on the barrier %s: used by a thread that met nobody since it was made",
+            name_of(address, name, sizeof name));
+  }
   log_access(address, 8, Access::kAtomicUpdate, pc);
   settle(barrier, site);
   return barrier;
@@ -105,6 +112,8 @@ void make_memory_barrier(void* address, int arrivals, Site site) {
   memset(address, 0, 8);
   MemoryBarrier& barrier = barriers[n_barriers++];
   barrier.address = address;
+  barrier.maker = current_thread;
+  barrier.made_at = race_now();
   barrier.arrivals = barrier.n_missing = arrivals;
   barrier.expected_bytes = barrier.copied_bytes = 0;
   barrier.n_over = 0;
@@ -149,17 +158,19 @@ void copy_box(void* shared, const void* map, int column, int row, int head, void
          name_of(shared, name, sizeof name));
   }
   MemoryBarrier& barrier = use(address, site, pc);
+  for (int offset = 0; offset < n_bytes; offset += kChunk)
+    if (const int writer = unfenced_writer(window + offset); writer >= 0)
+      fail_at(Fault::kRace, pc, nullptr,
+              "a bulk copy overwrites shared memory that thread %d has written without fence.proxy.async afterwards",
+              writer);
   race_begin_copy(shared, n_bytes, pc);
+  fence_shared_write(shared, n_bytes);  // the engine's own
   for (unsigned line = 0; line < box.box[1] * box.box[2]; ++line) {
     const long long at[2] = {(long long)row + line % box.box[1], (long long)head + line / box.box[1]};
     const bool exists = at[0] >= 0 && at[0] < (long long)box.lengths[1] && at[1] >= 0 && at[1] < (long long)box.lengths[2];
     for (int chunk = 0; chunk < kLine / kChunk; ++chunk) {
-      const unsigned to = (window + line * kLine + chunk * kChunk);
+      const unsigned to = window + line * kLine + chunk * kChunk;
       const unsigned swizzled = to ^ ((to >> 7 & 7) << 4);
-      if (const int writer = unfenced_writer(swizzled); writer >= 0)
-        fail_at(Fault::kRace, pc, nullptr,
-                "a bulk copy overwrites shared memory that thread %d has written without fence.proxy.async afterwards",
-                writer);
       Copied copied = {at_window(swizzled, kChunk), {}};
       for (int i = 0; i < kChunk / 2; ++i) {
         const long long x = (long long)column + chunk * (kChunk / 2) + i;
@@ -198,7 +209,7 @@ void copy_bulk(void* shared, const void* global, int n_bytes, void* address, Sit
               "a bulk copy overwrites shared memory that thread %d has written without fence.proxy.async afterwards",
               writer);
   race_begin_copy(shared, n_bytes, pc);
-  note_engine_write(window, n_bytes);
+  fence_shared_write(shared, n_bytes);  // the engine's own
   for (int at = 0; at < n_bytes; at += kChunk) {
     Copied copied = {at_window(window + at, kChunk), {}};
     const unsigned char* source = static_cast<const unsigned char*>(global) + at;

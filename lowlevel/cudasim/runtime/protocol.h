@@ -10,6 +10,7 @@ namespace cudasim {
 constexpr int kMaxExtents = 64;
 constexpr int kMaxParameters = 64;
 constexpr int kMaxParameterBytes = 4096;
+constexpr int kParameterAlignment = 64;  // of each
 constexpr int kMaxRunners = 64;
 constexpr int kMaxFrames = 16;
 constexpr int kOutputBytes = 1 << 16;

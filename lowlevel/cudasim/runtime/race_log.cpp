@@ -300,6 +300,12 @@ void race_sync_threads(const int* arrived, int n_arrived, const int* going_on, i
   }
 }
 
+uint32_t race_now() { return warp_time[current_thread / kWarpSize]; }
+
+bool race_is_after(int thread, uint32_t time) {
+  return !race_mode || is_ordered({own_block() * kMaxThreads + thread, time, 0}, true);
+}
+
 void race_hand_over(Knowledge& knowledge) {
   if (!race_mode) return;
   const int own = current_thread / kWarpSize;

@@ -88,7 +88,7 @@ bool describe_memory_barriers(char* text, size_t size);  // what those that are 
 // wgmma.cpp ----------------------------------------------------------------------------------------------
 void reset_wgmma();
 void note_shared_write(const void* address, size_t bytes);  // by this thread, as all but wgmma see it
-void note_engine_write(unsigned window_address, size_t bytes);  // as wgmma sees it, too
+void fence_shared_write(const void* address, size_t bytes);       // undoes that
 int unfenced_writer(unsigned window_address);  // of the 16 bytes there: thread, or -1
 
 // race_log.cpp: does nothing unless the library was compiled in race mode -----------------------------
@@ -107,6 +107,9 @@ struct Knowledge {
 };
 void race_hand_over(Knowledge& knowledge);  // all that this thread did and knows
 void race_take_over(const Knowledge& knowledge);
+// When it is for this thread, and whether what another one did then certainly happened before now.
+uint32_t race_now();
+bool race_is_after(int thread, uint32_t time);
 // A bulk copy: its write is this thread's at its beginning; from its end on others may read.
 void race_end_bulk_copy(const void* destination, size_t bytes);
 extern bool race_mode;

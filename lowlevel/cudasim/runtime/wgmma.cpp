@@ -321,7 +321,9 @@ void note_shared_write(const void* address, size_t bytes) {
   }
 }
 
-void note_engine_write(unsigned begin, size_t bytes) {
+void fence_shared_write(const void* address, size_t bytes) {
+  unsigned begin;
+  if (!any_unfenced || !find_in_window(address, &begin)) return;
   for (unsigned chunk = begin / kChunk; chunk <= (begin + bytes - 1) / kChunk; ++chunk) {
     if (const int before = unfenced[chunk]) --n_unfenced[before - 1];
     unfenced[chunk] = 0;

@@ -73,7 +73,7 @@ __device__ __forceinline__ void await(MemoryBarrier* barrier, unsigned parity PT
 }
 
 // A 16-bit array of up to three axes in global memory, the last one without gaps, as the host describes it to the
-// copy engine (lowlevel/cuda/tensor_map.py): a kernel's parameter, by value.
+// copy engine (lowlevel/gpu/tensor_map.py): a kernel's parameter, by value.
 struct alignas(64) TensorMap {
   unsigned char bytes[128];
 };

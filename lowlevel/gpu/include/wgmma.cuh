@@ -41,6 +41,15 @@ __device__ __forceinline__ MatrixDescriptor matrix_descriptor(const void* start,
 // The matrix that starts so many bytes later.
 __device__ __forceinline__ MatrixDescriptor moved(MatrixDescriptor matrix, int bytes) { return matrix + (bytes >> 4); }
 
+// The same, of which the compiler does not know that it is: what is `moved` from it is not computed before a
+// loop, for more registers than there are.
+__device__ __forceinline__ MatrixDescriptor found_anew(MatrixDescriptor matrix) {
+#ifndef CUDASIM
+  asm volatile("" : "+l"(matrix));
+#endif
+  return matrix;
+}
+
 // Before the first product, and wherever its registers were touched since.
 __device__ __forceinline__ void wgmma_fence(PTX_ONLY_SITE) {
 #ifdef CUDASIM
