@@ -1,8 +1,11 @@
 """Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
 
+from __future__ import annotations
+
 import functools
 import math
 import operator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,13 +15,32 @@ from lowlevel.pool.arena import align_up
 from .formats import block_format
 from .tensor import QuantTensor, check_tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from lowlevel.arrays import Array
+    from lowlevel.pool import Pool
+
+    from .tensor import QType
+
+    Sizes = tuple[QType, tuple[int, ...]]
+
 # Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
 _MOST_VALUES = 2**54
 
 
 def matmul(
-    x, t, *, pool=None, out=None, exact=False, activations=None, experts=None, n_threads=None
-):
+    x: Array,
+    t: QuantTensor | Sequence[QuantTensor],
+    *,
+    pool: Pool | None = None,
+    out: Array | None = None,
+    exact: bool = False,
+    activations: str | None = None,
+    experts: Array | Sequence[int] | None = None,
+    n_threads: int | None = None,
+) -> Array:
     """``x @ t.T`` without ever making the weights floats as a whole.
 
     Parameters
@@ -106,7 +128,15 @@ def matmul(
         return _into(*call, scratch)
 
 
-def matmul_scratch_bytes(n, t, *, exact=False, activations=None, n_threads=None, device=None):
+def matmul_scratch_bytes(
+    n: int,
+    t: QuantTensor | Sizes | Sequence[QuantTensor | Sizes],
+    *,
+    exact: bool = False,
+    activations: str | None = None,
+    n_threads: int | None = None,
+    device: str | None = None,
+) -> int:
     """Bytes that `matmul` takes from its pool for `n` rows of x, to the byte.
 
     Parameters
@@ -132,7 +162,15 @@ def matmul_scratch_bytes(n, t, *, exact=False, activations=None, n_threads=None,
     return 0 if plan is None else align_up(plan.scratch_bytes)
 
 
-def matmul_plan(n, t, *, exact=False, activations=None, n_threads=None, device=None):
+def matmul_plan(
+    n: int,
+    t: QuantTensor | Sizes | Sequence[QuantTensor | Sizes],
+    *,
+    exact: bool = False,
+    activations: str | None = None,
+    n_threads: int | None = None,
+    device: str | None = None,
+) -> Any:
     """How `matmul` would run: the path it takes and its scratch, from sizes alone.
 
     Parameters

@@ -5,8 +5,11 @@ format's kernel (quant/cpu/quantize/), and the scales that came out are checked.
 depends on its own weights only, so the bytes do not depend on the number of threads.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +18,9 @@ from lowlevel.cpu.threads import STOP, resolve_n_threads, run_workers
 
 from .formats import FORMATS, block_format
 from .tensor import QuantTensor
+
+if TYPE_CHECKING:
+    from .tensor import QType
 
 # About half a megabyte of float32: stays in a core's cache between check and quantiser.
 _CHUNK_WEIGHTS = 2**17
@@ -26,7 +32,7 @@ _LARGEST_BF16 = np.uint32(0x7F7F7FFF).view(np.float32)
 _LARGEST_BLOCK = np.float32(2.0**30)
 
 
-def quantize(x, qtype, *, n_threads=None):
+def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> QuantTensor:
     """Weights as blocks of a GGUF type, by ggml's own searches: the same bytes as ggml writes.
 
     Parameters

@@ -1,8 +1,11 @@
 """Attention inside a memory budget: the public call, its checks, and merging partial results."""
 
+from __future__ import annotations
+
 import math
 import numbers
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +17,12 @@ from ..pool.budget_error import BudgetError, exact_size, refusal
 from ..shapes import dtype_name
 from .kv_source import as_kv_source
 from .plan import MOST_OF_A_KIND, PRECISIONS, AttentionPlan, is_genuine, plan_attention
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from ..arrays import Array
+    from .kv_source import KVSource
 
 # A call plans for what is free; so often it plans anew if other threads were faster to take it.
 PLANS_UNDER_CONTENTION = 100
@@ -46,26 +55,26 @@ class Operands(NamedTuple):
 
 
 def attention(
-    q,
-    k,
-    v,
+    q: Array,
+    k: Array | KVSource,
+    v: Array | KVSource,
     *,
-    pool=None,
-    scale=None,
-    causal=True,
-    mask=None,
-    window=None,
-    softcap=None,
-    alibi_slopes=None,
-    sinks=None,
-    out=None,
-    method="auto",
-    assemble="write",
-    plan=None,
-    n_threads=None,
-    return_lse=False,
-    precision="float32",
-):
+    pool: Pool | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+    mask: Array | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    out: Array | None = None,
+    method: str = "auto",
+    assemble: str = "write",
+    plan: AttentionPlan | None = None,
+    n_threads: int | None = None,
+    return_lse: bool = False,
+    precision: str = "float32",
+) -> Array:
     """Attention of `q` over `k` and `v`, its scratch taken from `pool` and never more.
 
     For query head h at position p and key position c of K/V head ``h // (n_head / n_head_kv)``::
@@ -280,7 +289,7 @@ def _refusal(error, pool):
     )
 
 
-def merge_states(outs, lses):
+def merge_states(outs: Iterable[Array], lses: Iterable[Array]) -> tuple[Array, Array]:
     """Join attention over several parts of the keys, computed by calls with ``return_lse=True``.
 
     ``out = sum(exp(lse_i - lse) * out_i)`` with ``lse = log(sum(exp(lse_i)))``, the same as one call

@@ -135,14 +135,13 @@ def test_bytes(anywhere, rng):
 @pytest.mark.parametrize("order", ORDERS)
 def test_bytes_without_a_wait(kernel, rng, order):
     with cudasim.settings(order=order):
-        assert not run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", options=["-DBUG_WAIT"]), rng)
+        assert not run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", "BUG_WAIT"), rng)
 
 
 def test_bytes_over_a_write(kernel, rng):
-    with cudasim.settings(race=True):
-        assert run_bytes(kernel("bulk_bytes.cu", "bulk_bytes"), rng)
-        with pytest.raises(cudasim.KernelError, match="without fence.proxy.async"):
-            run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", options=["-DBUG_PROXY"]), rng)
+    assert run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", race=True), rng)
+    with pytest.raises(cudasim.KernelError, match="without fence"):
+        run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", "BUG_PROXY", race=True), rng)
 
 
 @pytest.mark.parametrize("wrong", [dict(n_bytes=88), dict(start=8), dict(to=8)], ids=str)

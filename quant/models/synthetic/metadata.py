@@ -1,12 +1,21 @@
 """The metadata of a model file of given sizes, with the smallest tokenizer llama.cpp accepts."""
 
+from __future__ import annotations
+
 import itertools
 import string
+from typing import TYPE_CHECKING
 
 from gguf import GGMLQuantizationType as QType
 from gguf import GGUFValueType, LlamaFileType, TokenType
 
 from ..geometry import EXPERT_GATING, Llama3Scaling, Yarn
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from quant.models.geometry import ModelGeometry
+
 
 TEXT = GGUFValueType.STRING
 U32 = GGUFValueType.UINT32
@@ -36,7 +45,7 @@ WORD_LENGTHS = range(2, 5)
 MAX_VOCAB = N_FIXED + sum(len(string.ascii_lowercase) ** length for length in WORD_LENGTHS)
 
 
-def model_metadata(geometry, qtype):
+def model_metadata(geometry: ModelGeometry, qtype: QType) -> list[tuple[str, Any, Any]]:
     """All metadata of a model file: a list of (key, gguf.GGUFValueType, value).
 
     Parameters
@@ -119,7 +128,7 @@ def _experts(geometry):
     yield "expert_gating_func", U32, EXPERT_GATING[geometry.expert_gating]
 
 
-def check_vocab(geometry):
+def check_vocab(geometry: ModelGeometry) -> None:
     """Raise ValueError unless the vocabulary holds what every tokenizer of these files does."""
     if geometry.n_vocab < MIN_VOCAB:
         raise ValueError(
@@ -130,7 +139,7 @@ def check_vocab(geometry):
         raise ValueError(f"n_vocab: at most {MAX_VOCAB}; got {geometry.n_vocab}")
 
 
-def tokenizer(geometry):
+def tokenizer(geometry: ModelGeometry) -> list[tuple[str, Any, Any]]:
     """A byte-level BPE tokenizer of exactly n_vocab tokens: three special ones, the 256 bytes, and
     words of small letters, each with the merge that makes it. (Same list as `model_metadata`.)"""
     check_vocab(geometry)

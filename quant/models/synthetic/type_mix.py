@@ -1,8 +1,20 @@
 """Which block format each tensor of a model gets: the bulk's, but for the table's exceptions."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from gguf import GGMLQuantizationType as QType
 
 from ...formats import block_format
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from quant.formats import BlockFormat
+    from quant.models.synthetic.tensor_list import TensorSpec
+
 
 # Always float32, as llama.cpp keeps them: they are small, and precision counts.
 F32_ROLES = ("norm", "router", "rope_freqs")
@@ -28,7 +40,9 @@ FALLBACK = {
 }
 
 
-def tensor_type(spec, bulk, overrides=None, pure=False):
+def tensor_type(
+    spec: TensorSpec, bulk: str, overrides: Mapping[str, Any] | None = None, pure: bool = False
+) -> BlockFormat:
     """The `BlockFormat` for one tensor.
 
     Parameters

@@ -5,7 +5,7 @@ extern "C" __global__ void bulk_bytes(const uint4* source, uint4* target, int n_
   extern __shared__ __align__(16) uint4 there[];
   __shared__ ptx::MemoryBarrier ready;
 #ifdef BUG_PROXY  // a write that the copy goes over, unknown to its engine
-  there[threadIdx.x] = source[0];
+  if (threadIdx.x < 8) there[threadIdx.x] = source[0];
 #endif
   if (threadIdx.x == 0) {
     ptx::make_memory_barrier(&ready, 1);
