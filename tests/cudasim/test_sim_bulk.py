@@ -139,9 +139,10 @@ def test_bytes_without_a_wait(kernel, rng, order):
 
 
 def test_bytes_over_a_write(kernel, rng):
-    assert run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", race=True), rng)
-    with pytest.raises(cudasim.KernelError, match="without fence"):
-        run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", "BUG_PROXY", race=True), rng)
+    with cudasim.settings(race=True):
+        assert run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", race=True), rng)
+        with pytest.raises(cudasim.KernelError, match="without fence"):
+            run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", "BUG_PROXY", race=True), rng)
 
 
 @pytest.mark.parametrize("wrong", [dict(n_bytes=88), dict(start=8), dict(to=8)], ids=str)
