@@ -41,12 +41,24 @@ class BlockFormat:
         Bytes per block.
     fields : tuple of Field
         What the block's bytes mean, in their order, without gaps.
+    codes : tuple of int
+        The least and the greatest integer that stands for a weight; empty for plain floats.
+    values : tuple of int
+        What the packed codes 0, 1, ... stand for where it is not codes[0], codes[0] + 1, ...; else empty.
+    sub_block : int
+        Weights that share an integer scale (and a minimum); `block_weights` where there is none.
+    scales : tuple of int
+        The least and the greatest integer scale; empty where there is none.
     """
 
     qtype: GGMLQuantizationType
     block_weights: int
     block_bytes: int
     fields: tuple
+    codes: tuple
+    values: tuple
+    sub_block: int
+    scales: tuple
 
     @functools.cached_property
     def name(self):
@@ -62,12 +74,32 @@ class BlockFormat:
     def bits_per_weight(self):
         return 8 * self.block_bytes / self.block_weights
 
+    @property
+    def has_minima(self):
+        """True where a weight is scale * code less a minimum of its sub-block."""
+        return any(field.name == "dmin" for field in self.fields)
+
+    @property
+    def products(self):
+        """The least and the greatest integer scale * code; those of `codes` without integer scales."""
+        ends = [code * scale for code in self.codes for scale in self.scales or (1,)]
+        return min(ends), max(ends)
+
+    @property
+    def alignment(self):
+        """What blocks that follow each other are aligned to where the first is: a power of two."""
+        return self.block_bytes & -self.block_bytes
+
     def field(self, name):
         """The `Field` of that name; KeyError if the format has none."""
         for field in self.fields:
             if field.name == name:
                 return field
         raise KeyError(f"{self.name} has no field {name!r}; it has {[f.name for f in self.fields]}")
+
+    def offsets(self, *names):
+        """Byte offsets of fields in a block, in the order of `names`; KeyError as `field`."""
+        return tuple(self.field(name).offset for name in names)
 
     @functools.cached_property
     def block_dtype(self):
@@ -115,15 +147,26 @@ class BlockFormat:
         return n_blocks * self.block_weights
 
 
-def _format(name, block_weights, *fields):
+def _format(name, block_weights, *fields, codes=(), values=(), sub_block=None, scales=()):
     """A BlockFormat from (field name, dtype, count), which follow each other without gaps."""
     placed, offset = [], 0
     for field_name, dtype, count in fields:
         placed.append(Field(field_name, offset, dtype, count))
         offset += placed[-1].n_bytes
-    return BlockFormat(GGMLQuantizationType[name], block_weights, offset, tuple(placed))
+    return BlockFormat(
+        qtype=GGMLQuantizationType[name],
+        block_weights=block_weights,
+        block_bytes=offset,
+        fields=tuple(placed),
+        codes=(min(values), max(values)) if values else codes,
+        values=values,
+        sub_block=sub_block or block_weights,
+        scales=scales,
+    )
 
 
+# What the four bits of IQ4 formats stand for: ggml's kvalues_iq4nl.
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Field names as in ggml-common.h.
 FORMATS = {
     row.qtype: row
@@ -131,11 +174,19 @@ FORMATS = {
         _format("F32", 1, ("value", "<f4", 1)),
         _format("F16", 1, ("value", "<f2", 1)),
         _format("BF16", 1, ("value", "<u2", 1)),
-        _format("Q8_0", 32, ("d", "<f2", 1), ("qs", "i1", 32)),
-        _format("Q4_0", 32, ("d", "<f2", 1), ("qs", "u1", 16)),
-        _format("IQ4_NL", 32, ("d", "<f2", 1), ("qs", "u1", 16)),
+        _format("Q8_0", 32, ("d", "<f2", 1), ("qs", "i1", 32), codes=(-128, 127)),
+        _format("Q4_0", 32, ("d", "<f2", 1), ("qs", "u1", 16), codes=(-8, 7)),
+        _format("IQ4_NL", 32, ("d", "<f2", 1), ("qs", "u1", 16), values=IQ4_VALUES),
         _format(
-            "Q2_K", 256, ("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2", 1), ("dmin", "<f2", 1)
+            "Q2_K",
+            256,
+            ("scales", "u1", 16),
+            ("qs", "u1", 64),
+            ("d", "<f2", 1),
+            ("dmin", "<f2", 1),
+            codes=(0, 3),
+            sub_block=16,
+            scales=(0, 15),
         ),
         _format(
             "Q3_K",
@@ -144,6 +195,9 @@ FORMATS = {
             ("qs", "u1", 64),
             ("scales", "u1", 12),
             ("d", "<f2", 1),
+            codes=(-4, 3),
+            sub_block=16,
+            scales=(-32, 31),
         ),
         _format(
             "Q4_K",
@@ -152,9 +206,31 @@ FORMATS = {
             ("dmin", "<f2", 1),
             ("scales", "u1", 12),
             ("qs", "u1", 128),
+            codes=(0, 15),
+            sub_block=32,
+            scales=(0, 63),
         ),
         _format(
-            "Q6_K", 256, ("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2", 1)
+            "Q6_K",
+            256,
+            ("ql", "u1", 128),
+            ("qh", "u1", 64),
+            ("scales", "i1", 16),
+            ("d", "<f2", 1),
+            codes=(-32, 31),
+            sub_block=16,
+            scales=(-128, 127),
+        ),
+        _format(
+            "IQ4_XS",
+            256,
+            ("d", "<f2", 1),
+            ("scales_h", "<u2", 1),
+            ("scales_l", "u1", 4),
+            ("qs", "u1", 128),
+            values=IQ4_VALUES,
+            sub_block=32,
+            scales=(-32, 31),
         ),
     )
 }

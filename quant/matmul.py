@@ -59,7 +59,7 @@ def matmul(
     exact : bool
         True: ``activations="float32"``.
     activations : {None, "int8", "bfloat16", "float32"}
-        What x is rounded to. "int8": signed bytes, with a scale for every 32 (Q8_0, Q4_0, IQ4_NL) or 256
+        What x is rounded to. "int8": signed bytes, with a scale for every 32 or 256
         (K-quants) values, as ggml does; products and sums within a block are exact integers.
         "bfloat16": x and the weights, as dequantised, are rounded to bfloat16 (GPUs of compute capability
         9.0). "float32": x stays as it is. None: int8, but on such a GPU bfloat16 where a matrix meets more

@@ -41,7 +41,7 @@ def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> Qu
         Any strides and memory layout. Columns fill whole blocks (256 for K types, 32 for the
         other quantised ones, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
     qtype : gguf.GGMLQuantizationType or str
-        Q8_0, Q4_0, IQ4_NL, Q2_K, Q3_K, Q4_K, Q6_K, F32, F16 or BF16 (both nearest, ties to even).
+        Any supported type; F16 and BF16 are the nearest, ties to even.
     n_threads : int, optional
         None: every CPU this process may use. The bytes are the same for any number.
 
@@ -132,9 +132,10 @@ def _encoder(name):
         return _FLOAT_ENCODERS[name]
     module = importlib.import_module(f".cpu.quantize.{name.lower()}", __package__)
     kernel = getattr(module, f"quantize_{name.lower()}")
+    block_weights = block_format(name).block_weights
 
     def encode(weights, out):
-        kernel(weights.ctypes.data, len(weights) // module.BLOCK_WEIGHTS, out)
+        kernel(weights.ctypes.data, len(weights) // block_weights, out)
 
     return encode
 

@@ -2,7 +2,8 @@
 ``python -m lowlevel.gpu.resources`` share.
 
 The ground's own kernels stand here. A floor above lists its own in a module of the same shape, named
-in `TABLES` and imported only by those who want all there is.
+in `TABLES` and imported only by those who want all there is. Where sources include headers that are made
+from a table, that module has them too: ``GENERATED``, name -> text.
 """
 
 import importlib
@@ -220,7 +221,71 @@ ATTENTION = tuple(
     for table in (FUSED, WGMMA, MERGE, WIDEN, SCAN, SOFTMAX, FINISH)
     for kernel in table.values()
 )
-KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values(), *CAST.values(), *ATTENTION)
+# ---- operations of models: see lowlevel/ops ----------------------------------------------------------
+
+ROWS_CALL = "V72"  # rows.cuh's RowsCall, ops/launch.py's CALL
+_PAIRS = tuple((source, target) for source in FLOAT_TYPES for target in FLOAT_TYPES)
+
+
+def _row_operations(file, name, parameters, kinds=_PAIRS, block=256):
+    """{types: Kernel} of a template; ``{0}``, ``{1}``: the bits in memory of its first, its second type."""
+    return {
+        of: Kernel(
+            package="lowlevel.gpu",
+            file=file,
+            name=f"{name}<{', '.join(FLOAT_TYPES[dtype] for dtype in of)}>",
+            parameters=tuple(x.format(*(_BITS[dtype] for dtype in of)) for x in parameters),
+            block=block,
+        )
+        for of in kinds
+    }
+
+
+def _of_one(file, name, parameters, block=256):
+    """{type: Kernel} of a template with one type."""
+    kinds = tuple((dtype,) for dtype in FLOAT_TYPES)
+    table = _row_operations(file, name, parameters, kinds, block)
+    return {dtype: kernel for (dtype,), kernel in table.items()}
+
+
+# By the types of what is read and of what is written; ADD: of x and out, of y.
+RMS_NORM = _row_operations(
+    "rms_norm.cu", "rms_norm", ("const {0}", "const f4*", "{1}", "f4", "i4", ROWS_CALL)
+)
+GATED = _row_operations(
+    "gated.cu", "gated", ("const {0}", "const {0}", "{1}", "i4", "f4", "f4", ROWS_CALL)
+)
+ADD = _row_operations(
+    "add.cu", "add", ("const {0}", "const {1}", "const i4*", "{0}", "i8", "i4", ROWS_CALL)
+)
+SCALE = _of_one("add.cu", "scale", ("{0}", "f4", ROWS_CALL))
+ROPE = _of_one("rope.cu", "rope", ("{0}", "const i4*", "const u8*", "V64"))
+ROUTE = _of_one("routing.cu", "route", ("const {0}", "const f4*", "i4*", "f4*", "V56"), block=128)
+GATHER_ROWS = _row_operations("rows.cu", "gather_rows", ("const {0}", "const i4*", "{1}", "V48"))
+SCATTER_ORDER = Kernel(
+    package="lowlevel.gpu",
+    file="rows.cu",
+    name="scatter_order",
+    parameters=("const i4*", "i4*", "i4*", "i8", "i4", "i4"),
+    block=256,
+)
+SCATTER_ADD = _row_operations(
+    "rows.cu",
+    "scatter_add",
+    ("const {0}", "const f4*", "const i4*", "const i4*", "{1}", "V32"),
+)
+OPERATIONS = (
+    *(kernel for table in (RMS_NORM, GATED, ADD, SCALE, ROPE, ROUTE) for kernel in table.values()),
+    *(SCATTER_ORDER, *GATHER_ROWS.values(), *SCATTER_ADD.values()),
+)
+KERNELS = (
+    *COPY.values(),
+    *TRANSPOSED.values(),
+    *JOIN.values(),
+    *CAST.values(),
+    *ATTENTION,
+    *OPERATIONS,
+)
 
 
 def all_kernels():
@@ -228,7 +293,16 @@ def all_kernels():
     return tuple(kernel for table in TABLES for kernel in importlib.import_module(table).KERNELS)
 
 
+def _table_of(package):
+    (table,) = (name for name in TABLES if name.rpartition(".")[0] == package)
+    return importlib.import_module(table)
+
+
 def of_source(source):
     """The kernels of one file, (package, file): they are compiled together."""
-    (table,) = (name for name in TABLES if name.rpartition(".")[0] == source[0])
-    return tuple(k for k in importlib.import_module(table).KERNELS if k.source == source)
+    return tuple(k for k in _table_of(source[0]).KERNELS if k.source == source)
+
+
+def generated(package: str, file: str) -> str | None:
+    """The text of a header that a package makes from its tables; None if it makes none of that name."""
+    return getattr(_table_of(package), "GENERATED", {}).get(file)

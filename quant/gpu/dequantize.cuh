@@ -1,7 +1,7 @@
 // What the dequantising kernels of all block formats share.
 //
 // A format is a struct with
-//   kBlockWeights, kBlockBytes
+//   kBlockWeights, kBlockBytes, and where its fields are: see constants.py
 //   kAlignment       what its blocks are aligned to in an aligned tensor: a power of two up to 16
 //   decode<kVector>(block, index, weights)
 //                    weights index to index + kVector - 1 of a block; index is a multiple of kVector,

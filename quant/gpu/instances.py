@@ -1,7 +1,8 @@
 """The CUDA kernels of this floor, see lowlevel/gpu/instances.py.
 
 A block format NAME has a file name.cu with a struct NAME, which the kernel template of
-dequantize.cuh takes; a new row in formats.py with such a file is all a new format needs.
+dequantize.cuh takes, and a file matmul_name.cu with another, which those of products take. What the row of
+formats.py says of it, they include as "constants/name.cuh".
 """
 
 from typing import NamedTuple
@@ -9,8 +10,14 @@ from typing import NamedTuple
 from lowlevel.gpu.instances import Kernel
 
 from ..formats import FORMATS
+from .constants import constants, header
 
 PACKAGE = "quant.gpu"
+GENERATED = {
+    f"constants/{block.name.lower()}.cuh": header(block)
+    for block in FORMATS.values()
+    if not block.is_float
+}
 # dtype name -> the struct of float_types.cuh, its Bits, how many make 16 bytes
 OUTPUTS = {
     "float32": ("Float32", "f4", 4),
@@ -137,7 +144,13 @@ QUANTISE_ROWS = {
         (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
         256,
     )
-    for n_weights, interleaved in ((32, False), (32, True), (256, False))
+    for n_weights, interleaved in sorted(
+        {
+            (block.block_weights, constants(block).interleaved)
+            for block in FORMATS.values()
+            if not block.is_float
+        }
+    )
     for streamed in (False, True)
 }
 GATHER_ROWS = {

@@ -11,7 +11,8 @@ import numpy as np
 from lowlevel.shapes import dtype_name
 
 from ..formats import FORMATS
-from .dequantize import ALIGNMENT, DEFAULT_ALIGNMENT
+from .constants import constants
+from .dequantize import alignment as alignment_of
 from .instances import (
     GATHER_ROWS,
     MATMUL_EXACT,
@@ -27,7 +28,7 @@ from .instances import (
     WGMMA_ROWS,
 )
 from .matmul_plan import CHUNK_WEIGHTS, GROUP_FIELDS, SLOT_MULTIPLE
-from .matmul_sizes import INTERLEAVED, exact_sizes, stream_sizes, tile_sizes, wgmma_shared
+from .matmul_sizes import exact_sizes, stream_sizes, tile_sizes, wgmma_shared
 
 # matmul_call.cuh's MatmulCall.
 CALL = np.dtype(
@@ -155,7 +156,7 @@ def _sort_on_device(plan, device, parts, experts, n_experts, out):
 def _prepare(plan, device, x, block, parts):
     """x as bytes, as padded floats or as an image of bfloat16, its rows in the groups' order."""
     n, columns = x.shape
-    interleaved = block.name in INTERLEAVED
+    interleaved = not block.is_float and constants(block).interleaved
     source = (x, _row_stride(x), FLOAT_TYPES[dtype_name(x.dtype)], parts.get("order"), parts["x"])
     if plan.path == "wgmma":
         kernel = TILE_ROWS
@@ -188,7 +189,7 @@ def _launch(plan, device, matrices, out, parts, n_groups, x_type):
     block, data = t.format, t.data
     kernel = _kernel(plan, block.name)
     types = x_type, FLOAT_TYPES[dtype_name(out.dtype)]
-    alignment = ALIGNMENT.get(block.name, DEFAULT_ALIGNMENT) if plan.path == "wgmma" else 2
+    alignment = alignment_of(block) if plan.path == "wgmma" else 2
     call = _call(
         tuple([device.address(some.data) % _PIECE for some in matrices]), alignment, data.shape,
         data.strides, _row_stride(out), (t.columns, len(out), n_groups, plan.x_columns, plan.n_slots), types,

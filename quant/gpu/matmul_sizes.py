@@ -1,15 +1,8 @@
 """Rows of weights that a block of each kernel of quant.matmul takes, and its shared memory, as the kernels' headers have them."""
 
+from .constants import constants
 from .instances import WGMMA_ROWS
 
-# Formats whose kernels want the 32 values of a block of x interleaved: the kernels' kInterleaved.
-INTERLEAVED = ("IQ4_NL",)
-UNITS = {"Q2_K": 4, "Q3_K": 4, "Q4_K": 4, "Q6_K": 4}  # of a block; others have one
-# Shared memory that the tiles of some formats take besides: a factor for each run of a super-block,
-# minima, sums of x.
-FACTORS = {"Q4_K": 8, "Q6_K": 16}
-MINIMA = ("Q2_K", "Q4_K")
-FOLDED_WITH_OFFSET = ("Q3_K",)
 EXACT_COLUMNS = 32  # kExactColumns
 _EXACT_ROWS = 32  # kExactRows
 _FLOAT_UNIT_BYTES = 16
@@ -23,7 +16,7 @@ def _unit(block):
     """(weights, bytes) of a block, and its units; of floats, 16 bytes are one."""
     if block.is_float:
         return _FLOAT_UNIT_BYTES // block.block_bytes, _FLOAT_UNIT_BYTES, 1
-    return block.block_weights, block.block_bytes, UNITS.get(block.name, 1)
+    return block.block_weights, block.block_bytes, constants(block).units
 
 
 def stream_sizes(block, exact, n_columns, n_warps):
@@ -34,7 +27,7 @@ def stream_sizes(block, exact, n_columns, n_warps):
         at_once = 2 if n_columns == 1 else 1
     else:
         chunk *= 2 if units == 1 else 1  # a lane takes two blocks
-        few = chunk > 1500 or (n_columns == 8 and block.name in FOLDED_WITH_OFFSET)
+        few = chunk > 1500 or (n_columns == 8 and constants(block).fold_offset > 0)
         at_once = (2 if n_columns > 2 else 1) * (1 if few and n_columns != 2 else 2)
     return at_once, n_warps * _STAGES * at_once * (chunk + 16)
 
@@ -53,10 +46,11 @@ def tile_sizes(block, tile):
     rows, columns, n_blocks = tile.threads // 4, tile.columns, _DEPTH // n_weights
     raw = 16 * ((n_blocks * n_bytes + 29) // 16)
     shared = 2 * rows * raw + (2 * columns + rows) * (_DEPTH + 16) + 4 * n_blocks * (rows + columns)
-    shared += 4 * rows * FACTORS.get(block.name, 0)
-    if block.name in MINIMA:
+    # A factor for each run of a super-block, minima, sums of x.
+    shared += 4 * rows * constants(block).run_factors
+    if constants(block).minima:
         shared += (4 + 16) * rows + 36 * columns
-    if block.name in FOLDED_WITH_OFFSET:
+    if constants(block).fold_offset > 0:
         shared += 4 * columns
     return rows, shared
 

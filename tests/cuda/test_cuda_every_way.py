@@ -12,8 +12,9 @@ from lowlevel import asarray, asnumpy, concat, cudasim, devices
 from lowlevel.gpu import instances
 from lowlevel.gpu.resources import key_of
 from lowlevel.shapes import resolve_dtype
-from quant import QuantTensor, dequantize, matmul
+from quant import FORMATS, QuantTensor, dequantize, matmul
 from quant.gpu import instances as products
+from quant.gpu.constants import constants
 
 WAYS = {
     **{order: {"order": order} for order in ("fifo", "reverse", "random", "lifo")},
@@ -136,8 +137,14 @@ CALLS = {
     },
     **{kernel: (multiplies, name, True, 35) for name, kernel in products.MATMUL_EXACT.items()},
     **{
-        products.QUANTISE_ROWS[(*key, streamed)]: (multiplies, name, False, n)
-        for key, name in (((32, False), "Q8_0"), ((32, True), "IQ4_NL"), ((256, False), "Q3_K"))
+        products.QUANTISE_ROWS[block.block_weights, constants(block).interleaved, streamed]: (
+            multiplies,
+            block.name,
+            False,
+            n,
+        )
+        for block in FORMATS.values()
+        if not block.is_float
         for streamed, n in ((True, 3), (False, 11))
     },
     **{

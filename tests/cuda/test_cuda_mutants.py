@@ -17,7 +17,7 @@ DECODING = [
     ("Q3_K", "q3_k.cu", "kHmask + index % 32", "kHmask"),
     ("Q4_K", "q4_k.cu", "third >> 4 & 15", "third & 15"),
     ("Q6_K", "q6_k.cu", "codes, -32.0f", "codes, -31.0f"),
-    ("IQ4_NL", "iq4_nl.cu", "0xa6998d81u", "0xa6998e81u"),
+    ("IQ4_NL", "constants/iq4_nl.cuh", "0x26190d01u", "0x26190e01u"),
     ("Q8_0", "dequantize.cuh", "row >= rows", "row > rows"),
     ("Q3_K", "dequantize.cuh", "max(at, 0)", "max(at, 2)"),
     ("Q4_0", "dequantize.cuh", "skew(row),", "skew(0),"),
@@ -241,10 +241,10 @@ def test_attention(sizes, dtype, way, what, old, new, mutate, rng):
 
 # format, rows of x, text, its replacement
 PRODUCTS = [
-    ("IQ4_NL", 2, "0x271a0e02u", "0x26190d01u"),
+    ("IQ4_NL", 2, "Format::kValues2 + kOne", "Format::kValues2"),
     ("IQ4_NL", 9, "low >> 16, which >> 16", "low >> 16, which"),
     ("Q2_K", 9, "(high_digit & 255) << 8", "(low_digit & 255) << 8"),
-    ("Q3_K", 9, "kFoldOffset = 4", "kFoldOffset = 3"),
+    ("Q3_K", 9, "128 - kFoldOffset", "127 - kFoldOffset"),
     ("Q8_0", 9, "ptx::cp_async_wait_all();\n    __syncthreads();", "__syncthreads();"),
     ("Q8_0", 2, "cp_async_wait<kStages - 1>();", "cp_async_wait<kStages>();"),
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gguf import GGMLQuantizationType as QType
 
-from ...formats import block_format
+from ...formats import KV_FORMATS, block_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,13 +31,16 @@ EXCEPTIONS = {
     QType.Q4_0: {"output": QType.Q6_K},
     QType.IQ4_NL: {"output": QType.Q6_K},
 }
-# Where the columns do not fill whole blocks, what comes next; a last resort is F16.
-FALLBACK = {
-    QType.Q2_K: QType.IQ4_NL,
-    QType.Q3_K: QType.IQ4_NL,
-    QType.Q4_K: QType.IQ4_NL,
-    QType.Q6_K: QType.Q8_0,
-}
+
+
+def _finer(block, columns):
+    """The next format that is no coarser and whose blocks `columns` weights fill: of as many bits the last."""
+    fitting = [
+        row
+        for row in (*reversed(KV_FORMATS), block_format("F16"))
+        if columns % row.block_weights == 0 and row.bits_per_weight >= block.bits_per_weight
+    ]
+    return min(fitting, key=lambda row: row.bits_per_weight)
 
 
 def tensor_type(
@@ -61,6 +64,5 @@ def tensor_type(
     bulk = block_format(bulk).qtype
     exception = bulk if pure else EXCEPTIONS.get(bulk, {}).get(role, bulk)
     chosen = block_format((overrides or {}).get(role, exception))
-    while spec.shape[-1] % chosen.block_weights:
-        chosen = block_format(FALLBACK.get(chosen.qtype, QType.F16))
-    return chosen
+    columns = spec.shape[-1]
+    return _finer(chosen, columns) if columns % chosen.block_weights else chosen
