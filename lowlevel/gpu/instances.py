@@ -204,6 +204,16 @@ CAST = {
     for target in FLOAT_TYPES
     if source != target
 }
+MERGE_STATES = {
+    dtype: Kernel(
+        package="lowlevel.gpu",
+        file="merge_states.cu",
+        name=f"merge_states<{FLOAT_TYPES[dtype]}>",
+        parameters=("f4*", "f4*", f"const {_BITS[dtype]}", "const f4*", "V80"),
+        block=128,
+    )
+    for dtype in FLOAT_TYPES
+}
 # The tiles path: by the type of what is read, of V, of V, of out.
 WIDEN = _row_kernels("attention_widen", ("const {bits}", "f4*", "i4", "i4", *["i8"] * 4, "i4"))
 SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
@@ -221,7 +231,72 @@ ATTENTION = tuple(
     for table in (FUSED, WGMMA, MERGE, WIDEN, SCAN, SOFTMAX, FINISH)
     for kernel in table.values()
 )
-KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values(), *CAST.values(), *ATTENTION)
+# ---- operations of models: see lowlevel/ops ----------------------------------------------------------
+
+ROWS_CALL = "V72"  # rows.cuh's RowsCall, ops/launch.py's CALL
+_PAIRS = tuple((source, target) for source in FLOAT_TYPES for target in FLOAT_TYPES)
+
+
+def _row_operations(file, name, parameters, kinds=_PAIRS, block=256):
+    """{types: Kernel} of a template; ``{0}``, ``{1}``: the bits in memory of its first, its second type."""
+    return {
+        of: Kernel(
+            package="lowlevel.gpu",
+            file=file,
+            name=f"{name}<{', '.join(FLOAT_TYPES[dtype] for dtype in of)}>",
+            parameters=tuple(x.format(*(_BITS[dtype] for dtype in of)) for x in parameters),
+            block=block,
+        )
+        for of in kinds
+    }
+
+
+def _of_one(file, name, parameters, block=256):
+    """{type: Kernel} of a template with one type."""
+    kinds = tuple((dtype,) for dtype in FLOAT_TYPES)
+    table = _row_operations(file, name, parameters, kinds, block)
+    return {dtype: kernel for (dtype,), kernel in table.items()}
+
+
+# By the types of what is read and of what is written; ADD: of x and out, of y.
+RMS_NORM = _row_operations(
+    "rms_norm.cu", "rms_norm", ("const {0}", "const f4*", "{1}", "f4", "i4", ROWS_CALL)
+)
+GATED = _row_operations(
+    "gated.cu", "gated", ("const {0}", "const {0}", "{1}", "i4", "f4", "f4", ROWS_CALL)
+)
+ADD = _row_operations(
+    "add.cu", "add", ("const {0}", "const {1}", "const i4*", "{0}", "i8", "i4", ROWS_CALL)
+)
+SCALE = _of_one("add.cu", "scale", ("{0}", "f4", ROWS_CALL))
+ROPE = _of_one("rope.cu", "rope", ("{0}", "const i4*", "const u8*", "V64"))
+ROUTE = _of_one("routing.cu", "route", ("const {0}", "const f4*", "i4*", "f4*", "V56"), block=128)
+GATHER_ROWS = _row_operations("rows.cu", "gather_rows", ("const {0}", "const i4*", "{1}", "V48"))
+SCATTER_ORDER = Kernel(
+    package="lowlevel.gpu",
+    file="rows.cu",
+    name="scatter_order",
+    parameters=("const i4*", "i4*", "i4*", "i8", "i4", "i4"),
+    block=256,
+)
+SCATTER_ADD = _row_operations(
+    "rows.cu",
+    "scatter_add",
+    ("const {0}", "const f4*", "const i4*", "const i4*", "{1}", "V32"),
+)
+OPERATIONS = (
+    *(kernel for table in (RMS_NORM, GATED, ADD, SCALE, ROPE, ROUTE) for kernel in table.values()),
+    *(SCATTER_ORDER, *GATHER_ROWS.values(), *SCATTER_ADD.values()),
+)
+KERNELS = (
+    *COPY.values(),
+    *TRANSPOSED.values(),
+    *JOIN.values(),
+    *CAST.values(),
+    *MERGE_STATES.values(),
+    *ATTENTION,
+    *OPERATIONS,
+)
 
 
 def all_kernels():
