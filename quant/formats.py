@@ -5,6 +5,8 @@ weights. K-quants (Q2_K ... Q6_K) have super-blocks of 256 weights, the others b
 floats are formats too, with one weight a block.
 """
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass
 
@@ -24,7 +26,7 @@ class Field:
     count: int = 1
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> int:
         return np.dtype(self.dtype).itemsize * self.count
 
 
@@ -61,48 +63,48 @@ class BlockFormat:
     scales: tuple
 
     @functools.cached_property
-    def name(self):
+    def name(self) -> str:
         """GGUF's name, such as ``"Q2_K"``."""
         return self.qtype.name
 
     @property
-    def is_float(self):
+    def is_float(self) -> bool:
         """True for F32, F16 and BF16: one weight a block, no scales."""
         return self.block_weights == 1
 
     @property
-    def bits_per_weight(self):
+    def bits_per_weight(self) -> float:
         return 8 * self.block_bytes / self.block_weights
 
     @property
-    def has_minima(self):
+    def has_minima(self) -> bool:
         """True where a weight is scale * code less a minimum of its sub-block."""
         return any(field.name == "dmin" for field in self.fields)
 
     @property
-    def products(self):
+    def products(self) -> tuple[int, int]:
         """The least and the greatest integer scale * code; those of `codes` without integer scales."""
         ends = [code * scale for code in self.codes for scale in self.scales or (1,)]
         return min(ends), max(ends)
 
     @property
-    def alignment(self):
+    def alignment(self) -> int:
         """What blocks that follow each other are aligned to where the first is: a power of two."""
         return self.block_bytes & -self.block_bytes
 
-    def field(self, name):
+    def field(self, name: str) -> Field:
         """The `Field` of that name; KeyError if the format has none."""
         for field in self.fields:
             if field.name == name:
                 return field
         raise KeyError(f"{self.name} has no field {name!r}; it has {[f.name for f in self.fields]}")
 
-    def offsets(self, *names):
+    def offsets(self, *names: str) -> tuple[int, ...]:
         """Byte offsets of fields in a block, in the order of `names`; KeyError as `field`."""
         return tuple(self.field(name).offset for name in names)
 
     @functools.cached_property
-    def block_dtype(self):
+    def block_dtype(self) -> np.dtype:
         """A packed NumPy record of one block, its fields by name (for views and for writing)."""
         return np.dtype(
             {
@@ -116,7 +118,7 @@ class BlockFormat:
             }
         )
 
-    def row_blocks(self, columns):
+    def row_blocks(self, columns: int) -> int:
         """Blocks in a row of `columns` weights.
 
         Raises
@@ -132,11 +134,11 @@ class BlockFormat:
             )
         return n_blocks
 
-    def row_bytes(self, columns):
+    def row_bytes(self, columns: int) -> int:
         """Bytes of a row of `columns` weights; ValueError unless they fill whole blocks."""
         return self.row_blocks(columns) * self.block_bytes
 
-    def row_columns(self, n_bytes):
+    def row_columns(self, n_bytes: int) -> int:
         """Weights in a row of `n_bytes`; ValueError unless they are whole blocks."""
         n_blocks, rest = divmod(n_bytes, self.block_bytes)
         if rest or n_bytes < 0:
@@ -238,12 +240,12 @@ FORMATS = {
 KV_FORMATS = tuple(row for row in FORMATS.values() if row.block_weights == 32)
 
 
-def supported_names():
+def supported_names() -> str:
     """The names of all supported formats, as text for messages: ``"F32, F16, ..."``."""
     return ", ".join(row.name for row in FORMATS.values())
 
 
-def block_format(qtype):
+def block_format(qtype: GGMLQuantizationType | str | BlockFormat) -> BlockFormat:
     """The `BlockFormat` of a type.
 
     Parameters

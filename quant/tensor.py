@@ -16,6 +16,7 @@ from .formats import BlockFormat, block_format
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
     from lowlevel.attention.kv_source import KVSource
+    from lowlevel.pool import Pool
 
 QType: TypeAlias = GGMLQuantizationType | str | BlockFormat
 
@@ -153,11 +154,45 @@ class QuantTensor:
 
         return kv_source(self)
 
-    def to(self, device: str) -> QuantTensor:
-        """This tensor on a device: a copy of its bytes, or the tensor itself if it is there already."""
-        if devices.canonical_name(device) == self.device:
-            return self
-        return QuantTensor(arrays.asarray(self.data, device), self.format, self.shape)
+    def to(self, device: str, pool: Pool | None = None) -> QuantTensor:
+        """This tensor on a device.
+
+        Parameters
+        ----------
+        device : str
+            "cpu", "cuda:N" or "cudasim".
+        pool : Pool, optional
+            On that device: the copy lies in it, and is given back by ``pool.free(tensor.data)``.
+
+        Returns
+        -------
+        QuantTensor
+            A copy of its bytes; without `pool` the tensor itself if it is there already.
+
+        Raises
+        ------
+        ValueError
+            `pool` is of another device.
+        BudgetError
+            `pool` has no room for ``n_bytes``.
+        """
+        name = devices.canonical_name(device)
+        if pool is None:
+            if name == self.device:
+                return self
+            return QuantTensor(arrays.asarray(self.data, device), self.format, self.shape)
+        if pool.device != name:
+            raise ValueError(f"pool: expected one on {name}, got one on {pool.device}")
+        data = pool.empty(self.data.shape, "uint8", tag="weights")
+        try:
+            if name == self.device:
+                devices.get(name).copy(data, self.data)
+            else:
+                devices.get(name).upload(data, arrays.asnumpy(self.data))
+        except BaseException:
+            pool.free(data)
+            raise
+        return QuantTensor(data, self.format, self.shape)
 
 
 def check_tensor(t: object) -> None:

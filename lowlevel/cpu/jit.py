@@ -17,7 +17,7 @@ from .inline_compiler import InlineCompiler
 from .kernel_cache import KernelCache, NoCache
 
 _HERE = pathlib.Path(__file__).resolve().parent
-_tables = {}  # package folder -> files beside it that its kernels take constants from
+_tables: dict = {}  # package folder -> files beside it that its kernels take constants from
 
 
 def takes_constants_from(package_file: str, *table_files: str) -> None:

@@ -204,6 +204,16 @@ CAST = {
     for target in FLOAT_TYPES
     if source != target
 }
+MERGE_STATES = {
+    dtype: Kernel(
+        package="lowlevel.gpu",
+        file="merge_states.cu",
+        name=f"merge_states<{FLOAT_TYPES[dtype]}>",
+        parameters=("f4*", "f4*", f"const {_BITS[dtype]}", "const f4*", "V80"),
+        block=128,
+    )
+    for dtype in FLOAT_TYPES
+}
 # The tiles path: by the type of what is read, of V, of V, of out.
 WIDEN = _row_kernels("attention_widen", ("const {bits}", "f4*", "i4", "i4", *["i8"] * 4, "i4"))
 SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
@@ -283,6 +293,7 @@ KERNELS = (
     *TRANSPOSED.values(),
     *JOIN.values(),
     *CAST.values(),
+    *MERGE_STATES.values(),
     *ATTENTION,
     *OPERATIONS,
 )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from quant.models.geometry import ModelGeometry
 
+    from ...tensor import QType
+
 
 MAX_SEED = 2**63 - 1
 MAX_ROW = 2**22  # weights: rows are made one by one at least
@@ -57,7 +59,7 @@ class PlannedTensor:
 
 def plan_tensors(
     geometry: ModelGeometry,
-    qtype: str = "Q8_0",
+    qtype: QType = "Q8_0",
     *,
     types: Mapping[str, Any] | None = None,
     pure: bool = False,
@@ -91,7 +93,7 @@ def plan_tensors(
 def make_gguf(
     path: str | os.PathLike[str],
     geometry: ModelGeometry,
-    qtype: str = "Q8_0",
+    qtype: QType = "Q8_0",
     *,
     types: Mapping[str, Any] | None = None,
     pure: bool = False,

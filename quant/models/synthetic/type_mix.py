@@ -44,7 +44,10 @@ def _finer(block, columns):
 
 
 def tensor_type(
-    spec: TensorSpec, bulk: str, overrides: Mapping[str, Any] | None = None, pure: bool = False
+    spec: TensorSpec,
+    bulk: QType | str | BlockFormat,
+    overrides: Mapping[str, Any] | None = None,
+    pure: bool = False,
 ) -> BlockFormat:
     """The `BlockFormat` for one tensor.
 
