@@ -7,6 +7,7 @@ is imported when a call first needs it.
 from lowlevel.version import __version__
 
 from .dequantize import dequantize
+from .embed import embed
 from .formats import FORMATS, BlockFormat, block_format
 from .gguf.model_file import ModelFile, ModelFileError, open
 from .kv import KV_TYPES  # plans know quantised K and V by name from here on
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "block_format",
     "dequantize",
+    "embed",
     "matmul",
     "matmul_scratch_bytes",
     "open",
