@@ -87,8 +87,7 @@ __device__ __forceinline__ void copy_box(void* shared, const TensorMap& map, int
   cudasim::copy_box(shared, &map, column, row, head, barrier, site);
 #else
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
-      ::"r"(shared_address(shared)), "l"(&map), "r"(column), "r"(row), "r"(head), "r"(shared_address(barrier))
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(shared)), "l"(&map), "r"(column), "r"(row), "r"(head), "r"(shared_address(barrier))
       : "memory");
 #endif
 }

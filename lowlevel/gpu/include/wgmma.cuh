@@ -27,7 +27,12 @@
 namespace ptx {
 
 typedef unsigned long long MatrixDescriptor;
-enum Swizzle { kNoSwizzle, kSwizzle128, kSwizzle64, kSwizzle32 };
+enum Swizzle {
+  kNoSwizzle,
+  kSwizzle128,
+  kSwizzle64,
+  kSwizzle32
+};
 
 #ifdef CUDASIM
 __device__ __forceinline__ unsigned shared_address(const void* pointer) { return cudasim::shared_window(pointer); }
