@@ -4,8 +4,8 @@
 // ids: which row of y each row meets, `id_step` items apart; null: its own. A row that y's y_rows do not have is NaN.
 template <class X, class Y>
 __global__ void __launch_bounds__(kThreads)
-add(const typename X::Bits* x, const typename Y::Bits* __restrict__ y, const int* __restrict__ ids,
-    typename X::Bits* out, const long long id_step, const int y_rows, const RowsCall call) {
+    add(const typename X::Bits* x, const typename Y::Bits* __restrict__ y, const int* __restrict__ ids,
+        typename X::Bits* out, const long long id_step, const int y_rows, const RowsCall call) {
   const Piece piece(call.columns);
   if (piece.row >= call.n_rows) return;
   const int left = call.columns - piece.column;

@@ -27,9 +27,9 @@ __device__ __forceinline__ void add(float4& sum, float4 more) {
 // `d_v`: a multiple of 4, at most 4 * kThreads.
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
-attention_merge(const float* __restrict__ state_sums, const float* __restrict__ state_rows,
-                const float* __restrict__ sinks, void* __restrict__ out, float* __restrict__ lse, const int d_v,
-                const __grid_constant__ AttentionCall call) {
+    attention_merge(const float* __restrict__ state_sums, const float* __restrict__ state_rows,
+                    const float* __restrict__ sinks, void* __restrict__ out, float* __restrict__ lse, const int d_v,
+                    const __grid_constant__ AttentionCall call) {
   __shared__ float4 parts[kThreads];
   const long long n_rows = (long long)call.n_head_kv * call.group * call.n_tokens;
   const long long row = blockIdx.x;  // head * n_tokens + token

@@ -1,7 +1,11 @@
 // Gated activations of rows: a thread a piece. out may be gate or up.
 #include "rows.cuh"
 
-enum GatedKind { kSwiglu = 0, kGeglu = 1, kClampedSwiglu = 2 };
+enum GatedKind {
+  kSwiglu = 0,
+  kGeglu = 1,
+  kClampedSwiglu = 2
+};
 
 __device__ __forceinline__ float activated(int kind, float gate, float up, float alpha, float limit) {
   if (kind == kSwiglu) return gate * sigmoid(gate) * up;
@@ -16,8 +20,8 @@ __device__ __forceinline__ float activated(int kind, float gate, float up, float
 
 template <class In, class Out>
 __global__ void __launch_bounds__(kThreads)
-gated(const typename In::Bits* gate, const typename In::Bits* up, typename Out::Bits* out, const int kind,
-      const float alpha, const float limit, const RowsCall call) {
+    gated(const typename In::Bits* gate, const typename In::Bits* up, typename Out::Bits* out, const int kind,
+          const float alpha, const float limit, const RowsCall call) {
   const Piece piece(call.columns);
   if (piece.row >= call.n_rows) return;
   const int left = call.columns - piece.column;

@@ -15,8 +15,8 @@ struct MergeCall {
 // from the larger; a state of weight 0 adds nothing, even NaN.
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
-merge_states(float* out, float* lse, const typename Type::Bits* __restrict__ part, const float* __restrict__ part_lse,
-             const MergeCall call) {
+    merge_states(float* out, float* lse, const typename Type::Bits* __restrict__ part, const float* __restrict__ part_lse,
+                 const MergeCall call) {
   const int head = blockIdx.x / (unsigned)call.n_tokens, token = blockIdx.x % (unsigned)call.n_tokens;
   out += head * call.out_head + token * call.out_token;
   lse += head * call.lse_head + token * call.lse_token;

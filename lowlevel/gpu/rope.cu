@@ -36,8 +36,8 @@ __device__ __forceinline__ Rotation rotation(unsigned turns) {
 
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
-rope(typename Type::Bits* x, const int* __restrict__ positions, const unsigned long long* __restrict__ turns,
-     const RopeCall call) {
+    rope(typename Type::Bits* x, const int* __restrict__ positions, const unsigned long long* __restrict__ turns,
+         const RopeCall call) {
   const long long index = (long long)blockIdx.x * kThreads + threadIdx.x;
   const int pair = (int)(index % call.n_pairs);
   const long long rest = index / call.n_pairs;

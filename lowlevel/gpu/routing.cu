@@ -5,7 +5,12 @@ constexpr int kRoutingThreads = 128;
 constexpr int kTokens = kRoutingThreads / 32;  // of a block
 constexpr int kExperts = 1024;                 // at most
 
-enum Gating { kSoftmax = 0, kSigmoid = 1, kSoftmaxSelected = 2, kSqrtSoftplus = 3 };
+enum Gating {
+  kSoftmax = 0,
+  kSigmoid = 1,
+  kSoftmaxSelected = 2,
+  kSqrtSoftplus = 3
+};
 
 struct RoutingCall {
   long long logits_row, ids_row, weights_row;  // strides in items
@@ -80,8 +85,8 @@ __device__ __forceinline__ void keep_groups(float* scores, const RoutingCall& ca
 
 template <class Type>
 __global__ void __launch_bounds__(kRoutingThreads)
-route(const typename Type::Bits* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,
-      float* __restrict__ weights, const RoutingCall call) {
+    route(const typename Type::Bits* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,
+          float* __restrict__ weights, const RoutingCall call) {
   __shared__ float of_block[kTokens][kExperts];
   float* const scores = of_block[threadIdx.x / 32];
   const int lane = threadIdx.x % 32;

@@ -12,8 +12,8 @@ struct GatherCall {
 
 template <class Table, class Out>
 __global__ void __launch_bounds__(kThreads)
-gather_rows(const typename Table::Bits* __restrict__ table, const int* __restrict__ ids,
-            typename Out::Bits* __restrict__ out, const GatherCall call) {
+    gather_rows(const typename Table::Bits* __restrict__ table, const int* __restrict__ ids,
+                typename Out::Bits* __restrict__ out, const GatherCall call) {
   const Piece piece(call.columns);
   if (piece.row >= call.n_tokens) return;
   const int left = call.columns - piece.column, id = ids[piece.row * call.id_step];
@@ -30,8 +30,8 @@ gather_rows(const typename Table::Bits* __restrict__ table, const int* __restric
 // order: rows sorted by token, stably; starts[t]: how many rows are of tokens below t (n_tokens + 1 of them). A thread has a row or a
 // start, and counts what comes before it: no two threads meet, whatever the order of their work.
 __global__ void __launch_bounds__(kThreads)
-scatter_order(const int* __restrict__ tokens, int* __restrict__ order, int* __restrict__ starts,
-              const long long token_step, const int n_rows, const int n_tokens) {
+    scatter_order(const int* __restrict__ tokens, int* __restrict__ order, int* __restrict__ starts,
+                  const long long token_step, const int n_rows, const int n_tokens) {
   __shared__ int tile[kThreads];
   const long long index = (long long)blockIdx.x * kThreads + threadIdx.x;
   const bool is_row = index < n_rows;
@@ -61,9 +61,9 @@ struct ScatterCall {
 
 template <class Row, class Out>
 __global__ void __launch_bounds__(kThreads)
-scatter_add(const typename Row::Bits* __restrict__ rows, const float* __restrict__ weights,
-            const int* __restrict__ order, const int* __restrict__ starts, typename Out::Bits* __restrict__ out,
-            const ScatterCall call) {
+    scatter_add(const typename Row::Bits* __restrict__ rows, const float* __restrict__ weights,
+                const int* __restrict__ order, const int* __restrict__ starts, typename Out::Bits* __restrict__ out,
+                const ScatterCall call) {
   const Piece piece(call.columns);
   if (piece.row >= call.n_tokens) return;
   const int token = (int)piece.row, left = call.columns - piece.column;

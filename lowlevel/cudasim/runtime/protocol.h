@@ -15,7 +15,12 @@ constexpr int kMaxRunners = 64;
 constexpr int kMaxFrames = 16;
 constexpr int kOutputBytes = 1 << 16;
 
-enum class Order : uint32_t { kFifo, kReverse, kRandom, kLifo };
+enum class Order : uint32_t {
+  kFifo,
+  kReverse,
+  kRandom,
+  kLifo
+};
 
 enum LaunchFlag : uint32_t {
   kFlushDenormals = 1,

@@ -113,7 +113,8 @@ bool is_ordered(const Record& record, bool shared) {
 }
 
 const char* verb(bool is_write, bool is_atomic) {
-  return is_atomic ? (is_write ? "atomic update" : "volatile read") : is_write ? "write" : "read";
+  return is_atomic ? (is_write ? "atomic update" : "volatile read") : is_write ? "write"
+                                                                               : "read";
 }
 
 [[noreturn]] void fail_race(const Area& area, uintptr_t address, bool writes, bool atomic, const Record& other,

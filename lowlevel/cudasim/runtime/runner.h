@@ -48,7 +48,12 @@ extern uint64_t progress;  // counts barriers passed, meetings completed, thread
 
 // scheduler.cpp ------------------------------------------------------------------------------------
 struct Fiber;
-enum class WaitKind : uint8_t { kNothing, kBarrier, kCollective, kMemoryBarrier };
+enum class WaitKind : uint8_t {
+  kNothing,
+  kBarrier,
+  kCollective,
+  kMemoryBarrier
+};
 void run_block();
 void block_current_thread(WaitKind kind, Site site);  // returns once make_ready was called for it
 void make_ready(Fiber* fiber);

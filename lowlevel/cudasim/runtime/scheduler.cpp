@@ -203,7 +203,8 @@ void block_current_thread(WaitKind kind, Site site) {
 
 void yield() {
   // Whatever the order, everybody gets a turn: the thread waited for may be any of them.
-  Fiber* next = next_to_start < current.n_threads ? fresh_fiber() : n_ready ? take_oldest_ready() : nullptr;
+  Fiber* next = next_to_start < current.n_threads ? fresh_fiber() : n_ready ? take_oldest_ready()
+                                                                            : nullptr;
   if (!next) return;
   make_ready(running);
   switch_to(next);

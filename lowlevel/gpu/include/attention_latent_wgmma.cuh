@@ -46,7 +46,11 @@ typedef float Scores[1][KEY_COLUMNS][4];
 typedef unsigned Weights[TILE_KEYS / 16][1][4];  // fragments A
 typedef float Sums[kSlices][1][SLICE_COLUMNS / 8][4];
 
-enum Set { kEarly, kLate, kSets };
+enum Set {
+  kEarly,
+  kLate,
+  kSets
+};
 constexpr int kWorkers = 2 * kWarpgroup;  // threads
 // Named barriers: of each warpgroup that makes weights; its own; of both.
 constexpr int kWeights = 1, kSelf = kWeights + 2, kEnd = kSelf + 2;
@@ -145,10 +149,10 @@ __device__ __forceinline__ void add_weights(Statistics<1>& rows, const Weights& 
 // `general`: mask, softcap, ALiBi, or a scale that is not positive.
 template <class Type, bool general>
 __global__ void __launch_bounds__(kThreads, 1)
-attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* __restrict__ q,
-                       void* __restrict__ out, float* __restrict__ lse, const float* __restrict__ mask, const float* __restrict__ slopes,
-                       const float* __restrict__ sinks, float* __restrict__ state_sums,
-                       float* __restrict__ state_rows, const __grid_constant__ AttentionCall call) {
+    attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* __restrict__ q,
+                           void* __restrict__ out, float* __restrict__ lse, const float* __restrict__ mask, const float* __restrict__ slopes,
+                           const float* __restrict__ sinks, float* __restrict__ state_sums,
+                           float* __restrict__ state_rows, const __grid_constant__ AttentionCall call) {
   extern __shared__ __align__(1024) Element shared[];
   Element* const q_tile = shared;
   Element* const k_tiles = q_tile + TILE_ROWS * HEAD_K;

@@ -90,11 +90,11 @@ __device__ __forceinline__ void start_sums_of_values(Sums& sums, const Weights& 
 // `general`: mask, softcap, ALiBi, or a scale that is not positive.
 template <class Type, bool general>
 __global__ void __launch_bounds__(kThreads, 1)
-attention_wgmma(const __grid_constant__ ptx::TensorMap k, const __grid_constant__ ptx::TensorMap v,
-                const Element* __restrict__ q, void* __restrict__ out, float* __restrict__ lse,
-                const float* __restrict__ mask, const float* __restrict__ slopes, const float* __restrict__ sinks,
-                float* __restrict__ state_sums, float* __restrict__ state_rows,
-                const __grid_constant__ AttentionCall call) {
+    attention_wgmma(const __grid_constant__ ptx::TensorMap k, const __grid_constant__ ptx::TensorMap v,
+                    const Element* __restrict__ q, void* __restrict__ out, float* __restrict__ lse,
+                    const float* __restrict__ mask, const float* __restrict__ slopes, const float* __restrict__ sinks,
+                    float* __restrict__ state_sums, float* __restrict__ state_rows,
+                    const __grid_constant__ AttentionCall call) {
   extern __shared__ __align__(1024) Element shared[];
   Element* const q_tile = shared;
   Element* const k_tiles = q_tile + TILE_ROWS * HEAD_K;
@@ -131,7 +131,7 @@ attention_wgmma(const __grid_constant__ ptx::TensorMap k, const __grid_constant_
   // The phase of a tile's place in which it is there.
   auto phase = [&](int tile) { return tile / STAGES & 1; };
   // By each warp that has used it.
-  auto give_back = [&](ptx::MemoryBarrier (&free)[STAGES], int tile) {
+  auto give_back = [&](ptx::MemoryBarrier(&free)[STAGES], int tile) {
     if (tile + STAGES >= n_tiles) return;
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::arrive(&free[tile % STAGES]);
@@ -249,7 +249,7 @@ attention_wgmma(const __grid_constant__ ptx::TensorMap k, const __grid_constant_
     }
     if (careful) {
       const Element* const v_tile = v_tiles + stage * V_TILE;
-      add_values_carefully<Type>(sums, weights, [&](unsigned(&b)[4], int key, int chunk) {
+      add_values_carefully<Type>(sums, weights, [&](unsigned (&b)[4], int key, int chunk) {
         const int lane = threadIdx.x % 32;
         ptx::ldmatrix_x4_trans(b, v_tile + panel_offset(key + lane % 16, chunk + lane / 16, TILE_KEYS));
       });

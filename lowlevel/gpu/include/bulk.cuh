@@ -87,9 +87,20 @@ __device__ __forceinline__ void copy_box(void* shared, const TensorMap& map, int
   cudasim::copy_box(shared, &map, column, row, head, barrier, site);
 #else
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
-      ::"r"(shared_address(shared)), "l"(&map), "r"(column), "r"(row), "r"(head), "r"(shared_address(barrier))
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(shared)), "l"(&map), "r"(column), "r"(row), "r"(head), "r"(shared_address(barrier))
       : "memory");
+#endif
+}
+
+// Starts copying bytes as they lie, all multiples of 16: both addresses and how many. Complete as a box is.
+__device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes, MemoryBarrier* barrier PTX_SITE) {
+#ifdef CUDASIM
+  cudasim::copy_bulk(shared, global, bytes, barrier, site);
+#else
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
 #endif
 }
 
