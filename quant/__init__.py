@@ -12,7 +12,7 @@ from .formats import FORMATS, BlockFormat, block_format
 from .gguf.model_file import ModelFile, ModelFileError, open
 from .kv import KV_TYPES  # plans know quantised K and V by name from here on
 from .latent import LatentKV
-from .matmul import matmul, matmul_scratch_bytes
+from .matmul import matmul, matmul_plan, matmul_scratch_bytes
 from .quantize import quantize
 from .tensor import QuantTensor
 
@@ -29,6 +29,7 @@ __all__ = [
     "dequantize",
     "embed",
     "matmul",
+    "matmul_plan",
     "matmul_scratch_bytes",
     "open",
     "quantize",

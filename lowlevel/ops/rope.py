@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PAIRS = ("adjacent", "halves")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RopeFrequencies:
     """How far RoPE turns each pair a position, for one kind of layer: made once, used by every call.
 

@@ -99,7 +99,7 @@ __device__ __forceinline__ void store_vector(typename Out::Bits* out,
 
 constexpr int kTileThreads = 256;  // of a thread block
 // Vectors that a thread makes: more of them share the work of finding the tile.
-constexpr int kTileVectors = 4;
+constexpr int kTileVectors = 8;
 
 // The blocks that a thread block decodes: `rows` times `columns` of them, in shared memory. Each row's
 // bytes have a pitch of their own there; aligned ones lie as in the tensor, modulo 16.

@@ -10,7 +10,7 @@ STORE_BYTES = 16  # of a load and of a store
 # Blocks in one launch: they are counted in 32 bits.
 MAX_BLOCKS = 2**31
 # Vectors of 16 bytes that a thread block writes: the kernels' kTileThreads * kTileVectors.
-TILE_VECTORS = 256 * 4
+TILE_VECTORS = 256 * 8
 
 
 def alignment(block):

@@ -50,7 +50,18 @@ PRODUCTS = (
     "test_matmul.py::test_a_few_products_of_each_form",
     "test_matmul.py::test_extreme_bytes",
 )
-EVERY_KERNEL = (*SIMD, *ATTENTION, *FEW_ROWS, *DEQUANTISE, *QUANTISE, *PRODUCTS)
+OPERATIONS = (
+    "test_ops.py::test_rows[(5, 67)]",
+    "test_ops.py::test_cast[float32-bfloat16]",
+    "test_ops.py::test_rope[yarn-adjacent]",
+    "test_ops.py::test_rope[yarn-halves]",
+    "test_ops.py::test_routing[sigmoid]",
+    "test_ops.py::test_scatter[(7, 3, 300)]",
+)
+EVERY_KERNEL = (
+    *(*SIMD, *ATTENTION, *FEW_ROWS, *DEQUANTISE, *QUANTISE, *PRODUCTS),
+    *OPERATIONS,
+)
 # Between AVX2 and today's AVX-512 integer products are all that differs.
 OF_CPU = {
     **dict.fromkeys(LESSER_CPUS, EVERY_KERNEL),

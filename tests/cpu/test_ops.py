@@ -7,7 +7,6 @@ import numpy as np
 import ops_cases as exact
 import ops_checks
 import pytest
-from lesser_cpus import LESSER_CPUS, run_tests
 from numpy.lib.stride_tricks import as_strided
 
 import lowlevel
@@ -339,9 +338,3 @@ def test_bfloat16_tables_without_a_copy(rng):
     table = rng.standard_normal((5, 24)).astype(ml_dtypes.bfloat16)
     out = ops.gather_rows(table, np.array([4, 0], np.int32), np.empty((2, 24), np.float32))
     np.testing.assert_array_equal(out, table[[4, 0]].astype(np.float32))
-
-
-@pytest.mark.parametrize("cpu", LESSER_CPUS)
-def test_lesser_cpus(cpu):
-    chosen = "test_rows or (test_rope and yarn) or (test_cast and bfloat16) or (test_routing and sigmoid)"
-    run_tests(cpu, __file__, k=f"({chosen}) and not lesser")

@@ -10,7 +10,7 @@ import pytest
 
 from lowlevel.gpu import instances, loader, nvrtc, resources
 from quant import FORMATS
-from quant.gpu import constants, dequantize, matmul, matmul_plan
+from quant.gpu import constants, dequantize, matmul_plan, matmul_sizes
 from quant.gpu import instances as products
 
 ALL = instances.all_kernels()
@@ -86,7 +86,7 @@ NUMBERS = [
     (matmul_plan.CHUNK_WEIGHTS, "matmul_formats.cuh", "kChunkWeights"),
     (products.STREAM_THREADS, "matmul_stream.cuh", "kStreamThreads"),
     (products.SINGLE_THREADS, "matvec.cuh", "kSingleThreads"),
-    (matmul.EXACT_COLUMNS, "matmul_exact.cuh", "kExactColumns"),
+    (matmul_sizes.EXACT_COLUMNS, "matmul_exact.cuh", "kExactColumns"),
 ]
 
 
@@ -110,17 +110,17 @@ def _shared_memory_of(block):
     if not block.is_float:
         for tile in products.TILES:
             place = f"Tile<{name}, {tile.threads}, {tile.columns}>"
-            yield matmul.tile_sizes(block, tile), f"{place}::kRows", f"{place}::kSharedBytes"
+            yield matmul_sizes.tile_sizes(block, tile), f"{place}::kRows", f"{place}::kSharedBytes"
     exact = f"ExactTile<{name}>"
     tiles = f"4 * (kExactRows + kExactColumns) * {exact}::kPitch + kExactRows * {exact}::kRawPitch"
-    yield matmul.exact_sizes(block), "kExactRows", tiles
+    yield matmul_sizes.exact_sizes(block), "kExactRows", tiles
     streams = [(True, n, f"FloatSums<{name}, {n}>") for n in products.EXACT_STREAM_COLUMNS]
     if not block.is_float:
         streams += [(False, n, f"ByteSums<{name}, {n}, ByteRows>") for n in products.STREAM_COLUMNS]
         streams += [(False, 1, f"ByteSums<{name}, 1, OwnByteRow<{name}>>")]
     for exact, n, sums in streams:
         yield (
-            matmul._stream_sizes(block, exact, n, 8),
+            matmul_sizes.stream_sizes(block, exact, n, 8),
             f"{sums}::kRows",
             f"8 * {sums}::Rows::kWarpBytes",
         )
@@ -137,6 +137,18 @@ def test_launchers_know_the_kernels_shared_memory(block, nvrtc_version):
             for fact in (f"{rows} == {n_rows}", f"{shared} == {n_bytes}")
         ],
     )
+
+
+@pytest.mark.parametrize(
+    "block", [row for row in FORMATS.values() if not row.is_float], ids=lambda block: block.name
+)
+def test_launchers_know_the_shared_memory_of_warpgroups(block, nvrtc_version):
+    facts = [
+        f"WgmmaTile<{block.name}, {tile.threads}, {tile.columns}>::kSharedBytes == "
+        f"{matmul_sizes.wgmma_shared(block, tile)}"
+        for tile in products.WGMMA_TILES
+    ]
+    holds(f"matmul_wgmma_{block.name.lower()}.cu", facts)
 
 
 def test_lines_are_the_files_own(tmp_path):

@@ -250,15 +250,30 @@ PRODUCTS = [
 ]
 
 
-@pytest.mark.parametrize("name, n, old, new", PRODUCTS, ids=[f"{r[0]}-{r[1]}" for r in PRODUCTS])
-def test_matmul(name, n, old, new, mutate, rng):
-    t = plain_tensor(rng, name, 37, width(name, 8))
+# On warpgroups' products.
+WGMMA_PRODUCTS = [
+    ("Q4_K", 20, "ptx::await(free + ring.stage, ring.parity ^ 1);", ""),
+    ("Q4_K", 20, "ptx::await(ready + ring.stage, ring.parity);", ""),
+    ("Q4_K", 20, "ptx::wgmma_wait<1>();", ""),
+]
+
+
+@pytest.mark.parametrize(
+    "name, n, old, new",
+    [*PRODUCTS, *WGMMA_PRODUCTS],
+    ids=[f"{r[0]}-{r[1]}-{i}" for i, r in enumerate([*PRODUCTS, *WGMMA_PRODUCTS])],
+)
+def test_matmul(name, n, old, new, mutate, monkeypatch, rng):
+    activations = "bfloat16" if n > 16 else "int8"
+    monkeypatch.setattr(devices.get("cudasim"), "n_multiprocessors", 2)
+    t = plain_tensor(rng, name, 37 if n < 16 else 300, width(name, 21 if n > 16 else 8))
     x = random_x(rng, n, t.columns)
 
     def right():
-        y = matmul(asarray(x, "cudasim"), t.to("cudasim"))
         try:
-            check_product(asnumpy(y), x, t, False)
+            with cudasim.settings(order="fifo" if n < 16 else "random"):
+                y = matmul(asarray(x, "cudasim"), t.to("cudasim"), activations=activations)
+            check_product(asnumpy(y), x, t, activations)
         except AssertionError:
             return False
         return True

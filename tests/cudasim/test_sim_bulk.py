@@ -115,3 +115,37 @@ def test_arrays_that_no_map_describes():
     ):
         with pytest.raises(cudasim.ArgumentError, match="tensor map: expected"):
             cudasim.TensorMap(array, rows)
+
+
+# ---------------------------------------------------------------- bytes as they lie
+
+
+def run_bytes(kernel, rng, n_bytes=96, start=32, to=16):
+    """Whether ``bulk_bytes`` is right."""
+    source = rng.integers(0, 1 << 32, 64, np.uint32)
+    target = np.zeros(n_bytes // 4, np.uint32)
+    kernel((1,), (32,), (source, target, *map(np.int32, (n_bytes, start, to))), shared_mem=256)
+    return np.array_equal(target, source[start // 4 :][: n_bytes // 4])
+
+
+def test_bytes(anywhere, rng):
+    assert run_bytes(anywhere("bulk_bytes.cu", "bulk_bytes", architecture="90a"), rng)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_bytes_without_a_wait(kernel, rng, order):
+    with cudasim.settings(order=order):
+        assert not run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", "BUG_WAIT"), rng)
+
+
+def test_bytes_over_a_write(kernel, rng):
+    with cudasim.settings(race=True):
+        assert run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", race=True), rng)
+        with pytest.raises(cudasim.KernelError, match="without fence"):
+            run_bytes(kernel("bulk_bytes.cu", "bulk_bytes", "BUG_PROXY", race=True), rng)
+
+
+@pytest.mark.parametrize("wrong", [dict(n_bytes=88), dict(start=8), dict(to=8)], ids=str)
+def test_bytes_not_in_sixteens(kernel, rng, wrong):
+    with pytest.raises(cudasim.MisalignedError, match="multiples of 16"):
+        run_bytes(kernel("bulk_bytes.cu", "bulk_bytes"), rng, **wrong)

@@ -190,6 +190,40 @@ void copy_box(void* shared, const void* map, int column, int row, int head, void
   maybe_yield();
 }
 
+void copy_bulk(void* shared, const void* global, int n_bytes, void* address, Site site) {
+  const void* pc = __builtin_return_address(0);
+  unsigned window;
+  if (n_bytes < kChunk || n_bytes % kChunk || reinterpret_cast<uintptr_t>(global) % kChunk ||
+      !find_in_window(shared, &window) || window % kChunk)
+    fail(Fault::kMisaligned, site, "a bulk copy of %d bytes from %p to %p in shared memory; all are multiples of %d",
+         n_bytes, global, shared, kChunk);
+  if (!at_window(window, n_bytes)) {
+    char name[120];
+    fail(Fault::kOutOfBounds, site, "out of bounds: a bulk copy of %d bytes to %s", n_bytes,
+         name_of(shared, name, sizeof name));
+  }
+  MemoryBarrier& barrier = use(address, site, pc);
+  for (int at = 0; at < n_bytes; at += kChunk)
+    if (const int writer = unfenced_writer(window + at); writer >= 0)
+      fail_at(Fault::kRace, pc, nullptr,
+              "a bulk copy overwrites shared memory that thread %d has written without fence.proxy.async afterwards",
+              writer);
+  race_begin_copy(shared, n_bytes, pc);
+  fence_shared_write(shared, n_bytes);  // the engine's own
+  for (int at = 0; at < n_bytes; at += kChunk) {
+    Copied copied = {at_window(window + at, kChunk), {}};
+    const unsigned char* source = static_cast<const unsigned char*>(global) + at;
+    log_access(source, kChunk, Access::kRead, pc);
+    memcpy(copied.bytes, source, kChunk);
+    fill_poison(copied.destination, kChunk);
+    barrier.copies.push_back(copied);
+  }
+  race_hand_over(barrier.handed_over);
+  barrier.copied_bytes += n_bytes;
+  settle_for_waiting(barrier, site);
+  maybe_yield();
+}
+
 bool describe_memory_barriers(char* text, size_t size) {
   size_t used = 0;
   for (int i = 0; i < n_barriers && used < size; ++i) {

@@ -92,6 +92,18 @@ __device__ __forceinline__ void copy_box(void* shared, const TensorMap& map, int
 #endif
 }
 
+// Starts copying bytes as they lie, all multiples of 16: both addresses and how many. Complete as a box is.
+__device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes, MemoryBarrier* barrier PTX_SITE) {
+#ifdef CUDASIM
+  cudasim::copy_bulk(shared, global, bytes, barrier, site);
+#else
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+#endif
+}
+
 // Brings the description itself near, before the first copy by it.
 __device__ __forceinline__ void prefetch(const TensorMap& map) {
 #ifndef CUDASIM

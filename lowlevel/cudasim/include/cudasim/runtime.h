@@ -176,6 +176,7 @@ struct Box {
   static constexpr uint32_t kMagic = 0x50414d54;
 };
 void copy_box(void* shared, const void* map, int column, int row, int head, void* barrier, Site site);
+void copy_bulk(void* shared, const void* global, int n_bytes, void* barrier, Site site);
 
 // ---- access log (race mode) --------------------------------------------------------------------
 // volatile accesses count as atomic ones: they are how flags are polled.
