@@ -187,7 +187,7 @@ def matmul_plan(
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
         raise ValueError(f"n: expected a number of rows, got {n!r}")
     activations = _checked_activations(exact, activations)
-    outlines = [t] if _is_one(t) else list(t)
+    outlines: Any = [t] if _is_one(t) else t
     outlines = [each if isinstance(each, QuantTensor) else _Outline(*each) for each in outlines]
     t = outlines[0]
     if device is None:

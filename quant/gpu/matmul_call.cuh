@@ -15,7 +15,12 @@ struct MatmulCall {  // matmul.py's CALL
   int image_slots;  // rows of x in the image that tile_rows makes
 };
 
-enum FloatType { kFloat32, kFloat16, kBfloat16 };  // matmul.py's FLOAT_TYPES
+// matmul.py's FLOAT_TYPES.
+enum FloatType {
+  kFloat32,
+  kFloat16,
+  kBfloat16
+};
 
 __device__ __forceinline__ float widen_bits(unsigned bits, int type) {
   return type == kFloat16 ? Float16::widen((unsigned short)bits) : Bfloat16::widen((unsigned short)bits);

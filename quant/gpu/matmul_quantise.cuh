@@ -108,4 +108,3 @@ __device__ __forceinline__ void quantise_part(const float (&values)[8], int part
     sums[part * 16 + place] = (short)sum;
   }
 }
-

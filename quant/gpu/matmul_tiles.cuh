@@ -109,7 +109,8 @@ __device__ __forceinline__ void decode_tile(unsigned char* shared, const MatmulC
       const unsigned start = (unsigned)(size_t)place.rows + row * (unsigned)call.row_stride + begin;
       const int skew = place.whole ? start & 15 : 0;
       raw = Format::load(place_at(shared + T::kRaw, (buffer * T::kRows + row) * T::kRawPitch + skew +
-                                                        block * Format::kBlockBytes), unit);
+                                                        block * Format::kBlockBytes),
+                         unit);
     }
 #pragma unroll
     for (int run = 0; run < Format::kRuns; ++run) {
@@ -168,7 +169,7 @@ __device__ __forceinline__ void load_x_scales(unsigned char* shared, const ByteR
   }
   if constexpr (T::kMinima) {
 #pragma unroll 1
-  for (int i = threadIdx.x; i < kColumns * 8; i += kThreads) {
+    for (int i = threadIdx.x; i < kColumns * 8; i += kThreads) {
       const int column = i / 8, word = i % 8;
       int pair = 0;
       if (column < group.count)
@@ -288,7 +289,8 @@ __device__ __forceinline__ void multiply_tile(const unsigned char* shared, int k
 }
 
 template <class Format, int kThreads, int kColumns>
-__global__ void __launch_bounds__(kThreads, kThreads > 128 ? 1 : kColumns > 16 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, kThreads > 128 ? 1 : kColumns > 16 ? 3
+                                                                               : 4)
     matmul_tiles(const unsigned char* __restrict__ weights, const unsigned char* __restrict__ x_bytes,
                  const float* __restrict__ x_scales, const int* __restrict__ x_sums,
                  void* __restrict__ out, const int* __restrict__ order,

@@ -60,7 +60,8 @@ extern "C" __global__ void __launch_bounds__(256)
   const long long slot = index / chunks;
   if (slot >= n_slots) return;
   const int chunk = (int)(index % chunks), first = 8 * chunk;
-  const long long row = order ? __ldg(order + slot) : slot < n_rows ? slot : -1;
+  const long long row = order ? __ldg(order + slot) : slot < n_rows ? slot
+                                                                    : -1;
   float values[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) values[i] = 0.0f;
