@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from . import devices
+from .shapes import Array
 
-# NumPy's, CuPy's or the simulator's: whichever the device has. CuPy brings no types that could be named here.
-Array: TypeAlias = Any
+__all__ = ["Array", "asarray", "asnumpy"]
 
 
 def asarray(x: Any, device: str, name: str = "x") -> Array:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from .arrays import Array
+    from .shapes import Array
 
 _MODULES = {
     "cpu": "lowlevel.cpu.device",

@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
+# NumPy's, CuPy's or the simulator's: whichever the device has. CuPy brings no types that could be named here.
+Array: TypeAlias = Any
 
 MAX_NDIM = 32  # what NumPy 1 holds; NumPy 2 holds 64
 _SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}

@@ -7,7 +7,7 @@ the kernel goes on from chunk to chunk with its rows' sums, maxima and denominat
 from lowlevel.attention.passes import Pass, passes
 
 from . import layout
-from .attention import describe, set_strides
+from .attention_call import describe, set_strides
 from .instances import FUSED, MERGE
 from .passes import chunk_reader
 from .tensor_map import TensorMap, describable

@@ -11,7 +11,7 @@ import math
 from lowlevel.attention.passes import passes
 
 from . import layout
-from .attention import describe, set_strides
+from .attention_call import describe, set_strides
 from .instances import FINISH, SCAN, SOFTMAX, WIDEN
 from .passes import chunk_reader
 
