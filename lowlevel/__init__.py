@@ -1,5 +1,6 @@
 """The ground floor of kqcap: memory pools, attention plans, attention, concat. Knows nothing of GGUF."""
 
+from . import ops
 from .arrays import asarray, asnumpy
 from .attention import AttentionPlan, attention, merge_states, plan_attention
 from .concat import concat
@@ -18,5 +19,6 @@ __all__ = [
     "attention",
     "concat",
     "merge_states",
+    "ops",
     "plan_attention",
 ]

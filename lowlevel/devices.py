@@ -77,6 +77,9 @@ class Device(Protocol):
     def from_host(self, array: np.ndarray) -> Array:
         """A NumPy array's contents as a C-contiguous array of the device."""
 
+    def upload(self, target: Array, array: np.ndarray) -> None:
+        """Copy a NumPy array into one of the device that has its shape and dtype, and no gaps."""
+
     def to_host(self, array: Array) -> np.ndarray:
         """An array's contents as a NumPy array."""
 

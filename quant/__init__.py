@@ -7,11 +7,12 @@ is imported when a call first needs it.
 from lowlevel.version import __version__
 
 from .dequantize import dequantize
+from .embed import embed
 from .formats import FORMATS, BlockFormat, block_format
 from .gguf.model_file import ModelFile, ModelFileError, open
 from .kv import KV_TYPES  # plans know quantised K and V by name from here on
 from .latent import LatentKV
-from .matmul import matmul, matmul_scratch_bytes
+from .matmul import matmul, matmul_plan, matmul_scratch_bytes
 from .quantize import quantize
 from .tensor import QuantTensor
 
@@ -26,7 +27,9 @@ __all__ = [
     "__version__",
     "block_format",
     "dequantize",
+    "embed",
     "matmul",
+    "matmul_plan",
     "matmul_scratch_bytes",
     "open",
     "quantize",

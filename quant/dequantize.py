@@ -1,6 +1,9 @@
 """Dequantisation: blocks to float32, float16 or, on a GPU, bfloat16."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,11 +12,24 @@ from lowlevel.shapes import resolve_dtype
 
 from .tensor import check_tensor
 
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from lowlevel.arrays import Array
+
+    from .tensor import QuantTensor
+
+
 DTYPES = ("float32", "float16")
 DEVICE_DTYPES = (*DTYPES, "bfloat16")  # of a device that runs CUDA kernels
 
 
-def dequantize(t, dtype=None, out=None, n_threads=None):
+def dequantize(
+    t: QuantTensor,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
     """Decode a tensor's blocks.
 
     Equal to the gguf package's ``gguf.quants.dequantize``, bit for bit in float32 (NaN for NaN),

@@ -5,6 +5,8 @@ weights. K-quants (Q2_K ... Q6_K) have super-blocks of 256 weights, the others b
 floats are formats too, with one weight a block.
 """
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass
 
@@ -24,7 +26,7 @@ class Field:
     count: int = 1
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> int:
         return np.dtype(self.dtype).itemsize * self.count
 
 
@@ -41,36 +43,68 @@ class BlockFormat:
         Bytes per block.
     fields : tuple of Field
         What the block's bytes mean, in their order, without gaps.
+    codes : tuple of int
+        The least and the greatest integer that stands for a weight; empty for plain floats.
+    values : tuple of int
+        What the packed codes 0, 1, ... stand for where it is not codes[0], codes[0] + 1, ...; else empty.
+    sub_block : int
+        Weights that share an integer scale (and a minimum); `block_weights` where there is none.
+    scales : tuple of int
+        The least and the greatest integer scale; empty where there is none.
     """
 
     qtype: GGMLQuantizationType
     block_weights: int
     block_bytes: int
     fields: tuple
+    codes: tuple
+    values: tuple
+    sub_block: int
+    scales: tuple
 
     @functools.cached_property
-    def name(self):
+    def name(self) -> str:
         """GGUF's name, such as ``"Q2_K"``."""
         return self.qtype.name
 
     @property
-    def is_float(self):
+    def is_float(self) -> bool:
         """True for F32, F16 and BF16: one weight a block, no scales."""
         return self.block_weights == 1
 
     @property
-    def bits_per_weight(self):
+    def bits_per_weight(self) -> float:
         return 8 * self.block_bytes / self.block_weights
 
-    def field(self, name):
+    @property
+    def has_minima(self) -> bool:
+        """True where a weight is scale * code less a minimum of its sub-block."""
+        return any(field.name == "dmin" for field in self.fields)
+
+    @property
+    def products(self) -> tuple[int, int]:
+        """The least and the greatest integer scale * code; those of `codes` without integer scales."""
+        ends = [code * scale for code in self.codes for scale in self.scales or (1,)]
+        return min(ends), max(ends)
+
+    @property
+    def alignment(self) -> int:
+        """What blocks that follow each other are aligned to where the first is: a power of two."""
+        return self.block_bytes & -self.block_bytes
+
+    def field(self, name: str) -> Field:
         """The `Field` of that name; KeyError if the format has none."""
         for field in self.fields:
             if field.name == name:
                 return field
         raise KeyError(f"{self.name} has no field {name!r}; it has {[f.name for f in self.fields]}")
 
+    def offsets(self, *names: str) -> tuple[int, ...]:
+        """Byte offsets of fields in a block, in the order of `names`; KeyError as `field`."""
+        return tuple(self.field(name).offset for name in names)
+
     @functools.cached_property
-    def block_dtype(self):
+    def block_dtype(self) -> np.dtype:
         """A packed NumPy record of one block, its fields by name (for views and for writing)."""
         return np.dtype(
             {
@@ -84,7 +118,7 @@ class BlockFormat:
             }
         )
 
-    def row_blocks(self, columns):
+    def row_blocks(self, columns: int) -> int:
         """Blocks in a row of `columns` weights.
 
         Raises
@@ -100,11 +134,11 @@ class BlockFormat:
             )
         return n_blocks
 
-    def row_bytes(self, columns):
+    def row_bytes(self, columns: int) -> int:
         """Bytes of a row of `columns` weights; ValueError unless they fill whole blocks."""
         return self.row_blocks(columns) * self.block_bytes
 
-    def row_columns(self, n_bytes):
+    def row_columns(self, n_bytes: int) -> int:
         """Weights in a row of `n_bytes`; ValueError unless they are whole blocks."""
         n_blocks, rest = divmod(n_bytes, self.block_bytes)
         if rest or n_bytes < 0:
@@ -115,15 +149,26 @@ class BlockFormat:
         return n_blocks * self.block_weights
 
 
-def _format(name, block_weights, *fields):
+def _format(name, block_weights, *fields, codes=(), values=(), sub_block=None, scales=()):
     """A BlockFormat from (field name, dtype, count), which follow each other without gaps."""
     placed, offset = [], 0
     for field_name, dtype, count in fields:
         placed.append(Field(field_name, offset, dtype, count))
         offset += placed[-1].n_bytes
-    return BlockFormat(GGMLQuantizationType[name], block_weights, offset, tuple(placed))
+    return BlockFormat(
+        qtype=GGMLQuantizationType[name],
+        block_weights=block_weights,
+        block_bytes=offset,
+        fields=tuple(placed),
+        codes=(min(values), max(values)) if values else codes,
+        values=values,
+        sub_block=sub_block or block_weights,
+        scales=scales,
+    )
 
 
+# What the four bits of IQ4 formats stand for: ggml's kvalues_iq4nl.
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Field names as in ggml-common.h.
 FORMATS = {
     row.qtype: row
@@ -131,11 +176,19 @@ FORMATS = {
         _format("F32", 1, ("value", "<f4", 1)),
         _format("F16", 1, ("value", "<f2", 1)),
         _format("BF16", 1, ("value", "<u2", 1)),
-        _format("Q8_0", 32, ("d", "<f2", 1), ("qs", "i1", 32)),
-        _format("Q4_0", 32, ("d", "<f2", 1), ("qs", "u1", 16)),
-        _format("IQ4_NL", 32, ("d", "<f2", 1), ("qs", "u1", 16)),
+        _format("Q8_0", 32, ("d", "<f2", 1), ("qs", "i1", 32), codes=(-128, 127)),
+        _format("Q4_0", 32, ("d", "<f2", 1), ("qs", "u1", 16), codes=(-8, 7)),
+        _format("IQ4_NL", 32, ("d", "<f2", 1), ("qs", "u1", 16), values=IQ4_VALUES),
         _format(
-            "Q2_K", 256, ("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2", 1), ("dmin", "<f2", 1)
+            "Q2_K",
+            256,
+            ("scales", "u1", 16),
+            ("qs", "u1", 64),
+            ("d", "<f2", 1),
+            ("dmin", "<f2", 1),
+            codes=(0, 3),
+            sub_block=16,
+            scales=(0, 15),
         ),
         _format(
             "Q3_K",
@@ -144,6 +197,9 @@ FORMATS = {
             ("qs", "u1", 64),
             ("scales", "u1", 12),
             ("d", "<f2", 1),
+            codes=(-4, 3),
+            sub_block=16,
+            scales=(-32, 31),
         ),
         _format(
             "Q4_K",
@@ -152,9 +208,31 @@ FORMATS = {
             ("dmin", "<f2", 1),
             ("scales", "u1", 12),
             ("qs", "u1", 128),
+            codes=(0, 15),
+            sub_block=32,
+            scales=(0, 63),
         ),
         _format(
-            "Q6_K", 256, ("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2", 1)
+            "Q6_K",
+            256,
+            ("ql", "u1", 128),
+            ("qh", "u1", 64),
+            ("scales", "i1", 16),
+            ("d", "<f2", 1),
+            codes=(-32, 31),
+            sub_block=16,
+            scales=(-128, 127),
+        ),
+        _format(
+            "IQ4_XS",
+            256,
+            ("d", "<f2", 1),
+            ("scales_h", "<u2", 1),
+            ("scales_l", "u1", 4),
+            ("qs", "u1", 128),
+            values=IQ4_VALUES,
+            sub_block=32,
+            scales=(-32, 31),
         ),
     )
 }
@@ -162,12 +240,12 @@ FORMATS = {
 KV_FORMATS = tuple(row for row in FORMATS.values() if row.block_weights == 32)
 
 
-def supported_names():
+def supported_names() -> str:
     """The names of all supported formats, as text for messages: ``"F32, F16, ..."``."""
     return ", ".join(row.name for row in FORMATS.values())
 
 
-def block_format(qtype):
+def block_format(qtype: GGMLQuantizationType | str | BlockFormat) -> BlockFormat:
     """The `BlockFormat` of a type.
 
     Parameters

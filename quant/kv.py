@@ -1,8 +1,18 @@
 """Quantised K and V for attention: the quantised side of lowlevel/attention/kv_source.py."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from lowlevel.attention.kv_source import DenseSource, KVType, register_kv_type
 
 from .formats import KV_FORMATS
+
+if TYPE_CHECKING:
+    from lowlevel.devices import Device
+
+    from .tensor import QuantTensor
 
 KV_TYPES = {row.name: KVType(row.name, row.block_weights) for row in KV_FORMATS}
 for _kv_type in KV_TYPES.values():
@@ -20,22 +30,24 @@ class QuantSource:
     data : array of uint8, (n_head_kv, n_kv, row bytes)
     """
 
-    def __init__(self, t):
+    def __init__(self, t: QuantTensor) -> None:
         self.shape, self.data, self.type = t.shape, t.data, KV_TYPES[t.format.name]
         self._format = t.format
 
     @property
-    def arrays(self):
+    def arrays(self) -> tuple:
         return (self.data,)
 
     @property
-    def fill_address(self):
+    def fill_address(self) -> int:
         """Address of the compiled function that decodes rows; compiled when first asked for."""
         from .cpu.dequantize.decoders import DECODERS
 
         return DECODERS[self.type.name].fill.address
 
-    def reader(self, device, heads, scratch=None, n_threads=1):
+    def reader(
+        self, device: Device, heads: slice, scratch: Any = None, n_threads: int = 1
+    ) -> Callable[[slice, Any], None]:
         """``read(keys, out)`` on a device that runs CUDA kernels; see `KVSource`."""
         from .gpu.dequantize import decode_blocks
 
@@ -45,7 +57,7 @@ class QuantSource:
         return read
 
 
-def kv_source(t):
+def kv_source(t: QuantTensor) -> QuantSource | DenseSource:
     """The source of a `QuantTensor`; see `QuantTensor.kv_source`."""
     if len(t.shape) != 3:
         raise ValueError(

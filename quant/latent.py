@@ -8,8 +8,11 @@ For head h and cached token j (DeepSeek-V2, arXiv:2405.04434, equations 10 to 15
 Neither ever exists as a whole: attention's plan says how many heads and keys of them do at a time.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from lowlevel import devices
@@ -52,7 +55,7 @@ class LatentSource:
         (n_head, d, rank), or (n_head, rank, d) with `transposed`.
     """
 
-    def __init__(self, latents: Any, tail: Any, weights: QuantTensor, transposed: bool):
+    def __init__(self, latents: Any, tail: Any, weights: QuantTensor, transposed: bool) -> None:
         self.latents, self.tail, self.weights, self.transposed = latents, tail, weights, transposed
         n_head, d, rank = weights.shape
         if transposed:
@@ -64,10 +67,12 @@ class LatentSource:
         sources = (latents,) if tail is None else (latents, tail)
         self.arrays = (*(source.data for source in sources), weights.data)
 
-    def reader(self, device, heads, scratch=None, n_threads=1):
+    def reader(
+        self, device: devices.Device, heads: slice, scratch: Any = None, n_threads: int = 1
+    ) -> Callable[[slice, Any], None]:
         return _kernels(device).reader(self, device, heads, scratch, n_threads)
 
-    def kv_source(self):
+    def kv_source(self) -> LatentSource:
         return self
 
 
@@ -105,7 +110,7 @@ class LatentKV:
         wk_b: QuantTensor,
         wv_b: QuantTensor,
         k_transposed: bool = False,
-    ):
+    ) -> None:
         latents, tail = _rows(c_kv, "c_kv"), _rows(k_pe, "k_pe")
         rank = latents.shape[2]
         _check_weights(wk_b, "wk_b", rank, 1 if k_transposed else 2)

@@ -1,8 +1,11 @@
 """Products with GGUF weights, straight from their blocks: ``x @ t.T``."""
 
+from __future__ import annotations
+
 import functools
 import math
 import operator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,29 +15,59 @@ from lowlevel.pool.arena import align_up
 from .formats import block_format
 from .tensor import QuantTensor, check_tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from lowlevel.arrays import Array
+    from lowlevel.pool import Pool
+
+    from .tensor import QType
+
+    Sizes = tuple[QType, tuple[int, ...]]
+
 # Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
 _MOST_VALUES = 2**54
 
 
-def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=None):
+def matmul(
+    x: Array,
+    t: QuantTensor | Sequence[QuantTensor],
+    *,
+    pool: Pool | None = None,
+    out: Array | None = None,
+    exact: bool = False,
+    activations: str | None = None,
+    experts: Array | Sequence[int] | None = None,
+    n_threads: int | None = None,
+) -> Array:
     """``x @ t.T`` without ever making the weights floats as a whole.
 
     Parameters
     ----------
     x : array of float32, (n, columns)
-        Activations, on the CPU or a GPU; a contiguous last axis, any row stride.
+        Activations, on the CPU or a GPU; a contiguous last axis, any row stride. On a GPU float16 and
+        bfloat16 too.
     t : QuantTensor, (rows, columns), or (n_expert, rows, columns) with `experts`
-        Any supported format; on the device of x.
+        Any supported format; on the device of x. Or a sequence of such tensors of one format and equal
+        columns and experts (gate and up, say): their products stand side by side.
     pool : lowlevel.Pool, optional
         Where the scratch comes from (and goes back to). None: private memory for the call.
     out : array of float32, (n, rows), optional
         On the device of x; where to write. A contiguous last axis, any row stride. Must not overlap `x` or `t`.
+        On a GPU float16 and bfloat16 too: float32 sums, rounded once.
     exact : bool
-        False: x is rounded to signed bytes, with a scale for every 32 (Q8_0, Q4_0, IQ4_NL) or 256
+        True: ``activations="float32"``.
+    activations : {None, "int8", "bfloat16", "float32"}
+        What x is rounded to. "int8": signed bytes, with a scale for every 32 or 256
         (K-quants) values, as ggml does; products and sums within a block are exact integers.
-        True: x stays float32. With F32, F16 and BF16 weights x always stays float32.
+        "bfloat16": x and the weights, as dequantised, are rounded to bfloat16 (GPUs of compute capability
+        9.0). "float32": x stays as it is. None: int8, but on such a GPU bfloat16 where a matrix meets more
+        than 8 rows of x. With F32, F16 and BF16 weights x is float32 always.
     experts : sequence or array of int, (n,), optional
-        For a stack of matrices: which one each row of x meets. Without it t is one matrix.
+        For a stack of matrices: which one each row of x meets. Without it t is one matrix. An array of
+        int32 or int64 on the GPU stays there: the host does not wait for it, and a row whose expert does
+        not exist becomes NaN, where it is an IndexError otherwise.
     n_threads : int, optional
         None: every CPU of this process. Not for a GPU.
 
@@ -55,51 +88,64 @@ def matmul(x, t, *, pool=None, out=None, exact=False, experts=None, n_threads=No
     A row of x gives the same bits whatever other rows stand beside it, for any number of threads,
     and as one expert's row or with that expert's matrix alone. On a GPU that holds as long as a
     matrix meets up to 8 rows (with float32 activations 4) in both calls, or more in both: float32
-    sums have another order then. On the CPU it holds for F32, F16 and BF16 weights as long as in
-    both calls every matrix meets one row only, or in both some matrix meets more.
+    sums have another order then, and activations may be others. With experts that is n over the number
+    of experts, rounded up. On the CPU it holds for F32, F16 and BF16 weights as long as in both calls
+    every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
     vectors: 0.0055 / sqrt(columns) (0.0071 with K-quants) for int8 activations, which is ggml's
     too: for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
-    at most half a step. With ``exact=True`` below 1e-6.
+    at most half a step. 0.0025 / sqrt(columns) for bfloat16; at most 1/128 of each product, for x and
+    a weight lose up to 1/256 each. With float32 below 1e-6.
 
-    A NaN or an infinity in a row of x: with float32 activations it goes through the products; with
-    int8 activations the whole output row is NaN. Values below 2**-100 in a block whose values are
-    all that small count as zero.
+    A NaN or an infinity in a row of x: with float32 and bfloat16 activations it goes through the
+    products; with int8 activations the whole output row is NaN. Values below 2**-100 in a block whose
+    values are all that small count as zero with int8.
     """
-    _check_flags(exact)
-    device = _checked_device(t, experts)
+    activations = _checked_activations(exact, activations)
+    matrices = _matrices(t)
+    device = _checked_device(matrices, experts)
+    t = matrices[0]
     _check_pool(pool, device)
-    n_rows = t.shape[-2]
+    n_rows = t.shape[-2] if len(matrices) == 1 else sum(each.shape[-2] for each in matrices)
     _check_x(x, t, device)
     n = x.shape[0]
-    out = _checked_out(out, x, t, n_rows, device)
-    order, used, counts = _sorted_by_expert(experts, n, t)
-    plan = _plan(n, t, exact, n_threads, device.name)
+    out = _checked_out(out, x, matrices, n_rows, device)
+    experts = _checked_experts(experts, n, t, device)
+    plan = _plan(n, matrices, activations, n_threads, device)
     if n == 0 or n_rows == 0:
         return out if out is not None else device.empty((n, n_rows), np.dtype(np.float32))
+    call = out, plan, device, x, matrices, n_rows, experts
     if pool is None:
-        return _into(out, plan, device, x, t, order, used, counts, _own_scratch(plan, device))
+        return _into(*call, _own_scratch(plan, device))
     if not plan.scratch_bytes and pool.closed:
         raise ValueError("pool: it is closed")
-    call = pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes))  # marks it in a trace
-    with call, pool.scope("matmul"):  # which gives the scratch back, whatever happens
+    marked = pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes))  # in a trace
+    with marked, pool.scope("matmul"):  # which gives the scratch back, whatever happens
         scratch = None
         if plan.scratch_bytes:
             scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
-        return _into(out, plan, device, x, t, order, used, counts, scratch)
+        return _into(*call, scratch)
 
 
-def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None, device=None):
+def matmul_scratch_bytes(
+    n: int,
+    t: QuantTensor | Sizes | Sequence[QuantTensor | Sizes],
+    *,
+    exact: bool = False,
+    activations: str | None = None,
+    n_threads: int | None = None,
+    device: str | None = None,
+) -> int:
     """Bytes that `matmul` takes from its pool for `n` rows of x, to the byte.
 
     Parameters
     ----------
     n : int
         Rows of x.
-    t : QuantTensor or (qtype, shape)
+    t : QuantTensor or (qtype, shape), or a sequence of several
         The weights, or what is known of them. Three axes are a stack of experts.
-    exact, n_threads
+    exact, activations, n_threads
         As for `matmul`.
     device : str, optional
         "cpu", "cuda:N" or "cudasim". Default: the tensor's, else "cpu".
@@ -110,18 +156,57 @@ def matmul_scratch_bytes(n, t, *, exact=False, n_threads=None, device=None):
         What ``pool.used`` grows by during the call (whole units of 256 bytes). It depends on sizes
         only, not on which experts are asked for.
     """
+    plan = matmul_plan(
+        n, t, exact=exact, activations=activations, n_threads=n_threads, device=device
+    )
+    return 0 if plan is None else align_up(plan.scratch_bytes)
+
+
+def matmul_plan(
+    n: int,
+    t: QuantTensor | Sizes | Sequence[QuantTensor | Sizes],
+    *,
+    exact: bool = False,
+    activations: str | None = None,
+    n_threads: int | None = None,
+    device: str | None = None,
+) -> Any:
+    """How `matmul` would run: the path it takes and its scratch, from sizes alone.
+
+    Parameters
+    ----------
+    n, t, exact, activations, n_threads, device
+        As for `matmul_scratch_bytes`.
+
+    Returns
+    -------
+    MatmulPlan or None
+        The device's own kind, with `scratch_bytes`, on a GPU also `path`, `activations` and ``to_dict()``;
+        None where there is nothing to do.
+    """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
         raise ValueError(f"n: expected a number of rows, got {n!r}")
+    activations = _checked_activations(exact, activations)
+    outlines: Any = [t] if _is_one(t) else t
+    outlines = [each if isinstance(each, QuantTensor) else _Outline(*each) for each in outlines]
+    t = outlines[0]
     if device is None:
         device = t.device if isinstance(t, QuantTensor) else "cpu"
-    device = devices.canonical_name(device)
-    if not isinstance(t, QuantTensor):
-        t = _Outline(*t)
-    if len(t.shape) not in (2, 3):
-        raise ValueError(f"t: expected (rows, columns) or (n_expert, rows, columns), got {t.shape}")
-    if n == 0 or 0 in t.shape[-2:]:
-        return 0
-    return align_up(_plan(int(n), t, exact, n_threads, device).scratch_bytes)
+    for each in outlines:
+        if len(each.shape) not in (2, 3):
+            raise ValueError(
+                f"t: expected (rows, columns) or (n_expert, rows, columns), got {each.shape}"
+            )
+    if n == 0 or t.shape[-1] == 0 or not any(each.shape[-2] for each in outlines):
+        return None
+    return _plan(int(n), outlines, activations, n_threads, devices.get(device))
+
+
+def _is_one(t):
+    """Whether it is a QuantTensor or (qtype, shape), not a sequence of them."""
+    if isinstance(t, QuantTensor):
+        return True
+    return not isinstance(t[0], (QuantTensor, tuple, list))
 
 
 class _Outline:
@@ -138,18 +223,39 @@ class _Outline:
         self.format.row_blocks(self.shape[-1])
 
 
-def _plan(n, t, exact, n_threads, device):
-    _check_sizes(n, t.shape)
-    if device != "cpu":
+def _plan(n, matrices, activations, n_threads, device):
+    t = matrices[0]
+    for each in matrices:
+        _check_sizes(n, each.shape)
+    if device.name != "cpu":
         if n_threads is not None:
-            raise ValueError(f"n_threads: {device} has no use for it; leave it out")
+            raise ValueError(f"n_threads: {device.name} has no use for it; leave it out")
         from .gpu.matmul_plan import plan_matmul as plan_on_device
 
-        return plan_on_device(n, t.format, t.shape[-1], len(t.shape) == 3, bool(exact))
+        shape = t.shape
+        if len(matrices) > 1:
+            shape = (*shape[:-2], sum(each.shape[-2] for each in matrices), shape[-1])
+        return plan_on_device(n, t.format, shape, activations, device)
+    if activations == "bfloat16":
+        raise ValueError("activations: on the CPU 'int8' or 'float32', got 'bfloat16'")
     plan_matmul, resolve_n_threads = _cpu_planner()
-    n_experts = t.shape[0] if len(t.shape) == 3 else None
-    n_threads = resolve_n_threads(n_threads)
-    return plan_matmul(n, t.format, *t.shape[-2:], n_experts, bool(exact), n_threads)
+    n_threads, exact = resolve_n_threads(n_threads), activations == "float32"
+    plans = [
+        plan_matmul(
+            n, each.format, *each.shape[-2:], each.shape[0] if len(each.shape) == 3 else None,
+            exact, n_threads,
+        )
+        for each in matrices
+    ]  # fmt: skip
+    return plans[0] if len(plans) == 1 else _Plans(plans)
+
+
+class _Plans:
+    """The CPU's, of several matrices: one after another."""
+
+    def __init__(self, plans):
+        self.plans = plans
+        self.scratch_bytes = max(plan.scratch_bytes for plan in plans)
 
 
 # What loads Numba is imported when first needed; an import statement in every call would cost
@@ -183,18 +289,26 @@ def _own_scratch(plan, device):
     return memory[start : start + plan.scratch_bytes]
 
 
-def _into(out, plan, device, x, t, order, used, counts, scratch):
+def _into(out, plan, device, x, matrices, n_rows, experts, scratch):
     """The product, in `out` if there is one."""
     if out is None:
-        out = device.empty((len(x), t.shape[-2]), np.dtype(np.float32))
-    if t.columns == 0:
+        out = device.empty((len(x), n_rows), np.dtype(np.float32))
+    if matrices[0].columns == 0:
         out[...] = 0
     elif device.name == "cpu":
-        _cpu_run()(plan, x, t, out, order, used, counts, scratch)
+        tables = _sorted_by_expert(experts, len(x), matrices[0])
+        if len(matrices) == 1:
+            _cpu_run()(plan, x, matrices[0], out, *tables, scratch)
+            return out
+        at = 0
+        for each_plan, t in zip(plan.plans, matrices, strict=True):
+            if t.shape[-2]:
+                _cpu_run()(each_plan, x, t, out[:, at : at + t.shape[-2]], *tables, scratch)
+            at += t.shape[-2]
     else:
         from .gpu import matmul as launcher
 
-        launcher.run(plan, device, x, t, out, order, used, counts, scratch)
+        launcher.run(plan, device, x, matrices, out, experts, scratch)
     return out
 
 
@@ -213,9 +327,18 @@ def _check_sizes(n, shape):
             raise ValueError(f"{name}: {what} are more than any memory holds")
 
 
-def _check_flags(exact):
+def _checked_activations(exact, activations):
     if not isinstance(exact, (bool, np.bool_)):
         raise TypeError(f"exact: expected True or False, got {exact!r}")
+    if activations is not None and not isinstance(activations, str):
+        raise TypeError(f"activations: expected a name or None, got {activations!r}")
+    if activations not in (None, "int8", "bfloat16", "float32"):
+        raise ValueError(
+            f"activations: expected 'int8', 'bfloat16', 'float32' or None, got {activations!r}"
+        )
+    if exact and activations not in (None, "float32"):
+        raise ValueError(f"activations: exact=True is 'float32', got {activations!r}")
+    return "float32" if exact else activations
 
 
 def _check_pool(pool, device):
@@ -223,9 +346,30 @@ def _check_pool(pool, device):
         raise ValueError(f"pool: expected a lowlevel.Pool on {device.name!r} or None, got {pool!r}")
 
 
-def _checked_device(t, experts):
-    """The device of a tensor that fits."""
-    check_tensor(t)
+def _matrices(t):
+    """The tensors of `t`, one or a sequence of them."""
+    if isinstance(t, QuantTensor):
+        return (t,)
+    if not isinstance(t, (tuple, list)) or not t:
+        check_tensor(t)
+    for each in t:
+        check_tensor(each)
+        if (
+            each.format is not t[0].format
+            or each.ndim != t[0].ndim
+            or (each.shape[:-2] + each.shape[-1:] != t[0].shape[:-2] + t[0].shape[-1:])
+        ):
+            raise ValueError(
+                f"t: all of one format and equal but for their rows; got {t[0]} and {each}"
+            )
+        if each.device != t[0].device:
+            raise ValueError(f"t: lies on {t[0].device} and on {each.device}; bring all to one")
+    return tuple(t)
+
+
+def _checked_device(matrices, experts):
+    """The device of tensors that fit."""
+    t = matrices[0]
     if experts is None and t.ndim != 2:
         hint = "; a stack of matrices needs experts=" if t.ndim == 3 else ""
         raise ValueError(f"t: expected shape (rows, columns), got {t.shape}{hint}")
@@ -235,10 +379,14 @@ def _checked_device(t, experts):
 
 
 def _check_matrix(name, array, shape_text, device):
-    wanted = "NumPy array" if device.name == "cpu" else f"array on {device.name}"
-    if not hasattr(array, "dtype") or array.dtype != np.float32:
+    on_cpu = device.name == "cpu"
+    if not hasattr(array, "dtype") or not (
+        array.dtype == np.float32 or (not on_cpu and _is_16_bit_float(array.dtype))
+    ):
         given = f"{array.dtype} array" if hasattr(array, "dtype") else type(array).__name__
-        raise TypeError(f"{name}: expected a float32 {wanted} {shape_text}, got {given}")
+        kinds = "float32" if on_cpu else "float32, float16 or bfloat16"
+        wanted = "NumPy array" if on_cpu else f"array on {device.name}"
+        raise TypeError(f"{name}: expected a {kinds} {wanted} {shape_text}, got {given}")
     there = devices.of_array(array, name)
     if there is not device:
         raise ValueError(
@@ -247,14 +395,20 @@ def _check_matrix(name, array, shape_text, device):
         )
     if array.ndim != 2:
         raise ValueError(f"{name}: expected shape {shape_text}, got {array.shape}")
-    if array.size and array.shape[1] > 1 and array.strides[1] != 4:
+    item = array.dtype.itemsize
+    if array.size and array.shape[1] > 1 and array.strides[1] != item:
         raise ValueError(
             f"{name}: the last axis must be contiguous; its stride is {array.strides[1]} bytes, "
-            f"not 4 (numpy.ascontiguousarray makes a copy that is)"
+            f"not {item} (numpy.ascontiguousarray makes a copy that is)"
         )
-    if device.name != "cpu" and array.size:
-        if device.address(array) % 4 or (array.shape[0] > 1 and array.strides[0] % 4):
-            raise ValueError(f"{name}: the array is not aligned to its 4-byte items")
+    if not on_cpu and array.size:
+        if device.address(array) % item or (array.shape[0] > 1 and array.strides[0] % item):
+            raise ValueError(f"{name}: the array is not aligned to its {item}-byte items")
+
+
+@functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
+def _is_16_bit_float(dtype):
+    return dtype.name in ("float16", "bfloat16")
 
 
 def _check_x(x, t, device):
@@ -266,7 +420,7 @@ def _check_x(x, t, device):
         )
 
 
-def _checked_out(out, x, t, n_rows, device):
+def _checked_out(out, x, matrices, n_rows, device):
     if out is None:
         return None
     shape = (x.shape[0], n_rows)
@@ -275,32 +429,47 @@ def _checked_out(out, x, t, n_rows, device):
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
     if not device.writable(out):
         raise ValueError("out: is read-only")
-    if out.shape[0] > 1 and out.size and abs(out.strides[0]) < 4 * n_rows:
+    if out.shape[0] > 1 and out.size and abs(out.strides[0]) < out.itemsize * n_rows:
         raise ValueError(f"out: its rows overlap each other (strides {out.strides})")
-    for name, other in (("x", x), ("t", t.data)):
+    for name, other in (("x", x), *(("t", t.data) for t in matrices)):
         if device.overlap(out, other):
             raise ValueError(f"out: overlaps {name}; give it memory of its own")
     return out
+
+
+def _checked_experts(experts, n, t, device):
+    """None, an array of int on the host with nothing but experts of t, or one on the GPU."""
+    if experts is None:
+        return None
+    there = hasattr(experts, "dtype") and devices.of_array(experts, "experts")
+    if there and there.name != "cpu" and there is device:
+        if experts.dtype.name not in ("int32", "int64"):
+            raise TypeError(f"experts: expected int32 or int64, got {experts.dtype}")
+    else:
+        experts = arrays.asnumpy(experts, "experts") if there else np.asarray(experts)
+    if experts.shape != (n,):
+        raise ValueError(
+            f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"
+        )
+    if n == 0:
+        return experts
+    if experts.dtype.kind not in "iu":
+        raise TypeError(f"experts: expected integers, got {experts.dtype}")
+    if device.name != "cpu" and device.address(experts) is not None:
+        if device.address(experts) % experts.itemsize or experts.strides[0] % experts.itemsize:
+            raise ValueError("experts: the array is not aligned to its items")
+        return experts
+    lowest, highest = int(experts.min()), int(experts.max())
+    if lowest < 0 or highest >= t.shape[0]:
+        bad = lowest if lowest < 0 else highest
+        raise IndexError(f"experts: t has experts 0 to {t.shape[0] - 1}; got {bad}")
+    return experts
 
 
 def _sorted_by_expert(experts, n, t):
     """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
     if experts is None:
         return None, [0], [n]
-    has_dtype = hasattr(experts, "dtype")
-    experts = arrays.asnumpy(experts, "experts") if has_dtype else np.asarray(experts)
-    if experts.shape != (n,):
-        raise ValueError(
-            f"experts: expected shape ({n},), one index a row of x; got {experts.shape}"
-        )
-    if n == 0:
-        return None, [], []
-    if experts.dtype.kind not in "iu":
-        raise TypeError(f"experts: expected integers, got {experts.dtype}")
-    lowest, highest = int(experts.min()), int(experts.max())
-    if lowest < 0 or highest >= t.shape[0]:
-        bad = lowest if lowest < 0 else highest
-        raise IndexError(f"experts: t has experts 0 to {t.shape[0] - 1}; got {bad}")
     order = np.argsort(experts, kind="stable")
     counts = np.bincount(experts, minlength=t.shape[0])
     used = np.flatnonzero(counts)

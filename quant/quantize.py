@@ -5,8 +5,11 @@ format's kernel (quant/cpu/quantize/), and the scales that came out are checked.
 depends on its own weights only, so the bytes do not depend on the number of threads.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +18,9 @@ from lowlevel.cpu.threads import STOP, resolve_n_threads, run_workers
 
 from .formats import FORMATS, block_format
 from .tensor import QuantTensor
+
+if TYPE_CHECKING:
+    from .tensor import QType
 
 # About half a megabyte of float32: stays in a core's cache between check and quantiser.
 _CHUNK_WEIGHTS = 2**17
@@ -26,7 +32,7 @@ _LARGEST_BF16 = np.uint32(0x7F7F7FFF).view(np.float32)
 _LARGEST_BLOCK = np.float32(2.0**30)
 
 
-def quantize(x, qtype, *, n_threads=None):
+def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> QuantTensor:
     """Weights as blocks of a GGUF type, by ggml's own searches: the same bytes as ggml writes.
 
     Parameters
@@ -35,7 +41,7 @@ def quantize(x, qtype, *, n_threads=None):
         Any strides and memory layout. Columns fill whole blocks (256 for K types, 32 for the
         other quantised ones, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
     qtype : gguf.GGMLQuantizationType or str
-        Q8_0, Q4_0, IQ4_NL, Q2_K, Q3_K, Q4_K, Q6_K, F32, F16 or BF16 (both nearest, ties to even).
+        Any supported type; F16 and BF16 are the nearest, ties to even.
     n_threads : int, optional
         None: every CPU this process may use. The bytes are the same for any number.
 
@@ -126,9 +132,10 @@ def _encoder(name):
         return _FLOAT_ENCODERS[name]
     module = importlib.import_module(f".cpu.quantize.{name.lower()}", __package__)
     kernel = getattr(module, f"quantize_{name.lower()}")
+    block_weights = block_format(name).block_weights
 
     def encode(weights, out):
-        kernel(weights.ctypes.data, len(weights) // module.BLOCK_WEIGHTS, out)
+        kernel(weights.ctypes.data, len(weights) // block_weights, out)
 
     return encode
 

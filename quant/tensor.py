@@ -1,12 +1,24 @@
 """QuantTensor: the bytes of a GGUF weight with its type and shape."""
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from gguf import GGMLQuantizationType
 
 from lowlevel import arrays, devices
 
-from .formats import block_format
+from .formats import BlockFormat, block_format
+
+if TYPE_CHECKING:
+    from lowlevel.arrays import Array
+    from lowlevel.attention.kv_source import KVSource
+    from lowlevel.pool import Pool
+
+QType: TypeAlias = GGMLQuantizationType | str | BlockFormat
 
 
 class QuantTensor:
@@ -39,54 +51,54 @@ class QuantTensor:
 
     __slots__ = ("data", "format", "shape")
 
-    def __init__(self, data, qtype, shape):
+    def __init__(self, data: Array, qtype: QType, shape: Sequence[int]) -> None:
         self.format = block_format(qtype)
         self.shape = _checked_shape(shape)
         self.data = _checked_data(data, self.format, self.shape)
 
     @property
-    def qtype(self):
+    def qtype(self) -> GGMLQuantizationType:
         return self.format.qtype
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return len(self.shape)
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Number of weights."""
         return _product(self.shape)
 
     @property
-    def n_rows(self):
+    def n_rows(self) -> int:
         """Number of rows, over all leading axes."""
         return _product(self.shape[:-1])
 
     @property
-    def columns(self):
+    def columns(self) -> int:
         return self.shape[-1]
 
     @property
-    def row_bytes(self):
+    def row_bytes(self) -> int:
         return self.data.shape[-1]
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> int:
         """Bytes of all blocks (gaps between rows are not counted)."""
         return _product(self.data.shape)
 
     @property
-    def device(self):
+    def device(self) -> str:
         """Where the bytes lie: "cpu", "cuda:N" or "cudasim"."""
         return devices.of_array(self.data, "data").name
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<QuantTensor {self.qtype.name} {self.shape}, {self.n_bytes} bytes, {self.device}>"
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> QuantTensor:
         """A view of some experts, heads or rows: ints, slices and ``...`` on all axes but the last."""
         items = _expanded(index, self.ndim)
         if len(items) == self.ndim and items.pop() != slice(None):
@@ -99,7 +111,7 @@ class QuantTensor:
         shape = np.broadcast_to(np.uint8(0), self.shape)[leading].shape
         return QuantTensor(self.data[leading], self.format, shape)
 
-    def reshape(self, *shape):
+    def reshape(self, *shape: int | Sequence[int]) -> QuantTensor:
         """A view with other leading axes, say (heads * rows, columns) as (heads, rows, columns).
 
         Raises
@@ -120,7 +132,7 @@ class QuantTensor:
             raise ValueError(f"shape: {shape} would need a copy of this strided tensor")
         return QuantTensor(data, self.format, shape)
 
-    def as_array(self):
+    def as_array(self) -> Array:
         """The weights of an F32, F16 or BF16 tensor as an array: a view, shape as the tensor's.
 
         Raises
@@ -130,7 +142,7 @@ class QuantTensor:
         """
         return self.data.view(_array_dtype(self.format))
 
-    def kv_source(self):
+    def kv_source(self) -> KVSource:
         """This tensor, (n_head_kv, n_kv, d), as K or V of attention: see lowlevel/attention/kv_source.py.
 
         Raises
@@ -142,14 +154,48 @@ class QuantTensor:
 
         return kv_source(self)
 
-    def to(self, device):
-        """This tensor on a device: a copy of its bytes, or the tensor itself if it is there already."""
-        if devices.canonical_name(device) == self.device:
-            return self
-        return QuantTensor(arrays.asarray(self.data, device), self.format, self.shape)
+    def to(self, device: str, pool: Pool | None = None) -> QuantTensor:
+        """This tensor on a device.
+
+        Parameters
+        ----------
+        device : str
+            "cpu", "cuda:N" or "cudasim".
+        pool : Pool, optional
+            On that device: the copy lies in it, and is given back by ``pool.free(tensor.data)``.
+
+        Returns
+        -------
+        QuantTensor
+            A copy of its bytes; without `pool` the tensor itself if it is there already.
+
+        Raises
+        ------
+        ValueError
+            `pool` is of another device.
+        BudgetError
+            `pool` has no room for ``n_bytes``.
+        """
+        name = devices.canonical_name(device)
+        if pool is None:
+            if name == self.device:
+                return self
+            return QuantTensor(arrays.asarray(self.data, device), self.format, self.shape)
+        if pool.device != name:
+            raise ValueError(f"pool: expected one on {name}, got one on {pool.device}")
+        data = pool.empty(self.data.shape, "uint8", tag="weights")
+        try:
+            if name == self.device:
+                devices.get(name).copy(data, self.data)
+            else:
+                devices.get(name).upload(data, arrays.asnumpy(self.data))
+        except BaseException:
+            pool.free(data)
+            raise
+        return QuantTensor(data, self.format, self.shape)
 
 
-def check_tensor(t):
+def check_tensor(t: object) -> None:
     """Raise TypeError, which says what it is, for a `t` that is no `QuantTensor`."""
     if isinstance(t, QuantTensor):
         return

@@ -62,7 +62,7 @@ def skip_unless_lesser(name):
         pytest.skip("this process runs that form already")
 
 
-def run_tests(name, *nodes, k=None, timeout=600):
+def run_tests(name, *nodes, timeout=1500):
     """Run tests as on CPU `name` and fail unless at least one ran and all of them passed.
 
     Parameters
@@ -71,15 +71,12 @@ def run_tests(name, *nodes, k=None, timeout=600):
         A key of `CPUS`. Where this machine is no better, the calling test is skipped.
     nodes : str or pathlib.Path
         Node ids, ``file::test``, relative to the tests' folder or absolute.
-    k : str, optional
-        As pytest's ``-k``.
     """
     skip_unless_lesser(name)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     path = os.pathsep.join([str(TESTS), str(ROOT), *filter(None, sys.path)])
     command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "lesser_cpus"]
     command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-k", k] if k else []
     command += [str(TESTS / node) for node in nodes]
     done = subprocess.run(
         command,

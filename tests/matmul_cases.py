@@ -47,18 +47,26 @@ def rounded(x, block_weights):
     return (steps * scale).reshape(x.shape)
 
 
-def expected_product(x, t, exact):
-    """The product in float64, of x rounded to bytes unless `exact`."""
-    if exact or t.format.is_float:
+def to_bfloat16(values):
+    """float64 of the nearest bfloat16, ties to even; of finite values."""
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
+
+
+def expected_product(x, t, activations):
+    """The product in float64, of x rounded to bytes, or x and t to bfloat16, unless float32 or True."""
+    if activations == "bfloat16" and not t.format.is_float:
+        return to_bfloat16(x) @ to_bfloat16(weights_of(t)).T
+    if activations in (True, "float32") or t.format.is_float:
         x = x.astype(np.float64)
     else:
         x = rounded(x, t.format.block_weights)
     return x @ weights_of(t).T
 
 
-def check_product(found, x, t, exact, what=""):
+def check_product(found, x, t, activations, what=""):
     """Fail unless `found` is x @ t.T within float32's error."""
-    expected = expected_product(x, t, exact)
+    expected = expected_product(x, t, activations)
     assert found.shape == expected.shape and found.dtype == np.float32
     norms = np.linalg.norm(x.astype(np.float64), axis=1)[:, None]
     norms = norms * np.linalg.norm(weights_of(t), axis=1)

@@ -105,8 +105,13 @@ class _Call:
         self.used = self.peak = 0
 
 
+# What takes for its caller to keep: `QuantTensor.to(device, pool=)`.
+_TAKE_TO_KEEP = ("quant.tensor",)
+
+
 def _is_library(frame):
-    return frame.f_globals["__name__"].startswith(("lowlevel.", "quant."))
+    name = frame.f_globals["__name__"]
+    return name.startswith(("lowlevel.", "quant.")) and name not in _TAKE_TO_KEEP
 
 
 def _method(original, watched):

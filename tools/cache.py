@@ -5,8 +5,14 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import shutil
+from typing import TYPE_CHECKING
 
 from .options import new_parser
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
 
 DESCRIPTION = """\
 Show what kqcap keeps to use again: compiled CPU kernels, the CUDA simulator's libraries, what was compiled for
@@ -16,7 +22,7 @@ behind. What NUMBA_CACHE_DIR or CUDASIM_CACHE_DIR name is yours, and neither sho
 COLUMNS = [("folder", "left"), ("files", "right"), ("MiB", "right")]
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     parser = new_parser(
         subparsers,
         "cache",
@@ -26,7 +32,7 @@ def add_parser(subparsers):
     parser.add_argument("--clear", action="store_true", help="remove all of it")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     from .tables import mib, note, print_json, print_table
 
     entries = [_described(path) for path in _kept()]

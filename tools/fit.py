@@ -25,7 +25,7 @@ SUMS = {"total": "in all", "vram": "of", "free": "free"}
 ENGINES = ("kqcap", "ik", "llama.cpp")
 
 
-def add_options(parser):
+def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "what fits (--vram)",
         "Weights by class and type, K/V cache and compute, and the largest context and u-batch beside them, by the "
@@ -76,7 +76,7 @@ def add_options(parser):
     group.add_argument("--mla", metavar="FORM", help="of a named geometry: split, fused or both")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     from quant.models.engines import ENGINES, MARGIN
     from quant.models.fit import UBATCHES, fit, weights_by_kind
     from quant.models.memory_model import memory_model
@@ -147,7 +147,7 @@ def _warnings(model, setting):
         yield beyond_context(setting.n_ctx, model.context_length)
 
 
-def beyond_context(n_ctx, context_length):
+def beyond_context(n_ctx: int, context_length: int) -> str:
     """The warning where more tokens are asked for than a model was made for."""
     return (
         f"warning: -c {n_ctx} is beyond the model's own context of {context_length} tokens: "

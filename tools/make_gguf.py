@@ -6,9 +6,14 @@ import argparse
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from .options import UsageError, new_parser, positive
 from .tables import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 DESCRIPTION = """\
 Write a GGUF model file with seeded random weights: tensor names, metadata and a minimal
@@ -53,7 +58,7 @@ ASK_ABOVE = 2 * 10**9  # bytes
 COLUMNS = [("type", "left"), ("tensors", "right"), ("weights", "right"), ("bytes", "right")]
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     from quant.models.geometry import GEOMETRIES, MLA_FORMS
 
     parser = new_parser(
@@ -93,7 +98,7 @@ def add_parser(subparsers):
         sizes.add_argument(option, dest=name, type=_count, metavar="N", help=help_text)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     from quant.models.geometry import named_geometry
     from quant.models.synthetic.load_elsewhere import load_failures
     from quant.models.synthetic.make_gguf import make_gguf, plan_tensors

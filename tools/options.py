@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any
+
 
 __all__ = [
     "KV_TYPES",
@@ -51,7 +57,7 @@ def whole_numbers(minimum: int, maximum: int = MOST, hint: str = "") -> Callable
     return parse
 
 
-def memory_size(text):
+def memory_size(text: str) -> int:
     """An argparse type: memory of a device in bytes. A plain number is MiB, as in llama.cpp's options."""
     from lowlevel.sizes import parse_size
 
@@ -70,7 +76,7 @@ def memory_size(text):
     return n_bytes
 
 
-def memory_list(text):
+def memory_list(text: str) -> list[int]:
     """An argparse type: ``"24GiB,16GiB"`` -> bytes of each, above 0."""
     sizes = []
     for part in text.split(","):
@@ -86,7 +92,7 @@ def memory_list(text):
     return sizes
 
 
-def positive(text):
+def positive(text: str) -> int:
     """An argparse type: one number of at least 1."""
     values = whole_numbers(1)(text)
     if len(values) != 1:
@@ -94,7 +100,7 @@ def positive(text):
     return values[0]
 
 
-def choices(allowed):
+def choices(allowed: Collection[str]) -> Callable[[str], str]:
     """An argparse type: ``"auto,steps"`` -> ["auto", "steps"], each one of `allowed`."""
 
     def parse(text):
@@ -107,7 +113,9 @@ def choices(allowed):
     return parse
 
 
-def add_sweep(parser, *, context, ubatch, amb):
+def add_sweep(
+    parser: argparse.ArgumentParser, *, context: list[int], ubatch: list[int], amb: list[int]
+) -> None:
     """The options whose every combination is a row: context, u-batch, budget, method, K/V, threads.
 
     Parameters
@@ -139,7 +147,7 @@ def add_sweep(parser, *, context, ubatch, amb):
     parser.set_defaults(list_defaults=defaults)
 
 
-def fill_list_defaults(args):
+def fill_list_defaults(args: argparse.Namespace) -> None:
     """Put the defaults of `add_sweep` where nothing was given, and drop what is asked for twice."""
     from lowlevel.cpu.threads import resolve_n_threads
 
@@ -148,7 +156,7 @@ def fill_list_defaults(args):
         setattr(args, name, list(dict.fromkeys(given)))
 
 
-def new_parser(subparsers, name, **options):
+def new_parser(subparsers: Any, name: str, **options: Any) -> argparse.ArgumentParser:
     """A subcommand's parser that keeps the layout of its help text and knows ``--json``."""
     parser = subparsers.add_parser(
         name, formatter_class=argparse.RawDescriptionHelpFormatter, **options

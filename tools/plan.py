@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+from typing import TYPE_CHECKING
 
 from . import fit
 from .options import MIB, UsageError, add_sweep, fill_list_defaults, new_parser, positive
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
 
 DESCRIPTION = """\
 Print the plan of one layer's attention (tiles, steps, scratch to the byte) for each
@@ -59,7 +65,7 @@ COLUMNS = [
 ]
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     parser = new_parser(
         subparsers,
         "plan",
@@ -101,7 +107,7 @@ def add_parser(subparsers):
     fit.add_options(parser)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     if args.target is not None:
         if args.model is not None:
             raise UsageError("MODEL, -m: one model")
@@ -257,7 +263,7 @@ def _operand_bytes(geometry, n_kv, kv_type):
     return n_kv * geometry["n_head_kv"] * sum(row_bytes(d, kv_type) for d in heads)
 
 
-def plan_dtype(kv_type):
+def plan_dtype(kv_type: str) -> str:
     """The library's name of a ``--kv-type``."""
     return {"f32": "float32", "f16": "float16", "q8_0": "Q8_0"}[kv_type]
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -17,6 +18,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
+
 
 __all__ = [
     "mib",
@@ -37,7 +43,9 @@ WIDTH = 1000
 _BORDER = 3  # characters of a column beside its cells
 
 
-def print_table(columns, rows, n_keys=1):
+def print_table(
+    columns: Sequence[tuple[str, ...]], rows: Iterable[Sequence[str]], n_keys: int = 1
+) -> None:
     """Print a Markdown table, as wide as the terminal at most.
 
     Where it would be wider, what all rows have in common goes to a line above, and the other columns
@@ -70,7 +78,7 @@ def print_table(columns, rows, n_keys=1):
         _print_part([columns[i] for i in part], [[row[i] for i in part] for row in rows], width)
 
 
-def terminal_width():
+def terminal_width() -> int:
     """Characters of a line: COLUMNS where it is set, else the terminal's; without one, no bound."""
     try:
         return max(20, int(os.environ["COLUMNS"]))
@@ -129,7 +137,14 @@ def _print_part(columns, rows, width):
     )  # rich draws blank edges around Markdown
 
 
-def print_sweep(title, rows, parameters, columns, cells, n_keys=1):
+def print_sweep(
+    title: str,
+    rows: list[dict[str, Any]],
+    parameters: Sequence[tuple[str, ...]],
+    columns: Sequence[tuple[str, ...]],
+    cells: Callable[..., Any],
+    n_keys: int = 1,
+) -> None:
     """Print the rows of a sweep: what all have in common in a line above, what differs as columns.
 
     Parameters
@@ -157,12 +172,12 @@ def print_sweep(title, rows, parameters, columns, cells, n_keys=1):
     )
 
 
-def note(text):
+def note(text: str) -> None:
     """Print a line of plain text beside a table."""
     _console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def note_what_cannot_run(failed):
+def note_what_cannot_run(failed: Sequence[tuple[Any, str]]) -> None:
     """Print one line for all rows of a sweep that cannot run.
 
     Parameters
@@ -181,11 +196,11 @@ def note_what_cannot_run(failed):
     note(f"cannot run: {reason}")
 
 
-def print_json(document):
+def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2))
 
 
-def progress():
+def progress() -> Any:
     """A progress bar on standard error; it shows nothing unless that is a terminal."""
     console = Console(stderr=True)
     return Progress(
@@ -203,7 +218,7 @@ def progress():
 
 
 @contextlib.contextmanager
-def paused(progress):
+def paused(progress: Any) -> Iterator[None]:
     """No bar while something is printed."""
     progress.stop()
     try:
@@ -212,12 +227,12 @@ def paused(progress):
         progress.start()
 
 
-def mib(n_bytes, digits=2):
+def mib(n_bytes: float, digits: int = 2) -> str:
     """Bytes as MiB for a table cell; None is "-"."""
     return "-" if n_bytes is None else f"{n_bytes / MIB:.{digits}f}"
 
 
-def tile(plan):
+def tile(plan: dict[str, Any]) -> str:
     """The tile of a plan: heads x rows x keys."""
     return f"{plan['heads']} x {plan['rows']} x {plan['keys']}"
 

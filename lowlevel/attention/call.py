@@ -1,19 +1,27 @@
 """Attention inside a memory budget: the public call, its checks, and merging partial results."""
 
+from __future__ import annotations
+
 import math
 import numbers
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .. import devices
-from ..arrays import asarray, asnumpy
+from ..arrays import asnumpy
 from ..pool import Pool
 from ..pool.arena import smallest_size
 from ..pool.budget_error import BudgetError, exact_size, refusal
 from ..shapes import dtype_name
 from .kv_source import as_kv_source
 from .plan import MOST_OF_A_KIND, PRECISIONS, AttentionPlan, is_genuine, plan_attention
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from ..arrays import Array
+    from .kv_source import KVSource
 
 # A call plans for what is free; so often it plans anew if other threads were faster to take it.
 PLANS_UNDER_CONTENTION = 100
@@ -46,26 +54,26 @@ class Operands(NamedTuple):
 
 
 def attention(
-    q,
-    k,
-    v,
+    q: Array,
+    k: Array | KVSource,
+    v: Array | KVSource,
     *,
-    pool=None,
-    scale=None,
-    causal=True,
-    mask=None,
-    window=None,
-    softcap=None,
-    alibi_slopes=None,
-    sinks=None,
-    out=None,
-    method="auto",
-    assemble="write",
-    plan=None,
-    n_threads=None,
-    return_lse=False,
-    precision="float32",
-):
+    pool: Pool | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+    mask: Array | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    out: Array | None = None,
+    method: str = "auto",
+    assemble: str = "write",
+    plan: AttentionPlan | None = None,
+    n_threads: int | None = None,
+    return_lse: bool = False,
+    precision: str = "float32",
+) -> Array:
     """Attention of `q` over `k` and `v`, its scratch taken from `pool` and never more.
 
     For query head h at position p and key position c of K/V head ``h // (n_head / n_head_kv)``::
@@ -278,59 +286,6 @@ def _refusal(error, pool):
         f"pool of {exact_size(smallest)}, which would hold it with the present blocks where they are",
         **{name: state[name] for name in names},
     )
-
-
-def merge_states(outs, lses):
-    """Join attention over several parts of the keys, computed by calls with ``return_lse=True``.
-
-    ``out = sum(exp(lse_i - lse) * out_i)`` with ``lse = log(sum(exp(lse_i)))``, the same as one call
-    over all keys. Give `sinks` to one of the calls only.
-
-    Parameters
-    ----------
-    outs : sequence of arrays, (n_head, n_tokens, d_v)
-        On any device; those of a GPU are brought to the host, and the result back to the first's.
-    lses : sequence of arrays, (n_head, n_tokens)
-        -inf: that part had nothing to attend to, and its output is ignored.
-
-    Returns
-    -------
-    out, lse : arrays, float32
-        New arrays.
-
-    Raises
-    ------
-    ValueError
-        No parts, or shapes that do not fit.
-    """
-    outs, lses = list(outs), list(lses)
-    home = devices.of_array(outs[0], "outs[0]").name if outs else "cpu"
-    outs = [asnumpy(o, f"outs[{i}]") for i, o in enumerate(outs)]
-    lses = [asnumpy(x, f"lses[{i}]") for i, x in enumerate(lses)]
-    if not outs or len(outs) != len(lses):
-        raise ValueError(
-            f"outs, lses: expected as many of one as of the other, at least 1; "
-            f"got {len(outs)} and {len(lses)}"
-        )
-    for i, (o, x) in enumerate(zip(outs, lses, strict=True)):
-        if o.ndim < 1 or o.shape != outs[0].shape or x.shape != o.shape[:-1]:
-            raise ValueError(
-                f"outs[{i}], lses[{i}]: expected shapes {outs[0].shape} and "
-                f"{outs[0].shape[:-1]}, got {o.shape} and {x.shape}"
-            )
-    top = np.maximum.reduce(lses)
-    # Parts without keys have lse -inf; where all have, any finite reference will do.
-    reference = np.where(np.isneginf(top), 0, top)
-    weights = [np.exp(x - reference) for x in lses]
-    total = np.add.reduce(weights)
-    divisor = np.where(total == 0, 1, total)
-    out = np.zeros(outs[0].shape, np.float32)
-    for o, weight in zip(outs, weights, strict=True):
-        share = (weight / divisor)[..., None]
-        np.add(out, np.multiply(share, o, where=share != 0, out=np.zeros_like(out)), out=out)
-    with np.errstate(divide="ignore"):
-        lse = (reference + np.log(total)).astype(np.float32)
-    return asarray(out, home), asarray(lse, home)
 
 
 # ---------------------------------------------------------------- checks

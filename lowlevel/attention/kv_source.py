@@ -138,7 +138,7 @@ class DenseSource:
         The argument's name, for error messages.
     """
 
-    def __init__(self, array: Any, name: str):
+    def __init__(self, array: Any, name: str) -> None:
         # The name does not tell the byte order.
         if dtype_name(array.dtype) not in DENSE_DTYPES or not array.dtype.isnative:
             raise TypeError(

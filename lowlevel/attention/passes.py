@@ -3,7 +3,14 @@
 Kernels get views of the operands, and so know one pass and one chunk only.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .call import Operands
+    from .plan import AttentionPlan
 
 
 class Pass(NamedTuple):
@@ -26,7 +33,7 @@ class Pass(NamedTuple):
     keys: range
     first_position: int
 
-    def chunks(self, n_keys):
+    def chunks(self, n_keys: int) -> Iterator[tuple[slice, int, bool, bool]]:
         """(keys, position of the first token counted from the first of them, first?, last?)."""
         if not self.keys:
             yield slice(0, 0), self.first_position, True, True
@@ -36,7 +43,7 @@ class Pass(NamedTuple):
             yield slice(start, stop), self.first_position - start, first, last
 
 
-def passes(plan, operands, n_heads, n_rows):
+def passes(plan: AttentionPlan, operands: Operands, n_heads: int, n_rows: int) -> Iterator[Pass]:
     """Yield a call's passes of so many query heads and tokens."""
     group = plan.n_head // plan.n_head_kv
     step = group if n_heads < group else plan.n_head

@@ -4,16 +4,24 @@ The same plan that is shown is the one that runs: `attention` takes exactly
 ``plan.scratch_bytes`` from the pool, block by block as in ``plan.scratch``.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math
 import numbers
+from typing import TYPE_CHECKING, Any
 
 from .. import devices
 from ..pool import ALIGNMENT, BudgetError
 from ..shapes import dtype_name
 from ..sizes import format_size, parse_size
 from .kv_source import CHUNK_PADDING, KVType, kv_type_of
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from ..sizes import Size
 
 METHODS = ("auto", "steps")
 ASSEMBLIES = ("write", "concat")
@@ -24,7 +32,7 @@ MOST_OF_A_KIND = 2**31 - 64
 STEP_CHUNK_KEYS = 512
 
 
-def block_bytes(n_bytes):
+def block_bytes(n_bytes: int) -> int:
     """Bytes a pool takes for a request of `n_bytes`."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
@@ -107,23 +115,23 @@ class AttentionPlan:
     pass_keys: int = 0
 
     @property
-    def k_dtype(self):
+    def k_dtype(self) -> str:
         return self.kv_types[0].name
 
     @property
-    def v_dtype(self):
+    def v_dtype(self) -> str:
         return self.kv_types[1].name
 
     @property
-    def kq_bytes(self):
+    def kq_bytes(self) -> int:
         return dict(self.scratch).get("kq", 0)
 
     @property
-    def scratch_bytes(self):
+    def scratch_bytes(self) -> int:
         return sum(block_bytes(n) for _, n in self.scratch)
 
     @functools.cached_property
-    def sizes(self):
+    def sizes(self) -> dict[str, Any]:
         """The sizes that the call's arrays must have."""
         return {
             name: getattr(self, name)
@@ -133,7 +141,7 @@ class AttentionPlan:
             )
         }  # fmt: skip
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del data["kv_types"]
@@ -144,24 +152,24 @@ class AttentionPlan:
 
 def plan_attention(
     *,
-    n_head,
-    n_head_kv=None,
-    n_tokens,
-    n_kv,
-    d_k,
-    d_v,
-    budget=None,
-    kv_dtype="float32",
-    q_dtype="float32",
-    out_dtype="float32",
-    method="auto",
-    assemble="write",
-    device="cpu",
-    n_threads=None,
-    v_in_k=False,
-    kv_strided=False,
-    precision="float32",
-):
+    n_head: int,
+    n_head_kv: int | None = None,
+    n_tokens: int,
+    n_kv: int,
+    d_k: int,
+    d_v: int,
+    budget: Size | None = None,
+    kv_dtype: Any = "float32",
+    q_dtype: DTypeLike = "float32",
+    out_dtype: DTypeLike = "float32",
+    method: str = "auto",
+    assemble: str = "write",
+    device: str = "cpu",
+    n_threads: int | None = None,
+    v_in_k: bool = False,
+    kv_strided: bool = False,
+    precision: str = "float32",
+) -> AttentionPlan:
     """Plan an attention call: tile sizes and the exact bytes of scratch, without running it.
 
     Parameters
@@ -368,7 +376,7 @@ def _step_conversion(sizes):
     )
 
 
-def step_chunk_stride(kv_types, d_k, d_v):
+def step_chunk_stride(kv_types: tuple[KVType, KVType], d_k: int, d_v: int) -> int:
     """From one key of a decoded chunk to the next, in floats."""
     width = max(d_k, d_v)
     if any(kind.in_chunks for kind in kv_types):
@@ -405,7 +413,7 @@ def _too_small(sizes, needed, what):
     )
 
 
-def is_genuine(plan):
+def is_genuine(plan: AttentionPlan) -> bool:
     """Whether `plan` is what `plan_attention` makes of its sizes and budget, unchanged since."""
     try:
         return _is_made_anew(plan)

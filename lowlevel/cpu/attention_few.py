@@ -120,7 +120,7 @@ def _open_16_bits(call, scratch, kv_head, key, n_keys, q_rows):
 @kernel(inline=True)
 def _finish_scores(call, kq, at, n_keys, key, low, high, position, slope, mask):
     """Scores of a row of `n_keys` keys from `key` on, in place; -inf outside low .. high. The largest."""
-    top, out = simd.splat(_MINUS_INF), simd.splat(_MINUS_INF)
+    row_max, out = simd.splat(_MINUS_INF), simd.splat(_MINUS_INF)
     for j in range(0, n_keys, 16):
         s = softmax.score(simd.load_f32x16(kq, at + j), call.scale, call.softcap)
         keys = simd.iota() + (key + j)
@@ -138,8 +138,8 @@ def _finish_scores(call, kq, at, n_keys, key, low, high, position, slope, mask):
         s = simd.select(keys < low, out, s)
         s = simd.select(keys < high, s, out)
         simd.store(kq, at + j, s)
-        top = simd.maximum(s, top)  # a NaN in s is not the maximum
-    return simd.max_lanes(top)
+        row_max = simd.maximum(s, row_max)  # a NaN in s is not the maximum
+    return simd.max_lanes(row_max)
 
 
 @kernel(inline=True)
@@ -150,16 +150,16 @@ def _update_row(call, kq, at, n_keys, key, state, state_int, rows, r, mask):
     largest = _finish_scores(
         call, kq, at, n_keys, key, low, high, state_int[rows.position + r], state[rows.slope + r], mask
     )  # fmt: skip
-    old = state[rows.top + r]
-    top = max(largest, old)
-    reference = _ZERO if top == _MINUS_INF else top
+    old = state[rows.row_max + r]
+    row_max = max(largest, old)
+    reference = _ZERO if row_max == _MINUS_INF else row_max
     added = weigh(kq, at, 0, _line(n_keys), reference)
-    shrink = _ONE
-    if top > old:
-        shrink = np.exp(old - reference)
-    state[rows.top + r], state[rows.factor + r] = top, shrink
-    state[rows.total + r] = state[rows.total + r] * shrink + added
-    return shrink != _ONE
+    rescale = _ONE
+    if row_max > old:
+        rescale = np.exp(old - reference)
+    state[rows.row_max + r], state[rows.rescale + r] = row_max, rescale
+    state[rows.row_sum + r] = state[rows.row_sum + r] * rescale + added
+    return rescale != _ONE
 
 
 # ---------------------------------------------------------------- one kernel for each format
@@ -265,7 +265,7 @@ def _make_add_chunk(dtype_name, item_bytes, read):
             at = kq_base + r * line
             if _update_row(call, kq, at, n, low, state, state_int, rows, r, mask):
                 rescale(
-                    tile, t.output + r * call.v_stride, call.v_stride, 1, state, rows.factor + r
+                    tile, t.output + r * call.v_stride, call.v_stride, 1, state, rows.rescale + r
                 )
         if (call.mask or not all_seen) and not all_finite(call, here, n):
             add_products_carefully(call, kq, kq_base, (line, 1), here, tile, t.output, t.q_rows, n)

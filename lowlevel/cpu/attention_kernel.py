@@ -106,9 +106,9 @@ class Tile(NamedTuple):
 class Rows(NamedTuple):
     """Where a worker's row state starts, in 4-byte items of the state block; see layout.py."""
 
-    top: int
-    total: int
-    factor: int
+    row_max: int
+    row_sum: int
+    rescale: int
     slope: int
     low: int
     high: int
@@ -139,9 +139,9 @@ def clear(array, start, n):
 def _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens):
     """Row state of a fresh tile: nothing seen yet, and which keys each row may see."""
     for r in range(0, padded_rows, 16):
-        simd.store(state, rows.top + r, simd.splat(_MINUS_INF))
+        simd.store(state, rows.row_max + r, simd.splat(_MINUS_INF))
     # The rest starts at 0, also for rows that only fill up a panel: they see no key.
-    clear(state, rows.total, 6 * padded_rows)
+    clear(state, rows.row_sum, 6 * padded_rows)
     for r in range(n_heads * n_tokens):
         h = head + r // n_tokens
         position = call.first_position + token + r % n_tokens
@@ -226,10 +226,10 @@ def _scores(call, queries, chunk, out, n_keys):
 
 
 @kernel(inline=True)
-def rescale(tile, output, v_stride, n_rows, state, factor):
-    """Multiply `n_rows` output rows by their factors."""
+def rescale(tile, output, v_stride, n_rows, state, by):
+    """Multiply `n_rows` output rows by what `state` holds from `by` on."""
     for r in range(n_rows):
-        x = state[factor + r]
+        x = state[by + r]
         if x != _ONE:
             at = output + r * v_stride
             for j in range(0, v_stride, 16):
@@ -288,30 +288,32 @@ _all_finite, _add_products_carefully = make_value_steps(_value)
 
 
 @kernel(inline=True)
-def _write_row(call, source, source_row, head, token, top, total):
+def _write_row(call, source, source_row, head, token, row_max, row_sum):
     """Divide an output row by its sum, bring in the sink, and write it (and its lse) out."""
-    if top == _INF:  # scores past float32: whatever was summed up means nothing
-        total = _NAN
-    elif top == _MINUS_INF:  # no key, or all below float32, which count as left out; NaN stays NaN
-        total *= _ZERO
-    shrink = _ONE
+    if row_max == _INF:  # scores past float32: whatever was summed up means nothing
+        row_sum = _NAN
+    elif (
+        row_max == _MINUS_INF
+    ):  # no key, or all below float32, which count as left out; NaN stays NaN
+        row_sum *= _ZERO
+    rescaled = _ONE
     sink = simd.read_f32(call.sinks, head) if call.sinks else _MINUS_INF
     if sink != _MINUS_INF:
-        largest = max(top, sink)
-        shrink = np.exp(top - largest)
-        total = total * shrink + np.exp(sink - largest)
-        top = largest
-    factor = _ZERO
-    if total != _ZERO:  # true for NaN as well
-        factor = shrink / total
+        largest = max(row_max, sink)
+        rescaled = np.exp(row_max - largest)
+        row_sum = row_sum * rescaled + np.exp(sink - largest)
+        row_max = largest
+    scale = _ZERO
+    if row_sum != _ZERO:  # true for NaN as well
+        scale = rescaled / row_sum
     target = head * call.out_head + token * call.out_token
     for i in range(0, call.d_v, 16):
         x = simd.splat(_ZERO)  # nothing attended to, unless:
-        if factor != _ZERO:
-            x = simd.load_f32x16(source, source_row + i) * factor
+        if scale != _ZERO:
+            x = simd.load_f32x16(source, source_row + i) * scale
         simd.write_first_f32(call.out, target + i, x, call.d_v - i)
     if call.lse:
-        lse = _MINUS_INF if total == _ZERO else top + np.log(total)
+        lse = _MINUS_INF if row_sum == _ZERO else row_max + np.log(row_sum)
         simd.write_f32(call.lse, head * call.lse_head + token, lse)
 
 
@@ -321,8 +323,8 @@ def _save_partial(source, output, v_stride, padded_rows, state, rows, partial, b
     for i in range(0, padded_rows * v_stride, 16):
         simd.store(partial, base + i, simd.load_f32x16(source, output + i))
     base += padded_rows * v_stride
-    for r in range(0, 2 * padded_rows, 16):  # totals follow tops in both places
-        simd.store(partial, base + r, simd.load_f32x16(state, rows.top + r))
+    for r in range(0, 2 * padded_rows, 16):  # sums follow maxima in both places
+        simd.store(partial, base + r, simd.load_f32x16(state, rows.row_max + r))
 
 
 @kernel(inline=True)
@@ -332,7 +334,7 @@ def _load_partial(partial, base, v_stride, padded_rows, target, output, state, r
         simd.store(target, output + i, simd.load_f32x16(partial, base + i))
     base += padded_rows * v_stride
     for r in range(0, 2 * padded_rows, 16):
-        simd.store(state, rows.top + r, simd.load_f32x16(partial, base + r))
+        simd.store(state, rows.row_max + r, simd.load_f32x16(partial, base + r))
 
 
 @kernel(inline=True)
@@ -408,9 +410,9 @@ def _add_panel(
         )  # fmt: skip
     if softmax.update(
         kq, kq_base, call.panel, n_keys, scale, masked or call.mask != 0,
-        state, rows.top + r0, state, rows.total + r0, state, rows.factor + r0,
+        state, rows.row_max + r0, state, rows.row_sum + r0, state, rows.rescale + r0,
     ):  # fmt: skip
-        rescale(tile, output, call.v_stride, n_rows, state, rows.factor + r0)
+        rescale(tile, output, call.v_stride, n_rows, state, rows.rescale + r0)
     if careful:
         products.add_products_carefully(
             call, kq, kq_base, (1, call.panel), chunk, tile, output, n_rows, n_keys
@@ -508,7 +510,7 @@ def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, count
             for r in range(q_rows):
                 _write_row(
                     call, tile, out_base + r * call.v_stride, head + r // n_tokens,
-                    token + r % n_tokens, state[rows.top + r], state[rows.total + r],
+                    token + r % n_tokens, state[rows.row_max + r], state[rows.row_sum + r],
                 )  # fmt: skip
     return True
 
@@ -535,29 +537,31 @@ def merge(call, partial, counter):
             return False
         _, head, n_heads, token, n_tokens = _tile_place(call, tile_number)
         first = tile_number * call.splits * size
-        tops = first + padded_rows * call.v_stride
-        sums = tops + padded_rows
+        maxima = first + padded_rows * call.v_stride
+        sums = maxima + padded_rows
         for r in range(n_heads * n_tokens):
-            top = _MINUS_INF
+            row_max = _MINUS_INF
             for s in range(call.splits):
-                top = max(top, partial[tops + s * size + r])
+                row_max = max(row_max, partial[maxima + s * size + r])
             # Split 0's row becomes the merged row.
             row = first + r * call.v_stride
-            total = _ZERO
+            row_sum = _ZERO
             for s in range(call.splits):
-                part_top, part_sum = partial[tops + s * size + r], partial[sums + s * size + r]
+                part_max, part_sum = partial[maxima + s * size + r], partial[sums + s * size + r]
                 if part_sum == _ZERO:
-                    factor = _ZERO
-                elif part_top == top:
-                    factor = _ONE
+                    rescale = _ZERO
+                elif part_max == row_max:
+                    rescale = _ONE
                 else:
-                    factor = np.exp(part_top - top)
-                total += part_sum * factor
+                    rescale = np.exp(part_max - row_max)
+                row_sum += part_sum * rescale
                 for i in range(0, call.v_stride, 16):
                     old, x = simd.splat(_ZERO), simd.splat(_ZERO)
                     if s:
                         old = simd.load_f32x16(partial, row + i)
                     if part_sum != _ZERO:
-                        x = simd.load_f32x16(partial, row + s * size + i) * factor
+                        x = simd.load_f32x16(partial, row + s * size + i) * rescale
                     simd.store(partial, row + i, old + x)
-            _write_row(call, partial, row, head + r // n_tokens, token + r % n_tokens, top, total)
+            _write_row(
+                call, partial, row, head + r // n_tokens, token + r % n_tokens, row_max, row_sum
+            )

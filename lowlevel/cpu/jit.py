@@ -17,15 +17,31 @@ from .inline_compiler import InlineCompiler
 from .kernel_cache import KernelCache, NoCache
 
 _HERE = pathlib.Path(__file__).resolve().parent
+_tables: dict = {}  # package folder -> files beside it that its kernels take constants from
+
+
+def takes_constants_from(package_file: str, *table_files: str) -> None:
+    """Let the kernels of a package be compiled anew when one of these files changes.
+
+    Parameters
+    ----------
+    package_file : str
+        ``__file__`` of the package's __init__.py, which calls this before it has a kernel.
+    table_files : str
+        Files outside the package whose numbers stand in its kernels.
+    """
+    _tables[pathlib.Path(package_file).resolve().parent] = tuple(map(pathlib.Path, table_files))
 
 
 @functools.cache
 def _sources_digest(folder):
-    """Digest of every .py file in `folder`, in all of the package "cpu" that it is of, and in lowlevel/cpu."""
+    """Digest of every .py file in `folder`, in all of the package "cpu" that it is of, in lowlevel/cpu, and of
+    the files that the package takes constants from."""
     rooms = [parent for parent in (folder, *folder.parents) if parent.name == "cpu"]
     own = rooms[-1].rglob("*.py") if rooms else folder.glob("*.py")
+    tables = [path for room in rooms for path in _tables.get(room, ())]
     digest = hashlib.sha1(numba.__version__.encode())
-    for path in sorted({*_HERE.rglob("*.py"), *own}):
+    for path in sorted({*_HERE.rglob("*.py"), *own, *tables}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -141,63 +141,65 @@ def _panel_maximum(kq, at, panel, n_keys):
 
 
 @kernel(inline=True)
-def _measure_from(kq, at, panel, n_keys, scale, top):
-    """Scores to scale * s - top, in place, rounded before they are subtracted; only -inf is -inf then."""
+def _measure_from(kq, at, panel, n_keys, scale, row_max):
+    """Scores to scale * s - row_max, in place, rounded before they are subtracted; only -inf is -inf then."""
     low = simd.splat(_LOWEST_FLOAT)
     for j in range(n_keys):
         o = at + j * panel
         s = simd.load_f32x16(kq, o)
-        difference = simd.maximum(low, s * scale - top)  # in this order: a NaN stays
+        difference = simd.maximum(low, s * scale - row_max)  # in this order: a NaN stays
         simd.store(kq, o, simd.select(s == _MINUS_INF, s, difference))
 
 
 @kernel(inline=True)
-def _weigh(kq, at, panel, n_keys, scale, top):
-    """Scores to weights exp(scale * s - top), no key left out; returns their sums."""
-    factor, shift = simd.splat(scale), simd.negate(top)
+def _weigh(kq, at, panel, n_keys, scale, row_max):
+    """Scores to weights exp(scale * s - row_max), no key left out; returns their sums."""
+    multiplier, shift = simd.splat(scale), simd.negate(row_max)
     even, odd = simd.splat(_ZERO), simd.splat(_ZERO)
     whole = n_keys - n_keys % 2
     for j in range(0, whole, 2):
         o = at + j * panel
-        p = exp(simd.fma(simd.load_f32x16(kq, o), factor, shift))
-        q = exp(simd.fma(simd.load_f32x16(kq, o + panel), factor, shift))
+        p = exp(simd.fma(simd.load_f32x16(kq, o), multiplier, shift))
+        q = exp(simd.fma(simd.load_f32x16(kq, o + panel), multiplier, shift))
         simd.store(kq, o, p)
         simd.store(kq, o + panel, q)
         even += p
         odd += q
     if whole < n_keys:
         o = at + whole * panel
-        p = exp(simd.fma(simd.load_f32x16(kq, o), factor, shift))
+        p = exp(simd.fma(simd.load_f32x16(kq, o), multiplier, shift))
         simd.store(kq, o, p)
         even += p
     return even + odd
 
 
 @kernel(inline=True)
-def _weigh_masked(kq, at, panel, n_keys, scale, top):
+def _weigh_masked(kq, at, panel, n_keys, scale, row_max):
     """As `_weigh`, but a score of -inf gets weight 0."""
-    factor, shift = simd.splat(scale), simd.negate(top)
-    total, zero = simd.splat(_ZERO), simd.splat(_ZERO)
+    multiplier, shift = simd.splat(scale), simd.negate(row_max)
+    row_sum, zero = simd.splat(_ZERO), simd.splat(_ZERO)
     for j in range(n_keys):
         o = at + j * panel
         s = simd.load_f32x16(kq, o)
-        p = simd.select(s == _MINUS_INF, zero, exp(simd.fma(s, factor, shift)))
+        p = simd.select(s == _MINUS_INF, zero, exp(simd.fma(s, multiplier, shift)))
         simd.store(kq, o, p)
-        total += p
-    return total
+        row_sum += p
+    return row_sum
 
 
 @kernel(inline=True)
-def update(kq, start, panel, n_keys, scale, masked, tops, top, sums, total, factors, factor):
+def update(
+    kq, start, panel, n_keys, scale, masked, row_max, max_at, row_sum, sum_at, rescale, rescale_at
+):
     """One online-softmax step of a panel: scores to weights, in place, and the rows' state.
 
-    `tops`, `sums`: running maximum and sum of each row, updated. `factors`: what each row's output
-    so far must be multiplied by. Returns True if any factor differs from 1.
+    `row_max`, `row_sum`: running maximum and sum of each row, updated. `rescale`: what each row's output
+    so far must be multiplied by. Returns True if any of it differs from 1.
     """
-    rescale = False
+    any_grown = False
     for v in range(0, panel, 16):
         at = start + v
-        old = simd.load_f32x16(tops, top + v)
+        old = simd.load_f32x16(row_max, max_at + v)
         new = simd.maximum(_panel_maximum(kq, at, panel, n_keys) * scale, old)
         empty = new == _MINUS_INF  # nothing but left-out keys (or NaN) so far
         reference = simd.select(empty, simd.splat(_ZERO), new)
@@ -210,9 +212,11 @@ def update(kq, start, panel, n_keys, scale, masked, tops, top, sums, total, fact
         else:
             added = _weigh(kq, at, panel, n_keys, multiplier, shift)
         grown = new > old
-        shrink = simd.select(grown, exp(old - reference), simd.splat(_ONE))
-        simd.store(sums, total + v, simd.fma(simd.load_f32x16(sums, total + v), shrink, added))
-        simd.store(tops, top + v, new)
-        simd.store(factors, factor + v, shrink)
-        rescale |= simd.any_set(grown)
-    return rescale
+        scaled_by = simd.select(grown, exp(old - reference), simd.splat(_ONE))
+        simd.store(
+            row_sum, sum_at + v, simd.fma(simd.load_f32x16(row_sum, sum_at + v), scaled_by, added)
+        )
+        simd.store(row_max, max_at + v, new)
+        simd.store(rescale, rescale_at + v, scaled_by)
+        any_grown |= simd.any_set(grown)
+    return any_grown

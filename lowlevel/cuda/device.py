@@ -10,6 +10,7 @@ import numpy as np
 
 from lowlevel.sizes import format_size
 
+from ..gpu import tensor_map
 from ..gpu.kernel_device import KernelDevice
 from ..gpu.loader import Library
 from . import cublas, cupy_api
@@ -162,6 +163,10 @@ class CudaDevice(KernelDevice):
             if n_bytes > function.max_dynamic_shared_size_bytes:
                 function.max_dynamic_shared_size_bytes = n_bytes
             self._shared_bytes[id(function)] = function, n_bytes
+
+    def tensor_map(self, described):
+        array = described.array
+        return tensor_map.encode(array.data.ptr, array.shape, array.strides, described.rows)
 
     @contextlib.contextmanager
     def gemm(self, workspace):

@@ -23,10 +23,11 @@ also behind ``<cstdio>``, ``<iostream>`` and ``<assert.h>``; ``cooperative_group
 a warp, ``reduce``), ``mma.h`` (wmma of 16-bit floats, bytes, tf32) and ``cuda_pipeline.h`` (its
 functions). ``__launch_bounds__`` and ``__cluster_dims__`` are checked, ``__maxnreg__`` means nothing.
 
-Instructions that CUDA C++ has no name for come through ``ptx.cuh`` and ``wgmma.cuh``
-(lowlevel/gpu/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
+Instructions that CUDA C++ has no name for come through ``ptx.cuh``, ``wgmma.cuh`` and
+``bulk.cuh`` (lowlevel/gpu/include), which are inline PTX on a device and an exact emulation here: ``ldmatrix``,
 ``mma.sync`` (f16, bf16, tf32, s8), ``cp.async``, named barriers; ``wgmma`` (f16, bf16) with its
-descriptors and swizzles.
+descriptors and swizzles; barriers in shared memory (``mbarrier``) and bulk copies of tiles by the copy
+engine (TMA).
 
 Not there, and refused with what to do instead (advice.py): inline PTX elsewhere; ``__shared__``
 without extern at file scope; ``grid.sync()``, ``coalesced_threads()``, clusters and dynamic
@@ -49,7 +50,9 @@ always
     early returns before them too (``strict=False`` allows those). Results that depend on unwritten
     memory: it holds NaN. Copies by ``cp.async`` and results of ``wgmma`` that nobody waited for:
     likewise. A missing ``wgmma.fence``; a missing ``fence.proxy.async`` between ``cp.async`` and
-    ``wgmma``; operands of ``wgmma`` that change before the wait for it. Endless loops
+    ``wgmma``, or between a write and a bulk copy over it; operands of ``wgmma`` that change before the
+    wait for it. Bulk copies that nobody waited for: they hold NaN; more bytes than a barrier was told of,
+    more arrivals than it was made for; fewer: a deadlock that says how many. Endless loops
     (`HangError` after ``hang_seconds`` of computing). Too many threads for ``__launch_bounds__``,
     too much shared memory, arguments of another type than declared.
 order="fifo" | "reverse" | "random" | "lifo"
@@ -86,7 +89,7 @@ of a block that wait for each other without a barrier must spin on an atomic or 
 ``__nanosleep``: a loop around a plain ``volatile`` read never lets the others run.
 """
 
-from .arguments import PointerTable
+from .arguments import PointerTable, TensorMap
 from .array import CudaSimArray, asarray, asnumpy, empty, poison
 from .errors import (
     ArgumentError,
@@ -131,6 +134,7 @@ __all__ = [
     "Settings",
     "Stream",
     "StreamError",
+    "TensorMap",
     "UndefinedBehaviourError",
     "UninitialisedError",
     "asarray",

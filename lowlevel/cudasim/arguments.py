@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lowlevel.gpu.tensor_map import COLUMNS, describable, whole_strides
+
 from .array import poison_bytes, raw_bytes
 from .errors import ArgumentError, OutOfBoundsError
 from .protocol import MAX_EXTENTS, MAX_PARAMETER_BYTES, MAX_PARAMETERS
@@ -20,6 +22,17 @@ from .protocol import MAX_EXTENTS, MAX_PARAMETER_BYTES, MAX_PARAMETERS
 PAGE = 4096
 _FIRST_ADDRESS = 0x20_0000_0000
 _GAP = 1 << 30
+_MAP_BYTES = 128
+_BOX = np.dtype(
+    [
+        ("address", "<u8"),
+        ("lengths", "<u8", 3),
+        ("strides", "<u8", 2),
+        ("box", "<u4", 3),
+        ("magic", "<u4"),
+    ]
+)
+_BOX_MAGIC = 0x50414D54
 _LARGEST_ALIGNMENT = 16  # of any vector load: what the layout keeps of an array's own address
 
 
@@ -81,10 +94,47 @@ class PointerTable:
                 raise ArgumentError(f"pointer table: entry {index} is {array!r}, not an array")
 
 
+class TensorMap:
+    """An argument for ``const __grid_constant__ ptx::TensorMap``: boxes of an array (heads, rows, columns).
+
+    Parameters
+    ----------
+    array : ndarray of 16-bit elements, (heads, rows, columns)
+    rows : int
+        Of a box, of 64 columns.
+    """
+
+    def __init__(self, array: np.ndarray, rows: int) -> None:
+        problems = {
+            "an array (heads, rows, columns)": isinstance(array, np.ndarray) and array.ndim == 3,
+            "16-bit elements": getattr(array, "itemsize", 0) == 2,
+            "1 to 256 rows in a box": 1 <= rows <= 256,
+        }
+        missing = [what for what, holds in problems.items() if not holds]
+        if not missing and not describable(array.ctypes.data, array.shape, array.strides):
+            missing = ["rows that start at multiples of 16 bytes, one behind the other"]
+        if missing:
+            raise ArgumentError(
+                f"tensor map: expected {missing[0]}, got {_describe(array)}, {rows} rows"
+            )
+        self.array, self.rows = array, rows
+
+    def bytes_at(self, address: int) -> bytes:
+        """runtime.h's Box, in 128 bytes, of the array at a device address."""
+        shape = self.array.shape
+        box = np.zeros(1, _BOX)
+        box["address"], box["lengths"] = address, shape[::-1]
+        box["strides"] = whole_strides(shape, self.array.strides)
+        box["box"], box["magic"] = (COLUMNS, self.rows, 1), _BOX_MAGIC
+        return box.tobytes().ljust(_MAP_BYTES, b"\0")
+
+
 # ---- checks -------------------------------------------------------------------------------------
 
 
 def _scalar_fits(parameter, value):
+    if isinstance(value, TensorMap):
+        return parameter.code == "V" and parameter.bytes == _MAP_BYTES
     if not isinstance(value, (np.generic, np.ndarray)):
         return False
     if parameter.code == "V" or parameter.count > 1:
@@ -234,6 +284,8 @@ class MemoryLayout:
                 tables.append((table, value.arrays))
                 self._keep.append(table)
                 self._add(parameter.name, table, False)
+            elif isinstance(value, TensorMap):
+                self._add(parameter.name, value.array, False)
             elif isinstance(value, np.ndarray) and parameter.pointee:
                 self._add(parameter.name, value, not parameter.is_const, parameter)
         self._merge_overlapping()
@@ -357,7 +409,9 @@ class MemoryLayout:
         """The bytes that each parameter holds when the kernel starts."""
         result = []
         for parameter, value in zip(parameters, values, strict=True):
-            if not parameter.pointee:
+            if isinstance(value, TensorMap):
+                result.append(value.bytes_at(self.address_of(value.array)))
+            elif not parameter.pointee:
                 result.append(value.tobytes())
             elif _is_null(value):
                 result.append(bytes(8))

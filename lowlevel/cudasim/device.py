@@ -6,9 +6,11 @@ import numpy as np
 
 from lowlevel.gpu.kernel_device import KernelDevice
 from lowlevel.gpu.loader import Library
+from lowlevel.gpu.tensor_map import TensorMap as DescribedArray
 from lowlevel.sizes import format_size
 
 from . import streams
+from .arguments import TensorMap
 from .array import CudaSimArray, asnumpy, empty
 from .module import Module
 
@@ -92,6 +94,7 @@ class CudaSimDevice(KernelDevice):
             if isinstance(argument, CudaSimArray)
         ]
         reads = [array for parameter, array in arrays if parameter.startswith("const ")]
+        reads += [argument.array for argument in arguments if isinstance(argument, DescribedArray)]
         writes = [array for parameter, array in arrays if not parameter.startswith("const ")]
         streams.touch(kernel.name, reads, writes)
         super().launch(kernel, n_blocks, arguments, shared_mem)
@@ -100,6 +103,9 @@ class CudaSimDevice(KernelDevice):
         if shared_mem > function.max_dynamic_shared_size_bytes:
             function.max_dynamic_shared_size_bytes = shared_mem
         function(grid, block, arguments, shared_mem=shared_mem)
+
+    def tensor_map(self, described):
+        return TensorMap(*described)
 
     @contextlib.contextmanager
     def gemm(self, workspace):

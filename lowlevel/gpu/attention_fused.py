@@ -10,6 +10,7 @@ from . import layout
 from .attention import describe, set_strides
 from .instances import FUSED, MERGE
 from .passes import chunk_reader
+from .tensor_map import TensorMap, describable
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
 # Between them, log2(e) times a scale is a normal float32.
@@ -81,20 +82,26 @@ def _launcher(device, plan, operands, state, call):
     stages = layout.fused_stages(plan.sizes, shape)
     shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, stages)
     general = _is_general(o)
-    kernel = FUSED[plan.d_k, plan.d_v, plan.q_dtype, general]
-    by_warpgroups = None if general else layout.kernel_of_warpgroups(plan.sizes)
+    kernel = FUSED[plan.d_k, plan.d_v, shape.rows, plan.q_dtype, general]
+    by_warpgroups = layout.kernel_of_warpgroups(plan.sizes, general)
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
     last = (stages, call) if shape.latent else (call,)
+    # attention_latent_wgmma.cuh wants V to be whole panels of K, all but the first or the last one.
+    v_in_panels = not shape.latent or o.v_column in (0, plan.d_k - plan.d_v)
 
     def launch(k, v, keys):
-        if by_warpgroups is not None and call["aligned"]:
-            arguments = (o.q, k, v, o.out, o.lse, o.sinks, *state, call)
+        mask = None if o.mask is None else o.mask[..., keys]
+        rows = (k,) if shape.latent else (k, v)
+        options = (mask, o.alibi_slopes, o.sinks)
+        boxes = None
+        if by_warpgroups is not None and call["aligned"] and v_in_panels:
+            boxes = _boxes(device, rows, layout.WGMMA_SHAPES[plan.d_k, plan.d_v].keys)
+        if boxes is not None:
+            arguments = (*boxes, o.q, o.out, o.lse, *options, *state, call)
             shared = layout.wgmma_shared_bytes(plan.sizes)
             device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
             return
-        mask = None if o.mask is None else o.mask[..., keys]
-        rows = (k,) if shape.latent else (k, v)
-        arguments = (o.q, *rows, o.out, o.lse, mask, o.alibi_slopes, o.sinks, *state, *last)
+        arguments = (o.q, *rows, o.out, o.lse, *options, *state, *last)
         device.launch(kernel, plan.n_splits * n_tiles, arguments, shared_mem=shared_bytes)
 
     return launch
@@ -106,6 +113,18 @@ def _is_aligned(device, array):
         return True
     starts = (device.address(array), *array.strides[:-1])
     return all(start % _ALIGNMENT == 0 for start in starts)
+
+
+def _boxes(device, arrays, keys):
+    """How the copy engine reads K and V, `keys` at a time; None: it cannot."""
+    boxes = []
+    for array in arrays:
+        if array.shape[0] > 1 and array.strides[0] == 0:  # the same for all heads
+            array = array[:1]
+        if not describable(device.address(array), array.shape, array.strides):
+            return None
+        boxes.append(TensorMap(array, keys))
+    return boxes
 
 
 def _is_general(operands):

@@ -34,9 +34,9 @@ __device__ __forceinline__ bool is_finite(float value) {
 // Rows to float32, a block a row; with `clean`, NaN and inf become 0. Source and target may be the same.
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
-attention_widen(const typename Type::Bits* source, float* target, const int d, const int head_rows,
-                const long long source_head, const long long source_row, const long long target_head,
-                const long long target_row, const int clean) {
+    attention_widen(const typename Type::Bits* source, float* target, const int d, const int head_rows,
+                    const long long source_head, const long long source_row, const long long target_head,
+                    const long long target_row, const int clean) {
   const long long head = blockIdx.x / head_rows, row = blockIdx.x % head_rows;
   source += head * source_head + row * source_row;
   target += head * target_head + row * target_row;
@@ -49,8 +49,8 @@ attention_widen(const typename Type::Bits* source, float* target, const int d, c
 // Which keys have a NaN or inf in their row of V: one block a key of a K/V head.
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
-attention_scan(const typename Type::Bits* __restrict__ v, float* __restrict__ not_finite, const int d_v,
-               const AttentionCall call) {
+    attention_scan(const typename Type::Bits* __restrict__ v, float* __restrict__ not_finite, const int d_v,
+                   const AttentionCall call) {
   const long long head_kv = blockIdx.x / call.n_keys, key = blockIdx.x % call.n_keys;
   const typename Type::Bits* row = v + head_kv * call.v_head + key * call.v_key;
   bool found = false;
@@ -80,10 +80,10 @@ constexpr int kHeld = 16;
 // maximum has grown. `state`: maximum and sum of each row.
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
-attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __restrict__ state,
-                  const float* __restrict__ not_finite, const typename Type::Bits* __restrict__ v,
-                  const float* __restrict__ mask, const float* __restrict__ slopes, const int kq_row, const int d_v,
-                  const AttentionCall call) {
+    attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __restrict__ state,
+                      const float* __restrict__ not_finite, const typename Type::Bits* __restrict__ v,
+                      const float* __restrict__ mask, const float* __restrict__ slopes, const int kq_row, const int d_v,
+                      const AttentionCall call) {
   const long long row = blockIdx.x;
   const int head = blockIdx.x / (unsigned)call.n_tokens, token = blockIdx.x % (unsigned)call.n_tokens;
   const int head_kv = head / call.group;
@@ -156,9 +156,9 @@ attention_softmax(float* __restrict__ kq, float* __restrict__ sums, float* __res
 
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
-attention_finish(const float* __restrict__ sums, const float* __restrict__ state, const float* __restrict__ sinks,
-                 typename Type::Bits* __restrict__ out, float* __restrict__ lse, const int d_v,
-                 const AttentionCall call) {
+    attention_finish(const float* __restrict__ sums, const float* __restrict__ state, const float* __restrict__ sinks,
+                     typename Type::Bits* __restrict__ out, float* __restrict__ lse, const int d_v,
+                     const AttentionCall call) {
   const long long row = blockIdx.x;
   const int head = blockIdx.x / (unsigned)call.n_tokens, token = blockIdx.x % (unsigned)call.n_tokens;
   const RowEnd end = finish_row(state[2 * row], state[2 * row + 1], sinks, head);

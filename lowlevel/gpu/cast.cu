@@ -12,7 +12,7 @@ struct CastCall {
 
 template <class From, class To>
 __global__ void __launch_bounds__(kThreads)
-cast(const typename From::Bits* __restrict__ source, typename To::Bits* __restrict__ target, const CastCall call) {
+    cast(const typename From::Bits* __restrict__ source, typename To::Bits* __restrict__ target, const CastCall call) {
   const long long first = (long long)blockIdx.x * (kThreads * kItems) + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {

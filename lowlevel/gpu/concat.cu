@@ -87,17 +87,53 @@ __device__ __forceinline__ void transpose(const Unit* from, Unit* to, Tile& tile
       to[(y + kRows * i) * layout.target_stride + x] = tile[y + kRows * i][x];
 }
 
+// A whole tile of 16-bit units, two at a time on both sides. `words`: [kTile][kTile / 2 + 1].
+template <class Unit>
+__device__ __forceinline__ void transpose_pairs(const Unit* from, Unit* to, unsigned* words,
+                                                const Transposed& layout) {
+  constexpr unsigned kPitch = kTile / 2 + 1, kWarps = 256 / 32;
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  unsigned first[4], second[4];
+#pragma unroll
+  for (unsigned i = 0; i < 4; ++i) {
+    const Unit* const row = from + 2 * (warp + kWarps * i) * layout.source_stride + 2 * lane;
+    first[i] = *reinterpret_cast<const unsigned*>(row);
+    second[i] = *reinterpret_cast<const unsigned*>(row + layout.source_stride);
+  }
+#pragma unroll
+  for (unsigned i = 0; i < 4; ++i) {
+    unsigned* const column = words + 2 * lane * kPitch + warp + kWarps * i;
+    column[0] = ptx::permute(first[i], second[i], 0x5410);
+    column[kPitch] = ptx::permute(first[i], second[i], 0x7632);
+  }
+  __syncthreads();
+#pragma unroll
+  for (unsigned i = 0; i < kTile / kWarps; ++i) {
+    const unsigned row = warp + kWarps * i;
+    *reinterpret_cast<unsigned*>(to + row * layout.target_stride + 2 * lane) = words[row * kPitch + lane];
+  }
+}
+
 template <class Unit>
 __global__ void __launch_bounds__(256)
     copy_transposed(const void* source, void* target, const Transposed layout) {
   // Its rows are one 4-byte bank further each, or as far as a unit is wide.
-  __shared__ Unit tile[kTile][kTile + (sizeof(Unit) < 4 ? 4 / sizeof(Unit) : 1)];
+  __shared__ __align__(4) Unit tile[kTile][kTile + (sizeof(Unit) < 4 ? 4 / sizeof(Unit) : 1)];
   const Place place = place_of(blockIdx.x, layout.tiles);
   const Unit* const from = static_cast<const Unit*>(source) + place.from;
   Unit* const to = static_cast<Unit*>(target) + place.to;
   const unsigned targets = layout.target_length - place.indices[0] * kTile;
   const unsigned sources = layout.source_length - place.indices[1] * kTile;
-  if (targets >= kTile && sources >= kTile)
+  const bool whole = targets >= kTile && sources >= kTile;
+  if constexpr (sizeof(Unit) == 2) {
+    const long long places = (long long)(size_t)from | (long long)(size_t)to | 2 * layout.source_stride |
+                             2 * layout.target_stride;
+    if (whole && places % 4 == 0) {
+      transpose_pairs(from, to, reinterpret_cast<unsigned*>(&tile[0][0]), layout);
+      return;
+    }
+  }
+  if (whole)
     transpose<true>(from, to, tile, layout, targets, sources);
   else
     transpose<false>(from, to, tile, layout, targets, sources);

@@ -2,7 +2,8 @@
 ``python -m lowlevel.gpu.resources`` share.
 
 The ground's own kernels stand here. A floor above lists its own in a module of the same shape, named
-in `TABLES` and imported only by those who want all there is.
+in `TABLES` and imported only by those who want all there is. Where sources include headers that are made
+from a table, that module has them too: ``GENERATED``, name -> text.
 """
 
 import importlib
@@ -22,7 +23,7 @@ class Kernel(NamedTuple):
         An extern "C" function, or a template instance such as ``"dequantize<Q2_K, Float32, true>"``.
     parameters : tuple of str
         NumPy type codes in order: "i8" a scalar, "f4*" and "const u1*" arrays of that type,
-        "const V*" arrays of any; "V80" a structure of 80 bytes.
+        "const V*" arrays of any; "V80" a structure of 80 bytes; "map" a `tensor_map.TensorMap`.
     block : int
         Threads of a block, as ``__launch_bounds__`` says.
     architecture : str, optional
@@ -98,13 +99,26 @@ FUSED_SHAPES = {
     (192, 128): FusedShape(rows=128, keys=64, warps=4, blocks=2),
     (576, 512): FusedShape(rows=64, keys=64, warps=8, blocks=1, latent=True),
 }
+# Where the query rows of a K/V head are few, tiles have no more than these: blocks are small, and so many that
+# copies of K and V fill the memory link. (d_k, d_v) -> tiles, the smallest first
+FEW_ROWS_SHAPES = {
+    (d_k, d_v): tuple(
+        FusedShape(rows=rows, keys=64, warps=rows // 16, blocks=blocks, k_stages=k_stages)
+        for rows, blocks in blocks_of.items()
+    )
+    for d_k, d_v, k_stages, blocks_of in (
+        (64, 64, 2, {32: 4, 64: 4}),
+        (128, 128, 2, {32: 4, 64: 3}),
+        (192, 128, 1, {32: 4, 64: 3}),
+    )
+}
 _ROW_OPERANDS = ("f4*", "const f4*", "const f4*", "const f4*")  # lse, mask, slopes, sinks
 _STATE = ("f4*", "f4*")
-# (d_k, d_v, type, general: mask, softcap, ALiBi or a scale that is not positive) -> kernel
+# (d_k, d_v, TILE_ROWS, type, general: mask, softcap, ALiBi or a scale that is not positive) -> kernel
 FUSED = {
-    (d_k, d_v, dtype, general): Kernel(
+    (d_k, d_v, shape.rows, dtype, general): Kernel(
         package="lowlevel.gpu",
-        file=f"attention_{d_k}_{d_v}.cu",
+        file=f"attention_{d_k}_{d_v}{rows}.cu",
         name=f"attention_{'latent' if shape.latent else 'fused'}"
         f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
         parameters=(
@@ -115,29 +129,41 @@ FUSED = {
         ),
         block=32 * shape.warps,
     )
-    for (d_k, d_v), shape in FUSED_SHAPES.items()
+    for (d_k, d_v), whole in FUSED_SHAPES.items()
+    for shape, rows in (
+        (whole, ""),
+        *((few, f"_rows_{few.rows}") for few in FEW_ROWS_SHAPES.get((d_k, d_v), ())),
+    )
     for dtype in ("float16", "bfloat16")
     for general in (False, True)
 }
-# Fused attention where products are a warpgroup's (attention_wgmma.cuh): aligned rows, scores without options.
+# Fused attention where products are a warpgroup's and the copy engine brings K and V (attention_wgmma.cuh,
+# attention_latent_wgmma.cuh): aligned rows.
 # (d_k, d_v) -> tile; rows as in FUSED_SHAPES, for plans are made for both.
 WGMMA_SHAPES = {
-    sizes: FusedShape(rows=128, keys=128, warps=12, blocks=1)
-    for sizes in ((64, 64), (128, 128), (192, 128))
+    (64, 64): FusedShape(rows=128, keys=128, warps=12, blocks=1),
+    (128, 128): FusedShape(rows=128, keys=128, warps=12, blocks=1),
+    (192, 128): FusedShape(rows=128, keys=128, warps=12, blocks=1),
+    (576, 512): FusedShape(rows=64, keys=64, warps=12, blocks=1, latent=True),
 }
 WGMMA_STAGES = 2  # STAGES: tiles of K and of V in shared memory
-# (d_k, d_v, type) -> kernel
+# (d_k, d_v, type, general) -> kernel
 WGMMA = {
-    (d_k, d_v, dtype): Kernel(
+    (d_k, d_v, dtype, general): Kernel(
         package="lowlevel.gpu",
         file=f"attention_wgmma_{d_k}_{d_v}.cu",
-        name=f"attention_wgmma<{FLOAT_TYPES[dtype]}>",
-        parameters=(*["const u2*"] * 3, "V*", "f4*", "const f4*", *_STATE, ATTENTION_CALL),
+        name=f"attention_{'latent_' if shape.latent else ''}wgmma"
+        f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
+        parameters=(
+            *["map"] * (1 if shape.latent else 2),  # k, v
+            *("const u2*", "V*", *_ROW_OPERANDS, *_STATE, ATTENTION_CALL),
+        ),
         block=32 * shape.warps,
         architecture="90a",
     )
     for (d_k, d_v), shape in WGMMA_SHAPES.items()
     for dtype in ("float16", "bfloat16")
+    for general in (False, True)
 }
 MERGE = {
     dtype: Kernel(
@@ -145,7 +171,7 @@ MERGE = {
         file="attention_merge.cu",
         name=f"attention_merge<{FLOAT_TYPES[dtype]}>",
         parameters=("const f4*", "const f4*", "const f4*", "V*", "f4*", "i4", ATTENTION_CALL),
-        block=128,
+        block=512,
     )
     for dtype in ("float16", "bfloat16")
 }
@@ -178,6 +204,16 @@ CAST = {
     for target in FLOAT_TYPES
     if source != target
 }
+MERGE_STATES = {
+    dtype: Kernel(
+        package="lowlevel.gpu",
+        file="merge_states.cu",
+        name=f"merge_states<{FLOAT_TYPES[dtype]}>",
+        parameters=("f4*", "f4*", f"const {_BITS[dtype]}", "const f4*", "V80"),
+        block=128,
+    )
+    for dtype in FLOAT_TYPES
+}
 # The tiles path: by the type of what is read, of V, of V, of out.
 WIDEN = _row_kernels("attention_widen", ("const {bits}", "f4*", "i4", "i4", *["i8"] * 4, "i4"))
 SCAN = _row_kernels("attention_scan", ("const {bits}", "f4*", "i4", ATTENTION_CALL))
@@ -195,7 +231,72 @@ ATTENTION = tuple(
     for table in (FUSED, WGMMA, MERGE, WIDEN, SCAN, SOFTMAX, FINISH)
     for kernel in table.values()
 )
-KERNELS = (*COPY.values(), *TRANSPOSED.values(), *JOIN.values(), *CAST.values(), *ATTENTION)
+# ---- operations of models: see lowlevel/ops ----------------------------------------------------------
+
+ROWS_CALL = "V72"  # rows.cuh's RowsCall, ops/launch.py's CALL
+_PAIRS = tuple((source, target) for source in FLOAT_TYPES for target in FLOAT_TYPES)
+
+
+def _row_operations(file, name, parameters, kinds=_PAIRS, block=256):
+    """{types: Kernel} of a template; ``{0}``, ``{1}``: the bits in memory of its first, its second type."""
+    return {
+        of: Kernel(
+            package="lowlevel.gpu",
+            file=file,
+            name=f"{name}<{', '.join(FLOAT_TYPES[dtype] for dtype in of)}>",
+            parameters=tuple(x.format(*(_BITS[dtype] for dtype in of)) for x in parameters),
+            block=block,
+        )
+        for of in kinds
+    }
+
+
+def _of_one(file, name, parameters, block=256):
+    """{type: Kernel} of a template with one type."""
+    kinds = tuple((dtype,) for dtype in FLOAT_TYPES)
+    table = _row_operations(file, name, parameters, kinds, block)
+    return {dtype: kernel for (dtype,), kernel in table.items()}
+
+
+# By the types of what is read and of what is written; ADD: of x and out, of y.
+RMS_NORM = _row_operations(
+    "rms_norm.cu", "rms_norm", ("const {0}", "const f4*", "{1}", "f4", "i4", ROWS_CALL)
+)
+GATED = _row_operations(
+    "gated.cu", "gated", ("const {0}", "const {0}", "{1}", "i4", "f4", "f4", ROWS_CALL)
+)
+ADD = _row_operations(
+    "add.cu", "add", ("const {0}", "const {1}", "const i4*", "{0}", "i8", "i4", ROWS_CALL)
+)
+SCALE = _of_one("add.cu", "scale", ("{0}", "f4", ROWS_CALL))
+ROPE = _of_one("rope.cu", "rope", ("{0}", "const i4*", "const u8*", "V64"))
+ROUTE = _of_one("routing.cu", "route", ("const {0}", "const f4*", "i4*", "f4*", "V56"), block=128)
+GATHER_ROWS = _row_operations("rows.cu", "gather_rows", ("const {0}", "const i4*", "{1}", "V48"))
+SCATTER_ORDER = Kernel(
+    package="lowlevel.gpu",
+    file="rows.cu",
+    name="scatter_order",
+    parameters=("const i4*", "i4*", "i4*", "i8", "i4", "i4"),
+    block=256,
+)
+SCATTER_ADD = _row_operations(
+    "rows.cu",
+    "scatter_add",
+    ("const {0}", "const f4*", "const i4*", "const i4*", "{1}", "V32"),
+)
+OPERATIONS = (
+    *(kernel for table in (RMS_NORM, GATED, ADD, SCALE, ROPE, ROUTE) for kernel in table.values()),
+    *(SCATTER_ORDER, *GATHER_ROWS.values(), *SCATTER_ADD.values()),
+)
+KERNELS = (
+    *COPY.values(),
+    *TRANSPOSED.values(),
+    *JOIN.values(),
+    *CAST.values(),
+    *MERGE_STATES.values(),
+    *ATTENTION,
+    *OPERATIONS,
+)
 
 
 def all_kernels():
@@ -203,7 +304,16 @@ def all_kernels():
     return tuple(kernel for table in TABLES for kernel in importlib.import_module(table).KERNELS)
 
 
+def _table_of(package):
+    (table,) = (name for name in TABLES if name.rpartition(".")[0] == package)
+    return importlib.import_module(table)
+
+
 def of_source(source):
     """The kernels of one file, (package, file): they are compiled together."""
-    (table,) = (name for name in TABLES if name.rpartition(".")[0] == source[0])
-    return tuple(k for k in importlib.import_module(table).KERNELS if k.source == source)
+    return tuple(k for k in _table_of(source[0]).KERNELS if k.source == source)
+
+
+def generated(package: str, file: str) -> str | None:
+    """The text of a header that a package makes from its tables; None if it makes none of that name."""
+    return getattr(_table_of(package), "GENERATED", {}).get(file)

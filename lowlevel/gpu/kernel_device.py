@@ -10,6 +10,7 @@ lowlevel/devices.py), `from_host`, `to_host`, and
     n_multiprocessors                                  how many blocks' worth of hardware there is
     max_shared_bytes                                   shared memory that one block may have
     architecture                                       such as "90a": with its own instructions
+    tensor_map(described)                              what a launch passes for a `tensor_map.TensorMap`
 
 ``gemm(workspace)`` yields ``product(a, b, c, transposed=False, accumulate=False, may_round=False)`` for
 float32 arrays: a (batch, m, k), b (batch, k, n) or with `transposed` (batch, n, k), c (batch, m, n), rows
@@ -27,6 +28,7 @@ from lowlevel.axes import span
 from lowlevel.cpu import copy as host_copies
 
 from . import copies, layout
+from .tensor_map import TensorMap
 
 _MAX_GRID = 2**31 - 1
 
@@ -69,7 +71,9 @@ class KernelDevice:
         checked = []
         try:
             for parameter, argument in zip(parameters, arguments, strict=True):
-                if parameter.is_array:
+                if parameter.is_map:
+                    checked.append(self._map_argument(argument))
+                elif parameter.is_array:
                     checked.append(self._array_argument(parameter, argument))
                 else:
                     checked.append(_scalar(parameter, argument))
@@ -98,6 +102,11 @@ class KernelDevice:
         if dtype == np.uint16 and _is_16_bit_float(given):
             return argument.view(np.uint16)
         raise TypeError(f"expected {dtype}, got {given}")
+
+    def _map_argument(self, argument):
+        if not isinstance(argument, TensorMap) or self.address(argument.array) is None:
+            raise TypeError(f"expected a TensorMap of an array on {self.name}, got {argument!r}")
+        return self.tensor_map(argument)
 
     def copy(self, target, source):
         copies.copy(self, target, source)
@@ -161,6 +170,7 @@ class _Parameter(NamedTuple):
     """What a kernel's parameter takes."""
 
     is_array: bool
+    is_map: bool
     is_const: bool  # only read
     dtype: np.dtype | None  # None: any
     least: int  # of an integer
@@ -177,10 +187,12 @@ def _parsed_one(parameter):
     code = parameter.removeprefix("const ")
     if code.endswith("*"):
         dtype = None if code == "V*" else np.dtype(code[:-1])
-        return _Parameter(True, code != parameter, dtype, 0, 0)
+        return _Parameter(True, False, code != parameter, dtype, 0, 0)
+    if code == "map":
+        return _Parameter(False, True, True, None, 0, 0)
     dtype = np.dtype(code)
     limits = np.iinfo(dtype) if dtype.kind in "iu" else None
-    return _Parameter(False, True, dtype, limits and limits.min, limits and limits.max)
+    return _Parameter(False, False, True, dtype, limits and limits.min, limits and limits.max)
 
 
 @functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked

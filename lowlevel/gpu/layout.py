@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lowlevel import devices
 from lowlevel.attention.kv_source import DENSE_DTYPES
 
-from .instances import FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
+from .instances import FEW_ROWS_SHAPES, FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
 
 Q_DTYPES = OUT_DTYPES = ("float32", "float16", "bfloat16")
 METHODS = ("auto",)
@@ -79,9 +79,12 @@ def _decoded(sizes):
 
 def fused_shape(sizes):
     """The FusedShape of the fused kernel for these sizes on this device, or None."""
-    shape = FUSED_SHAPES.get((sizes["d_k"], sizes["d_v"]))
+    d_k, d_v = sizes["d_k"], sizes["d_v"]
+    shape = FUSED_SHAPES.get((d_k, d_v))
     if shape is None or (shape.latent and not sizes["v_in_k"]):
         return None
+    rows = sizes["n_head"] // sizes["n_head_kv"] * sizes["n_tokens"]  # of a K/V head
+    shape = next((few for few in FEW_ROWS_SHAPES.get((d_k, d_v), ()) if rows <= few.rows), shape)
     most = devices.get(sizes["device"]).max_shared_bytes
     return shape if fused_shared_bytes(sizes, shape, 1) <= most else None
 
@@ -102,18 +105,28 @@ def fused_shared_bytes(sizes, shape, stages):
 
 
 def wgmma_shared_bytes(sizes):
-    """As `fused_shared_bytes`, of a kernel of warpgroups; four words of each stage besides."""
+    """As `fused_shared_bytes`, of a kernel of warpgroups; barriers and what warps tell each other besides."""
     d_k, d_v = sizes["d_k"], sizes["d_v"]
     shape = WGMMA_SHAPES[d_k, d_v]
-    return 2 * shape.rows * d_k + WGMMA_STAGES * (2 * shape.keys * (d_k + d_v) + 16)
+    if shape.latent:
+        exchange = 4 * (4 * shape.rows + 2 * 4)
+        barriers = 8 * (1 + WGMMA_STAGES * (d_k // 64 + 2))
+        return (
+            2 * (shape.rows * (d_k + shape.keys) + WGMMA_STAGES * shape.keys * d_k)
+            + exchange
+            + barriers
+        )
+    copies = 8 * (1 + 5 * WGMMA_STAGES) + 16 * WGMMA_STAGES
+    return 2 * (shape.rows * d_k + WGMMA_STAGES * shape.keys * (d_k + d_v)) + copies
 
 
-def kernel_of_warpgroups(sizes):
-    """The kernel on a warpgroup's products, for aligned rows and scores without options, where the device runs it;
-    or None."""
-    kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"]))
+def kernel_of_warpgroups(sizes, general=False):
+    """The kernel on a warpgroup's products, where the device runs it; or None. `general`: scores with options."""
+    kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"], general))
     device = devices.get(sizes["device"])
     if kernel is None or not device.runs(kernel):
+        return None
+    if fused_shape(sizes).rows != WGMMA_SHAPES[sizes["d_k"], sizes["d_v"]].rows:
         return None
     return kernel if wgmma_shared_bytes(sizes) <= device.max_shared_bytes else None
 

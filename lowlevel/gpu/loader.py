@@ -2,7 +2,8 @@
 
 What a compiler gets is one text: the .cu with its ``#include "..."`` files in their places and
 ``#line`` before each piece, so that messages name the files' own lines. CuPy's disk cache is keyed
-by text and options, and so notices a changed header too.
+by text and options, and so notices a changed header too. Some headers are no files: the package makes their
+text from a table (see instances.py).
 """
 
 import importlib.resources
@@ -10,7 +11,7 @@ import re
 
 from lowlevel.fork_lock import child_lock
 
-from .instances import of_source
+from .instances import generated, of_source
 
 # CuPy adds -ftz=true to whatever it compiles: everybody compiles so, then.
 OPTIONS = ("-std=c++17", "-ftz=true")
@@ -43,9 +44,8 @@ def source_text(package, file):
     seen = set()
 
     def expand(package, folder, file):
-        path = importlib.resources.files(package).joinpath(*folder, file)
         name = display_name(package, "/".join((*folder, file)))
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = _read(package, folder, file).split("\n")
         result = [f'#line 1 "{name}"']
         for number, line in enumerate(lines, start=1):
             match = _INCLUDE.fullmatch(line)
@@ -62,8 +62,18 @@ def source_text(package, file):
     return "\n".join(expand(package, (), file))
 
 
+def _read(package, folder, file):
+    made = generated(package, file)
+    if made is not None:
+        return made
+    path = importlib.resources.files(package).joinpath(*folder, file)
+    return path.read_text(encoding="utf-8")
+
+
 def _find(package, folder, file, where):
-    """(package, folder, file) of a header: beside the file that includes it, or a shared one."""
+    """(package, folder, file) of a header: made by the package, beside the file that includes it, or shared."""
+    if generated(package, file) is not None:
+        return package, (), file
     for place in ((package, folder), (_SHARED_HEADERS[0], _SHARED_HEADERS[1:])):
         if importlib.resources.files(place[0]).joinpath(*place[1], file).is_file():
             return (*place, file)

@@ -1,8 +1,16 @@
 """A picture of an arena in characters: which tag holds what lies where."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 from lowlevel.pool.arena import ALIGNMENT, align_up
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from lowlevel.inspect.state import LiveBlock
+
 
 FREE = None
 
@@ -27,7 +35,7 @@ class BlockMap(NamedTuple):
     tags: list
 
 
-def block_map(blocks, n_cells, size=None):
+def block_map(blocks: list[LiveBlock], n_cells: int, size: int | None = None) -> BlockMap:
     """Spread blocks over cells.
 
     Parameters
@@ -44,8 +52,8 @@ def block_map(blocks, n_cells, size=None):
     blocks = [block for block in blocks if block.n_bytes]
     end = max((block.offset + block.n_bytes for block in blocks), default=0)
     cell_bytes = max(ALIGNMENT, align_up(-(-(end if size is None else size) // n_cells)))
-    held = [{} for _ in range(-(-end // cell_bytes))]
-    totals = {}
+    held: Any = [{} for _ in range(-(-end // cell_bytes))]
+    totals: dict[Any, Any] = {}
     for block in blocks:
         totals[block.tag] = totals.get(block.tag, 0) + block.n_bytes
         edge = block.offset + block.n_bytes

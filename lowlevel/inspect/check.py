@@ -1,12 +1,29 @@
 """What can be demanded of a run (a limit on memory, no refusals, ...), and how two runs differ."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from lowlevel.pool.block import holders
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from lowlevel.inspect.run import Run
+
 
 TOTALS = ("budget", "peak", "used")
 HISTORY = ("n_taken", "n_refused")  # no snapshot says
 
 
-def check(run, *, limit=None, no_refusals=False, no_leaks=False, kept_plans=False):
+def check(
+    run: Run,
+    *,
+    limit: int | None = None,
+    no_refusals: bool = False,
+    no_leaks: bool = False,
+    kept_plans: bool = False,
+) -> list[dict[str, Any]]:
     """What of the given demands a run breaks.
 
     Parameters
@@ -65,7 +82,7 @@ def _holder(holder):
     return f"{holder['tag']!r:.60}{site}"
 
 
-def diff(run_a, run_b):
+def diff(run_a: Run, run_b: Run) -> list[dict[str, Any]]:
     """How two runs differ, pool by pool in the order of attaching.
 
     Returns

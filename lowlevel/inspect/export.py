@@ -1,10 +1,18 @@
 """Traces in the formats of other tools: PyTorch's memory snapshot (pytorch.org/memory_viz) and RMM's CSV log."""
 
+from __future__ import annotations
+
 import csv
 import io
 import pickle
+from typing import TYPE_CHECKING
 
 from .run import read_run
+
+if TYPE_CHECKING:
+    import os
+    from typing import Any
+
 
 FORMATS = ("torch", "rmm")
 # Pools get addresses of their own, so that one pool's block is never taken for another's.
@@ -15,7 +23,7 @@ RMM_COLUMNS = ("Thread", "Time", "Action", "Pointer", "Size", "Stream")
 _LATEST = 253402300799.0  # year 9999
 
 
-def export(path, format):
+def export(path: str | os.PathLike[str], format: str) -> bytes:
     """A trace file as another tool's file.
 
     Parameters
@@ -43,7 +51,7 @@ def export(path, format):
     return text.getvalue().encode()
 
 
-def contents(path, format):
+def contents(path: str | os.PathLike[str], format: str) -> Any:
     """What `export` writes, as plain data: `torch_snapshot`'s dict or `rmm_log`'s rows.
 
     Raises
@@ -55,7 +63,7 @@ def contents(path, format):
     return torch_snapshot(path) if format == "torch" else rmm_log(path)
 
 
-def torch_snapshot(path):
+def torch_snapshot(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
     """A trace, or a snapshot, as the dict that torch.cuda.memory._snapshot() returns.
 
     Each pool is a device of its own with one segment, the arena; a block's "frames" are its site, scope and
@@ -84,7 +92,7 @@ def torch_snapshot(path):
     return {"segments": segments, "device_traces": device_traces}
 
 
-def rmm_log(path):
+def rmm_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """A trace as the rows of the CSV that RMM's logging_resource_adaptor writes: one for each allocation and release.
 
     Threads are numbers in the order of their appearance (0: not known), times are UTC, the stream is 0;

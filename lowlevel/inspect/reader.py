@@ -7,13 +7,21 @@ Lines are checked by hand: jsonschema takes 180 us a line instead of 4.5; msgspe
 Python has in names of files that are no UTF-8, and with them traces that kqcap writes.
 """
 
+from __future__ import annotations
+
 import importlib.resources
 import json
 import os
 import stat
 import time
+from typing import TYPE_CHECKING
 
 from lowlevel.pool.trace import FORMAT, VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
 
 MAX_LINE_BYTES = 64 * 2**20
 # JSON values of a line, each of which costs Python far more than its bytes: 100,000 blocks are 2 million.
@@ -51,7 +59,7 @@ class TraceFormatError(ValueError):
     """Not a trace, one of a version that is not known, or a damaged one; names the file and the line."""
 
 
-def read_header(path):
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The first line of a trace file, checked.
 
     Raises
@@ -62,7 +70,7 @@ def read_header(path):
         return _header(path, file.readline(MAX_LINE_BYTES))
 
 
-def read_events(path, follow=False):
+def read_events(path: str | os.PathLike[str], follow: bool = False) -> Iterator[dict[str, Any]]:
     """The events of a trace file one by one, as dicts; those whose "op" is not known are left out.
 
     A half-written last line is left out, for a trace may be read while it grows.
@@ -86,7 +94,9 @@ def read_events(path, follow=False):
         yield event
 
 
-def numbered_events(path, follow=False):
+def numbered_events(
+    path: str | os.PathLike[str], follow: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """As `read_events`, each with the number of its line, from 2 on."""
     with EventFile(path) as file:
         while True:
@@ -119,15 +129,15 @@ class EventFile:
         The file cannot be read, or is no regular file.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
-        self.header = None
+        self.header: Any = None
         self.ended = False
         self._number = 1
         self._part = b""  # of a line that is not whole yet
         self._file = _open(path)
 
-    def new_events(self):
+    def new_events(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line number, event) for each line that is whole by now.
 
         Raises
@@ -161,17 +171,17 @@ class EventFile:
         self._number += self.header is not None
         return line
 
-    def close(self):
+    def close(self) -> None:
         self._file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> EventFile:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self.close()
 
 
-def read_snapshot(path):
+def read_snapshot(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A `Pool.snapshot()` from a JSON file, its blocks checked one by one.
 
     Returns
@@ -201,7 +211,7 @@ def read_snapshot(path):
     return snapshot
 
 
-def is_trace(path):
+def is_trace(path: str | os.PathLike[str]) -> bool:
     """Whether a file starts as a trace does (else it may be a snapshot).
 
     Raises
@@ -218,7 +228,7 @@ def is_trace(path):
     return isinstance(header, dict) and "format" in header
 
 
-def damaged(path, number, what):
+def damaged(path: str | os.PathLike[str], number: int, what: str) -> TraceFormatError:
     """The error for a line that says something impossible."""
     return TraceFormatError(f"{path}, line {number}: {what}")
 
@@ -235,7 +245,7 @@ def _open(path):
     return open(path, "rb")
 
 
-def no_trace(path):
+def no_trace(path: str | os.PathLike[str]) -> TraceFormatError:
     """The error for a file that does not start as a trace does."""
     return TraceFormatError(f"{path}: not a trace (its first line is no header of one)")
 

@@ -13,13 +13,21 @@ program ended there): `Replayed.known_until` is that moment. What comes after it
 without the blocks that are refused here.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 from lowlevel.pool.arena import ALIGNMENT
 from lowlevel.pool.policies import POLICIES
 from lowlevel.sizes import parse_size
 
 from .run import read_run
+
+if TYPE_CHECKING:
+    import os
+    from typing import Any
+
 
 TAKE, GIVE, REFUSED = range(3)
 MAX_BUDGET = 2**62
@@ -58,12 +66,12 @@ class Requests:
     refused: list = dataclasses.field(default_factory=list)
 
     @property
-    def n_after_refusal(self):
+    def n_after_refusal(self) -> int | None:
         """Blocks that were taken after the first refusal; None where nothing was refused."""
         kinds = [kind for kind, _ in self.steps]
         return kinds[kinds.index(REFUSED) :].count(TAKE) if self.refused else None
 
-    def request(self, kind, index):
+    def request(self, kind: int, index: int) -> dict[str, Any]:
         """t, size and tag of a step that takes or was refused."""
         if kind == REFUSED:
             return self.refused[index]
@@ -106,11 +114,11 @@ class Replayed:
     n_refused_then: int = 0
     n_granted_now: int = 0
 
-    def to_dict(self):
+    def to_dict(self) -> Any:
         return dataclasses.asdict(self)
 
 
-def read_requests(path):
+def read_requests(path: str | os.PathLike[str]) -> dict[int, Requests]:
     """The requests of each pool of a trace file.
 
     Returns
@@ -123,7 +131,7 @@ def read_requests(path):
     ValueError
         A snapshot, which has no history, instead of a trace.
     """
-    recorders = {}
+    recorders: dict[Any, Any] = {}
 
     def record(run, event, pool, call):
         if pool is not None:
@@ -142,7 +150,9 @@ def read_requests(path):
     return {number: recorder.requests for number, recorder in recorders.items()}
 
 
-def replay(requests, budget=None, policy=RECORDED_POLICY):
+def replay(
+    requests: Requests, budget: int | None = None, policy: str = RECORDED_POLICY
+) -> Replayed:
     """Run the requests against an empty arena.
 
     Parameters
@@ -172,7 +182,7 @@ def replay(requests, budget=None, policy=RECORDED_POLICY):
     return result
 
 
-def smallest_budget(requests, policy=RECORDED_POLICY):
+def smallest_budget(requests: Requests, policy: str = RECORDED_POLICY) -> int:
     """The smallest budget found under which everything fits, what was refused then included; each try is a replay, so
     the answer is proven, up to the first refusal of the recording.
 

@@ -7,10 +7,18 @@
 Files that contradict themselves raise TraceFormatError with the line.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 from .reader import EventFile, TraceFormatError, damaged, is_trace, no_trace, read_snapshot
 from .state import PoolState
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from typing import Any
 
 
 @dataclasses.dataclass
@@ -20,7 +28,7 @@ class Level:
     used: int = 0
     peak: int = 0
 
-    def add(self, n_bytes):
+    def add(self, n_bytes: int) -> None:
         self.used += n_bytes
         self.peak = max(self.peak, self.used)
 
@@ -42,15 +50,15 @@ class Run:
         The trace was ended properly.
     """
 
-    def __init__(self):
-        self.header = {}
-        self.pools = {}
-        self.devices = {}
+    def __init__(self) -> None:
+        self.header: dict[str, Any] = {}
+        self.pools: dict[Any, Any] = {}
+        self.devices: dict[Any, Any] = {}
         self.t = 0.0
         self.n_events = 0
         self.stopped = False
 
-    def apply(self, event):
+    def apply(self, event: dict[str, Any]) -> tuple[Any, ...]:
         """Take one event of a trace into account.
 
         Returns
@@ -111,11 +119,11 @@ class LiveRun(Run):
     path : str or os.PathLike
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self._file = EventFile(path)
 
-    def update(self):
+    def update(self) -> bool:
         """Take in what was written since the last time; True if that was anything."""
         before = self.n_events
         for number, event in self._file.new_events():
@@ -123,14 +131,18 @@ class LiveRun(Run):
         self.header = self._file.header or {}
         return self.n_events > before
 
-    def __enter__(self):
+    def __enter__(self) -> LiveRun:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self._file.close()
 
 
-def read_run(path, on_event=None, until=None):
+def read_run(
+    path: str | os.PathLike[str],
+    on_event: Callable[..., Any] | None = None,
+    until: float | None = None,
+) -> Run:
     """A trace, or a snapshot in a JSON file, as a `Run`.
 
     Parameters
@@ -170,7 +182,9 @@ def read_run(path, on_event=None, until=None):
     return run
 
 
-def apply_at(run, path, number, event):
+def apply_at(
+    run: Run, path: str | os.PathLike[str], number: int, event: dict[str, Any]
+) -> tuple[Any, ...]:
     """`run.apply`, its complaint with the file and the line."""
     try:
         return run.apply(event)

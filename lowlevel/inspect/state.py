@@ -4,12 +4,18 @@ Nothing is believed: blocks that overlap or leave the arena, frees of what is no
 raise ValueError; `lowlevel.inspect.run` adds the file and the line.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from bisect import bisect_left, insort
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lowlevel.pool.arena import ALIGNMENT, Arena
 from lowlevel.pool.block import by_offset, holders
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 # Of the refused requests and of the calls that missed their plan, this many are kept with all they say.
 KEPT = 20
@@ -32,7 +38,7 @@ class LiveBlock(NamedTuple):
     site: str
     t: float | None
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return {**self._asdict(), "shape": list(self.shape)}
 
 
@@ -67,17 +73,17 @@ class Call:
     peak: int = 0
 
     @property
-    def planned(self):
+    def planned(self) -> int | None:
         """Bytes that the caller's plan foresaw; None where it did not say."""
         planned = self.details.get("scratch_bytes")
         return planned if type(planned) is int else None
 
     @property
-    def kept_plan(self):
+    def kept_plan(self) -> bool | None:
         """Whether a whole call took what was planned, to the byte; None where that cannot be said."""
         return None if self.planned is None or not self.ok else self.planned == self.peak
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "kept_plan": self.kept_plan}
 
 
@@ -136,7 +142,16 @@ class PoolState:
     attached, from_snapshot : bool
     """
 
-    def __init__(self, number, device, budget, used=0, peak=0, debug=False, t=0.0):
+    def __init__(
+        self,
+        number: int,
+        device: str,
+        budget: int,
+        used: int = 0,
+        peak: int = 0,
+        debug: bool = False,
+        t: float = 0.0,
+    ) -> None:
         self.number = number
         self.device = device
         self.budget = budget
@@ -144,31 +159,35 @@ class PoolState:
         self.arena_bytes = budget // ALIGNMENT * ALIGNMENT
         self.used = used
         self.peak = used
-        self.peak_t = t
+        self.peak_t: float | None = t
         self.earlier_peak = peak
-        self.live = {}
-        self.tags, self.scopes, self.sites = {}, {}, {}
-        self.calls = {}
-        self.open_calls = {}
-        self.off_plan = []
+        self.live: dict[Any, Any] = {}
+        self.tags: dict[str, Any] = {}
+        self.scopes: dict[str, Any] = {}
+        self.sites: dict[str, Any] = {}
+        self.calls: dict[Any, Any] = {}
+        self.open_calls: dict[Any, Any] = {}
+        self.off_plan: list[Any] = []
         self.n_taken = self.n_freed = self.n_refused = 0
-        self.refused = []
-        self.changes = []
+        self.refused: list[Any] = []
+        self.changes: list[Any] = []
         self.attached = True
         self.from_snapshot = False
         self.unlisted = used
-        self._offsets = []  # of live blocks with bytes, sorted
-        self._end_of = {}  # offset -> end
-        self._calls_of = {}  # block number -> calls it was taken in
-        self._calls_in = {}  # thread -> its open calls
+        self._offsets: list[Any] = []  # of live blocks with bytes, sorted
+        self._end_of: dict[Any, Any] = {}  # offset -> end
+        self._calls_of: dict[Any, Any] = {}  # block number -> calls it was taken in
+        self._calls_in: dict[Any, Any] = {}  # thread -> its open calls
         # Numbers may be used again after an interrupt ("resync"): blocks are ordered by when they were seen.
         self._n_seen = 0
-        self._seen_at = {}  # block number -> the how-manieth block of the file it was
+        self._seen_at: dict[
+            Any, Any
+        ] = {}  # block number -> the how-manieth block of the file it was
         self._n_seen_at_peak = 0
-        self._freed_since_peak = []
+        self._freed_since_peak: list[Any] = []
 
     @classmethod
-    def of_snapshot(cls, snapshot):
+    def of_snapshot(cls, snapshot: dict[str, Any]) -> PoolState:
         """The state that a `Pool.snapshot()` describes; ValueError if its parts contradict each other."""
         pool = cls(1, snapshot["device"], snapshot["budget"])
         pool.from_snapshot = True
@@ -195,17 +214,17 @@ class PoolState:
         pool.changes = []
         return pool
 
-    def at_peak(self):
+    def at_peak(self) -> list[LiveBlock]:
         """The blocks that made the peak, by offset."""
         seen_at, last = self._seen_at, self._n_seen_at_peak
         blocks = [block for block in self.live.values() if seen_at[block.number] <= last]
         return by_offset(blocks + self._freed_since_peak)
 
-    def blocks(self):
+    def blocks(self) -> list[LiveBlock]:
         """The live blocks, by offset."""
         return by_offset(self.live.values())
 
-    def left(self):
+    def left(self) -> list[dict[str, Any]]:
         """What is live: at the end of a trace, what was never freed.
 
         Returns
@@ -214,7 +233,7 @@ class PoolState:
             tag, scope, site, n_bytes, n_blocks and since (of the oldest: seconds, None where it is not known) of the blocks
             that have the first three in common; most bytes first.
         """
-        groups = {}
+        groups: dict[Any, Any] = {}
         for block in self.live.values():
             key = block.tag, block.scope, block.site
             group = groups.setdefault(key, {"n_bytes": 0, "n_blocks": 0, "since": block.t})
@@ -227,19 +246,19 @@ class PoolState:
         return sorted(left, key=lambda group: (-group["n_bytes"], *(group[name] for name in names)))
 
     @property
-    def largest_free(self):
+    def largest_free(self) -> int:
         return self._arena(self.live.values()).largest_free
 
     @property
-    def fragmentation(self):
+    def fragmentation(self) -> float:
         """Share of the free bytes outside the largest free block, 0 to 1."""
         return _fragmentation(self._arena(self.live.values()))
 
     @property
-    def peak_fragmentation(self):
+    def peak_fragmentation(self) -> float:
         return _fragmentation(self._arena(self.at_peak()))
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The totals as plain data (JSON)."""
         at_peak = self.at_peak()
         return {
@@ -273,7 +292,7 @@ class PoolState:
 
     # ------------------------------------------------------------ events
 
-    def alloc(self, event):
+    def alloc(self, event: dict[str, Any]) -> None:
         listed = self.unlisted > 0  # live since before the recording, and counted in `used` already
         block = LiveBlock(
             event["offset"],
@@ -306,7 +325,7 @@ class PoolState:
                 call.used += block.n_bytes
                 call.peak = max(call.peak, call.used)
 
-    def free(self, event):
+    def free(self, event: dict[str, Any]) -> None:
         block = self.live.get(event["n"])
         if block is None or (block.offset, block.n_bytes) != (event["offset"], event["size"]):
             raise ValueError(f"block {event['n']} of {event['size']} bytes is freed but not live")
@@ -314,15 +333,15 @@ class PoolState:
         self.n_freed += 1
         self._check_used(event)
 
-    def refuse(self, event):
+    def refuse(self, event: dict[str, Any]) -> None:
         self.n_refused += 1
         if len(self.refused) < KEPT:
             self.refused.append({key: event[key] for key in ("t", "size", "tag", "used")})
 
-    def reset_peak(self, event):
+    def reset_peak(self, event: Any) -> None:
         self._check_used(event)
 
-    def resync(self, event):
+    def resync(self, event: dict[str, Any]) -> None:
         """What is live now, whatever was said before."""
         now = {block["number"]: block for block in event["live"]}
         if len(now) != len(event["live"]):
@@ -342,7 +361,7 @@ class PoolState:
         if self.used > self.peak:
             self._mark_peak(event)
 
-    def begin(self, event):
+    def begin(self, event: dict[str, Any]) -> None:
         number, thread = event["call"], event["thread"]
         if number in self.open_calls:
             raise ValueError(f"call {number} begins twice")
@@ -353,7 +372,7 @@ class PoolState:
         self.open_calls[number] = call
         nested.append(call)
 
-    def end(self, event):
+    def end(self, event: dict[str, Any]) -> Call:
         """The `Call` that ended."""
         call = self.open_calls.pop(event["call"], None)
         if call is None or call.name != event["name"]:
@@ -375,7 +394,7 @@ class PoolState:
                 self.off_plan.append(call)
         return call
 
-    def detach(self, event):
+    def detach(self, event: dict[str, Any]) -> None:
         self.attached = False
 
     # ------------------------------------------------------------ blocks
@@ -452,7 +471,7 @@ def _by_peak(all_totals):
     return {name: dataclasses.asdict(totals) for name, totals in order}
 
 
-def live_block(block, t):
+def live_block(block: dict[str, Any], t: float | None) -> LiveBlock:
     fields = {name: block[name] for name in LiveBlock._fields if name != "t"}
     return LiveBlock(**{**fields, "shape": tuple(fields["shape"])}, t=t)
 

@@ -4,12 +4,19 @@ data = timeline("run.jsonl")        # plain data
 html(data), png(data)               # bytes
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 from .run import read_run
 from .timeline_bands import FREED_LATER, Ages, Bands, Blocks
 from .timeline_html import html
 from .timeline_png import png
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 __all__ = ["MAX_STEPS", "html", "png", "timeline"]
 
@@ -25,7 +32,7 @@ MAX_LEFT = 100
 _STEP_OPS = ("alloc", "free", "resync", "attach", "detach")
 
 
-def timeline(path):
+def timeline(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What the pictures show.
 
     Parameters
@@ -65,7 +72,7 @@ def timeline(path):
         A snapshot, which has no history, instead of a trace.
     """
     # Twice over the file: which names and how many events there are decides what is kept of them.
-    n_steps = {}
+    n_steps: dict[Any, Any] = {}
 
     def count(run, event, pool, call):
         if pool is not None and event["op"] in _STEP_OPS:
@@ -85,7 +92,8 @@ def timeline(path):
             recorders[pool.number].add(event, pool, call, run.n_events)
 
     run = read_run(path, record)
-    header, started = run.header, run.header.get("started")
+    header = run.header
+    started: Any = header.get("started")
     return {
         "version": VERSION,
         "title": os.path.basename(os.fspath(path)),

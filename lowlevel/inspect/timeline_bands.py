@@ -4,9 +4,19 @@ Each recorder takes in the blocks that one pool takes and gives back, in order; 
 the picture is over and which of its events it shows.
 """
 
+from __future__ import annotations
+
 import collections
 import itertools
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from lowlevel.inspect.state import LiveBlock
+
 
 MAX_BANDS = 16
 MAX_BLOCKS = 10_000
@@ -38,7 +48,9 @@ class Bands:
         Bytes of each.
     """
 
-    def __init__(self, peaks, name_of, what, last=None):
+    def __init__(
+        self, peaks: dict[str, int], name_of: Callable[..., Any], what: str, last: str | None = None
+    ) -> None:
         names = sorted(peaks, key=lambda name: (-peaks[name], name)) or [""]
         most = MAX_BANDS - (last is not None)
         n_named = most - 1 if len(names) > most else len(names)
@@ -53,10 +65,10 @@ class Bands:
         self.used = [0] * len(names)
         self._name_of = name_of
 
-    def index(self, block):
+    def index(self, block: LiveBlock) -> int:
         return self._index_of.get(self._name_of(block), self._other)
 
-    def add(self, block, n_bytes):
+    def add(self, block: LiveBlock, n_bytes: int) -> None:
         """Count a block that was taken, or (n_bytes below 0) given back."""
         self.used[self.index(block)] += n_bytes
 
@@ -77,7 +89,7 @@ class Ages:
     used : list of int
     """
 
-    def __init__(self, seconds):
+    def __init__(self, seconds: float) -> None:
         decade = math.floor(math.log10(max(seconds, 10 * SHORTEST_AGE)))
         limits = [10.0**power for power in range(decade, decade - AGE_DECADES, -1)]
         limits = [limit for limit in limits if limit >= 0.99 * SHORTEST_AGE]
@@ -91,10 +103,10 @@ class Ages:
         ]  # fmt: skip
         self.used = [0] * len(self.names)
         # Of each band: (t, number) in the order in which they will leave it; from the first two none does.
-        self._waiting = [collections.deque() for _ in self.names]
-        self._band_of = {}  # number of a live block -> its band, bytes and t
+        self._waiting: Any = [collections.deque() for _ in self.names]
+        self._band_of: dict[Any, Any] = {}  # number of a live block -> its band, bytes and t
 
-    def add(self, block, n_bytes):
+    def add(self, block: LiveBlock, n_bytes: int) -> None:
         """Count a block that was taken, or (n_bytes below 0) given back."""
         if n_bytes < 0:
             band = self._band_of.pop(block.number)[0]
@@ -105,7 +117,7 @@ class Ages:
                 self._waiting[band].append((block.t, block.number))
         self.used[band] += n_bytes
 
-    def advance(self, t):
+    def advance(self, t: float) -> None:
         """It is `t` now."""
         for band in range(len(self.names) - 1, 1, -1):
             waiting, limit = self._waiting[band], self.least[band - 1]
@@ -129,25 +141,28 @@ class Blocks:
         Those that are kept before all others.
     """
 
-    def __init__(self, kept):
+    def __init__(self, kept: set[LiveBlock]) -> None:
         self._kept = kept
-        self._live = {}  # number -> [block, event, first moment, moment after the last, end]
-        self._seen = []
-        self._taken, self._given = [], []  # since the last moment was over
+        self._live: dict[
+            Any, Any
+        ] = {}  # number -> [block, event, first moment, moment after the last, end]
+        self._seen: list[Any] = []
+        self._taken: list[Any] = []  # since the last moment was over
+        self._given: list[Any] = []
         self._n_left_out = 0
         self._highest = 0
 
-    def take(self, block, i):
+    def take(self, block: LiveBlock, i: int) -> None:
         held = self._live[block.number] = [block, i, None, None, None]
         self._taken.append(held)
         self._highest = max(self._highest, block.offset + block.n_bytes)
 
-    def give(self, block, i, t):
+    def give(self, block: LiveBlock, i: int, t: float) -> None:
         held = self._live.pop(block.number)
         held[4] = t
         self._given.append((held, i))
 
-    def close(self, moment, i):
+    def close(self, moment: int, i: int) -> None:
         """A moment is over; it shows what was live after event i."""
         for held in self._taken:
             held[2] = moment if held[1] <= i else moment + 1
@@ -159,12 +174,12 @@ class Blocks:
         if len(self._seen) > 4 * MAX_BLOCKS:
             self._seen = self._most_telling(self._seen)
 
-    def data(self, n_moments, bands):
+    def data(self, n_moments: int, bands: dict[str, Any]) -> dict[str, Any]:
         """Columns of equal length; texts and names are indices. Call it when all moments are over."""
         rest = [[*held[:3], n_moments, None] for held in self._live.values()]
         rest = [held for held in rest if held[2] < n_moments]
         seen = self._most_telling(self._seen + rest)
-        texts = {}
+        texts: dict[Any, Any] = {}
         columns = {
             "offset": [held[0].offset for held in seen],
             "n_bytes": [held[0].n_bytes for held in seen],

@@ -1,16 +1,23 @@
 """`lowlevel.inspect.timeline`'s data as one HTML file; what it looks like is in timeline.html."""
 
+from __future__ import annotations
+
 import functools
 import importlib.resources
 import json
+from typing import TYPE_CHECKING
 
 from .timeline_png import PALETTE
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 # Where the template wants what.
 _DATA, _PALETTE = '"@@DATA@@"', '"@@PALETTE@@"'
 
 
-def html(data):
+def html(data: dict[str, Any]) -> bytes:
     """`timeline`'s data as one HTML file that needs nothing else and asks no network.
 
     Returns

@@ -3,14 +3,21 @@
 matplotlib comes with the extra "plot" and is imported when a picture is drawn.
 """
 
+from __future__ import annotations
+
 import functools
 import io
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowlevel.extras import pip_install
 from lowlevel.sizes import format_size
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 WIDTH, PANEL_HEIGHT, DPI = 1200, 420, 100  # pixels; a panel is a pool's chart
 LEFT, RIGHT, TOP, BOTTOM = 96, 232, 44, 76  # margins of a chart
@@ -29,7 +36,7 @@ INK, FAINT, GRID = "#1e2228", "#6e747c", "#e2e5e9"
 BUDGET, CALL = "#000000", "#464c54"
 
 
-def png(data):
+def png(data: dict[str, Any]) -> bytes:
     """The picture as the bytes of a PNG file; of many pools the first eight.
 
     Parameters

@@ -9,7 +9,11 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
+    from typing import Any, TypeVar
+
+    AnyBlock = TypeVar(
+        "AnyBlock", bound=Any
+    )  # what has an `offset`: a `Block`, or one that a trace tells of
 
 
 SHOWN_SITES = 3
@@ -62,12 +66,12 @@ class Block(NamedTuple):
         )
 
 
-def by_offset(blocks: Iterable[Block]) -> list[Block]:
+def by_offset(blocks: Iterable[AnyBlock]) -> list[AnyBlock]:
     """The blocks sorted by offset; those without bytes come before the one they share it with."""
     return sorted(blocks, key=lambda block: (block.offset, block.n_bytes, block.number))
 
 
-def holders(blocks: Iterable[Block]) -> list[dict[str, Any]]:
+def holders(blocks: Iterable[Any]) -> list[dict[str, Any]]:
     """Bytes by tag.
 
     Returns

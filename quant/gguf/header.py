@@ -5,16 +5,25 @@ allocated on the word of the file, arrays are only skipped over, and whatever is
 `ModelFileError` that names the file and the place.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import struct
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from .other_types import type_name
+
+if TYPE_CHECKING:
+    import mmap
+    from typing import Any, TypeAlias
+
+    Buffer: TypeAlias = bytes | memoryview | mmap.mmap
+
 
 MAGIC = b"GGUF"
 SUPPORTED_VERSIONS = (2, 3)
@@ -28,7 +37,7 @@ MAX_WEIGHTS = 2**60  # of a tensor, empty axes counted as 1: eight bytes a weigh
 
 STRING, ARRAY = 8, 9
 # value type -> (name, NumPy type)
-SCALARS = {
+SCALARS: dict[int, tuple[str, np.dtype]] = {
     0: ("u8", np.dtype("<u1")),
     1: ("i8", np.dtype("<i1")),
     2: ("u16", np.dtype("<u2")),
@@ -49,7 +58,7 @@ class ModelFileError(ValueError):
     """A file that is not the GGUF it should be: which file, and what is wrong with it."""
 
 
-def shown(name, limit=80):
+def shown(name: object, limit: int = 80) -> str:
     """`name` from an untrusted file, quoted and cut short for an error message."""
     text = repr(name)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
@@ -100,7 +109,7 @@ class TensorInfo:
     size_known: bool = True
 
     @property
-    def type_name(self):
+    def type_name(self) -> str:
         """GGUF's name of the type, ik_llama.cpp's, or the number of one that nobody here knows."""
         return type_name(self.qtype)
 
@@ -122,16 +131,16 @@ class Header:
 class Cursor:
     """Reads little-endian fields off `buffer` and refuses to leave it."""
 
-    def __init__(self, path, buffer, position=0):
+    def __init__(self, path: str, buffer: Buffer, position: int = 0) -> None:
         self.path = path
         self.buffer = buffer
         self.size = len(buffer)
         self.position = position
 
-    def error(self, text):
+    def error(self, text: str) -> ModelFileError:
         return ModelFileError(f"{self.path}: {text}")
 
-    def require(self, n_bytes, what):
+    def require(self, n_bytes: int, what: str) -> int:
         """Position of the next `n_bytes` bytes, which are stepped over."""
         start = self.position
         if n_bytes > self.size - start:
@@ -142,13 +151,13 @@ class Cursor:
         self.position = start + n_bytes
         return start
 
-    def u32(self, what):
+    def u32(self, what: str) -> int:
         return _U32.unpack_from(self.buffer, self.require(4, what))[0]
 
-    def u64(self, what):
+    def u64(self, what: str) -> int:
         return _U64.unpack_from(self.buffer, self.require(8, what))[0]
 
-    def text(self, what, limit=None):
+    def text(self, what: str, limit: int | None = None) -> str:
         n_bytes = self.u64(f"the length of {what}")
         if limit is not None and n_bytes > limit:
             raise self.error(
@@ -160,7 +169,7 @@ class Cursor:
         except UnicodeDecodeError as bad:
             raise self.error(f"corrupt: {what} is not valid UTF-8 ({bad.reason})") from None
 
-    def skip_strings(self, count, what):
+    def skip_strings(self, count: int, what: str) -> None:
         """Step over `count` strings without looking at their text."""
         if count > (self.size - self.position) // 8:
             self.require(8 * count, f"{what} ({count} strings)")
@@ -178,7 +187,7 @@ class Cursor:
         self.position = position
 
 
-def read_header(path, buffer):
+def read_header(path: str, buffer: Buffer) -> Header:
     """Parse and check the header of one GGUF file.
 
     Parameters
@@ -280,7 +289,7 @@ def _skip_array(cursor, what, n_strings_left):
     return value
 
 
-def decode(path, buffer, key, value):
+def decode(path: str, buffer: Buffer, key: str, value: Value) -> Any:
     """The Python value of one metadata entry.
 
     Returns

@@ -1,5 +1,7 @@
 """GGUF model files, one file or split in parts: metadata by key, tensors by name, memory-mapped."""
 
+from __future__ import annotations
+
 import builtins
 import difflib
 import errno
@@ -7,7 +9,8 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,10 +20,16 @@ from ..tensor import QuantTensor
 from .header import ModelFileError, decode, read_header, shown
 from .other_types import ARRAY_DTYPES, described
 
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .header import Buffer, TensorInfo, Value
+
+
 _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
-def open(path):
+def open(path: str | os.PathLike[str]) -> ModelFile:
     """Open a GGUF model file.
 
     Parameters
@@ -46,13 +55,13 @@ class Metadata(Mapping):
     """Metadata by key. Values are decoded when asked for: numbers, bool, str, tuples of str for
     string arrays, read-only NumPy arrays for number arrays."""
 
-    def __init__(self, path, buffer, values):
+    def __init__(self, path: str, buffer: Buffer, values: Mapping[str, Value]) -> None:
         self._path = path
         self._buffer = buffer
         self._values = values
-        self._decoded = {}
+        self._decoded: dict[str, Any] = {}
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         if key not in self._decoded:
             if key not in self._values:
                 raise KeyError(_not_found(self._path, "metadata key", key, self._values))
@@ -61,16 +70,16 @@ class Metadata(Mapping):
             self._decoded[key] = decode(self._path, self._buffer, key, self._values[key])
         return self._decoded[key]
 
-    def __contains__(self, key):
+    def __contains__(self, key: object) -> bool:
         return key in self._values
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._values)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Metadata: {len(self)} keys of {self._path}>"
 
 
@@ -93,15 +102,15 @@ class ModelFile(Mapping):
         The file, or its parts in order.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
             path = os.fsdecode(path)
         except TypeError:
             raise TypeError(
                 f"path: expected a str or os.PathLike, got {type(path).__name__}"
             ) from None
-        self._parts = {}  # path -> mmap
-        self._tensors = {}  # name -> TensorInfo
+        self._parts: dict[str, mmap.mmap] = {}  # path -> mmap
+        self._tensors: dict[str, TensorInfo] = {}  # name -> TensorInfo
         named = _Part(path)
         self.paths = (path,)
         n_parts = named.n_parts
@@ -123,7 +132,7 @@ class ModelFile(Mapping):
             self._tensors[name] = info
         self._parts[part.path] = part.buffer
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Any:
         info = self.tensor_info(name)
         if info.qtype not in FORMATS and info.qtype not in ARRAY_DTYPES:
             raise ModelFileError(
@@ -133,22 +142,22 @@ class ModelFile(Mapping):
         data = self.tensor_bytes(name)
         if info.qtype in ARRAY_DTYPES:
             return data.view(ARRAY_DTYPES[info.qtype]).reshape(info.shape)
-        return QuantTensor(data, info.qtype, info.shape or (1,))
+        return QuantTensor(data, FORMATS[info.qtype], info.shape or (1,))
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._tensors)
 
     # Two open files are equal only if they are the same object: comparing tensors would read all.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def tensor_info(self, name):
+    def tensor_info(self, name: str) -> TensorInfo:
         """`TensorInfo` (qtype, shape, path, offset, n_bytes) of a tensor, of any type; reads nothing.
 
         Raises
@@ -161,7 +170,7 @@ class ModelFile(Mapping):
         except (KeyError, TypeError):
             raise KeyError(_not_found(self.paths[0], "tensor", name, self._tensors)) from None
 
-    def tensor_bytes(self, name):
+    def tensor_bytes(self, name: str) -> np.ndarray:
         """The bytes of a tensor of any type, uint8 and read-only: `tensor_info(name).n_bytes`."""
         info = self.tensor_info(name)
         if not self._parts:
@@ -171,20 +180,20 @@ class ModelFile(Mapping):
         return np.frombuffer(self._parts[info.path], np.uint8, info.n_bytes, info.offset)
 
     @property
-    def n_bytes_by_type(self):
+    def n_bytes_by_type(self) -> dict[str, int]:
         """Bytes of all tensors by type name, largest first. See `TensorInfo.n_bytes`."""
-        totals = {}
+        totals: dict[str, int] = {}
         for info in self._tensors.values():
             totals[info.type_name] = totals.get(info.type_name, 0) + info.n_bytes
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(self.n_bytes_by_type.values())
 
     @property
-    def attention(self):
+    def attention(self) -> AttentionGeometry:
         """The `AttentionGeometry` that the metadata describes.
 
         Raises
@@ -200,21 +209,21 @@ class ModelFile(Mapping):
             raise ModelFileError(f"{self.paths[0]}: {bad}") from None
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         return not self._parts
 
-    def close(self):
+    def close(self) -> None:
         """Let go of the file. Tensors already taken stay valid; the mapping ends with the last one."""
         self._parts.clear()
         self.metadata._buffer = None
 
-    def __enter__(self):
+    def __enter__(self) -> ModelFile:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self.close()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more parts" if len(self.paths) > 1 else ""
         return f"<ModelFile {self.paths[0]}{more}: {len(self)} tensors, {self.n_bytes} bytes>"
 

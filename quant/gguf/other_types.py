@@ -4,11 +4,19 @@ A file with such tensors opens all the same: they have names, shapes and bytes, 
 as a weight is told what it is.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from gguf import GGMLQuantizationType
 
+if TYPE_CHECKING:
+    from typing import Any
+
+
 # Read as arrays. F16, BF16 and F32 are weights: see formats.py.
-ARRAY_DTYPES = {
+ARRAY_DTYPES: dict[Any, np.dtype] = {
     GGMLQuantizationType.F64: np.dtype("<f8"),
     GGMLQuantizationType.I8: np.dtype("<i1"),
     GGMLQuantizationType.I16: np.dtype("<i2"),
@@ -41,7 +49,7 @@ _NAMES = {
 OTHER_NUMBERS = {name: number for number, (name, _) in _NAMES.items()}
 
 
-def type_name(qtype):
+def type_name(qtype: Any) -> str:
     """GGUF's name of a tensor type, or ik_llama.cpp's; of an unknown number its digits.
 
     Parameters
@@ -54,7 +62,7 @@ def type_name(qtype):
     return _NAMES[qtype][0] if qtype in _NAMES else str(qtype)
 
 
-def described(qtype):
+def described(qtype: Any) -> str:
     """A type that is not supported, for an error message: ``"IQ2_K (137, ik_llama.cpp's own)"``.
 
     `qtype` is what `type_name` takes.

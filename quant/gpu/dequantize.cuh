@@ -1,7 +1,7 @@
 // What the dequantising kernels of all block formats share.
 //
 // A format is a struct with
-//   kBlockWeights, kBlockBytes
+//   kBlockWeights, kBlockBytes, and where its fields are: see constants.py
 //   kAlignment       what its blocks are aligned to in an aligned tensor: a power of two up to 16
 //   decode<kVector>(block, index, weights)
 //                    weights index to index + kVector - 1 of a block; index is a multiple of kVector,
@@ -99,7 +99,7 @@ __device__ __forceinline__ void store_vector(typename Out::Bits* out,
 
 constexpr int kTileThreads = 256;  // of a thread block
 // Vectors that a thread makes: more of them share the work of finding the tile.
-constexpr int kTileVectors = 4;
+constexpr int kTileVectors = 8;
 
 // The blocks that a thread block decodes: `rows` times `columns` of them, in shared memory. Each row's
 // bytes have a pitch of their own there; aligned ones lie as in the tensor, modulo 16.

@@ -3,16 +3,19 @@
 from lowlevel.axes import join_axes
 from lowlevel.shapes import dtype_name
 
+from .constants import constants
 from .instances import DEQUANTIZE, OUTPUTS
 
-# What blocks of a format are aligned to where nobody has shifted them: the kernels' kAlignment.
-ALIGNMENT = {"Q2_K": 4, "Q4_K": 16, "F32": 16, "F16": 16, "BF16": 16}
-DEFAULT_ALIGNMENT = 2
-STORE_BYTES = 16
+STORE_BYTES = 16  # of a load and of a store
 # Blocks in one launch: they are counted in 32 bits.
 MAX_BLOCKS = 2**31
 # Vectors of 16 bytes that a thread block writes: the kernels' kTileThreads * kTileVectors.
-TILE_VECTORS = 256 * 4
+TILE_VECTORS = 256 * 8
+
+
+def alignment(block):
+    """What a block's address is a multiple of where the kernels for aligned tensors take it."""
+    return STORE_BYTES if block.is_float else constants(block).alignment
 
 
 def dequantize(t, out, device):
@@ -57,11 +60,10 @@ def _launch(block, data, out, device, n_rows, strides, row_blocks):
     """One launch over `n_rows` rows, `strides` bytes apart, of `row_blocks` blocks side by side."""
     dtype = dtype_name(out.dtype)
     _, _, vector = OUTPUTS[dtype]
-    alignment = ALIGNMENT.get(block.name, DEFAULT_ALIGNMENT)
     aligned = not any(
         number % multiple
         for numbers, multiple in (
-            ((device.address(data), strides[0]), alignment),
+            ((device.address(data), strides[0]), alignment(block)),
             ((device.address(out), strides[1]), STORE_BYTES),
         )
         for number in numbers

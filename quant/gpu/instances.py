@@ -1,7 +1,8 @@
 """The CUDA kernels of this floor, see lowlevel/gpu/instances.py.
 
 A block format NAME has a file name.cu with a struct NAME, which the kernel template of
-dequantize.cuh takes; a new row in formats.py with such a file is all a new format needs.
+dequantize.cuh takes, and a file matmul_name.cu with another, which those of products take. What the row of
+formats.py says of it, they include as "constants/name.cuh".
 """
 
 from typing import NamedTuple
@@ -9,8 +10,14 @@ from typing import NamedTuple
 from lowlevel.gpu.instances import Kernel
 
 from ..formats import FORMATS
+from .constants import constants, header
 
 PACKAGE = "quant.gpu"
+GENERATED = {
+    f"constants/{block.name.lower()}.cuh": header(block)
+    for block in FORMATS.values()
+    if not block.is_float
+}
 # dtype name -> the struct of float_types.cuh, its Bits, how many make 16 bytes
 OUTPUTS = {
     "float32": ("Float32", "f4", 4),
@@ -43,10 +50,11 @@ DEQUANTIZE = {
 
 # ---- products: see matmul.py -------------------------------------------------------------------------
 
-CALL = "V48"  # matmul_call.cuh's MatmulCall
-_TARGET = ("f4*", "const i4*", "const i4*", CALL)  # out, order, groups
+CALL = "V64"  # matmul_call.cuh's MatmulCall
+_TARGET = ("V*", "const i4*", "const i4*", CALL)  # out, order, groups
 _BYTES = ("const u1*", "const u1*", "const f4*", "const i4*", *_TARGET)  # weights, x, scales, sums
 _FLOATS = ("const u1*", "const f4*", *_TARGET)  # weights, x
+_ANY = ("const u1*", "const V*", *_TARGET)  # weights, x as it is given
 STREAM_COLUMNS = (1, 2, 4, 8)  # rows of x that a launch of "matvec" takes at most
 STREAM_THREADS, SINGLE_THREADS = 256, 512  # kStreamThreads, kSingleThreads
 EXACT_STREAM_COLUMNS = (1, 4)
@@ -60,6 +68,18 @@ class Tile(NamedTuple):
 
 
 TILES = (Tile(128, 16), Tile(128, 64), Tile(256, 128))
+
+
+class WgmmaTile(NamedTuple):
+    """What a block of the product by warpgroups makes."""
+
+    threads: int
+    columns: int  # rows of x
+
+
+WGMMA_TILES = (WgmmaTile(512, 64), WgmmaTile(512, 128), WgmmaTile(384, 256))
+WGMMA_ROWS = 128  # of weights: kTileRows
+WGMMA_ARCHITECTURE = "90a"
 
 
 def _product(block, name, parameters, n_threads):
@@ -84,7 +104,7 @@ MATVEC_EXACT = {
     for columns in EXACT_STREAM_COLUMNS
 }
 MATVEC_SINGLE = {
-    block.name: _product(block, f"matvec_single<{block.name}>", _FLOATS, SINGLE_THREADS)
+    block.name: _product(block, f"matvec_single<{block.name}>", _ANY, SINGLE_THREADS)
     for block in FORMATS.values()
     if not block.is_float
 }
@@ -100,7 +120,21 @@ MATMUL_EXACT = {
     block.name: _product(block, f"matmul_exact<{block.name}>", _FLOATS, 128)
     for block in FORMATS.values()
 }
-_X = ("const f4*", "i8", "const i4*")  # x, its stride, order
+# (format's name, tile) -> Kernel
+MATMUL_WGMMA = {
+    (block.name, tile): Kernel(
+        PACKAGE,
+        f"matmul_wgmma_{block.name.lower()}.cu",
+        f"matmul_wgmma<{block.name}, {tile.threads}, {tile.columns}>",
+        ("const u1*", "const u1*", "const u1*", *_TARGET),  # weights, more weights, x
+        tile.threads,
+        WGMMA_ARCHITECTURE,
+    )
+    for block in FORMATS.values()
+    if not block.is_float
+    for tile in WGMMA_TILES
+}
+_X = ("const V*", "i8", "i4", "const i4*")  # x, its stride and type, order
 # (weights a block, interleaved?, in the order of kernels that stream?) -> Kernel
 QUANTISE_ROWS = {
     (n_weights, interleaved, streamed): Kernel(
@@ -110,7 +144,13 @@ QUANTISE_ROWS = {
         (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
         256,
     )
-    for n_weights, interleaved in ((32, False), (32, True), (256, False))
+    for n_weights, interleaved in sorted(
+        {
+            (block.block_weights, constants(block).interleaved)
+            for block in FORMATS.values()
+            if not block.is_float
+        }
+    )
     for streamed in (False, True)
 }
 GATHER_ROWS = {
@@ -123,17 +163,36 @@ GATHER_ROWS = {
     )
     for interleaved in (False, True)
 }
-PRODUCTS = tuple(
-    kernel
-    for table in (
-        MATVEC,
-        MATVEC_SINGLE,
-        MATVEC_EXACT,
-        MATMUL_TILES,
-        MATMUL_EXACT,
-        QUANTISE_ROWS,
-        GATHER_ROWS,
+TILE_ROWS = Kernel(PACKAGE, "matmul_x.cu", "tile_rows", (*_X, "u1*", "i4", "i4", "i4"), 256)
+SORT_THREADS = 1024
+# dtype of the experts' numbers -> Kernel
+SORT_ROWS = {
+    dtype: Kernel(
+        PACKAGE,
+        "matmul_x.cu",
+        f"sort_rows<{c_type}>",
+        (f"const {code}*", "i8", "i4", "i4", "i4*", "i4", "i4*", "i4", "i4", "i4")
+        + ("V*", "i8", "i4", "i4"),  # out
+        SORT_THREADS,
     )
-    for kernel in table.values()
+    for dtype, code, c_type in (("int32", "i4", "int"), ("int64", "i8", "long long"))
+}
+PRODUCTS = (
+    TILE_ROWS,
+    *SORT_ROWS.values(),
+    *(
+        kernel
+        for table in (
+            MATVEC,
+            MATVEC_SINGLE,
+            MATVEC_EXACT,
+            MATMUL_TILES,
+            MATMUL_EXACT,
+            MATMUL_WGMMA,
+            QUANTISE_ROWS,
+            GATHER_ROWS,
+        )
+        for kernel in table.values()
+    ),
 )
 KERNELS = (*DEQUANTIZE.values(), *PRODUCTS)

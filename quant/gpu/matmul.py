@@ -1,4 +1,4 @@
-"""Products on a device that runs CUDA kernels: prepares x, chooses kernels and launches them.
+"""Products on a device that runs CUDA kernels: prepares x and launches what the plan says.
 
 A few rows of x stream against the weights (matvec), more of them meet tiles; both take all experts of
 a call in one launch, by a table of groups: rows of x, sorted by expert, that meet one matrix.
@@ -8,59 +8,52 @@ import functools
 
 import numpy as np
 
+from lowlevel.shapes import dtype_name
+
 from ..formats import FORMATS
+from .constants import constants
+from .dequantize import alignment as alignment_of
 from .instances import (
-    EXACT_STREAM_COLUMNS,
     GATHER_ROWS,
     MATMUL_EXACT,
     MATMUL_TILES,
+    MATMUL_WGMMA,
     MATVEC,
     MATVEC_EXACT,
     MATVEC_SINGLE,
     QUANTISE_ROWS,
-    STREAM_COLUMNS,
-    TILES,
-    Tile,
+    SORT_ROWS,
+    SORT_THREADS,
+    TILE_ROWS,
+    WGMMA_ROWS,
 )
-from .matmul_plan import CHUNK_WEIGHTS, GROUP_FIELDS
+from .matmul_plan import CHUNK_WEIGHTS, GROUP_FIELDS, SLOT_MULTIPLE
+from .matmul_sizes import exact_sizes, stream_sizes, tile_sizes, wgmma_shared
 
 # matmul_call.cuh's MatmulCall.
 CALL = np.dtype(
     [(name, "<i8") for name in "expert_stride out_stride".split()]
     + [(name, "<i4") for name in "row_stride row_bytes n_rows columns n_slots n_groups".split()]
-    + [(name, "<i4") for name in "x_columns pieces".split()]
+    + [(name, "<i4") for name in "x_columns pieces counted x_type out_type image_slots".split()]
 )
-assert CALL.itemsize == 48
-EXACT_COLUMNS = 32  # kExactColumns
-_EXACT_ROWS = 32  # kExactRows
-# Formats whose kernels want the 32 values of a block of x interleaved: the kernels' kInterleaved.
-INTERLEAVED = ("IQ4_NL",)
-UNITS = {"Q2_K": 4, "Q3_K": 4, "Q4_K": 4, "Q6_K": 4}  # of a block; others have one
-# Shared memory that the tiles of some formats take besides: a factor for each run of a super-block,
-# minima, sums of x.
-FACTORS = {"Q4_K": 8, "Q6_K": 16}
-MINIMA = ("Q2_K", "Q4_K")
-FOLDED_WITH_OFFSET = ("Q3_K",)
-_FLOAT_UNIT_BYTES = 16
-_DEPTH = 256  # kDepth
+assert CALL.itemsize == 64
+FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # matmul_call.cuh's FloatType
 _PIECE = 16
-_STAGES = 2  # kStages
 # Rows of weights in one launch: they are counted in 32 bits.
 MAX_ROWS = 2**30
 
 
-def run(plan, device, x, t, out, order, used_experts, counts, scratch):
+def run(plan, device, x, matrices, out, experts, scratch):
     """Fill `out`, in the order of the device's other work; everything is checked, see quant.matmul.
 
     Parameters
     ----------
     plan : MatmulPlan
-    x, out : array of float32, (n, columns) and (n, rows)
-    t : QuantTensor, (rows, columns) or (experts, rows, columns)
-    order : numpy.ndarray or None
-        Rows of x sorted by expert.
-    used_experts, counts : sequence of int
-        Experts with rows, and how many; [0] and [n] for a plain matrix.
+    x, out : array of float32, float16 or bfloat16, (n, columns) and (n, rows of all matrices)
+    matrices : sequence of QuantTensor, (rows, columns) or (experts, rows, columns)
+        Of one format and one number of columns and experts.
+    experts : array of int, (n,), or None
+        On the host, sorted out there, or on the device (int32 or int64), of which the host knows nothing.
     scratch : array of uint8
         At least plan.scratch_bytes.
     """
@@ -68,73 +61,117 @@ def run(plan, device, x, t, out, order, used_experts, counts, scratch):
         name: scratch[at : at + n_items * np.dtype(dtype).itemsize].view(dtype)
         for name, (at, dtype, n_items) in plan.sections.items()
     }
-    kernel, n_columns = choose_kernel(plan, device, t.format, counts)
-    groups, n_groups = None, -(-x.shape[0] // n_columns)
-    if order is not None:
-        device.upload(parts["order"], order.astype(np.int32))
-        table = group_table(used_experts, counts, n_columns)
-        n_groups = len(table)
-        groups = parts["groups"][: table.size]
-        device.upload(groups, table.reshape(-1))
-    if plan.single:
+    if experts is None:
+        n_groups = plan.most_groups
+    elif device.address(experts) is None:
+        n_groups = _sort_on_host(plan, device, parts, experts)
+    else:
+        _sort_on_device(plan, device, parts, experts, matrices[0].shape[0], out)
+        n_groups = -plan.most_groups  # how many there are stands in the table
+    block = matrices[0].format
+    if plan.path == "single":
         parts["x"] = x
     else:
-        _prepare(plan, device, x, t.format, parts, kernel.name.startswith("matvec"))
-    # A row's distance from the next has 32 bits too.
-    max_rows = MAX_ROWS if abs(t.data.strides[-2]) < 2**31 else 1
-    if t.shape[-2] <= max_rows:
-        _launch(plan, device, kernel, n_columns, t, out, parts, groups, n_groups)
-        return
-    for first in range(0, t.shape[-2], max_rows):
-        rows = slice(first, first + max_rows)
-        _launch(
-            plan, device, kernel, n_columns, t[..., rows, :], out[:, rows], parts, groups, n_groups
-        )
+        _prepare(plan, device, x, block, parts)
+    x_type = FLOAT_TYPES[dtype_name(x.dtype)]
+    at = 0
+    for some in _at_once(plan, matrices):
+        n_rows = some[0].shape[-2]
+        # A row's distance from the next has 32 bits too.
+        max_rows = MAX_ROWS if all(abs(t.data.strides[-2]) < 2**31 for t in some) else 1
+        if n_rows <= max_rows:
+            target = out[:, at : at + len(some) * n_rows] if len(matrices) > len(some) else out
+            _launch(plan, device, some, target, parts, n_groups, x_type)
+        else:
+            for t in some:
+                for first in range(0, n_rows, max_rows):
+                    rows = slice(first, min(first + max_rows, n_rows))
+                    target = out[:, at + rows.start : at + rows.stop]
+                    _launch(plan, device, (t[..., rows, :],), target, parts, n_groups, x_type)
+                at += n_rows
+            continue
+        at += len(some) * n_rows
 
 
-def choose_kernel(plan, device, block, counts):
-    """(Kernel, rows of x in a group at most): by the largest number of rows that a matrix meets."""
-    if plan.single:
-        return MATVEC_SINGLE[block.name], 1
-    most = int(max(counts))
-    if plan.exact:
-        for n_columns in EXACT_STREAM_COLUMNS:
-            if most <= n_columns:
-                return MATVEC_EXACT[block.name, n_columns], n_columns
-        return MATMUL_EXACT[block.name], EXACT_COLUMNS
-    for n_columns in STREAM_COLUMNS:
-        if most <= n_columns:
-            return MATVEC[block.name, n_columns], n_columns
-    fitting = [tile for tile in TILES if tile_sizes(block, tile)[1] <= device.max_shared_bytes]
-    tile = next((tile for tile in fitting if most <= tile.columns), fitting[-1])
-    return MATMUL_TILES[block.name, tile], tile.columns
+def _at_once(plan, matrices):
+    """The matrices in the launches that take them: two that are alike in one, where a kernel can."""
+    if plan.path == "wgmma" and len(matrices) == 2:
+        first, second = (t.data for t in matrices)
+        if first.shape == second.shape and first.strides == second.strides:
+            return (matrices,)
+    return [(t,) for t in matrices]
 
 
-def group_table(used_experts, counts, n_columns):
-    """(matrix, first slot, number of slots) of every group, int32."""
-    rows, first = [], 0
-    for expert, count in zip(used_experts, counts, strict=True):
-        for start in range(0, count, n_columns):
-            rows.append((expert, first + start, min(n_columns, count - start)))
-        first += count
-    return np.array(rows, np.int32).reshape(-1, GROUP_FIELDS)
+def _kernel(plan, name):
+    if plan.path == "wgmma":
+        return MATMUL_WGMMA[name, plan.tile]
+    if plan.path == "single":
+        return MATVEC_SINGLE[name]
+    if plan.activations == "float32":
+        return MATVEC_EXACT[name, plan.width] if plan.path == "stream" else MATMUL_EXACT[name]
+    return MATVEC[name, plan.width] if plan.path == "stream" else MATMUL_TILES[name, plan.tile]
 
 
-def _prepare(plan, device, x, block, parts, streamed):
-    """x as bytes or as padded floats, its rows in the groups' order."""
+# ---------------------------------------------------------------- x
+
+
+def _multiple(plan):
+    return SLOT_MULTIPLE if plan.path == "wgmma" else 1
+
+
+def _sort_on_host(plan, device, parts, experts):
+    """Fills order and groups; how many groups there are."""
+    counts = np.bincount(experts)
+    multiple, width = _multiple(plan), plan.width
+    padded = -(-counts // multiple) * multiple
+    first_slots = np.cumsum(padded) - padded
+    order = np.full(plan.n_slots, -1 if multiple > 1 else 0, np.int32)
+    rows = np.argsort(experts, kind="stable")
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order[np.repeat(first_slots, counts) + within] = rows
+    groups_of = -(-counts // width)
+    done = np.arange(groups_of.sum()) - np.repeat(np.cumsum(groups_of) - groups_of, groups_of)
+    done *= width
+    table = np.empty((len(done), GROUP_FIELDS), np.int32)
+    table[:, 0] = np.repeat(np.arange(len(counts)), groups_of)
+    table[:, 1] = np.repeat(first_slots, groups_of) + done
+    table[:, 2] = np.minimum(np.repeat(counts, groups_of) - done, width)
+    device.upload(parts["order"], order)
+    device.upload(parts["groups"][: table.size], table.reshape(-1))
+    return len(table)
+
+
+def _sort_on_device(plan, device, parts, experts, n_experts, out):
+    kernel = SORT_ROWS[experts.dtype.name]
+    n = len(out)
+    stride = experts.strides[0] // experts.itemsize if n > 1 else 0
+    arguments = (
+        experts, stride, n, n_experts, parts["order"], plan.n_slots, parts["groups"],
+        plan.most_groups, plan.width, _multiple(plan),
+        out, _row_stride(out), out.shape[1], FLOAT_TYPES[dtype_name(out.dtype)],
+    )  # fmt: skip
+    device.launch(kernel, 1, arguments, shared_mem=4 * (n_experts + 2 * SORT_THREADS // 32))
+
+
+def _prepare(plan, device, x, block, parts):
+    """x as bytes, as padded floats or as an image of bfloat16, its rows in the groups' order."""
     n, columns = x.shape
-    interleaved = block.name in INTERLEAVED
-    source = (x, _row_stride(x), parts.get("order"))
-    if plan.exact:
+    interleaved = not block.is_float and constants(block).interleaved
+    source = (x, _row_stride(x), FLOAT_TYPES[dtype_name(x.dtype)], parts.get("order"), parts["x"])
+    if plan.path == "wgmma":
+        kernel = TILE_ROWS
+        n_threads = plan.n_slots * plan.x_columns // 8
+        arguments = (*source, columns, n, plan.n_slots)
+    elif plan.activations == "float32":
         kernel = GATHER_ROWS[interleaved]
         n_threads = n * plan.x_columns // 4
-        arguments = (*source, parts["x"], columns, plan.x_columns, n)
+        arguments = (*source, columns, plan.x_columns, n)
     else:
-        kernel = QUANTISE_ROWS[block.block_weights, interleaved, streamed]
+        kernel = QUANTISE_ROWS[block.block_weights, interleaved, plan.path == "stream"]
         n_threads = n * -(-columns // 256) * 32
         sums = parts.get("x_sums")
         sums = None if sums is None else sums.view(np.int16)
-        arguments = (*source, parts["x"], parts["x_scales"], sums, columns, n)
+        arguments = (*source, parts["x_scales"], sums, columns, n)
     device.launch(kernel, -(-n_threads // kernel.block), arguments)
 
 
@@ -143,55 +180,61 @@ def _row_stride(array):
     return array.strides[0] // array.itemsize if array.shape[0] > 1 else 0
 
 
-def _launch(plan, device, kernel, n_columns, t, out, parts, groups, n_groups):
+# ---------------------------------------------------------------- weights
+
+
+def _launch(plan, device, matrices, out, parts, n_groups, x_type):
+    """One launch for one matrix or two alike; n_groups < 0: at most so many."""
+    t = matrices[0]
     block, data = t.format, t.data
+    kernel = _kernel(plan, block.name)
+    types = x_type, FLOAT_TYPES[dtype_name(out.dtype)]
+    alignment = alignment_of(block) if plan.path == "wgmma" else 2
     call = _call(
-        device.address(data) % _PIECE, data.shape, data.strides, _row_stride(out),
-        (t.columns, len(out), n_groups, plan.x_columns),
+        tuple([device.address(some.data) % _PIECE for some in matrices]), alignment, data.shape,
+        data.strides, _row_stride(out), (t.columns, len(out), n_groups, plan.x_columns, plan.n_slots), types,
     )  # fmt: skip
-    target = (out, parts.get("order"), groups, call)
-    if plan.exact or plan.single:
+    target = (out, parts.get("order"), parts.get("groups"), call)
+    if plan.path == "wgmma":
+        more = matrices[1].data if len(matrices) > 1 else None
+        arguments = (data, more, parts["x"], *target)
+    elif plan.activations == "float32" or plan.path == "single":
         arguments = (data, parts["x"], *target)
     else:
         arguments = (data, parts["x"], parts["x_scales"], parts.get("x_sums"), *target)
     n_blocks, shared = _launch_sizes(
-        block.qtype, plan.exact, plan.single, kernel.name.startswith("matvec"), kernel.block,
-        n_columns, t.shape[-2], t.columns, n_groups, device.n_multiprocessors,
+        plan.path, plan.activations, plan.width, plan.tile, block.qtype, kernel.block,
+        len(matrices) * -(-t.shape[-2] // WGMMA_ROWS), t.shape[-2], t.columns, abs(n_groups),
+        device.n_multiprocessors,
     )  # fmt: skip
     device.launch(kernel, n_blocks, arguments, shared_mem=shared)
 
 
 @functools.lru_cache(maxsize=1024)
 def _launch_sizes(
-    qtype,
-    exact,
-    single,
-    streams,
-    n_threads,
-    n_columns,
-    n_rows,
-    columns,
-    n_groups,
+    path, activations, width, tile, qtype, n_threads, row_tiles, n_rows, columns, n_groups,
     n_multiprocessors,
-):
+):  # fmt: skip
     """(thread blocks, shared memory of each)."""
     block = FORMATS[qtype]
-    if not streams:
-        tile = Tile(n_threads, n_columns)
+    exact = activations == "float32"
+    if path == "wgmma":
+        return min(n_groups * row_tiles, n_multiprocessors), wgmma_shared(block, tile)
+    if path == "tiles":
         at_once, shared = exact_sizes(block) if exact else tile_sizes(block, tile)
         return n_groups * -(-n_rows // at_once), shared
-    at_once, shared = _stream_sizes(block, exact, n_columns, n_threads // 32)
-    if single:
+    at_once, shared = stream_sizes(block, exact, width, n_threads // 32)
+    if path == "single":
         shared += -(-columns // CHUNK_WEIGHTS) * CHUNK_WEIGHTS
         shared += 4 * columns // block.block_weights + columns // 8
     # As many as are at work together: their warps go on to further rows.
-    a_multiprocessor = 1 if single or n_columns > 2 else 2
+    a_multiprocessor = 1 if path == "single" or width > 2 else 2
     return min(n_groups * -(-n_rows // at_once), n_multiprocessors * a_multiprocessor), shared
 
 
 @functools.lru_cache(maxsize=1024)
-def _call(misaligned, data_shape, data_strides, out_stride, sizes):
-    """A `CALL`, not to be written to. `misaligned`: the address of the weights, modulo `_PIECE`."""
+def _call(misaligned, alignment, data_shape, data_strides, out_stride, sizes, types):
+    """A `CALL`, not to be written to. `misaligned`: the addresses of the weights, modulo `_PIECE`."""
     call = np.zeros((), CALL)
     strides = [
         stride if length > 1 else 0
@@ -201,15 +244,18 @@ def _call(misaligned, data_shape, data_strides, out_stride, sizes):
     call["expert_stride"] = strides[0] if len(strides) == 2 else 0
     call["n_rows"], call["row_bytes"] = data_shape[-2:]
     call["out_stride"] = out_stride
-    call["columns"], call["n_slots"], call["n_groups"], call["x_columns"] = sizes
-    call["pieces"] = _pieces(misaligned, data_shape, strides)
+    n_groups = sizes[2]
+    call["columns"], call["n_slots"], _, call["x_columns"], call["image_slots"] = sizes
+    call["n_groups"], call["counted"] = abs(n_groups), n_groups < 0
+    call["x_type"], call["out_type"] = types
+    call["pieces"] = min(_pieces(address, alignment, data_shape, strides) for address in misaligned)
     call.flags.writeable = False
     return call
 
 
-def _pieces(address, shape, strides):
+def _pieces(address, alignment, shape, strides):
     """Which tiles of rows may be copied in pieces of 16 bytes: see copies_pieces in matmul_call.cuh."""
-    if any(number % 2 for number in (address, *strides)):
+    if any(number % alignment for number in (address, *strides)):
         return 0
     reach = [(length - 1) * stride for length, stride in zip(shape[:-1], strides, strict=True)]
     low = address + sum(min(r, 0) for r in reach)
@@ -217,45 +263,3 @@ def _pieces(address, shape, strides):
     if low % _PIECE == 0 and high % _PIECE == 0:
         return 2
     return 1 if abs(strides[-1]) >= _PIECE else 0
-
-
-def _unit(block):
-    """(weights, bytes) of a block, and its units; of floats, 16 bytes are one."""
-    if block.is_float:
-        return _FLOAT_UNIT_BYTES // block.block_bytes, _FLOAT_UNIT_BYTES, 1
-    return block.block_weights, block.block_bytes, UNITS.get(block.name, 1)
-
-
-def _stream_sizes(block, exact, n_columns, n_warps):
-    """(rows of weights that a warp takes at once, shared memory of a thread block): see Stream, ByteSums."""
-    _, n_bytes, units = _unit(block)
-    chunk = 32 // units * n_bytes
-    if exact:
-        at_once = 2 if n_columns == 1 else 1
-    else:
-        chunk *= 2 if units == 1 else 1  # a lane takes two blocks
-        few = chunk > 1500 or (n_columns == 8 and block.name in FOLDED_WITH_OFFSET)
-        at_once = (2 if n_columns > 2 else 1) * (1 if few and n_columns != 2 else 2)
-    return at_once, n_warps * _STAGES * at_once * (chunk + 16)
-
-
-def exact_sizes(block):
-    """(rows of weights of a thread block, its shared memory): see ExactTile."""
-    n_weights, n_bytes, _ = _unit(block)
-    depth = 256 if n_weights == 256 else 64
-    raw = 16 * ((depth // n_weights * n_bytes + 30) // 16)
-    return _EXACT_ROWS, 4 * (_EXACT_ROWS + EXACT_COLUMNS) * (depth + 4) + _EXACT_ROWS * raw
-
-
-def tile_sizes(block, tile):
-    """(rows of weights of a thread block, its shared memory): see Tile in matmul_tiles.cuh."""
-    n_weights, n_bytes, _ = _unit(block)
-    rows, columns, n_blocks = tile.threads // 4, tile.columns, _DEPTH // n_weights
-    raw = 16 * ((n_blocks * n_bytes + 29) // 16)
-    shared = 2 * rows * raw + (2 * columns + rows) * (_DEPTH + 16) + 4 * n_blocks * (rows + columns)
-    shared += 4 * rows * FACTORS.get(block.name, 0)
-    if block.name in MINIMA:
-        shared += (4 + 16) * rows + 36 * columns
-    if block.name in FOLDED_WITH_OFFSET:
-        shared += 4 * columns
-    return rows, shared

@@ -10,13 +10,44 @@ struct MatmulCall {  // matmul.py's CALL
   int n_rows, columns, n_slots, n_groups;
   int x_columns;  // floats from one prepared row of x to the next
   int pieces;     // see copies_pieces
+  int counted;    // not 0: n_groups is the most there may be, groups[3 * n_groups] how many there are
+  int x_type, out_type;  // FloatType
+  int image_slots;  // rows of x in the image that tile_rows makes
 };
+
+// matmul.py's FLOAT_TYPES.
+enum FloatType {
+  kFloat32,
+  kFloat16,
+  kBfloat16
+};
+
+__device__ __forceinline__ float widen_bits(unsigned bits, int type) {
+  return type == kFloat16 ? Float16::widen((unsigned short)bits) : Bfloat16::widen((unsigned short)bits);
+}
+// Row `row` of an array whose rows lie `stride` items apart.
+__device__ __forceinline__ const void* typed_row(const void* array, long long row, long long stride, int type) {
+  return static_cast<const unsigned char*>(array) + row * stride * (type == kFloat32 ? 4 : 2);
+}
+
+// A value of out, in its type.
+__device__ __forceinline__ void store_out(void* __restrict__ out, long long index, float value, int type) {
+  if (type == kFloat32) static_cast<float*>(out)[index] = value;
+  else
+    static_cast<unsigned short*>(out)[index] =
+        type == kFloat16 ? Float16::narrow(value) : Bfloat16::narrow(value);
+}
 
 // Prepared rows of x (slots) that meet one matrix.
 struct Group {
   long long expert;
   int first, count;
 };
+
+// Kernels that stream have no register for it: they go through groups without rows.
+__device__ __forceinline__ int count_groups(const int* __restrict__ groups, const MatmulCall& call) {
+  return call.counted ? __ldg(groups + 3 * (long long)call.n_groups) : call.n_groups;
+}
 
 // Without a table there is one matrix, and group g is slots g * width .. of all.
 __device__ __forceinline__ Group read_group(const int* __restrict__ groups, const MatmulCall& call,

@@ -90,7 +90,7 @@ struct FloatSums {
 template <class Format, int kColumns>
 __global__ void __launch_bounds__(kStreamThreads, kColumns > 1 ? 1 : 2)
     matvec_exact(const unsigned char* __restrict__ weights, const float* __restrict__ x,
-                 float* __restrict__ out, const int* __restrict__ order,
+                 void* __restrict__ out, const int* __restrict__ order,
                  const int* __restrict__ groups, const MatmulCall call) {
   extern __shared__ __align__(16) unsigned char exact_shared[];
   stream_products<Format, kColumns>(FloatSums<Format, kColumns>(x, call), weights, out, order, groups,
@@ -114,7 +114,7 @@ struct ExactTile {
 template <class Format>
 __global__ void __launch_bounds__(128, 3)
     matmul_exact(const unsigned char* __restrict__ weights, const float* __restrict__ x,
-                 float* __restrict__ out, const int* __restrict__ order,
+                 void* __restrict__ out, const int* __restrict__ order,
                  const int* __restrict__ groups, const MatmulCall call) {
   using T = ExactTile<Format>;
   extern __shared__ __align__(16) float tile_shared[];
@@ -122,7 +122,9 @@ __global__ void __launch_bounds__(128, 3)
   float* const x_tile = w_tile + kExactRows * T::kPitch;    // [kExactColumns][kPitch]
   unsigned char* const raw_tile = reinterpret_cast<unsigned char*>(x_tile + kExactColumns * T::kPitch);
   const int thread = threadIdx.x;
-  const Group group = read_group(groups, call, blockIdx.x % call.n_groups, kExactColumns);
+  const int index = blockIdx.x % call.n_groups;
+  if (index >= count_groups(groups, call)) return;
+  const Group group = read_group(groups, call, index, kExactColumns);
   const int row_tile = blockIdx.x / call.n_groups, first_row = row_tile * kExactRows;
   const unsigned char* const matrix = weights + group.expert * call.expert_stride;
   const int n_rows = min(kExactRows, call.n_rows - first_row);
@@ -201,6 +203,7 @@ __global__ void __launch_bounds__(128, 3)
     for (int j = 0; j < 4; ++j) {
       const int r = row + 16 * i, c = column + 8 * j;
       if (r < n_rows && c < group.count)
-        out[row_of_slot(order, group.first + c) * call.out_stride + first_row + r] = total[i][j];
+        store_out(out, row_of_slot(order, group.first + c) * call.out_stride + first_row + r, total[i][j],
+                  call.out_type);
     }
 }

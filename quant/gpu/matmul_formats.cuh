@@ -1,17 +1,20 @@
 // What block formats look like to the kernels of quant.matmul.
 //
 // A lane takes a unit of a block at a time: kRuns runs of kRun weights with one factor each, a whole
-// number. A format is a struct with
+// number. A format is a struct with what constants.py makes of its row:
 //   kBlockWeights, kBlockBytes, kUnits (of a block), kRuns, kRun
-//   kInterleaved            the 32 weights of a block come in the order 0, 16, 1, 17, ..., and x too
+//   kInterleaved            the 32 weights of a block or run come in the order 0, 16, 1, 17, ..., and x too
 //   kMinima                 weight = d * factor * q - dmin * minimum
+//   kFoldOffset             not negative: bytes hold q * factor - kFoldOffset, as folded_words gives them
+//   where its fields are
+// and with
 //   Raw load(block, unit)   what a unit needs; the block: a Place in shared memory
 //   start(unit, run)        the first weight of a run in its block
 //   words(raw, run, w)      its weights q as signed bytes
 //   kTerms, terms(raw, run, w)   the same as sums of kTerms signed bytes, where that is less work than one
 //   x_piece, x_neighbour    see below
 //   factor(raw, run)        only where kRuns > 1 (else it is 1)
-//   kFoldOffset             not negative: bytes hold q * factor - kFoldOffset, as folded_words gives them
+//   folded_words(raw, run, w)   only with a kFoldOffset
 //   raw.d, raw.dmin
 // and with minima, of which sums of x in 16s are multiplied (see matmul_x.cu for their order)
 //   sums_word(unit, i)      which two of the words with a pair of sums belong to a unit
@@ -45,22 +48,18 @@ __device__ __forceinline__ int streamed_pitch(int columns) {
   return (columns + kChunkWeights - 1) / kChunkWeights * kChunkWeights;
 }
 
-struct Blocks32 {
-  static constexpr int kBlockWeights = 32, kUnits = 1, kRuns = 1, kRun = 32, kFoldOffset = -1, kTerms = 1;
-  static constexpr bool kMinima = false;
+template <class Constants>
+struct Blocks32 : Constants {
+  static constexpr int kTerms = 1;
   static __device__ __forceinline__ int start(int, int) { return 0; }
   static __device__ __forceinline__ int x_piece(int, int block, int, int j) { return 2 * block + j; }
   static __device__ __forceinline__ int x_neighbour(int, int) { return 0; }
 };
 
-struct Blocks256 {
-  static constexpr int kBlockWeights = 256, kUnits = 4, kFoldOffset = -1, kTerms = 1;
-  static constexpr bool kInterleaved = false, kMinima = false;
-};
-
 // Two bits at one place in 32 bytes belong to 32 consecutive weights; a unit has 16 of the bytes.
-struct Blocks256x16 : Blocks256 {
-  static constexpr int kRuns = 4, kRun = 16;
+template <class Constants>
+struct Blocks256x16 : Constants {
+  static constexpr int kTerms = 1;
   static __device__ __forceinline__ int start(int unit, int run) {
     return 128 * (unit / 2) + 32 * run + 16 * (unit % 2);
   }
@@ -70,6 +69,15 @@ struct Blocks256x16 : Blocks256 {
   static __device__ __forceinline__ unsigned every_second(int unit) {
     return unit % 2 ? 0x7531 : 0x6420;
   }
+};
+
+// A unit is two sub-blocks of 32, one after the other.
+template <class Constants>
+struct Blocks256x32 : Constants {
+  static constexpr int kTerms = 1;
+  static __device__ __forceinline__ int start(int unit, int run) { return 64 * unit + 32 * run; }
+  static __device__ __forceinline__ int x_piece(int unit, int, int run, int) { return 2 * (unit % 2) + run; }
+  static __device__ __forceinline__ int x_neighbour(int unit, int j) { return j - unit % 2; }
 };
 
 template <class Format>

@@ -1,10 +1,21 @@
-"""What a product on a device takes: its scratch, section by section, from shapes alone."""
+"""What a product on a device runs and takes: kernels, tiles and scratch, from shapes alone."""
 
 import functools
+import math
 from dataclasses import dataclass
 
 from ..formats import FORMATS
+from .instances import (
+    EXACT_STREAM_COLUMNS,
+    STREAM_COLUMNS,
+    TILES,
+    WGMMA_ARCHITECTURE,
+    WGMMA_ROWS,
+    WGMMA_TILES,
+)
+from .matmul_sizes import EXACT_COLUMNS, tile_sizes
 
+ACTIVATIONS = ("int8", "bfloat16", "float32")
 _ALIGNMENT = 256
 # Float rows of x end at a multiple of this many values: what two vectors of 16 bytes hold.
 _X_MULTIPLE = 8
@@ -14,49 +25,173 @@ CHUNK_WEIGHTS = 2048
 SINGLE_COLUMNS = 16384
 # int32 of a row in the table of groups: matrix, first slot, how many.
 GROUP_FIELDS = 3
+# Of matmul_wgmma.cuh: columns of a step, and slots of the image of x of which groups start at multiples.
+STEP, SLOT_MULTIPLE = 64, 8
+# What one step of a tile takes, by its rows of x, in units of the largest's.
+_STEP_COST = {64: 0.6, 128: 0.7, 256: 1.0}
 
 
 @dataclass(frozen=True)
 class MatmulPlan:
-    """Sections of one block of scratch: name -> (offset in bytes, dtype, items)."""
+    """How one product runs.
 
-    exact: bool
-    single: bool  # one row of x, which the kernel takes as it is
+    Attributes
+    ----------
+    path : str
+        "single": one row of x, as it is; "stream": few rows, every warp streams weights; "tiles": many
+        rows, on mma.sync or, float32, on plain multiplications; "wgmma": many rows on Hopper's warpgroup
+        products.
+    activations : str
+        What x becomes: one of `ACTIVATIONS`.
+    width : int
+        Rows of x that meet a matrix in one group at most: what a kernel is made for.
+    tile : instances.Tile, instances.WgmmaTile or None
+    x_columns, n_slots, most_groups : int
+        Values from one prepared row of x to the next; rows that are prepared; groups, at most.
+    sections : dict
+        Of the scratch: name -> (offset in bytes, dtype, items).
+    scratch_bytes : int
+    """
+
+    path: str
+    activations: str
+    width: int
+    tile: tuple | None
     x_columns: int
+    n_slots: int
+    most_groups: int
     sections: dict
     scratch_bytes: int
 
+    @property
+    def scratch(self):
+        """(tag, bytes) of each section, whole units of 256 bytes."""
+        starts = [at for at, _, _ in self.sections.values()] + [self.scratch_bytes]
+        return tuple(
+            (name, end - start)
+            for name, start, end in zip(self.sections, starts, starts[1:], strict=False)
+        )
 
-def uses_floats(block, exact):
-    """Whether x stays float32: asked for, or a float format."""
-    return bool(exact) or block.is_float
+    def to_dict(self):
+        """The plan as plain data, for JSON."""
+        return dict(
+            path=self.path,
+            activations=self.activations,
+            rows_of_x=self.width,
+            tile=self.tile and self.tile._asdict(),
+            scratch_bytes=self.scratch_bytes,
+            scratch=dict(self.scratch),
+        )
 
 
-def plan_matmul(n, block, columns, has_experts, exact):
-    """The `MatmulPlan` of n rows of x, of `columns` values, and weights of a format."""
-    return _plan(n, block.qtype, columns, has_experts, exact)
+def plan_matmul(n, block, shape, activations, device):
+    """The `MatmulPlan` of n rows of x and weights of a format.
+
+    Parameters
+    ----------
+    n : int
+    block : BlockFormat
+    shape : tuple of int, (rows, columns) or (experts, rows, columns)
+        Rows: of all matrices that are multiplied at once.
+    activations : str or None
+        One of `ACTIVATIONS`; None: what is fastest on the device.
+    device : KernelDevice
+
+    Raises
+    ------
+    ValueError
+        Activations that the device has no kernels for.
+    """
+    return _plan(
+        n, block.qtype, tuple(shape), activations, device.architecture, device.max_shared_bytes,
+        device.n_multiprocessors,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=512)
-def _plan(n, qtype, columns, has_experts, exact):
-    block = FORMATS[qtype]
-    exact = uses_floats(block, exact)
-    single = n == 1 and columns <= SINGLE_COLUMNS and not has_experts and not exact
+def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multiprocessors):
+    block, columns = FORMATS[qtype], shape[-1]
+    n_experts = shape[0] if len(shape) == 3 else None
+    # A matrix meets so many rows of x, if experts are asked for alike.
+    rows_each = n if n_experts is None else -(-n // max(1, n_experts))
+    activations = _activations(block, activations, rows_each, architecture)
+    tile, width = None, n
+    if activations == "bfloat16":
+        path = "wgmma"
+        tile = _wgmma_tile(rows_each, n, n_experts, shape[-2], n_multiprocessors)
+        width = tile.columns
+    elif activations == "float32":
+        width = _fitting(EXACT_STREAM_COLUMNS, rows_each)
+        path, width = ("stream", width) if width else ("tiles", EXACT_COLUMNS)
+    elif n == 1 and columns <= SINGLE_COLUMNS and n_experts is None:
+        path = "single"
+    else:
+        path, width = "stream", _fitting(STREAM_COLUMNS, rows_each)
+        if not width:
+            path = "tiles"
+            fitting = [t for t in TILES if tile_sizes(block, t)[1] <= max_shared_bytes]
+            tile = next((t for t in fitting if rows_each <= t.columns), fitting[-1])
+            width = tile.columns
+    most_groups = -(-n // width)
+    if n_experts is not None:
+        most_groups = min(n, min(n, n_experts) + n // width)  # a group has a row at least
     x_columns = -(-columns // _X_MULTIPLE) * _X_MULTIPLE
-    parts = {}
-    if exact:
+    n_slots, parts = n, {}
+    if path == "wgmma":
+        n_slots = -(-n // width) * width
+        if n_experts is not None:
+            padded = n + (SLOT_MULTIPLE - 1) * min(n, n_experts)
+            n_slots = -(-padded // SLOT_MULTIPLE) * SLOT_MULTIPLE + width - SLOT_MULTIPLE
+        x_columns = -(-columns // STEP) * STEP
+        parts["x"] = "uint8", 2 * n_slots * x_columns
+    elif activations == "float32":
         parts["x"] = "float32", n * x_columns
-    elif not single:
+    elif path != "single":
         parts["x"] = "uint8", n * (-(-columns // CHUNK_WEIGHTS) * CHUNK_WEIGHTS)
         parts["x_scales"] = "float32", n * columns // block.block_weights
         if block.block_weights == 256:
             parts["x_sums"] = "int32", n * columns // 32
-    if has_experts:
-        parts["order"] = "int32", n
-        parts["groups"] = "int32", n * GROUP_FIELDS  # a group has a row at least
+    if n_experts is not None:
+        parts["order"] = "int32", n_slots
+        parts["groups"] = "int32", most_groups * GROUP_FIELDS + 1  # and how many there are
     sections, at = {}, 0
     for name, (dtype, n_items) in parts.items():
         sections[name] = at, dtype, n_items
         n_bytes = n_items * (1 if dtype == "uint8" else 4)
         at += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
-    return MatmulPlan(exact, single, x_columns, sections, at)
+    return MatmulPlan(
+        path, activations, width, tile, x_columns, n_slots, most_groups, sections, at
+    )  # fmt: skip
+
+
+def _activations(block, asked, rows_each, architecture):
+    """What x becomes: float formats meet it as float32."""
+    if block.is_float or asked == "float32":
+        return "float32"
+    has_wgmma = architecture == WGMMA_ARCHITECTURE
+    if asked == "bfloat16" and not has_wgmma:
+        raise ValueError(
+            f"activations: 'bfloat16' needs a GPU of compute capability 9.0, and this one is "
+            f"{architecture}; 'int8' and 'float32' will do"
+        )
+    if asked is None:
+        return "bfloat16" if has_wgmma and rows_each > STREAM_COLUMNS[-1] else "int8"
+    return asked
+
+
+def _fitting(widths, n):
+    """The least of `widths` that holds n; None if none does."""
+    return next((width for width in widths if n <= width), None)
+
+
+def _wgmma_tile(rows_each, n, n_experts, n_rows, n_multiprocessors):
+    """The tile that makes the whole product soonest."""
+    if n_experts is not None:  # some experts meet more rows than others
+        rows_each += math.isqrt(4 * rows_each)
+
+    def cost(tile):
+        groups = -(-rows_each // tile.columns) * (min(n, n_experts) if n_experts else 1)
+        n_tiles = groups * -(-n_rows // WGMMA_ROWS)
+        return -(-n_tiles // n_multiprocessors) * _STEP_COST[tile.columns]
+
+    return min(WGMMA_TILES, key=cost)

@@ -1,9 +1,8 @@
 // Products with Q2_K: a super-block of 16 x 16 weights of two bits, each 16 with a scale and a minimum.
+#include "constants/q2_k.cuh"
 #include "matmul_formats.cuh"
 
-struct Q2_K : Blocks256x16 {
-  static constexpr int kBlockBytes = 84, kFoldOffset = 0;
-  static constexpr bool kMinima = true;
+struct Q2_K : Blocks256x16<constants::Q2_K> {
   struct Raw {
     unsigned q[4], scales;
     float d, dmin;
@@ -12,11 +11,11 @@ struct Q2_K : Blocks256x16 {
   static __device__ __forceinline__ Raw load(const P& block, int unit) {
     Raw raw;
     unsigned scales[2];
-    read_words(block, 8 * (unit / 2), scales);
-    read_words(block, 16 + 16 * unit, raw.q);
+    read_words(block, kScales + 8 * (unit / 2), scales);
+    read_words(block, kQs + 16 * unit, raw.q);
     raw.scales = __byte_perm(scales[0], scales[1], every_second(unit));
-    raw.d = read_half(block, 80);
-    raw.dmin = read_half(block, 82);
+    raw.d = read_half(block, kD);
+    raw.dmin = read_half(block, kDmin);
     return raw;
   }
   static __device__ __forceinline__ void words(const Raw& raw, int run, unsigned (&w)[4]) {

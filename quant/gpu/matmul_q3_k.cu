@@ -1,8 +1,8 @@
 // Products with Q3_K: a super-block of 16 x 16 weights of three bits, each 16 with a six-bit scale.
+#include "constants/q3_k.cuh"
 #include "matmul_formats.cuh"
 
-struct Q3_K : Blocks256x16 {
-  static constexpr int kBlockBytes = 110, kFoldOffset = 4;
+struct Q3_K : Blocks256x16<constants::Q3_K> {
   struct Raw {
     unsigned q[4], hmask[4], scales;  // four signed bytes
     float d;
@@ -12,10 +12,10 @@ struct Q3_K : Blocks256x16 {
     Raw raw;
     const int half = unit / 2, part = unit % 2;
     unsigned scales[3];
-    read_words(block, 16 * part, raw.hmask);
-    read_words(block, 32 + 16 * unit, raw.q);
-    read_words(block, 96, scales);
-    raw.d = read_half(block, 108);
+    read_words(block, kHmask + 16 * part, raw.hmask);
+    read_words(block, kQs + 16 * unit, raw.q);
+    read_words(block, kScales, scales);
+    raw.d = read_half(block, kD);
 #pragma unroll
     for (int i = 0; i < 4; ++i) raw.hmask[i] = ~raw.hmask[i] >> (4 * half);
     const unsigned low = __byte_perm(scales[0], scales[1], every_second(unit)) >> (4 * half);
@@ -33,11 +33,11 @@ struct Q3_K : Blocks256x16 {
   static __device__ __forceinline__ int factor(const Raw& raw, int run) {
     return signed_byte(raw.scales, run);
   }
-  // Four less than the products, which are -124 to 128: as bytes without a sign, 124 more, nothing
+  // kFoldOffset, 4, less than the products, which are -124 to 128: as bytes without a sign, 124 more, nothing
   // carries from one to the next.
   static __device__ __forceinline__ void folded_words(const Raw& raw, int run, unsigned (&w)[4]) {
     const int scale = factor(raw, run);
-    const unsigned offset = (124 - 4 * scale) * 0x01010101u;
+    const unsigned offset = (128 - kFoldOffset - 4 * scale) * 0x01010101u;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const unsigned three =

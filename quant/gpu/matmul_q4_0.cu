@@ -1,9 +1,8 @@
 // Products with Q4_0: a scale and 32 weights of four bits, less eight; the low nibbles first.
+#include "constants/q4_0.cuh"
 #include "matmul_formats.cuh"
 
-struct Q4_0 : Blocks32 {
-  static constexpr int kBlockBytes = 18;
-  static constexpr bool kInterleaved = false;
+struct Q4_0 : Blocks32<constants::Q4_0> {
   struct Raw {
     unsigned q[4];
     float d;

@@ -1,9 +1,8 @@
 // Products with Q4_K: a super-block of 8 x 32 weights of four bits, each 32 with a scale and a minimum.
+#include "constants/q4_k.cuh"
 #include "matmul_formats.cuh"
 
-struct Q4_K : Blocks256 {
-  static constexpr int kBlockBytes = 144, kRuns = 2, kRun = 32;
-  static constexpr bool kMinima = true;
+struct Q4_K : Blocks256x32<constants::Q4_K> {
   struct Raw {
     unsigned q[8], scales, minima;  // in the lower two bytes
     float d, dmin;
@@ -12,8 +11,8 @@ struct Q4_K : Blocks256 {
   static __device__ __forceinline__ Raw load(const P& block, int unit) {
     Raw raw;
     unsigned head[4];
-    read_words(block, 0, head);
-    read_last_words(block, 16 + 32 * unit, raw.q);
+    read_words(block, kD, head);  // and dmin, 12 bytes of scales
+    read_last_words(block, kQs + 32 * unit, raw.q);
     raw.d = floats::from_half((unsigned short)head[0]);
     raw.dmin = floats::from_half((unsigned short)(head[0] >> 16));
     const int shift = 16 * (unit % 2);  // see q4_k.cu
@@ -22,9 +21,6 @@ struct Q4_K : Blocks256 {
     raw.minima = unit < 2 ? second & 0x3f3fu : (third >> 4 & 0x0f0fu) | (second >> 2 & 0x3030u);
     return raw;
   }
-  static __device__ __forceinline__ int start(int unit, int run) { return 64 * unit + 32 * run; }
-  static __device__ __forceinline__ int x_piece(int unit, int, int run, int) { return 2 * (unit % 2) + run; }
-  static __device__ __forceinline__ int x_neighbour(int unit, int j) { return j - unit % 2; }
   static __device__ __forceinline__ void words(const Raw& raw, int run, unsigned (&w)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) w[i] = raw.q[i] >> (4 * run) & 0x0f0f0f0fu;

@@ -1,8 +1,8 @@
 // Products with Q6_K: a super-block of 16 x 16 weights of six bits, each 16 with a signed byte as scale.
+#include "constants/q6_k.cuh"
 #include "matmul_formats.cuh"
 
-struct Q6_K : Blocks256x16 {
-  static constexpr int kBlockBytes = 210;
+struct Q6_K : Blocks256x16<constants::Q6_K> {
   struct Raw {
     unsigned low[2][4], high[4], scales;
     float d;
@@ -12,11 +12,11 @@ struct Q6_K : Blocks256x16 {
     Raw raw;
     const int half = unit / 2, part = unit % 2;
     unsigned scales[2];
-    read_words(block, 64 * half + 16 * part, raw.low[0]);
-    read_words(block, 64 * half + 16 * part + 32, raw.low[1]);
-    read_words(block, 128 + 16 * unit, raw.high);
-    read_words(block, 192 + 8 * half, scales);
-    raw.d = read_half(block, 208);
+    read_words(block, kQl + 64 * half + 16 * part, raw.low[0]);
+    read_words(block, kQl + 64 * half + 16 * part + 32, raw.low[1]);
+    read_words(block, kQh + 16 * unit, raw.high);
+    read_words(block, kScales + 8 * half, scales);
+    raw.d = read_half(block, kD);
     raw.scales = __byte_perm(scales[0], scales[1], every_second(unit));
     return raw;
   }

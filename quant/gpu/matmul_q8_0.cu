@@ -1,9 +1,8 @@
 // Products with Q8_0: 32 signed bytes and a scale.
+#include "constants/q8_0.cuh"
 #include "matmul_formats.cuh"
 
-struct Q8_0 : Blocks32 {
-  static constexpr int kBlockBytes = 34;
-  static constexpr bool kInterleaved = false;
+struct Q8_0 : Blocks32<constants::Q8_0> {
   struct Raw {
     unsigned q[8];
     float d;

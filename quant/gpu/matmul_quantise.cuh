@@ -2,27 +2,43 @@
 #pragma once
 #include "matmul_formats.cuh"
 
-// Eight values from any address of floats.
-__device__ __forceinline__ void load_8(const float* __restrict__ from, float (&values)[8]) {
-  if (((size_t)from & 15) == 0) {
+// Eight values from item `index` of a row on, which may lie at any address.
+__device__ __forceinline__ void load_8(const void* __restrict__ row, long long index, int type,
+                                       float (&values)[8]) {
+  if (type == kFloat32) {
+    const float* const from = static_cast<const float*>(row) + index;
+    if (((size_t)from & 15) == 0) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float4 four = __ldg(reinterpret_cast<const float4*>(from) + i);
-      values[4 * i] = four.x, values[4 * i + 1] = four.y;
-      values[4 * i + 2] = four.z, values[4 * i + 3] = four.w;
+      for (int i = 0; i < 2; ++i) {
+        const float4 four = __ldg(reinterpret_cast<const float4*>(from) + i);
+        values[4 * i] = four.x, values[4 * i + 1] = four.y;
+        values[4 * i + 2] = four.z, values[4 * i + 3] = four.w;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = __ldg(from + i);
     }
+    return;
+  }
+  const unsigned short* const from = static_cast<const unsigned short*>(row) + index;
+  unsigned words[4];
+  if (((size_t)from & 15) == 0) {
+    const uint4 eight = __ldg(reinterpret_cast<const uint4*>(from));
+    words[0] = eight.x, words[1] = eight.y, words[2] = eight.z, words[3] = eight.w;
   } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] = __ldg(from + i);
+    for (int i = 0; i < 4; ++i) words[i] = __ldg(from + 2 * i) | (unsigned)__ldg(from + 2 * i + 1) << 16;
   }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = widen_bits(words[i / 2] >> (16 * (i % 2)) & 0xffff, type);
 }
 
 // A lane's values of a part; zeros behind the row.
-__device__ __forceinline__ void load_part(const float* __restrict__ row, int part, int columns,
+__device__ __forceinline__ void load_part(const void* __restrict__ row, int type, int part, int columns,
                                           float (&values)[8]) {
   const int first = part * 256 + threadIdx.x % 32 * 8;
   if (first < columns) {
-    load_8(row + first, values);
+    load_8(row, first, type, values);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = 0.0f;
@@ -92,4 +108,3 @@ __device__ __forceinline__ void quantise_part(const float (&values)[8], int part
     sums[part * 16 + place] = (short)sum;
   }
 }
-

@@ -120,7 +120,7 @@ __device__ __forceinline__ float sum_lanes(float (&values)[N], int lane) {
 //   add(places, chunk): what a lane has of a chunk; places[i]: of row i the first of the lane's blocks
 template <class Format, int kColumns, class Sums>
 __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* __restrict__ weights,
-                                                float* __restrict__ out, const int* __restrict__ order,
+                                                void* __restrict__ out, const int* __restrict__ order,
                                                 const int* __restrict__ groups, const MatmulCall& call,
                                                 unsigned char* shared) {
   using S = typename Sums::Rows;
@@ -200,6 +200,6 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
     const int index = lane / (32 / kSums);
     const int row = task.first + index % S::kRows, column = index / S::kRows;
     if (lane % (32 / kSums) == 0 && column < group.count && row < call.n_rows)
-      out[row_of_slot(order, group.first + column) * call.out_stride + row] = sum;
+      store_out(out, row_of_slot(order, group.first + column) * call.out_stride + row, sum, call.out_type);
   }
 }

@@ -109,7 +109,8 @@ __device__ __forceinline__ void decode_tile(unsigned char* shared, const MatmulC
       const unsigned start = (unsigned)(size_t)place.rows + row * (unsigned)call.row_stride + begin;
       const int skew = place.whole ? start & 15 : 0;
       raw = Format::load(place_at(shared + T::kRaw, (buffer * T::kRows + row) * T::kRawPitch + skew +
-                                                        block * Format::kBlockBytes), unit);
+                                                        block * Format::kBlockBytes),
+                         unit);
     }
 #pragma unroll
     for (int run = 0; run < Format::kRuns; ++run) {
@@ -168,7 +169,7 @@ __device__ __forceinline__ void load_x_scales(unsigned char* shared, const ByteR
   }
   if constexpr (T::kMinima) {
 #pragma unroll 1
-  for (int i = threadIdx.x; i < kColumns * 8; i += kThreads) {
+    for (int i = threadIdx.x; i < kColumns * 8; i += kThreads) {
       const int column = i / 8, word = i % 8;
       int pair = 0;
       if (column < group.count)
@@ -288,17 +289,20 @@ __device__ __forceinline__ void multiply_tile(const unsigned char* shared, int k
 }
 
 template <class Format, int kThreads, int kColumns>
-__global__ void __launch_bounds__(kThreads, kThreads > 128 ? 1 : kColumns > 16 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, kThreads > 128 ? 1 : kColumns > 16 ? 3
+                                                                               : 4)
     matmul_tiles(const unsigned char* __restrict__ weights, const unsigned char* __restrict__ x_bytes,
                  const float* __restrict__ x_scales, const int* __restrict__ x_sums,
-                 float* __restrict__ out, const int* __restrict__ order,
+                 void* __restrict__ out, const int* __restrict__ order,
                  const int* __restrict__ groups, const MatmulCall call) {
   using T = Tile<Format, kThreads, kColumns>;
   extern __shared__ __align__(16) unsigned char tiles_shared[];
   unsigned char* const shared = tiles_shared;
   const ByteRows x = {x_bytes, x_scales, x_sums};
   TilePlace place;
-  place.group = read_group(groups, call, blockIdx.x % call.n_groups, kColumns);
+  const int index = blockIdx.x % call.n_groups;
+  if (index >= count_groups(groups, call)) return;
+  place.group = read_group(groups, call, index, kColumns);
   const int row_tile = blockIdx.x / call.n_groups;
   place.first_row = row_tile * T::kRows;
   place.rows = weights + place.group.expert * call.expert_stride + (long long)place.first_row * call.row_stride;
@@ -335,7 +339,7 @@ __global__ void __launch_bounds__(kThreads, kThreads > 128 ? 1 : kColumns > 16 ?
     for (int i = 0; i < 4; ++i) {
       const int r = row + 8 * (i / 2), c = column + 8 * tile + i % 2;
       if (r < place.n_rows && c < place.group.count)
-        out[row_of_slot(order, place.group.first + c) * call.out_stride + place.first_row + r] =
-            total[tile][i];
+        store_out(out, row_of_slot(order, place.group.first + c) * call.out_stride + place.first_row + r,
+                  total[tile][i], call.out_type);
     }
 }

@@ -22,20 +22,21 @@ constexpr int kSingleThreads = 512;
 // One row of x that a block makes bytes of for itself, in shared memory, while its first weights come.
 template <class Format>
 struct OwnByteRow {
-  const float* row;
+  const void* row;
+  int type;
   unsigned char* bytes;
   float* scales;
   int* sums;
   float values[8];
   // Before all copies: behind them they would come late.
   __device__ __forceinline__ void begin(int columns) {
-    load_part(row, threadIdx.x / 32, columns, values);
+    load_part(row, type, threadIdx.x / 32, columns, values);
   }
   __device__ __forceinline__ void prepare(int columns) {
     constexpr int kBlock = Format::kBlockWeights;
 #pragma unroll 1
     for (int part = threadIdx.x / 32; part * 256 < columns; part += kSingleThreads / 32) {
-      if (part >= kSingleThreads / 32) load_part(row, part, columns, values);
+      if (part >= kSingleThreads / 32) load_part(row, type, part, columns, values);
       quantise_part<kBlock, Format::kInterleaved, true>(values, part, columns, bytes, scales,
                                                         reinterpret_cast<short*>(sums));
     }
@@ -181,7 +182,7 @@ struct ByteSums {
 template <class Format, int kColumns>
 __global__ void __launch_bounds__(kStreamThreads, kColumns > 2 ? 1 : 2)
     matvec(const unsigned char* __restrict__ weights, const unsigned char* __restrict__ x_bytes,
-           const float* __restrict__ x_scales, const int* __restrict__ x_sums, float* __restrict__ out,
+           const float* __restrict__ x_scales, const int* __restrict__ x_sums, void* __restrict__ out,
            const int* __restrict__ order, const int* __restrict__ groups, const MatmulCall call) {
   extern __shared__ __align__(16) unsigned char matvec_shared[];
   const ByteRows x = {x_bytes, x_scales, x_sums};
@@ -192,15 +193,15 @@ __global__ void __launch_bounds__(kStreamThreads, kColumns > 2 ? 1 : 2)
 // A single row of x, as it is: no kernel need run before this one.
 template <class Format>
 __global__ void __launch_bounds__(kSingleThreads, 1)
-    matvec_single(const unsigned char* __restrict__ weights, const float* __restrict__ x,
-                  float* __restrict__ out, const int* __restrict__ order,
+    matvec_single(const unsigned char* __restrict__ weights, const void* __restrict__ x,
+                  void* __restrict__ out, const int* __restrict__ order,
                   const int* __restrict__ groups, const MatmulCall call) {
   extern __shared__ __align__(16) unsigned char single_shared[];
   using Slots = typename ByteSums<Format, 1, OwnByteRow<Format>>::Rows;
   unsigned char* const bytes = single_shared + kSingleThreads / 32 * Slots::kWarpBytes;
   float* const scales = reinterpret_cast<float*>(bytes + streamed_pitch(call.columns));
   int* const x_sums = reinterpret_cast<int*>(scales + call.columns / Format::kBlockWeights);
-  const OwnByteRow<Format> own = {x, bytes, scales, x_sums};
+  const OwnByteRow<Format> own = {x, call.x_type, bytes, scales, x_sums};
   stream_products<Format, 1>(ByteSums<Format, 1, OwnByteRow<Format>>(own, call), weights, out, order,
                              groups, call, single_shared);
 }

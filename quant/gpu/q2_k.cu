@@ -1,10 +1,8 @@
 // Q2_K: a super-block of 16 x 16 weights of two bits, each 16 with a scale and a minimum.
+#include "constants/q2_k.cuh"
 #include "dequantize.cuh"
 
-struct Q2_K {
-  static constexpr int kBlockWeights = 256, kBlockBytes = 84, kAlignment = 4;
-  static constexpr int kScales = 0, kQs = 16, kD = 80, kDmin = 82;  // byte offsets
-
+struct Q2_K : constants::Q2_K {
   // Two bits at one place in 32 bytes belong to 32 consecutive weights; there are two times 32 bytes.
   template <int kVector, class Block>
   static __device__ __forceinline__ void decode(const Block& block, int index,

@@ -1,10 +1,8 @@
 // Q3_K: a super-block of 16 x 16 weights of three bits, each 16 with a six-bit scale.
+#include "constants/q3_k.cuh"
 #include "dequantize.cuh"
 
-struct Q3_K {
-  static constexpr int kBlockWeights = 256, kBlockBytes = 110, kAlignment = 2;
-  static constexpr int kHmask = 0, kQs = 32, kScales = 96, kD = 108;  // byte offsets
-
+struct Q3_K : constants::Q3_K {
   // The lower two bits lie as in Q2_K. Bit i of hmask's 32 bytes is the third bit of the i-th 32
   // weights. Of the 12 scale bytes, byte s % 8 holds the low four bits of scale s in its nibble s / 8,
   // and byte 8 + s % 4 the high two as its pair of bits s / 4.

@@ -1,10 +1,8 @@
 // Q4_0: a scale and 32 weights of four bits, less eight; those of the low nibbles of 16 bytes first.
+#include "constants/q4_0.cuh"
 #include "dequantize.cuh"
 
-struct Q4_0 {
-  static constexpr int kBlockWeights = 32, kBlockBytes = 18, kAlignment = 2;
-  static constexpr int kD = 0, kQs = 2;  // byte offsets
-
+struct Q4_0 : constants::Q4_0 {
   template <int kVector, class Block>
   static __device__ __forceinline__ void decode(const Block& block, int index,
                                                 float (&weights)[kVector]) {

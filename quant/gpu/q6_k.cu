@@ -1,10 +1,8 @@
 // Q6_K: a super-block of 16 x 16 weights of six bits, each 16 with a signed byte as scale.
+#include "constants/q6_k.cuh"
 #include "dequantize.cuh"
 
-struct Q6_K {
-  static constexpr int kBlockWeights = 256, kBlockBytes = 210, kAlignment = 2;
-  static constexpr int kQl = 0, kQh = 128, kScales = 192, kD = 208;  // byte offsets
-
+struct Q6_K : constants::Q6_K {
   // Per half of 128 weights: nibbles of 64 bytes with the low four bits, the low nibbles first, and
   // 32 bytes with the high two bits of four times 32 weights.
   template <int kVector, class Block>

@@ -1,10 +1,8 @@
 // Q8_0: 32 signed bytes and a scale.
+#include "constants/q8_0.cuh"
 #include "dequantize.cuh"
 
-struct Q8_0 {
-  static constexpr int kBlockWeights = 32, kBlockBytes = 34, kAlignment = 2;
-  static constexpr int kD = 0, kQs = 2;  // byte offsets
-
+struct Q8_0 : constants::Q8_0 {
   template <int kVector, class Block>
   static __device__ __forceinline__ void decode(const Block& block, int index,
                                                 float (&weights)[kVector]) {

@@ -4,7 +4,14 @@ Only architectures whose cache is known are listed. Another one, or a key that c
 a way that is not modelled, is refused by name instead of being taken for the nearest thing.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 
 HEADS, LATENT = "heads", "latent"
 
@@ -100,7 +107,7 @@ REFUSED_KEYS = (
 )
 
 
-def architecture_of(name):
+def architecture_of(name: str) -> Architecture:
     """The `Architecture` of a name as files have it in ``general.architecture``.
 
     Raises
@@ -114,7 +121,7 @@ def architecture_of(name):
     raise ValueError(f"architecture {name!r}: its K/V cache is not modelled here; {why}")
 
 
-def refuse_unmodelled_keys(metadata, architecture):
+def refuse_unmodelled_keys(metadata: Mapping[str, Any], architecture: str) -> None:
     """Raise ValueError, naming the key, where a file's cache is of a form that is not modelled."""
     for key in REFUSED_KEYS:
         full_name = f"{architecture}.{key.name}"
@@ -125,7 +132,7 @@ def refuse_unmodelled_keys(metadata, architecture):
             )
 
 
-def windowed_layers(period, n_layer):
+def windowed_layers(period: int, n_layer: int) -> tuple[bool, ...]:
     """For each layer whether it sees a window only: all but the last of each `period`.
 
     Parameters

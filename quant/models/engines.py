@@ -6,14 +6,23 @@ estimates: `MEASURED` in tests/unit/test_engines.py has what both really took, a
 Read and measured at llama.cpp b11739 and ik_llama.cpp 8337e4cd3.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lowlevel.attention.plan import plan_attention
 
 from .fit import KV_TYPES, MIB, Compute, phase_bytes, row_bytes
 from .ik_rule import ik_steps
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from lowlevel.attention.plan import AttentionPlan
+    from quant.models.fit import Layer, ModelMemory, Setting
+
 
 # llama.cpp's fit keeps so much of every device free: the driver's context, code, buffers that grow.
 MARGIN = 1024 * MIB
@@ -70,7 +79,7 @@ class Engine:
     compute: Callable
     amb_matters: Callable
 
-    def form(self, model, setting):
+    def form(self, model: ModelMemory, setting: Setting) -> str:
         """The form of FORMS that the prompt of a latent model is worked on in; "" for another model."""
         if not any(layer.latent for layer in model.layers):
             return ""
@@ -83,7 +92,7 @@ class Engine:
             return ABSORBED if model.mla_form == "split" else HEADS
         return self.mla[self.default_mla if setting.mla is None else setting.mla]
 
-    def check(self, setting):
+    def check(self, setting: Setting) -> None:
         """Raise ValueError where the engine does not run with a setting."""
         _, block_values, _ = KV_TYPES[setting.kv_type]
         if "flash" in self.options and not setting.flash and block_values > 1:
@@ -155,10 +164,10 @@ def _kqcap_kv_bytes(model, layer, setting):
     return _heads_bytes(layer, rows, setting.kv_type)
 
 
-def kqcap_plan(layer, setting, form):
+def kqcap_plan(layer: Layer, setting: Setting, form: str) -> AttentionPlan:
     """The `AttentionPlan` of one layer's attention at the full context; BudgetError where amb is too little."""
     absorbed = form == ABSORBED and layer.latent
-    sizes = (
+    sizes: dict[str, Any] = (
         dict(n_head_kv=1, d_k=layer.latent + layer.n_rot, d_v=layer.latent, v_in_k=True)
         if absorbed
         else dict(n_head_kv=layer.n_head_kv, d_k=layer.d_k, d_v=layer.d_v)

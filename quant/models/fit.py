@@ -4,12 +4,20 @@ Pure arithmetic over a `ModelMemory`, which `quant.models.memory_model` makes fr
 the rule of an engine (`quant.models.engines`): what it caches, and what it computes in.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lowlevel.pool.budget_error import BudgetError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from quant.models.engines import Engine
+
 
 # type of K and V: its name in plans, values that share a block, bytes of a block
 KV_TYPES = {"f32": ("float32", 1, 4), "f16": ("float16", 1, 2), "q8_0": ("Q8_0", 32, 34)}
@@ -178,15 +186,15 @@ class DeviceMemory(NamedTuple):
     vram: int
 
     @property
-    def total(self):
+    def total(self) -> int:
         return self.weights + self.kv + sum(self.compute) + self.reserve
 
     @property
-    def free(self):
+    def free(self) -> int:
         """Below 0 where it does not fit."""
         return self.vram - self.total
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         data = {**self._asdict(), **self.compute._asdict(), "compute": sum(self.compute)}
         return {**data, "total": self.total, "free": self.free}
 
@@ -220,7 +228,7 @@ class Fit:
     frontier: list
     smallest_vram: int
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self),
             "setting": self.setting._asdict(),
@@ -228,7 +236,7 @@ class Fit:
         }
 
 
-def split_layers(n_layer, shares):
+def split_layers(n_layer: int, shares: list[int]) -> list[int]:
     """The device of each layer, and at the end that of the output, as llama.cpp distributes them.
 
     Parameters
@@ -255,19 +263,26 @@ def split_layers(n_layer, shares):
     return np.searchsorted(ends, parts, side="right").tolist()
 
 
-def row_bytes(width, kv_type):
+def row_bytes(width: int, kv_type: str) -> int:
     """Bytes of one cached row of `width` values."""
     _, block_values, block_bytes = KV_TYPES[kv_type]
     return -(-width // block_values) * block_bytes
 
 
-def phase_bytes(layer, n_tokens, phase=None):
+def phase_bytes(layer: Layer, n_tokens: int, phase: str | None = None) -> int:
     """Bytes of float32 that live at once at most while a u-batch passes through a layer, or through one phase of it."""
     phases = layer.phases.values() if phase is None else [layer.phases.get(phase, {})]
     return max((4 * n_tokens * sum(tensors.values()) for tensors in phases), default=0)
 
 
-def device_memory(model, rule, setting, vram, shares, reserve=0):
+def device_memory(
+    model: ModelMemory,
+    rule: Engine,
+    setting: Setting,
+    vram: list[int],
+    shares: list[int],
+    reserve: int = 0,
+) -> list[DeviceMemory]:
     """What each device holds.
 
     Parameters
@@ -319,7 +334,17 @@ def device_memory(model, rule, setting, vram, shares, reserve=0):
     return devices
 
 
-def fit(model, rule, vram, *, shares=None, reserve=0, n_ctx=None, ubatches=UBATCHES, **choices):
+def fit(
+    model: ModelMemory,
+    rule: Engine,
+    vram: list[int],
+    *,
+    shares: list[int] | None = None,
+    reserve: int = 0,
+    n_ctx: int | None = None,
+    ubatches: list[int] | tuple[int, ...] = UBATCHES,
+    **choices: Any,
+) -> Fit:
     """The largest context, then u-batch, then amb, that fit; u-batches below 512 where no larger one fits.
 
     Parameters
@@ -430,15 +455,15 @@ def _amb_most(model, rule, setting, devices_at):
     return low * MIB if low and fits(low) else None
 
 
-def weights_by_kind(model):
+def weights_by_kind(model: ModelMemory) -> list[dict[str, Any]]:
     """Tensors and bytes of each class and type, the most bytes first: kind, qtype, n_tensors, n_bytes."""
-    rows = {}
+    sums: dict[tuple[str, str], list[int]] = {}
     for weight in model.weights:
-        row = rows.setdefault((weight.kind, weight.qtype), [0, 0])
+        row = sums.setdefault((weight.kind, weight.qtype), [0, 0])
         row[0] += 1
         row[1] += weight.n_bytes
     rows = [
         {"kind": kind, "qtype": qtype, "n_tensors": n, "n_bytes": n_bytes}
-        for (kind, qtype), (n, n_bytes) in rows.items()
+        for (kind, qtype), (n, n_bytes) in sums.items()
     ]
     return sorted(rows, key=lambda row: (-row["n_bytes"], row["kind"]))

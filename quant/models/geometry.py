@@ -3,13 +3,21 @@
 Shapes follow NumPy, slowest axis first: a matrix is (rows = outputs, columns = inputs).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .architectures import LATENT, architecture_of, refuse_unmodelled_keys, windowed_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 
 ARCHITECTURES = ("llama", "deepseek2")
 # llama.cpp's llama_expert_gating_func_type
@@ -81,11 +89,11 @@ class AttentionGeometry:
     n_predictor: int = 0
 
     @property
-    def is_mla(self):
+    def is_mla(self) -> bool:
         return self.kv_lora_rank is not None
 
     @property
-    def no_heads(self):
+    def no_heads(self) -> str:
         """The message where no layer has attention heads."""
         return (
             f"no layer has attention heads with K and V: '{self.architecture}.attention.head_count' is "
@@ -94,12 +102,12 @@ class AttentionGeometry:
         )
 
     @property
-    def d_k_latent(self):
+    def d_k_latent(self) -> int | None:
         """Width of a cached MLA row, RoPE part included; None without MLA."""
-        return self.kv_lora_rank + self.n_rot if self.is_mla else None
+        return None if self.kv_lora_rank is None else self.kv_lora_rank + self.n_rot
 
     @classmethod
-    def from_metadata(cls, metadata):
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> AttentionGeometry:
         """Read the geometry from a model file's metadata (any mapping of GGUF keys to values).
 
         Raises
@@ -251,7 +259,7 @@ class ModelGeometry:
     rope_freq_base: float
     rms_epsilon: float
     tokenizer_pre: str
-    rope_scaling: "Yarn | Llama3Scaling | None" = None
+    rope_scaling: Yarn | Llama3Scaling | None = None
     q_lora_rank: int = 0
     kv_lora_rank: int = 0
     mla_form: str = "split"
@@ -265,12 +273,12 @@ class ModelGeometry:
     expert_gating: str = "softmax"
 
     @property
-    def d_nope(self):
+    def d_nope(self) -> int:
         """The part of a key head that RoPE leaves alone (MLA: what is decompressed)."""
         return self.d_k - self.n_rot
 
     @property
-    def attention(self):
+    def attention(self) -> AttentionGeometry:
         mla = self.kv_lora_rank > 0
         return AttentionGeometry(
             architecture=self.architecture,
@@ -285,7 +293,7 @@ class ModelGeometry:
             kv_lora_rank=self.kv_lora_rank if mla else None,
         )
 
-    def resized(self, **sizes):
+    def resized(self, **sizes: Any) -> ModelGeometry:
         """A copy with other sizes, checked; names are those of the attributes.
 
         Sizes that follow from another one follow it unless they are given too: where the heads
@@ -334,7 +342,7 @@ class ModelGeometry:
             **follow,
         }
 
-    def check(self):
+    def check(self) -> None:
         """Raise ValueError, naming the size, where the sizes do not make a model."""
         mandatory = ("n_layer", "n_embd", "n_head", "n_head_kv", "d_k", "d_v", "n_rot", "n_vocab")
         for field in dataclasses.fields(self):
@@ -402,7 +410,7 @@ class Llama3Scaling:
     high: float = 4.0
     original_context_length: int = 8192
 
-    def divisors(self, n_rot, freq_base):
+    def divisors(self, n_rot: int, freq_base: float) -> np.ndarray:
         """float32 (n_rot / 2,): what each RoPE frequency is divided by."""
         wavelength = 2 * math.pi * freq_base ** (np.arange(0, n_rot, 2) / n_rot)
         turns = self.original_context_length / wavelength
@@ -483,7 +491,7 @@ _LLAMA_8B = ModelGeometry(  # Llama 3.1
 GEOMETRIES = {geometry.name: geometry for geometry in (_DEEPSEEK_V2_LITE, _DEEPSEEK_R1, _LLAMA_8B)}
 
 
-def named_geometry(name):
+def named_geometry(name: str) -> ModelGeometry:
     """The `ModelGeometry` of a name in GEOMETRIES; ValueError, with the names, for another."""
     if isinstance(name, str) and name in GEOMETRIES:
         return GEOMETRIES[name]

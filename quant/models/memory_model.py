@@ -1,12 +1,20 @@
 """A model as `quant.models.fit` sees it: from a file's header, or from a named geometry that need not exist."""
 
+from __future__ import annotations
+
+import os
 import re
+from typing import TYPE_CHECKING
 
 from ..gguf.model_file import ModelFileError
 from ..gguf.model_file import open as open_model
 from .fit import INPUT, OUTPUT, FeedForward, Layer, ModelMemory, Weight
 from .geometry import GEOMETRIES, named_geometry
 from .synthetic.make_gguf import plan_tensors
+
+if TYPE_CHECKING:
+    from quant.models.geometry import ModelGeometry
+
 
 _LAYER = re.compile(r"blk\.(\d{1,6})\.")
 PREDICTORS = "predictors (NextN)"  # layers behind those of a plain pass
@@ -24,7 +32,9 @@ _KINDS = (
 )
 
 
-def memory_model(model, qtype="Q8_0", mla_form=None):
+def memory_model(
+    model: str | os.PathLike[str], qtype: str = "Q8_0", mla_form: str | None = None
+) -> ModelMemory:
     """What counts of a model's memory.
 
     Parameters
@@ -68,7 +78,7 @@ def memory_model(model, qtype="Q8_0", mla_form=None):
         return _memory_model(str(model), tensors, attention, n_expert_used, form, notes)
 
 
-def of_geometry(geometry, qtype):
+def of_geometry(geometry: ModelGeometry, qtype: str) -> ModelMemory:
     """The `ModelMemory` of a `ModelGeometry` whose bulk has a type."""
     tensors = [
         (tensor.spec.name, tensor.block.name, tensor.n_bytes, tensor.spec.shape)

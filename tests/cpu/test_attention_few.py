@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from attention_cases import FLOAT32_BOUND, random_mask
 from comparison import assert_close
-from lesser_cpus import LESSER_CPUS, run_tests
 
 import lowlevel
 import quant
@@ -194,10 +193,3 @@ def test_more_rows_are_others_work(rng, kernels):
     k = rng.standard_normal((1, 40, 64), dtype=np.float32)
     lowlevel.attention(q, k, k)
     assert not kernels
-
-
-@pytest.mark.parametrize("level", LESSER_CPUS)
-def test_on_lesser_cpus(level):
-    names = [f"test_random_calls[{name}]" for name in TYPES]
-    names += ["test_left_out_keys_may_hold_anything[nan-float16]", "test_splits_merge"]
-    run_tests(level, *(f"{__file__}::{name}" for name in names))

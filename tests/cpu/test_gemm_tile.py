@@ -3,7 +3,6 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from lesser_cpus import LESSER_CPUS, run_tests
 
 from lowlevel.cpu import gemm_tile
 from lowlevel.cpu.jit import kernel
@@ -136,8 +135,3 @@ def test_zero_and_negative_strides(rng, tile):
     call(a.ctypes.data, 0, 1, b[6].ctypes.data, -n, c.ctypes.data, n, 7, False)
     expected = np.broadcast_to(a.astype(np.float64) @ b[::-1], (m, n))
     np.testing.assert_allclose(c, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("cpu", LESSER_CPUS)
-def test_lesser_cpus(cpu):
-    run_tests(cpu, __file__, k="not lesser")

@@ -11,7 +11,9 @@ import textwrap
 
 import pytest
 
-from lowlevel.cpu import kernel_cache
+import quant.cpu
+import quant.formats
+from lowlevel.cpu import jit, kernel_cache
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -343,3 +345,21 @@ def test_what_tells_captured_values_apart():
         assert a != b, (values[i], values[j])
     for identity in identities:
         assert " at 0x" not in identity, identity  # the same in every process
+
+
+def test_constants_from_a_table_make_kernels_anew(tmp_path):
+    """A package's kernels are compiled anew when a file changes that it takes numbers from."""
+    room, table = tmp_path / "cpu", tmp_path / "table.py"
+    room.mkdir()
+    table.write_text("BYTES = 18")
+    (room / "__init__.py").write_text("")
+    jit.takes_constants_from(str(room / "__init__.py"), str(table))
+    digest = jit._sources_digest.__wrapped__
+    before = digest(room)
+    assert digest(room) == before
+    table.write_text("BYTES = 20")
+    assert digest(room) != before
+
+
+def test_kernels_of_formats_depend_on_the_table_of_formats():
+    assert pathlib.Path(quant.formats.__file__) in jit._tables[ROOT / "quant/cpu"]

@@ -1,26 +1,77 @@
-"""Attention as on lesser CPUs, and that such runs are what they say."""
+"""Kernels as on lesser CPUs, and that such runs are what they say.
+
+One process a CPU runs all of its tests: helpers that several kernels inline are then compiled once.
+"""
 
 import pytest
 from lesser_cpus import CPUS, LESSER_CPUS, run_tests
 
-ATTENTION = (
-    "random_calls_in_random_budgets[0]",
-    "method_steps[write-0]",
-    "key_splits_agree_with_float64",
-    "half_precision_k_and_v[auto-float16]",
-    "half_precision_k_and_v[auto-bfloat16]",
-    "unused_cache_slots_may_hold_anything[nan-auto]",
-    "nan_and_inf_that_are_attended_to_show[auto]",
-    "rows_with_nothing_to_attend_to_are_zero[auto]",
-    "quantised_k_and_v[auto]",
-    "latent_v_inside_k",
-    "any_strides[auto]",
+from quant import formats
+
+FORMATS = tuple(row.name for row in formats.FORMATS.values())
+# Files with every test, then by name. The vector layer:
+SIMD = ("test_simd.py", "test_simd_memory.py", "test_gemm_tile.py", "test_softmax.py")
+ATTENTION = tuple(
+    f"test_attention.py::test_{name}"
+    for name in (
+        "random_calls_in_random_budgets[0]",
+        "method_steps[write-0]",
+        "key_splits_agree_with_float64",
+        "half_precision_k_and_v[auto-float16]",
+        "half_precision_k_and_v[auto-bfloat16]",
+        "unused_cache_slots_may_hold_anything[nan-auto]",
+        "nan_and_inf_that_are_attended_to_show[auto]",
+        "rows_with_nothing_to_attend_to_are_zero[auto]",
+        "quantised_k_and_v[auto]",
+        "latent_v_inside_k",
+        "any_strides[auto]",
+    )
 )
+FEW_ROWS = (
+    *(
+        f"test_attention_few.py::test_random_calls[{name}]"
+        for name in ("float32", "float16", "bfloat16")
+    ),
+    "test_attention_few.py::test_left_out_keys_may_hold_anything[nan-float16]",
+    "test_attention_few.py::test_splits_merge",
+)
+DEQUANTISE = (
+    *(f"test_dequantize.py::test_bits[{name}-float32]" for name in FORMATS),
+    # For each kind of writer:
+    *(f"test_dequantize.py::test_bits[{name}-float16]" for name in ("F32", "IQ4_NL", "Q8_0")),
+    "test_quant_kv.py::test_fill",
+)
+QUANTISE = (
+    "test_quantize.py::test_golden_blocks_are_the_same_bytes",
+    "test_quantize.py::test_iq4_nl_nearest_value_at_every_border",
+    "test_quantize.py::test_q8_0_rounds_away_from_zero_at_exact_halves",
+)
+PRODUCTS = (
+    "test_matmul.py::test_a_few_products_of_each_form",
+    "test_matmul.py::test_extreme_bytes",
+)
+OPERATIONS = (
+    "test_ops.py::test_rows[(5, 67)]",
+    "test_ops.py::test_cast[float32-bfloat16]",
+    "test_ops.py::test_rope[yarn-adjacent]",
+    "test_ops.py::test_rope[yarn-halves]",
+    "test_ops.py::test_routing[sigmoid]",
+    "test_ops.py::test_scatter[(7, 3, 300)]",
+)
+EVERY_KERNEL = (
+    *(*SIMD, *ATTENTION, *FEW_ROWS, *DEQUANTISE, *QUANTISE, *PRODUCTS),
+    *OPERATIONS,
+)
+# Between AVX2 and today's AVX-512 integer products are all that differs.
+OF_CPU = {
+    **dict.fromkeys(LESSER_CPUS, EVERY_KERNEL),
+    "avx512 without VNNI": (*PRODUCTS, "test_simd.py::test_dot_u8s8"),
+}
 
 
-@pytest.mark.parametrize("cpu", LESSER_CPUS)
-def test_attention(cpu):
-    run_tests(cpu, *(f"cpu/test_attention.py::test_{name}" for name in ATTENTION))
+@pytest.mark.parametrize("cpu", CPUS)
+def test_kernels(cpu):
+    run_tests(cpu, *(f"cpu/{node}" for node in OF_CPU[cpu]))
 
 
 # ---------------------------------------------------------------- the helper itself

@@ -5,7 +5,6 @@ import threading
 import numpy as np
 import pytest
 from gguf import quants
-from lesser_cpus import CPUS, run_tests
 
 import lowlevel
 from lowlevel.cpu import simd
@@ -119,11 +118,6 @@ def test_a_few_products_of_each_form(rng):
         check_product(rng, name, True, 5, 21, odd_columns(rng, name))
         if name in FLOATS:
             check_product(rng, name, True, 1, 21, odd_columns(rng, name))
-
-
-@pytest.mark.parametrize("cpu", CPUS)
-def test_lesser_cpus(cpu):
-    run_tests(cpu, __file__, k="test_a_few_products_of_each_form or test_extreme_bytes")
 
 
 @pytest.mark.parametrize("name", ["IQ4_NL", "Q3_K"])

@@ -8,7 +8,6 @@ import pathlib
 
 import numpy as np
 import pytest
-from lesser_cpus import LESSER_CPUS, run_tests
 from simd_cases import (
     LANES,
     LEFT,
@@ -519,13 +518,3 @@ def test_every_operation_is_tested():
     assert len(public) > 50
     text = "".join(path.read_text() for path in pathlib.Path(__file__).parent.glob("test_simd*.py"))
     assert not {name for name in public if f"simd.{name}" not in text}
-
-
-@pytest.mark.parametrize("cpu", LESSER_CPUS)
-def test_lesser_cpus(cpu):
-    run_tests(cpu, __file__, k="not lesser")
-
-
-def test_lesser_cpus_without_vnni():
-    """Between AVX2 and today's AVX-512; integer products are all that differs."""
-    run_tests("avx512 without VNNI", f"{__file__}::test_dot_u8s8")

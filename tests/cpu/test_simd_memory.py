@@ -7,7 +7,6 @@ import threading
 
 import numpy as np
 import pytest
-from lesser_cpus import LESSER_CPUS, run_tests
 from simd_cases import LANES, assert_same, random_floats
 
 from lowlevel.cpu import kv_fill, simd
@@ -267,8 +266,3 @@ def test_each_task_is_taken_once():
             thread.join()
         assert (taken == 1).all()
         assert counter[0] == -(-n // portion) * portion + 4 * portion
-
-
-@pytest.mark.parametrize("cpu", LESSER_CPUS)
-def test_lesser_cpus(cpu):
-    run_tests(cpu, __file__, k="not lesser")

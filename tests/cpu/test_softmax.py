@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from lesser_cpus import LESSER_CPUS, run_tests
 
 from lowlevel.cpu import simd, softmax
 from lowlevel.cpu.jit import kernel
@@ -333,8 +332,3 @@ def test_leave_out(rng):
     inside = (keys >= lows[4 : 4 + panel]) & (keys < highs[2 : 2 + panel])
     expected = np.where(inside, scores, np.float32(-np.inf))
     np.testing.assert_array_equal(kq[:-3].reshape(scores.shape), expected)
-
-
-@pytest.mark.parametrize("cpu", LESSER_CPUS)
-def test_lesser_cpus(cpu):
-    run_tests(cpu, __file__, k="not lesser")

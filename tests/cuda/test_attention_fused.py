@@ -57,15 +57,21 @@ def dtype(request):
 
 
 @pytest.mark.parametrize(
-    "sizes, shapes, stem",
-    [(sizes, instances.FUSED_SHAPES, "attention") for sizes in SHAPES]
-    + [(sizes, instances.WGMMA_SHAPES, "attention_wgmma") for sizes in instances.WGMMA_SHAPES],
+    "sizes, shape, file",
+    [(sizes, shape, "attention_{}_{}.cu") for sizes, shape in instances.FUSED_SHAPES.items()]
+    + [
+        (sizes, shape, f"attention_{{}}_{{}}_rows_{shape.rows}.cu")
+        for sizes, shapes in instances.FEW_ROWS_SHAPES.items()
+        for shape in shapes
+    ]
+    + [
+        (sizes, shape, "attention_wgmma_{}_{}.cu")
+        for sizes, shape in instances.WGMMA_SHAPES.items()
+    ],
     ids=str,
 )
-def test_tiles_are_those_of_the_sources(sizes, shapes, stem):
-    d_k, d_v = sizes
-    shape = shapes[sizes]
-    text = loader.source_text("lowlevel.gpu", f"{stem}_{d_k}_{d_v}.cu")
+def test_tiles_are_those_of_the_sources(sizes, shape, file):
+    text = loader.source_text("lowlevel.gpu", file.format(*sizes))
     defined = {}
     for name, value in re.findall(r"#define (\w+) (\d+)", text):
         defined.setdefault(name, int(value))
@@ -73,10 +79,15 @@ def test_tiles_are_those_of_the_sources(sizes, shapes, stem):
     assert re.findall(r"__launch_bounds__\(kThreads, (\w+)\)", text) == [
         "1" if shape.blocks == 1 else "BLOCKS_PER_SM"
     ]
-    assert [defined[name] for name in names] == [d_k, d_v, shape.rows, shape.keys, shape.warps]
+    assert [defined[name] for name in names] == [*sizes, shape.rows, shape.keys, shape.warps]
     assert defined.get("STAGES", instances.WGMMA_STAGES) == instances.WGMMA_STAGES
-    assert shape.rows == instances.FUSED_SHAPES[sizes].rows  # plans are made for both
     assert defined.get("STAGES_K", 1) == shape.k_stages
+    assert defined.get("BLOCKS_PER_SM", 1) == shape.blocks
+
+
+def test_plans_are_made_for_both_kernels_of_a_shape():
+    for sizes, shape in instances.WGMMA_SHAPES.items():
+        assert shape.rows == instances.FUSED_SHAPES[sizes].rows
 
 
 def test_random_calls(device, head_sizes, dtype, rng):
@@ -93,8 +104,10 @@ def test_random_calls(device, head_sizes, dtype, rng):
 
 @pytest.mark.parametrize("key", instances.FUSED, ids=str)
 def test_every_instance(key, device, launched, rng):
-    d_k, d_v, dtype, general = key
-    operands = random_operands(rng, 4, 2, 33, 90, d_k, d_v, dtype)
+    d_k, d_v, rows, dtype, general = key
+    few = rows < instances.FUSED_SHAPES[d_k, d_v].rows
+    n_tokens = rows // 2 - 3 if few else 33  # two query heads share a K/V head
+    operands = random_operands(rng, 4, 2, n_tokens, 90, d_k, d_v, dtype)
     with products_by("mma"):
         check(device, operands, {"softcap": 30.0} if general else {"window": 70}, HALF_BOUND)
     assert launched == [instances.FUSED[key]]
@@ -103,23 +116,29 @@ def test_every_instance(key, device, launched, rng):
 @pytest.mark.parametrize("key", instances.WGMMA, ids=str)
 def test_every_instance_of_warpgroups(key, device, launched, rng):
     """Tiles that all rows see one after another, between ones that the window and causality cut."""
-    *sizes, dtype = key
+    *sizes, dtype, general = key
     if not devices.get(device).runs(instances.WGMMA[key]):
         pytest.skip("the device has no products of warpgroups")
     q, k, v = random_operands(rng, 4, 2, 70, 1000, *sizes, dtype)
-    check(device, [q, k, v], {}, HALF_BOUND)
-    check(device, [q, k, v], {"causal": False}, HALF_BOUND)
+    if np.shares_memory(k, v):
+        v = k[..., int(rng.choice([0, 64])) :][..., : sizes[1]]  # whole panels
+    options = {"softcap": 30.0} if general else {}
+    check(device, [q, k, v], options, HALF_BOUND)
+    check(device, [q, k, v], {"causal": False, **options}, HALF_BOUND)
     k[:, :200], v[:, :200] = np.nan, np.inf  # out of every window
-    check(device, [q, k, v], {"window": 700, "sinks": np.ones(4, np.float32)}, HALF_BOUND)
+    if np.shares_memory(k, v):
+        k[:, :200] = np.nan
+    options.update(window=700, sinks=np.ones(4, np.float32))
+    check(device, [q, k, v], options, HALF_BOUND)
     assert launched == 3 * [instances.WGMMA[key]]
 
 
 def test_which_kernel(launched, rng):
-    """Options, rows at odd addresses and other devices: the kernels of warp products."""
-    operands = random_operands(rng, 2, 1, 5, 9, 64, 64, "float16")
+    """Rows at odd addresses and other devices: the kernels of warp products; few rows: small tiles."""
+    operands = random_operands(rng, 2, 1, 33, 40, 64, 64, "float16")
     by_warpgroups, plain = (
-        instances.WGMMA[64, 64, "float16"],
-        instances.FUSED[64, 64, "float16", False],
+        instances.WGMMA[64, 64, "float16", False],
+        instances.FUSED[64, 64, 128, "float16", False],
     )
     check("cudasim", operands, {"scale": 0.1}, HALF_BOUND)
     check("cudasim", operands, {"scale": -0.1}, HALF_BOUND)
@@ -129,9 +148,13 @@ def test_which_kernel(launched, rng):
     with mock.patch.object(devices.get("cudasim"), "max_shared_bytes", 99 << 10):
         check("cudasim", operands, {}, HALF_BOUND)
         check("cudasim", random_operands(rng, 1, 1, 2, 9, 128, 128, "float16"), {}, HALF_BOUND)
-    general = instances.FUSED[64, 64, "float16", True]
-    small = instances.FUSED[128, 128, "float16", False]
-    assert launched == [by_warpgroups, general, plain, plain, by_warpgroups, small]
+    check("cudasim", random_operands(rng, 2, 1, 17, 9, 192, 128, "float16"), {}, HALF_BOUND)
+    general = instances.WGMMA[64, 64, "float16", True]
+    few = [
+        instances.FUSED[128, 128, 32, "float16", False],
+        instances.FUSED[192, 128, 64, "float16", False],
+    ]
+    assert launched == [by_warpgroups, general, plain, plain, by_warpgroups, *few]
 
 
 @ways((192, 128), (576, 512))
@@ -222,7 +245,7 @@ def test_any_strides_checked(checks, sizes, monkeypatch, rng):
 
 def test_broadcast_heads(device, way, dtype, rng):
     """Zero strides: one K/V head seen as four."""
-    q, k, v = random_operands(rng, 4, 1, 20, 70, 64, 64, dtype)
+    q, k, v = random_operands(rng, 4, 1, 70, 70, 64, 64, dtype)
     q, k, v = on_device((q, k, v), device)
     expected = lowlevel.asnumpy(lowlevel.attention(q, k, v))
     stretch = lambda x: x[np.zeros(4, int)]  # noqa: E731

@@ -94,7 +94,7 @@ def test_tiles_of_rows(name, dtype, offset, device, rng):
     most = launcher.TILE_VECTORS * vector // block_format(name).block_weights
     for n_rows, row_blocks in ((2 * most + 1, 1), (most // 3, 3), (3, most + 1), (2, 2 * most)):
         t = random_tensor(rng, name, (n_rows, width(name, row_blocks)))
-        gap = launcher.ALIGNMENT.get(name, launcher.DEFAULT_ALIGNMENT)
+        gap = launcher.alignment(block_format(name))
         out = empty_rows(device, t.shape, dtype, 8 + offset)
         check(dequantize(on_device(device, t, gap, offset), out=out), t, dtype)
 

@@ -9,6 +9,9 @@ import warnings
 import pytest
 
 from lowlevel.gpu import instances, loader, nvrtc, resources
+from quant import FORMATS
+from quant.gpu import constants, dequantize, matmul_plan, matmul_sizes
+from quant.gpu import instances as products
 
 ALL = instances.all_kernels()
 SOURCES = sorted({kernel.source for kernel in ALL})
@@ -76,6 +79,78 @@ def test_launch_bounds_are_the_tables(source):
     assert not re.search(r"blockIdx\.[yz]|gridDim\.[yz]", text)
 
 
+# What launchers know of kernels by numbers of their own: (number, where it stands, its name there).
+NUMBERS = [
+    (dequantize.TILE_VECTORS, "dequantize.cuh", "kTileThreads * kTileVectors"),
+    (constants.UNIT_WEIGHTS, "matmul_formats.cuh", "kLaneWeights"),
+    (matmul_plan.CHUNK_WEIGHTS, "matmul_formats.cuh", "kChunkWeights"),
+    (products.STREAM_THREADS, "matmul_stream.cuh", "kStreamThreads"),
+    (products.SINGLE_THREADS, "matvec.cuh", "kSingleThreads"),
+    (matmul_sizes.EXACT_COLUMNS, "matmul_exact.cuh", "kExactColumns"),
+]
+
+
+def holds(file, facts):
+    """Fail unless a compiler finds that all `facts`, C++ expressions, are true behind a source."""
+    checks = "\n".join(f'static_assert({fact}, "");' for fact in facts)
+    text = loader.source_text("quant.gpu", file) + "\n" + checks
+    nvrtc.compile_program(text, file, loader.OPTIONS, (), "80")
+
+
+@pytest.mark.parametrize("number, file, name", NUMBERS, ids=lambda value: str(value))
+def test_launchers_know_the_kernels_numbers(number, file, name, nvrtc_version):
+    holds(file, [f"{name} == {number}"])
+    with pytest.raises(nvrtc.NvrtcCompileError):
+        holds(file, [f"{name} == {number} + 1"])
+
+
+def _shared_memory_of(block):
+    """Rows of weights and shared memory of every kernel of a format: (as the launcher has it, in C++)."""
+    name = block.name
+    if not block.is_float:
+        for tile in products.TILES:
+            place = f"Tile<{name}, {tile.threads}, {tile.columns}>"
+            yield matmul_sizes.tile_sizes(block, tile), f"{place}::kRows", f"{place}::kSharedBytes"
+    exact = f"ExactTile<{name}>"
+    tiles = f"4 * (kExactRows + kExactColumns) * {exact}::kPitch + kExactRows * {exact}::kRawPitch"
+    yield matmul_sizes.exact_sizes(block), "kExactRows", tiles
+    streams = [(True, n, f"FloatSums<{name}, {n}>") for n in products.EXACT_STREAM_COLUMNS]
+    if not block.is_float:
+        streams += [(False, n, f"ByteSums<{name}, {n}, ByteRows>") for n in products.STREAM_COLUMNS]
+        streams += [(False, 1, f"ByteSums<{name}, 1, OwnByteRow<{name}>>")]
+    for exact, n, sums in streams:
+        yield (
+            matmul_sizes.stream_sizes(block, exact, n, 8),
+            f"{sums}::kRows",
+            f"8 * {sums}::Rows::kWarpBytes",
+        )
+
+
+@pytest.mark.parametrize("block", FORMATS.values(), ids=lambda block: block.name)
+def test_launchers_know_the_kernels_shared_memory(block, nvrtc_version):
+    file = "matmul_floats.cu" if block.is_float else f"matmul_{block.name.lower()}.cu"
+    holds(
+        file,
+        [
+            fact
+            for (n_rows, n_bytes), rows, shared in _shared_memory_of(block)
+            for fact in (f"{rows} == {n_rows}", f"{shared} == {n_bytes}")
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    "block", [row for row in FORMATS.values() if not row.is_float], ids=lambda block: block.name
+)
+def test_launchers_know_the_shared_memory_of_warpgroups(block, nvrtc_version):
+    facts = [
+        f"WgmmaTile<{block.name}, {tile.threads}, {tile.columns}>::kSharedBytes == "
+        f"{matmul_sizes.wgmma_shared(block, tile)}"
+        for tile in products.WGMMA_TILES
+    ]
+    holds(f"matmul_wgmma_{block.name.lower()}.cu", facts)
+
+
 def test_lines_are_the_files_own(tmp_path):
     text = loader.source_text("quant.gpu", "q2_k.cu").split("\n")
     assert text[0] == '#line 1 "quant/gpu/q2_k.cu"'
@@ -85,7 +160,8 @@ def test_lines_are_the_files_own(tmp_path):
         if marker:
             number, file = int(marker.group(1)), marker.group(2)
             continue
-        own = (HERE.parents[1] / file).read_text().split("\n")[number - 1]
+        made = instances.generated("quant.gpu", file.removeprefix("quant/gpu/"))
+        own = (made or (HERE.parents[1] / file).read_text()).split("\n")[number - 1]
         assert line == own or (line == "" and own == "#pragma once")
         number += 1
 

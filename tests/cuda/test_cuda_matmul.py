@@ -19,15 +19,20 @@ from quant.gpu.instances import (
     GATHER_ROWS,
     MATMUL_EXACT,
     MATMUL_TILES,
+    MATMUL_WGMMA,
     MATVEC,
     MATVEC_EXACT,
     MATVEC_SINGLE,
     PRODUCTS,
     QUANTISE_ROWS,
+    SORT_ROWS,
+    TILE_ROWS,
+    TILES,
 )
 from quant.gpu.matmul_plan import SINGLE_COLUMNS
 
-KERNELS = PRODUCTS
+# The others are test_matmul_wgmma.py's.
+KERNELS = tuple(set(PRODUCTS) - {*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values()})
 BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
 FLOATS = [row.name for row in FORMATS.values() if row.is_float]
 # (kernel, format, exact, rows of x that make the launcher choose it; of MATVEC's 1: each of an expert)
@@ -57,6 +62,8 @@ def columns_of(name, n_blocks):
 
 
 def multiply(x, t, device, **options):
+    if not options.get("exact"):
+        options.setdefault("activations", "int8")
     return asnumpy(matmul(asarray(x, device), t.to(device), **options))
 
 
@@ -75,10 +82,10 @@ def gapped(device, array, gap, offset):
 
 
 def check_launch(kernel, t, device, exact, n, rng):
-    x, options = random_x(rng, n, t.columns), {}
+    x, options = random_x(rng, n, t.columns), {"activations": None if exact else "int8"}
     stack = t
     if kernel is MATVEC.get((t.format.name, 1)):
-        stack, options = t.reshape(1, *t.shape), {"experts": [0]}
+        stack, options = t.reshape(1, *t.shape), {"experts": [0], **options}
     check_product(multiply(x, stack, device, exact=exact, **options), x, t, exact, kernel.name)
 
 
@@ -156,7 +163,8 @@ def test_rows_anywhere(name, gap, offset, device, rng):
     on = QuantTensor(gapped(device, t.data, gap, offset), name, t.shape)
     for n, exact in ((2, name == "F16"), (9, False), (9, True)):
         x = random_x(rng, n, t.columns)
-        found = asnumpy(matmul(asarray(x, device), on, exact=exact))
+        activations = "float32" if exact else "int8"
+        found = asnumpy(matmul(asarray(x, device), on, activations=activations))
         check_product(found, x, t, exact, f"{n} {exact}")
 
 
@@ -170,13 +178,15 @@ def test_strides(exact, n, any_device, rng):
     x_on = asarray(wide, any_device)[::-2, 39:551]
     expected = multiply(np.ascontiguousarray(x), t, any_device, exact=exact)
     out = asarray(np.full((2 * n, 91), 7, np.float32), any_device)
-    y = matmul(x_on, on, out=out[::-2, 10:80], exact=exact)
+    activations = "float32" if exact else "int8"
+    y = matmul(x_on, on, out=out[::-2, 10:80], activations=activations)
     assert np.array_equal(asnumpy(y), expected)
     out = asnumpy(out)
     assert np.array_equal(out[::-2, 10:80], expected)
     assert (out[::2] == 7).all() and (out[:, :10] == 7).all() and (out[:, 80:] == 7).all()
     for rows in (slice(3, 60, 4), slice(None, None, -1), slice(69, 70)):
-        assert np.array_equal(asnumpy(matmul(x_on, on[rows], exact=exact)), expected[:, rows])
+        some = matmul(x_on, on[rows], activations=activations)
+        assert np.array_equal(asnumpy(some), expected[:, rows])
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -186,13 +196,14 @@ def test_company_changes_no_bits(exact, device, rng):
     x = random_x(rng, 150, 768)
     on = asarray(x, device)
     few = 4 if exact else 8
+    options = {"activations": "float32" if exact else "int8"}
     for together, others in (
         (few, ((0, 1), (1, 2), (few - 3, 3), (0, few // 2 + 1))),
         (150, ((0, few + 1), (7, 30), (140, 10))),
     ):
-        expected = asnumpy(matmul(on[:together], t, exact=exact))
+        expected = asnumpy(matmul(on[:together], t, **options))
         for first, n in others:
-            some = asnumpy(matmul(on[first : first + n], t, exact=exact))
+            some = asnumpy(matmul(on[first : first + n], t, **options))
             assert np.array_equal(some, expected[first : first + n])
 
 
@@ -205,12 +216,11 @@ def test_experts(name, n, any_device, rng):
     x = random_x(rng, n, t.columns)
     experts = rng.choice([0, 2, 4], n)
     for exact in {name in FLOATS, True}:
-        y = asnumpy(matmul(asarray(x, any_device), on, experts=experts.tolist(), exact=exact))
+        options = {"activations": "float32" if exact else "int8"}
+        y = asnumpy(matmul(asarray(x, any_device), on, experts=experts.tolist(), **options))
         for e in range(5):
             check_product(y[experts == e], x[experts == e], t[e], exact)
-        again = matmul(
-            asarray(x, any_device), on, experts=asarray(experts, any_device), exact=exact
-        )
+        again = matmul(asarray(x, any_device), on, experts=asarray(experts, any_device), **options)
         assert np.array_equal(asnumpy(again), y)
 
 
@@ -303,7 +313,7 @@ def test_less_shared_memory(device, launched, monkeypatch, rng):
     monkeypatch.setattr(devices.get(device), "max_shared_bytes", 99 << 10)
     t, x = random_tensor(rng, "Q8_0", 40, 288), random_x(rng, 70, 288)
     check_product(multiply(x, t, device), x, t, False)
-    assert launched[-1] is MATMUL_TILES["Q8_0", launcher.TILES[1]]
+    assert launched[-1] is MATMUL_TILES["Q8_0", TILES[1]]
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ DECODING = [
     ("Q3_K", "q3_k.cu", "kHmask + index % 32", "kHmask"),
     ("Q4_K", "q4_k.cu", "third >> 4 & 15", "third & 15"),
     ("Q6_K", "q6_k.cu", "codes, -32.0f", "codes, -31.0f"),
-    ("IQ4_NL", "iq4_nl.cu", "0xa6998d81u", "0xa6998e81u"),
+    ("IQ4_NL", "constants/iq4_nl.cuh", "0x26190d01u", "0x26190e01u"),
     ("Q8_0", "dequantize.cuh", "row >= rows", "row > rows"),
     ("Q3_K", "dequantize.cuh", "max(at, 0)", "max(at, 2)"),
     ("Q4_0", "dequantize.cuh", "skew(row),", "skew(0),"),
@@ -117,12 +117,19 @@ FUSED_CHANGES = {
     "a sink is left out": ("sum = sum * shrink + exp2f(sink - new_top)", "sum = sum * shrink"),
 }  # fmt: skip
 WGMMA_CHANGES = {
-    "copies are not there yet": ("ptx::cp_async_wait<1>();\n      tell(", "tell("),
-    "copies are not seen by products": ("      ptx::fence_proxy_async();\n#pragma", "#pragma"),
+    "copies are not there yet": (
+        "ptx::await(&copies.keys_ready[tile % STAGES], phase(tile));\n      await_turn();", "await_turn();",
+    ),
+    "Q is not seen by products": (
+        "    ptx::fence_proxy_async();\n    ptx::arrive(&copies.rows);", "    ptx::arrive(&copies.rows);",
+    ),
+    "another phase": ("return tile / STAGES & 1;", "return (tile / STAGES & 1) ^ 1;"),
+    "bytes that do not come": ("arrive_expecting(ready, V_TILE * 2)", "arrive_expecting(ready, V_TILE * 2 + 128)"),
+    "bytes that nobody expects": ("arrive_expecting(ready, K_TILE * 2)", "arrive_expecting(ready, K_TILE * 2 - 128)"),
     "scores before they are there": ("ptx::wgmma_wait<1>();", "ptx::wgmma_wait<2>();"),
     "a place is given away before products are done": (
-        "      ptx::wgmma_wait<0>();\n      ptx::wgmma_received(sums[0]);\n      release(kValuesFree, tile - 1);",
-        "      release(kValuesFree, tile - 1);\n      ptx::wgmma_wait<0>();",
+        "      ptx::wgmma_wait<0>();\n      ptx::wgmma_received(sums[0]);\n      give_back(copies.values_free, tile - 1);",
+        "      give_back(copies.values_free, tile - 1);\n      ptx::wgmma_wait<0>();",
     ),
     "the weights of the tile after": ("ptx::copied_now(next[i][0][j])", "weights[i][0][j]"),
     "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
@@ -133,7 +140,21 @@ WGMMA_CHANGES = {
     "a tile too few is cut by the window": (
         "seen_by_all.low - keys.low + TILE_KEYS - 1)", "seen_by_all.low - keys.low)",
     ),
-    "NaN in V": ("careful[stage][threadIdx.x / 32] = any;", "careful[stage][threadIdx.x / 32] = 0;"),
+    "NaN in V": ("copies.careful[stage][threadIdx.x / 32] = any;", "copies.careful[stage][threadIdx.x / 32] = 0;"),
+}  # fmt: skip
+LATENT_WGMMA_CHANGES = {
+    "weights before they are there": ("named_barrier_sync(kWeights + other,", "named_barrier_arrive(kWeights + other,"),
+    "the other's maximum": ("exchange.top[other][row_of_lane(first_row, 0, i)]", "rows.top[0][i]"),
+    "the other's sum": ("exchange.sum[0][row] + exchange.sum[1][row]", "exchange.sum[0][row]"),
+    "a place is given away before products are done": (
+        "    ptx::wgmma_wait<kLater + 1>();\n    ptx::wgmma_received(sums[0][0]);\n    free(kEarly, tile);",
+        "    free(kEarly, tile);\n    ptx::wgmma_wait<kLater + 1>();\n    ptx::wgmma_received(sums[0][0]);",
+    ),
+    "a panel that is not there yet": ("ptx::await(&copies.ready[half][panel], tile / kStages & 1);", ""),
+    "a panel of another phase": ("[panel], tile / kStages & 1);", "[panel], ~(tile / kStages) & 1);"),
+    "NaN in V": ("keep_finite_values<Type>(k_tiles + half * K_TILE);", ""),
+    "V's column": ("HEAD_V : 0) : v_column +", "HEAD_V : 0) :"),
+    "the other half of V": ("others_values = ptx::matrix_descriptor(\n      k_tiles + other * K_TILE + half *", "others_values = ptx::matrix_descriptor(\n      k_tiles + other * K_TILE + other *"),
 }  # fmt: skip
 LATENT_CHANGES = {
     "weights before they are there": ("__syncthreads_or(grown)", "__any_sync(0xffffffffu, grown)"),
@@ -156,6 +177,7 @@ ATTENTION = [
         ((192, 128), "bfloat16", "mma", FUSED_CHANGES),
         ((64, 64), "bfloat16", "wgmma", WGMMA_CHANGES),
         ((576, 512), "float16", "mma", LATENT_CHANGES),
+        ((576, 512), "bfloat16", "wgmma", LATENT_WGMMA_CHANGES),
         ((40, 24), "float32", "mma", TILE_CHANGES),
     )
     for what, change in changes.items()
@@ -174,6 +196,8 @@ def attends_rightly(sizes, dtype, way, rng):
 
 def attends_by_warpgroups(rng, sizes, dtype):
     operands = random_operands(rng, 4, 1, 40, 900, *sizes, dtype)
+    if sizes == (576, 512):
+        operands[2] = operands[1][..., 64:]  # whole panels, not the first ones
     operands[2][:, 890, 3] = np.nan  # the last tokens alone see it
     operands[1] *= np.linspace(0.2, 2, 900)[:, None].astype(operands[1].dtype)  # maxima grow
     try:
@@ -217,24 +241,39 @@ def test_attention(sizes, dtype, way, what, old, new, mutate, rng):
 
 # format, rows of x, text, its replacement
 PRODUCTS = [
-    ("IQ4_NL", 2, "0x271a0e02u", "0x26190d01u"),
+    ("IQ4_NL", 2, "Format::kValues2 + kOne", "Format::kValues2"),
     ("IQ4_NL", 9, "low >> 16, which >> 16", "low >> 16, which"),
     ("Q2_K", 9, "(high_digit & 255) << 8", "(low_digit & 255) << 8"),
-    ("Q3_K", 9, "kFoldOffset = 4", "kFoldOffset = 3"),
+    ("Q3_K", 9, "128 - kFoldOffset", "127 - kFoldOffset"),
     ("Q8_0", 9, "ptx::cp_async_wait_all();\n    __syncthreads();", "__syncthreads();"),
     ("Q8_0", 2, "cp_async_wait<kStages - 1>();", "cp_async_wait<kStages>();"),
 ]
 
 
-@pytest.mark.parametrize("name, n, old, new", PRODUCTS, ids=[f"{r[0]}-{r[1]}" for r in PRODUCTS])
-def test_matmul(name, n, old, new, mutate, rng):
-    t = plain_tensor(rng, name, 37, width(name, 8))
+# On warpgroups' products.
+WGMMA_PRODUCTS = [
+    ("Q4_K", 20, "ptx::await(free + ring.stage, ring.parity ^ 1);", ""),
+    ("Q4_K", 20, "ptx::await(ready + ring.stage, ring.parity);", ""),
+    ("Q4_K", 20, "ptx::wgmma_wait<1>();", ""),
+]
+
+
+@pytest.mark.parametrize(
+    "name, n, old, new",
+    [*PRODUCTS, *WGMMA_PRODUCTS],
+    ids=[f"{r[0]}-{r[1]}-{i}" for i, r in enumerate([*PRODUCTS, *WGMMA_PRODUCTS])],
+)
+def test_matmul(name, n, old, new, mutate, monkeypatch, rng):
+    activations = "bfloat16" if n > 16 else "int8"
+    monkeypatch.setattr(devices.get("cudasim"), "n_multiprocessors", 2)
+    t = plain_tensor(rng, name, 37 if n < 16 else 300, width(name, 21 if n > 16 else 8))
     x = random_x(rng, n, t.columns)
 
     def right():
-        y = matmul(asarray(x, "cudasim"), t.to("cudasim"))
         try:
-            check_product(asnumpy(y), x, t, False)
+            with cudasim.settings(order="fifo" if n < 16 else "random"):
+                y = matmul(asarray(x, "cudasim"), t.to("cudasim"), activations=activations)
+            check_product(asnumpy(y), x, t, activations)
         except AssertionError:
             return False
         return True

@@ -1,4 +1,4 @@
-"""MLA's latents as K and V on a device: decompressed chunk by chunk; and the casts that this takes."""
+"""MLA's latents as K and V on a device, decompressed chunk by chunk; the casts that this takes; joined states."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from lowlevel.attention.reference import attention_float64
 from lowlevel.gpu import instances
 from lowlevel.gpu.cast import cast
 
-KERNELS = tuple(instances.CAST.values())
+KERNELS = (*instances.CAST.values(), *instances.MERGE_STATES.values())
 
 
 def on_device(kv, device):
@@ -76,3 +76,44 @@ def test_attention_over_latents(device, name, k_transposed, dtype, rng):
         assert_close(lowlevel.asnumpy(lse).astype(np.float64), expected_lse, bound, str(plan))
         budget = plan.scratch_bytes * 3 // 4
     assert len(shapes) > 1
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_states_are_joined_where_they_lie(device, dtype, launched, rng):
+    """Nothing is allocated or brought to the host; parts without keys, and NaN in them, count for nothing."""
+    shape = (3, 5, 40)
+    parts = rng.standard_normal((4, *shape), dtype=np.float32).astype(DTYPES[dtype])
+    lses = rng.normal(0, 20, (4, *shape[:2])).astype(np.float32)
+    lses[0, 0] = lses[2, 1] = -np.inf
+    parts[2, 1] = np.nan
+    lses[:, 2, 3] = -np.inf
+    with lowlevel.Pool("64KiB", device=device) as pool:
+        out, lse = pool.empty(shape), pool.empty(shape[:2])
+        there = [[lowlevel.asarray(x, device) for x in xs] for xs in (parts, lses)]
+        joined = lowlevel.merge_states(*there, out=out, lse=lse)
+        assert joined[0] is out and joined[1] is lse
+        result = lowlevel.asnumpy(out).astype(np.float64), lowlevel.asnumpy(lse).astype(np.float64)
+        pool.free(out)
+        pool.free(lse)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        top = lses.astype(np.float64).max(axis=0)
+        weights = np.exp(lses - np.where(np.isneginf(top), 0, top))
+        expected = np.where(
+            weights[..., None] > 0, weights[..., None] * parts.astype(np.float64), 0
+        )
+        total = weights.sum(axis=0)
+        expected = np.where(total[..., None] > 0, expected.sum(axis=0) / total[..., None], 0)
+        expected_lse = np.where(np.isneginf(top), 0, top) + np.log(total)
+    assert_close(result[0], expected, 2e-6)
+    assert_close(result[1], expected_lse, 2e-6)
+    assert set(launched) == {instances.MERGE_STATES[dtype]}
+
+
+def test_states_that_do_not_fit(device):
+    out, lse = (lowlevel.asarray(np.zeros(s, "f4"), device) for s in ((1, 2, 8), (1, 2)))
+    with pytest.raises(ValueError, match=r"lses\[0\]: expected shape \(1, 2\)"):
+        lowlevel.merge_states([out], [out])
+    with pytest.raises(TypeError, match=r"lses\[0\]: expected an array on .* like outs"):
+        lowlevel.merge_states([out], [np.zeros((1, 2), "f4")])
+    with pytest.raises(ValueError, match="lse: expected shape"):
+        lowlevel.merge_states([out], [lse], lse=out)

@@ -9,6 +9,8 @@ from sim_kernels import KERNELS
 
 from lowlevel import cudasim
 from lowlevel.cuda import cupy_api
+from lowlevel.gpu import tensor_map
+from lowlevel.gpu.tensor_map import TensorMap
 
 
 @functools.cache
@@ -22,9 +24,23 @@ def kernel():
     """``kernel(file, name, *defines)``: a function of tests/cudasim/kernels."""
 
     def get(file, name, *defines, race=False, ub=False):
-        return _module(file, defines, race, ub).get_function(name)
+        return _Simulated(_module(file, defines, race, ub).get_function(name))
 
     return get
+
+
+class _Simulated:
+    """A kernel of the simulator; descriptions of arrays become its own."""
+
+    def __init__(self, kernel):
+        self._kernel = kernel
+
+    def __call__(self, grid, block, arguments, **options):
+        maps = [cudasim.TensorMap(*a) if isinstance(a, TensorMap) else a for a in arguments]
+        self._kernel(grid, block, tuple(maps), **options)
+
+    def __getattr__(self, name):
+        return getattr(self._kernel, name)
 
 
 class _OnGpu:
@@ -36,6 +52,8 @@ class _OnGpu:
     def __call__(self, grid, block, arguments, *, shared_mem=0, **_):
         import cupy
 
+        kept = []
+        arguments = [_encoded(a, kept) if isinstance(a, TensorMap) else a for a in arguments]
         # An array without axes is a structure, passed by value.
         arrays = [isinstance(a, np.ndarray) and a.ndim > 0 for a in arguments]
         moved = [
@@ -48,6 +66,18 @@ class _OnGpu:
         for host, device, is_array in zip(arguments, moved, arrays, strict=True):
             if is_array and host.flags.writeable:
                 host[...] = cupy.asnumpy(device)
+
+
+def _encoded(described, keep):
+    """The driver's description of a copy on the GPU, laid out as the array is; `keep` holds the copy."""
+    import cupy
+
+    array = described.array
+    whole = array if array.base is None else array.base
+    copy = cupy.asarray(whole)
+    keep.append(copy)
+    start = copy.data.ptr + array.ctypes.data - whole.ctypes.data
+    return tensor_map.encode(start, array.shape, array.strides, described.rows)
 
 
 @pytest.fixture(params=["cudasim", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -5,7 +5,8 @@ Made once, with llama-cpp-python 0.3.36 (its x86-64 wheel, libggml-base.so.0.25.
     /work/dev/peers/bin/python tests/golden/make_golden.py
 
 where that interpreter is any Python with ``pip install llama-cpp-python==0.3.36 gguf numpy``. Tests
-need none of these but NumPy; they read the file only.
+need none of these but NumPy; they read the file only. (IQ4_XS came later, of the libggml-base in
+llama_cpp_py_sync 0.11739, which writes the same bytes as that one for every other type.)
 
 README of ggml_blocks.npz (arrays, all small):
 
@@ -26,7 +27,7 @@ import numpy as np
 
 SEED = 20240611
 SHAPE = (4, 512)
-TYPES = ("Q8_0", "Q4_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K")
+TYPES = ("Q8_0", "Q4_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS")
 FILE = pathlib.Path(__file__).with_name("ggml_blocks.npz")
 
 

@@ -6,7 +6,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from quant.formats import FORMATS, KV_FORMATS, BlockFormat, block_format
 
-NAMES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K")
+NAMES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS")
 
 
 def test_table_has_the_promised_types():
@@ -54,7 +54,7 @@ def test_lookup_by_enum_name_and_row():
 
 @pytest.mark.parametrize("qtype", ["Q5_K", "q9_9", "", GGMLQuantizationType.IQ1_S, "MXFP4"])
 def test_unsupported_types_are_refused_with_the_list(qtype):
-    with pytest.raises(ValueError, match=r"qtype: .*supported: F32, F16, BF16, Q8_0, .*, Q6_K$"):
+    with pytest.raises(ValueError, match=r"qtype: .*supported: F32, F16, BF16, Q8_0, .*, IQ4_XS$"):
         block_format(qtype)
 
 

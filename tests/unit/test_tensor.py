@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
+import lowlevel
 from quant import QuantTensor
 
 
@@ -182,3 +183,19 @@ def test_import_is_light():
         "print(heavy); sys.exit(bool(heavy))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cudasim"])
+def test_a_copy_may_lie_in_a_pool(device):
+    data = np.random.default_rng(3).integers(0, 256, (2, 4, 34), dtype=np.uint8)
+    t = QuantTensor(data, "Q8_0", (2, 4, 32))
+    with lowlevel.Pool("1KiB", device=device) as pool:
+        for source in (t, t[1:], t.to(device)):
+            there = source.to(device, pool=pool)
+            assert there.device == device and pool.used == -(-source.n_bytes // 256) * 256
+            assert np.array_equal(lowlevel.asnumpy(there.data), lowlevel.asnumpy(source.data))
+            pool.free(there.data)
+        with pytest.raises(ValueError, match=f"pool: expected one on .*, got one on {device}"):
+            t.to("cudasim" if device == "cpu" else "cpu", pool=pool)
+    with lowlevel.Pool("256", device=device) as pool, pytest.raises(lowlevel.BudgetError):
+        t.to(device, pool=pool)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lowlevel import ops
+
 __all__ = ["Workload", "make_workload"]
 
 BLOCK_TOKENS = 1024
@@ -64,8 +66,8 @@ def make_workload(model, *, n_prompt, n_query, layer=0, seed=0, advance=lambda n
         stop = min(start + BLOCK_TOKENS, n_prompt)
         rng = np.random.default_rng([seed, start])
         x = rng.standard_normal((BLOCK_TOKENS, project.n_embd), np.float32)[: stop - start]
-        x = rms_norm(x, project.attn_norm, project.epsilon)
-        positions = np.arange(start, stop)
+        ops.rms_norm(x, project.attn_norm, eps=project.epsilon)
+        positions = np.arange(start, stop, dtype=np.int32)
         k[:, start:stop], v[:, start:stop] = project.keys_and_values(x, positions)
         skipped = min(max(first_query - start, 0), stop - start)
         if skipped < stop - start:
@@ -73,24 +75,6 @@ def make_workload(model, *, n_prompt, n_query, layer=0, seed=0, advance=lambda n
             q[:, rows] = project.queries(x[skipped:], positions[skipped:])
         advance(stop - start)
     return Workload(q=q, k=k, v=v, scale=project.scale)
-
-
-def rms_norm(x, weight, epsilon):
-    """`x` (n, columns) scaled to a root mean square of 1 a row, times `weight` (columns,)."""
-    mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
-    return x / np.sqrt(mean_square + np.float32(epsilon)) * weight
-
-
-def rope(x, positions, freq_base):
-    """`x` (..., n, n_rot) with each adjacent pair turned by position / freq_base^(2i/n_rot)."""
-    n_rot = x.shape[-1]
-    angle = np.outer(positions, float(freq_base) ** (-np.arange(0, n_rot, 2) / n_rot))
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = np.empty_like(x)
-    turned[..., 0::2] = even * cos - odd * sin
-    turned[..., 1::2] = even * sin + odd * cos
-    return turned
 
 
 def _projection(model, layer):
@@ -116,7 +100,9 @@ class _Projection:
             geometry.d_v,
         )
         self.epsilon = self._metadata("attention.layer_norm_rms_epsilon", 1e-6)
-        self._freq_base = self._metadata("rope.freq_base", 10000.0)
+        self._frequencies = ops.rope_frequencies(
+            geometry.n_rot, freq_base=self._metadata("rope.freq_base", 10000.0)
+        )
         self.attn_norm = self._weight("attn_norm")
         self.scale = self._mscale() ** 2 / math.sqrt(geometry.d_k)
 
@@ -163,9 +149,7 @@ class _PlainProjection(_Projection):
         return k, self._heads(x @ self._v.T, n_head_kv)
 
     def _turned(self, heads, positions):
-        n_rot = self.geometry.n_rot
-        heads[..., :n_rot] = rope(heads[..., :n_rot], positions, self._freq_base)
-        return heads
+        return ops.rope(heads, positions, self._frequencies)
 
 
 class _LatentProjection(_Projection):
@@ -197,19 +181,19 @@ class _LatentProjection(_Projection):
 
     def queries(self, x, positions):
         if self._q_down is not None:
-            x = rms_norm(x @ self._q_down.T, self._q_norm, self.epsilon)
+            x = ops.rms_norm(x @ self._q_down.T, self._q_norm, eps=self.epsilon)
         q = self._heads(x @ self._q_up.T, self.sizes[0])
-        q[..., self._n_nope :] = rope(q[..., self._n_nope :], positions, self._freq_base)
-        return q
+        return ops.rope(q, positions, self._frequencies, offset=self._n_nope)
 
     def keys_and_values(self, x, positions):
         n_head, _, d_k, _ = self.sizes
         latent = self.geometry.kv_lora_rank
         row = x @ self._kv_down.T
-        c_kv = rms_norm(row[:, :latent], self._kv_norm, self.epsilon)
+        c_kv = ops.rms_norm(row[:, :latent], self._kv_norm, eps=self.epsilon)
+        k_pe = ops.rope(row[None, :, latent:], positions, self._frequencies)
         k = np.empty((n_head, len(x), d_k), np.float32)
         k[..., : self._n_nope] = c_kv @ self._k_up
-        k[..., self._n_nope :] = rope(row[:, latent:], positions, self._freq_base)
+        k[..., self._n_nope :] = k_pe
         return k, c_kv @ self._v_up
 
 

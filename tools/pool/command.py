@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from .common import add_common
 from .judge import (
@@ -16,6 +17,10 @@ from .judge import (
 from .output import add_export_options, add_timeline_options, run_export, run_timeline
 from .top import add_top_options, run_top
 from .view import add_map_options, run_map, run_stats
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 DESCRIPTION = """\
 Look into memory pools: FILE is a trace (lowlevel.Trace; it may still be written) or, where no
@@ -43,7 +48,7 @@ _ACTIONS = {
 }  # fmt: skip
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "pool",
         help="look into a pool's trace: stats, map, timeline, top, diff, replay, check, export",
@@ -58,5 +63,5 @@ def add_parser(subparsers):
         add_options(action)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     return _ACTIONS[args.action][2](args)

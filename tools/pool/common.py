@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..options import UsageError, positive
 
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+    from typing import Any
 
-def add_common(parser):
+    from lowlevel.inspect.run import Run
+    from lowlevel.inspect.state import PoolState
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", type=positive, metavar="N", help="only the N-th pool of the file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def pools_of(run, number):
+def pools_of(run: Run, number: int | None) -> list[PoolState]:
     return list(chosen(run.pools, number, "the file").values())
 
 
-def chosen(pools, number, where):
+def chosen(pools: dict[int, Any], number: int | None, where: str) -> dict[int, Any]:
     if number is None:
         return pools
     if number not in pools:
@@ -25,7 +34,7 @@ def chosen(pools, number, where):
     return {number: pools[number]}
 
 
-def print_run(run, **document):
+def print_run(run: Run, **document: Any) -> int:
     from ..tables import print_json
 
     print_json(
@@ -40,7 +49,7 @@ def print_run(run, **document):
     return 0
 
 
-def note_header(run, path):
+def note_header(run: Run, path: str | os.PathLike[str]) -> None:
     from ..tables import note
 
     if run.header:
@@ -51,21 +60,21 @@ def note_header(run, path):
         )
 
 
-def columns_of(headings):
+def columns_of(headings: Iterable[str]) -> list[tuple[str, ...]]:
     return [(heading, "right" if i else "left") for i, heading in enumerate(headings)]
 
 
-def n_of(n, total):
+def n_of(n: int, total: int) -> str:
     return f"{n:,} of {total:,}" if total else "-"
 
 
-def exact(n_bytes):
+def exact(n_bytes: int) -> str:
     from lowlevel.pool.budget_error import exact_size
 
     return exact_size(n_bytes)
 
 
-def shown(text, *, markup=False, limit=60):
+def shown(text: Any, *, markup: bool = False, limit: int = 60) -> str:
     """A name out of a file for the terminal: printable, of bounded length, no commands to it.
 
     With `markup`, for a cell of `print_table`, which reads rich's markup.
@@ -81,7 +90,7 @@ def shown(text, *, markup=False, limit=60):
     return escape(text) if markup else text
 
 
-def size_option(text):
+def size_option(text: str) -> int:
     from lowlevel.sizes import parse_size
 
     try:
@@ -90,5 +99,5 @@ def size_option(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def size_list(text):
+def size_list(text: str) -> list[int]:
     return [size_option(part) for part in text.split(",")]

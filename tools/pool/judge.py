@@ -10,7 +10,7 @@ from .common import add_common, chosen, columns_of, exact, shown, size_list, siz
 SHOWN_TAGS = 20
 
 
-def add_diff_options(parser):
+def add_diff_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("other", metavar="FILE2", help="what FILE is compared with")
     parser.add_argument(
         "--max-growth",
@@ -21,7 +21,7 @@ def add_diff_options(parser):
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def run_diff(args):
+def run_diff(args: argparse.Namespace) -> int:
     from lowlevel.inspect.check import diff
     from lowlevel.inspect.run import read_run
 
@@ -63,7 +63,7 @@ def _difference_row(name, a, b):
     return [name, f"{a:,}", f"{b:,}", f"{b - a:+,}", f"{b / a:.3f}" if a else "-"]
 
 
-def add_replay_options(parser):
+def add_replay_options(parser: argparse.ArgumentParser) -> None:
     from lowlevel.pool.policies import POLICIES
 
     add_common(parser)
@@ -82,7 +82,7 @@ def add_replay_options(parser):
     )
 
 
-def run_replay(args):
+def run_replay(args: argparse.Namespace) -> int:
     from lowlevel.inspect.replay import read_requests, replay, smallest_budget
 
     from ..tables import note, print_json, print_table
@@ -159,7 +159,7 @@ def _fits(result):
     return "yes" if result["known_until"] is None else f"yes, to {result['known_until']:.6f} s"
 
 
-def add_check_options(parser):
+def add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max",
         type=size_option,
@@ -174,7 +174,7 @@ def add_check_options(parser):
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run_check(args):
+def run_check(args: argparse.Namespace) -> int:
     from lowlevel.inspect.check import check
     from lowlevel.inspect.run import read_run
 
@@ -220,7 +220,7 @@ def run_check(args):
     return int(bool(broken))
 
 
-def policy_list(text):
+def policy_list(text: str) -> list[str]:
     from lowlevel.pool.policies import POLICIES
 
     policies = text.split(",")

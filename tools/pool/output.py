@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 from ..options import UsageError
 from .common import shown
 
+if TYPE_CHECKING:
+    import argparse
 
-def add_timeline_options(parser):
+
+def add_timeline_options(parser: argparse.ArgumentParser) -> None:
     _add_outputs(
         parser,
         "the picture, .html or .png (needs matplotlib; default: FILE.html); may be given twice",
@@ -17,7 +21,7 @@ def add_timeline_options(parser):
     parser.add_argument("--json", action="store_true", help="print the picture's data instead")
 
 
-def run_timeline(args):
+def run_timeline(args: argparse.Namespace) -> int:
     from lowlevel.inspect import timeline
 
     data = timeline.timeline(args.file)
@@ -41,7 +45,7 @@ def run_timeline(args):
     return 0
 
 
-def add_export_options(parser):
+def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("torch", "rmm"),
@@ -54,7 +58,7 @@ def add_export_options(parser):
     )
 
 
-def run_export(args):
+def run_export(args: argparse.Namespace) -> int:
     from lowlevel.inspect.export import contents, export
 
     if args.json:

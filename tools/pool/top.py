@@ -6,12 +6,17 @@ import argparse
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 
 ROWS = 15
 BAR_WIDTH = 60
 
 
-def add_top_options(parser):
+def add_top_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one state as JSON and end")
     parser.add_argument("--once", action="store_true", help="print one state and end")
     parser.add_argument(
@@ -19,7 +24,7 @@ def add_top_options(parser):
     )
 
 
-def seconds_option(text):
+def seconds_option(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
@@ -29,7 +34,7 @@ def seconds_option(text):
     return seconds
 
 
-def run_top(args):
+def run_top(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 from ..options import UsageError, positive
 from .common import add_common, columns_of, exact, n_of, note_header, pools_of, print_run, shown
+
+if TYPE_CHECKING:
+    import argparse
+
 
 SHOWN_TAGS = 20
 SHOWN_NAME, SHOWN_LINE = 60, 100  # characters; the innermost of a line's callers stands first
@@ -15,7 +20,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
 
 
-def run_stats(args):
+def run_stats(args: argparse.Namespace) -> int:
     from lowlevel.inspect.run import read_run
 
     run = read_run(args.file)
@@ -139,7 +144,7 @@ def _when(pool, form):
     return "" if pool.peak_t is None else form.format(pool.peak_t)
 
 
-def add_map_options(parser):
+def add_map_options(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument(
         "--at",
@@ -152,7 +157,7 @@ def add_map_options(parser):
     parser.add_argument("--whole", action="store_true", help="show free space above the last block")
 
 
-def run_map(args):
+def run_map(args: argparse.Namespace) -> int:
     from lowlevel.inspect.run import read_run
 
     from ..tables import note

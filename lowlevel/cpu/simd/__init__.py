@@ -88,6 +88,7 @@ from .conversion import (
     emit_bfloat_to_f32,
     emit_half_to_f32,
     extract,
+    f32_to_bfloat,
     f32_to_half,
     half_to_f32,
     iota,
@@ -106,4 +107,13 @@ from .conversion import (
 from .dot import dot_u8s8, emit_dot
 from .level import FEATURES, HAS_VNNI, LEVEL
 from .lookup import bytes16, lookup16, lookup16_words
+from .pairs import (
+    even_lanes,
+    odd_lanes,
+    read_first_f32,
+    stack_floats,
+    turn,
+    zip_high,
+    zip_low,
+)
 from .vectors import Vec, f32x16, i32x16, mask16, u8x16, u8x32, u8x64, u16x16, u16x32

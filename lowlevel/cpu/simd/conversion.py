@@ -6,7 +6,7 @@ from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
 from .. import half
-from .emit import broadcast, constant, f32, i32, shuffle, simple
+from .emit import broadcast, constant, f32, i16, i32, shuffle, simple
 from .level import LEVEL
 from .vectors import Vec, f32x16, i32x16, u8x16, u8x64, u16x16
 
@@ -150,6 +150,27 @@ def bfloat_to_f32(typingctx, x):
         return builder.bitcast(builder.shl(builder.zext(v, i32), i32(16)), f32)
 
     return simple(build_scalar, types.float32, types.uint16)
+
+
+def _emit_f32_to_bfloat(builder, v):
+    """Nearest even; a NaN stays one, made quiet. Lanes or a scalar."""
+    vector = isinstance(v.type, ir.VectorType)
+    ints = i32x16.llvm if vector else i32
+    const = (lambda value: constant(i32x16, value)) if vector else i32
+    bits = builder.bitcast(v, ints)
+    odd = builder.and_(builder.lshr(bits, const(16)), const(1))
+    rounded = builder.add(bits, builder.add(odd, const(0x7FFF)))
+    quiet = builder.or_(bits, const(0x400000))
+    result = builder.select(builder.fcmp_unordered("uno", v, v), quiet, rounded)
+    return builder.trunc(builder.lshr(result, const(16)), u16x16.llvm if vector else i16)
+
+
+@intrinsic
+def f32_to_bfloat(typingctx, x):
+    """float32 to bfloat16 bits, nearest even: scalar -> uint16, f32x16 -> u16x16."""
+    if isinstance(x, Vec):
+        return simple(_emit_f32_to_bfloat, u16x16, f32x16)
+    return simple(_emit_f32_to_bfloat, types.uint16, types.float32)
 
 
 @intrinsic

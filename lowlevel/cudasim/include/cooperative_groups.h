@@ -111,8 +111,9 @@ inline auto group_size(const Group& group) { return group.size(); }
 
 template <class T = int>
 inline thread_block_tile<32> coalesced_threads() {
-  CUDASIM_NOT_HERE("coalesced_threads(): which threads run together is nothing the simulator knows; take "
-                   "tiled_partition<32>(this_thread_block()) and pass through it together");
+  CUDASIM_NOT_HERE(
+      "coalesced_threads(): which threads run together is nothing the simulator knows; take "
+      "tiled_partition<32>(this_thread_block()) and pass through it together");
   return {};
 }
 template <class T = int>

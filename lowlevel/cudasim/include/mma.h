@@ -16,7 +16,10 @@ struct accumulator {};
 namespace precision {
 struct tf32 {};
 }
-enum layout_t { mem_row_major, mem_col_major };
+enum layout_t {
+  mem_row_major,
+  mem_col_major
+};
 
 // To the nearest of 10 bits of mantissa, ties away from zero: what a tf32 operand should hold.
 inline float __float_to_tf32(float value) {

@@ -62,7 +62,7 @@ bool describe_argument(uintptr_t address, char* text, size_t size) {
   uint64_t nearest_distance = 1ull << 29;
   for (uint32_t i = 0; i < current.launch->n_regions; ++i) {
     const Region& region = current.launch->regions[i];
-    const uint64_t distance = address < region.begin ? region.begin - address
+    const uint64_t distance = address < region.begin  ? region.begin - address
                               : address >= region.end ? address - region.end + 1
                                                       : 0;
     if (distance < nearest_distance) nearest = &region, nearest_distance = distance;

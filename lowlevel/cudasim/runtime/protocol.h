@@ -10,11 +10,17 @@ namespace cudasim {
 constexpr int kMaxExtents = 64;
 constexpr int kMaxParameters = 64;
 constexpr int kMaxParameterBytes = 4096;
+constexpr int kParameterAlignment = 64;  // of each
 constexpr int kMaxRunners = 64;
 constexpr int kMaxFrames = 16;
 constexpr int kOutputBytes = 1 << 16;
 
-enum class Order : uint32_t { kFifo, kReverse, kRandom, kLifo };
+enum class Order : uint32_t {
+  kFifo,
+  kReverse,
+  kRandom,
+  kLifo
+};
 
 enum LaunchFlag : uint32_t {
   kFlushDenormals = 1,

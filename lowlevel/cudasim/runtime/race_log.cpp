@@ -113,7 +113,8 @@ bool is_ordered(const Record& record, bool shared) {
 }
 
 const char* verb(bool is_write, bool is_atomic) {
-  return is_atomic ? (is_write ? "atomic update" : "volatile read") : is_write ? "write" : "read";
+  return is_atomic ? (is_write ? "atomic update" : "volatile read") : is_write ? "write"
+                                                                               : "read";
 }
 
 [[noreturn]] void fail_race(const Area& area, uintptr_t address, bool writes, bool atomic, const Record& other,
@@ -298,6 +299,33 @@ void race_sync_threads(const int* arrived, int n_arrived, const int* going_on, i
     memcpy(warp_knows[warp], together, sizeof together);
     for (uint32_t& known : lane_knows[thread]) known = warp_time[warp];
   }
+}
+
+uint32_t race_now() { return warp_time[current_thread / kWarpSize]; }
+
+bool race_is_after(int thread, uint32_t time) {
+  return !race_mode || is_ordered({own_block() * kMaxThreads + thread, time, 0}, true);
+}
+
+void race_hand_over(Knowledge& knowledge) {
+  if (!race_mode) return;
+  const int own = current_thread / kWarpSize;
+  ++warp_time[own];
+  for (int warp = 0; warp < kWarps; ++warp)
+    knowledge.of_warp[warp] = std::max(knowledge.of_warp[warp], warp_knows[own][warp]);
+  knowledge.of_warp[own] = warp_time[own];
+}
+
+void race_take_over(const Knowledge& knowledge) {
+  if (!race_mode) return;
+  const int own = current_thread / kWarpSize;
+  for (int warp = 0; warp < kWarps; ++warp)
+    warp_knows[own][warp] = std::max(warp_knows[own][warp], knowledge.of_warp[warp]);
+  for (uint32_t& known : lane_knows[current_thread]) known = std::max(known, knowledge.of_warp[own]);
+}
+
+void race_end_bulk_copy(const void* destination, size_t bytes) {
+  if (race_mode) set_in_flight(destination, bytes, 0);
 }
 
 }  // namespace cudasim

@@ -158,7 +158,9 @@ void launch(int index) {
   current.kernel = &library.kernels[launch.kernel];
   current.n_threads = (int)(launch.block[0] * launch.block[1] * launch.block[2]);
   void* arguments[kMaxParameters];
-  for (uint32_t i = 0; i < launch.n_parameters; ++i) arguments[i] = launch.parameters + launch.parameter_offset[i];
+  alignas(kParameterAlignment) static unsigned char parameters[kMaxParameterBytes];
+  memcpy(parameters, launch.parameters, sizeof parameters);
+  for (uint32_t i = 0; i < launch.n_parameters; ++i) arguments[i] = parameters + launch.parameter_offset[i];
   current.arguments = arguments;
   *library.built_ins->grid_dim = dim3(launch.grid[0], launch.grid[1], launch.grid[2]);
   *library.built_ins->block_dim = dim3(launch.block[0], launch.block[1], launch.block[2]);

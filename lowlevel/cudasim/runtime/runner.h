@@ -48,7 +48,12 @@ extern uint64_t progress;  // counts barriers passed, meetings completed, thread
 
 // scheduler.cpp ------------------------------------------------------------------------------------
 struct Fiber;
-enum class WaitKind : uint8_t { kNothing, kBarrier, kCollective };
+enum class WaitKind : uint8_t {
+  kNothing,
+  kBarrier,
+  kCollective,
+  kMemoryBarrier
+};
 void run_block();
 void block_current_thread(WaitKind kind, Site site);  // returns once make_ready was called for it
 void make_ready(Fiber* fiber);
@@ -81,9 +86,15 @@ void set_dynamic_pointers();  // for the block that begins
 // async_copy.cpp --------------------------------------------------------------------------------------
 void reset_async_copies();
 
+// bulk.cpp --------------------------------------------------------------------------------------------
+void reset_bulk();
+bool describe_memory_barriers(char* text, size_t size);  // what those that are waited for lack
+
 // wgmma.cpp ----------------------------------------------------------------------------------------------
 void reset_wgmma();
 void note_shared_write(const void* address, size_t bytes);  // by this thread, as all but wgmma see it
+void fence_shared_write(const void* address, size_t bytes);       // undoes that
+int unfenced_writer(unsigned window_address);  // of the 16 bytes there: thread, or -1
 
 // race_log.cpp: does nothing unless the library was compiled in race mode -----------------------------
 void race_begin_launch();
@@ -95,6 +106,17 @@ void race_sync_threads(const int* arrived, int n_arrived, const int* going_on, i
 // An asynchronous copy is issued, and taken as complete.
 void race_begin_copy(const void* destination, size_t bytes, const void* pc);
 void race_end_copy(const void* destination, size_t bytes, const void* pc);
+// Up to which count a thread that waits has waited for every warp: what arrivals hand over.
+struct Knowledge {
+  uint32_t of_warp[kMaxThreads / kWarpSize];
+};
+void race_hand_over(Knowledge& knowledge);  // all that this thread did and knows
+void race_take_over(const Knowledge& knowledge);
+// When it is for this thread, and whether what another one did then certainly happened before now.
+uint32_t race_now();
+bool race_is_after(int thread, uint32_t time);
+// A bulk copy: its write is this thread's at its beginning; from its end on others may read.
+void race_end_bulk_copy(const void* destination, size_t bytes);
 extern bool race_mode;
 
 void fill_poison(void* address, size_t bytes);

@@ -91,14 +91,18 @@ void switch_to(Fiber* next) {
     if (used < (int)sizeof text - 120)
       used += snprintf(text + used, sizeof text - used, "%s%d (the first is thread %d) wait at a %s on line %d",
                        used ? ", " : "", same, thread,
-                       waits[thread].kind == WaitKind::kBarrier ? "barrier" : "warp collective",
+                       waits[thread].kind == WaitKind::kBarrier         ? "barrier"
+                       : waits[thread].kind == WaitKind::kMemoryBarrier ? "barrier in shared memory"
+                                                                        : "warp collective",
                        waits[thread].site.line);
   }
   Site site = {nullptr, 0};
   for (int thread = 0; thread < current.n_threads && !site.file; ++thread)
     if (!exited[thread]) site = waits[thread].site;
-  fail(Fault::kBarrier, site, "deadlock: of %d threads %d have returned, %s", current.n_threads,
-       exited_count, text);
+  char lacking[300] = "";
+  describe_memory_barriers(lacking, sizeof lacking);
+  fail(Fault::kBarrier, site, "deadlock: of %d threads %d have returned, %s%s", current.n_threads, exited_count,
+       text, lacking);
 }
 
 Fiber* take_oldest_ready() {
@@ -199,7 +203,8 @@ void block_current_thread(WaitKind kind, Site site) {
 
 void yield() {
   // Whatever the order, everybody gets a turn: the thread waited for may be any of them.
-  Fiber* next = next_to_start < current.n_threads ? fresh_fiber() : n_ready ? take_oldest_ready() : nullptr;
+  Fiber* next = next_to_start < current.n_threads ? fresh_fiber() : n_ready ? take_oldest_ready()
+                                                                            : nullptr;
   if (!next) return;
   make_ready(running);
   switch_to(next);
@@ -231,6 +236,7 @@ void run_block() {
   reset_collectives();
   reset_async_copies();
   reset_wgmma();
+  reset_bulk();
   race_begin_block();
   current.in_kernel = true;
   set_dynamic_pointers();

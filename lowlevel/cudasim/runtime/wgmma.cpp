@@ -321,6 +321,17 @@ void note_shared_write(const void* address, size_t bytes) {
   }
 }
 
+void fence_shared_write(const void* address, size_t bytes) {
+  unsigned begin;
+  if (!any_unfenced || !find_in_window(address, &begin)) return;
+  for (unsigned chunk = begin / kChunk; chunk <= (begin + bytes - 1) / kChunk; ++chunk) {
+    if (const int before = unfenced[chunk]) --n_unfenced[before - 1];
+    unfenced[chunk] = 0;
+  }
+}
+
+int unfenced_writer(unsigned window_address) { return unfenced[window_address / kChunk] - 1; }
+
 void fence_proxy_async() {
   int& left = n_unfenced[current_thread];
   for (unsigned chunk = 0; left && chunk < kSharedWindow / kChunk; ++chunk)

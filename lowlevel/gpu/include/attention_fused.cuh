@@ -143,7 +143,7 @@ __device__ __forceinline__ void weigh(unsigned (&weights)[M_TILES][4], const Sco
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const float(&pair)[4] = scores[m][keys * 2 + j];
+        const float (&pair)[4] = scores[m][keys * 2 + j];
         const float low = ptx::exp2_approx(fmaf(pair[2 * i], unit, -references[m][i]));
         const float high = ptx::exp2_approx(fmaf(pair[2 * i + 1], unit, -references[m][i]));
         // Two neighbouring score fragments of a row tile are one fragment A of weights.
@@ -170,11 +170,11 @@ __device__ __forceinline__ void add_values(Sums& sums, const unsigned (&weights)
 // `general`: mask, softcap, ALiBi, or a scale that is not positive.
 template <class Type, bool general>
 __global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM)
-attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, const Element* __restrict__ v,
-                void* __restrict__ out, float* __restrict__ lse, const float* __restrict__ mask,
-                const float* __restrict__ slopes, const float* __restrict__ sinks,
-                float* __restrict__ state_sums, float* __restrict__ state_rows,
-                const __grid_constant__ AttentionCall call) {
+    attention_fused(const Element* __restrict__ q, const Element* __restrict__ k, const Element* __restrict__ v,
+                    void* __restrict__ out, float* __restrict__ lse, const float* __restrict__ mask,
+                    const float* __restrict__ slopes, const float* __restrict__ sinks,
+                    float* __restrict__ state_sums, float* __restrict__ state_rows,
+                    const __grid_constant__ AttentionCall call) {
   constexpr int kAhead = general ? KEY_PARTS - 1 : AHEAD;
   extern __shared__ __align__(128) Element shared[];
   Element* const q_tile = shared;

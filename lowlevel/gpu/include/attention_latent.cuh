@@ -158,11 +158,11 @@ __device__ __forceinline__ void add_values(Sums& sums, ptx::SharedPlace weights,
 // `general`: mask, softcap, ALiBi, or a scale that is not positive. `stages`: tiles of K in shared memory.
 template <class Type, bool general>
 __global__ void __launch_bounds__(kThreads, 1)
-attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, void* __restrict__ out,
-                 float* __restrict__ lse, const float* __restrict__ mask, const float* __restrict__ slopes,
-                 const float* __restrict__ sinks, float* __restrict__ state_sums,
-                 float* __restrict__ state_rows, const int stages,
-                 const __grid_constant__ AttentionCall call) {
+    attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, void* __restrict__ out,
+                     float* __restrict__ lse, const float* __restrict__ mask, const float* __restrict__ slopes,
+                     const float* __restrict__ sinks, float* __restrict__ state_sums,
+                     float* __restrict__ state_rows, const int stages,
+                     const __grid_constant__ AttentionCall call) {
   extern __shared__ __align__(128) Element shared[];
   Element* const q_tile = shared;
   Element* const weight_tile = q_tile + TILE_ROWS * HEAD_K;

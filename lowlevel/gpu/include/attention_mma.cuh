@@ -179,7 +179,12 @@ __device__ __forceinline__ void load_b(unsigned (&b)[4], ptx::SharedPlace place,
 // ---- weights times V where a weight of 0 times NaN or inf must be 0 ----------------------------------
 // V is taken as three parts: its finite values, ones where it holds +inf or NaN, ones where it holds
 // -inf or NaN. A sum over ones that is above 0 says that a kept key met such a value.
-enum { kFinite, kUp, kDown, kParts };
+enum {
+  kFinite,
+  kUp,
+  kDown,
+  kParts
+};
 
 template <class Type>
 __device__ __forceinline__ unsigned part_of_pair(unsigned pair, int part) {

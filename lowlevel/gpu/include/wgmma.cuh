@@ -27,7 +27,12 @@
 namespace ptx {
 
 typedef unsigned long long MatrixDescriptor;
-enum Swizzle { kNoSwizzle, kSwizzle128, kSwizzle64, kSwizzle32 };
+enum Swizzle {
+  kNoSwizzle,
+  kSwizzle128,
+  kSwizzle64,
+  kSwizzle32
+};
 
 #ifdef CUDASIM
 __device__ __forceinline__ unsigned shared_address(const void* pointer) { return cudasim::shared_window(pointer); }
@@ -40,6 +45,15 @@ __device__ __forceinline__ MatrixDescriptor matrix_descriptor(const void* start,
 }
 // The matrix that starts so many bytes later.
 __device__ __forceinline__ MatrixDescriptor moved(MatrixDescriptor matrix, int bytes) { return matrix + (bytes >> 4); }
+
+// The same, of which the compiler does not know that it is: what is `moved` from it is not computed before a
+// loop, for more registers than there are.
+__device__ __forceinline__ MatrixDescriptor found_anew(MatrixDescriptor matrix) {
+#ifndef CUDASIM
+  asm volatile("" : "+l"(matrix));
+#endif
+  return matrix;
+}
 
 // Before the first product, and wherever its registers were touched since.
 __device__ __forceinline__ void wgmma_fence(PTX_ONLY_SITE) {
@@ -141,6 +155,11 @@ __device__ __forceinline__ void more_registers() {
   PTX_NAMES_32                                                                                            \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"  \
   "%58,%59,%60,%61,%62,%63"
+#define PTX_NAMES_128                                                                                    \
+  PTX_NAMES_64                                                                                           \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88" \
+  ",%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110" \
+  ",%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 // I0 to I6: numbers of the operands after those of d.
 #define PTX_WGMMA(NAME, N, TYPE, NAMES, I0, I1, I2, I3, I4, I5, I6, ...)                                  \
   template <int TRANSPOSED>                                                                               \
@@ -168,11 +187,14 @@ PTX_WGMMA(wgmma_bf16, 128, bf16, PTX_NAMES_64, "%64", "%65", "%66", "%67", "%68"
           PTX_ROWS_8(8))
 PTX_WGMMA(wgmma_f16, 128, f16, PTX_NAMES_64, "%64", "%65", "%66", "%67", "%68", "%69", "%70", PTX_ROWS_8(0),
           PTX_ROWS_8(8))
+PTX_WGMMA(wgmma_bf16, 256, bf16, PTX_NAMES_128, "%128", "%129", "%130", "%131", "%132", "%133", "%134", PTX_ROWS_8(0),
+          PTX_ROWS_8(8), PTX_ROWS_8(16), PTX_ROWS_8(24))
 #undef PTX_WGMMA
 #undef PTX_ROW
 #undef PTX_ROWS_8
 #undef PTX_NAMES_32
 #undef PTX_NAMES_64
+#undef PTX_NAMES_128
 
 }  // namespace ptx
 

@@ -1,16 +1,15 @@
-"""The decoder of every format that CPU kernels know, by GGUF's name."""
+"""The decoder of every format, by GGUF's name: each from the file of that name."""
 
-from . import floats, q2_k, q3_k, q4_k, q6_k, q8_0, table4
+import importlib
 
-DECODERS = {
-    "F32": floats.F32,
-    "F16": floats.F16,
-    "BF16": floats.BF16,
-    "Q8_0": q8_0.DECODER,
-    "Q4_0": table4.Q4_0,
-    "IQ4_NL": table4.IQ4_NL,
-    "Q2_K": q2_k.DECODER,
-    "Q3_K": q3_k.DECODER,
-    "Q4_K": q4_k.DECODER,
-    "Q6_K": q6_k.DECODER,
-}
+from ...formats import FORMATS
+from . import floats
+
+
+def _decoder(block):
+    if block.is_float:
+        return getattr(floats, block.name)
+    return importlib.import_module(f".{block.name.lower()}", __package__).DECODER
+
+
+DECODERS = {block.name: _decoder(block) for block in FORMATS.values()}

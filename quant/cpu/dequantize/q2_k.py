@@ -5,11 +5,13 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .runs import make_decoder
 from .writers import TABLE
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 256, 84
-SCALES, QS, D, DMIN = 0, 16, 80, 82  # byte offsets in a block
+FORMAT = block_format("Q2_K")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+SCALES, QS, D, DMIN = FORMAT.offsets("scales", "qs", "d", "dmin")
 # The two bits at the same place in all 64 bytes belong to four sub-blocks of 16. One table holds
 # the four values of each of these; the upper two bits of a code say which sub-block it is.
 _VALUES = np.array([0, 1, 2, 3] * 4, np.float32)

@@ -5,11 +5,13 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .runs import make_decoder
 from .writers import TABLE
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 256, 110
-HMASK, QS, SCALES, D = 0, 32, 96, 108  # byte offsets in a block
+FORMAT = block_format("Q3_K")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+HMASK, QS, D = FORMAT.offsets("hmask", "qs", "d")
 # A table serves the sub-blocks of 32 consecutive weights; bit 3 of a code says which of the two.
 _VALUES = np.array([-4, -3, -2, -1, 0, 1, 2, 3] * 2, np.float32)
 _SUB_BLOCK = np.repeat(np.array([0, 1], np.int32), 8)

@@ -5,11 +5,13 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .runs import make_decoder
 from .writers import TABLE
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 256, 144
-D, DMIN, SCALES, QS = 0, 2, 4, 16  # byte offsets in a block
+FORMAT = block_format("Q4_K")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+D, DMIN, QS = FORMAT.offsets("d", "dmin", "qs")
 _VALUES = np.arange(16, dtype=np.float32)
 # The six-bit scales and minima come out as one vector, scales in lanes 0-7, minima in lanes 8-15:
 # ((b[FIRST_AT] >> FIRST_SHIFT) & FIRST_MASK) | ((b[SECOND_AT] >> 2) & SECOND_MASK),

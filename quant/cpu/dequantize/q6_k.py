@@ -5,11 +5,13 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .runs import make_decoder
 from .writers import VALUES
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 256, 210
-QL, QH, SCALES, D = 0, 128, 192, 208  # byte offsets in a block
+FORMAT = block_format("Q6_K")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+QL, QH, SCALES, D = FORMAT.offsets("ql", "qh", "scales", "d")
 # Per half of 128 weights: 64 bytes with the low four bits of two times 64 consecutive weights, and
 # 32 bytes with the high two bits of four times 32.
 _HIGH_SHIFT = np.repeat(np.array([0, 2], np.int32), 8)

@@ -1,6 +1,6 @@
-"""Q4_0 and IQ4_NL: a scale and 32 weights of four bits, those of the low halves of 16 bytes first.
+"""Blocks of a scale and 32 weights of four bits, those of the low halves of 16 bytes first.
 
-Both look their weights up in a table of 16, which the scale multiplies once a block.
+The weights are looked up in a table of 16, which the scale multiplies once a block.
 """
 
 import numpy as np
@@ -11,29 +11,22 @@ from lowlevel.cpu.jit import kernel
 from .runs import make_decoder
 from .writers import TABLE
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 32, 18
-D, QS = 0, 2  # byte offsets in a block
-Q4_0_VALUES = np.arange(-8, 8, dtype=np.float32)
-IQ4_NL_VALUES = np.array(
-    (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), np.float32
-)
 
+def make_table_decoder(block):
+    """The `Decoder` of a `BlockFormat` with the fields d and qs."""
+    block_weights, block_bytes = block.block_weights, block.block_bytes
+    d_at, qs_at = block.offsets("d", "qs")
+    lowest, highest = block.codes
+    values = np.array(block.values or range(lowest, highest + 1), np.float32)
 
-def _make_decode_blocks(values):
     @kernel(inline=True)
     def decode_blocks(write, source, n_blocks, destination):
         """See runs.py."""
         for i in range(n_blocks):
-            block = source + i * BLOCK_BYTES
-            d = simd.splat_half(simd.read_u16(block + D))
-            q = simd.read_u8x16(block + QS)
+            block = source + i * block_bytes
+            d = simd.splat_half(simd.read_u16(block + d_at))
+            q = simd.read_u8x16(block + qs_at)
             table = simd.load_f32x16(values, 0) * d
-            write(destination, i * BLOCK_WEIGHTS, table, simd.join(q & 15, q >> 4))
+            write(destination, i * block_weights, table, simd.join(q & 15, q >> 4))
 
-    return decode_blocks
-
-
-Q4_0, IQ4_NL = (
-    make_decoder(_make_decode_blocks(values), TABLE, BLOCK_WEIGHTS)
-    for values in (Q4_0_VALUES, IQ4_NL_VALUES)
-)
+    return make_decoder(decode_blocks, TABLE, block_weights)

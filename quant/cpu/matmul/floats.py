@@ -35,25 +35,29 @@ def _weight(dword, at, shift):
     return simd.to_f32(((dword >> at) & 255) - shift)
 
 
-@kernel(inline=True)
-def fill_from_block(unpack, rows, job, spare, first, panel, ahead):
-    """One block of any block format, by way of its bytes."""
-    scales = spare + job.panel_bytes * LANES
-    mins = spare + (job.block_weights + STEP) * LANES  # the plain (low) ones
-    min_scale = scales + (job.n_scales - 1) * 64
-    at = first // job.block_weights * job.block_bytes
-    unpackers.to_panel(unpack, rows, at, spare, scales, ahead, job.fetch_step)
-    for step in range(job.block_weights // STEP):
-        scale = lanes.load_at_f32(scales + (step // job.segment_steps) * 64)
-        lowest = simd.splat(0.0)
-        if job.n_min_segments > 0:
-            i = step * STEP // job.min_run
-            four = lanes.load_at_i32(mins + (i // 4) * 64)
-            integer = simd.to_f32((four >> (8 * (i % 4))) & 255)
-            lowest = integer * lanes.load_at_f32(min_scale)
-        for i in range(4):
-            dword = lanes.load_at_i32(spare + (step * 4 + i) * 64)
-            _put_four(panel + (step * 4 + i) * 256, dword, job.shift, scale, lowest)
+def make_fill(unpack):
+    """`fill` of a block format: one block, by way of its bytes."""
+
+    @kernel(inline=True)
+    def fill(rows, job, spare, first, n_k, panel, ahead):
+        scales = spare + job.panel_bytes * LANES
+        mins = spare + (job.block_weights + STEP) * LANES  # the plain (low) ones
+        min_scale = scales + (job.n_scales - 1) * 64
+        at = first // job.block_weights * job.block_bytes
+        unpackers.to_panel(unpack, rows, at, spare, scales, ahead, job.fetch_step)
+        for step in range(job.block_weights // STEP):
+            scale = lanes.load_at_f32(scales + (step // job.segment_steps) * 64)
+            lowest = simd.splat(0.0)
+            if job.n_min_segments > 0:
+                i = step * STEP // job.min_run
+                four = lanes.load_at_i32(mins + (i // 4) * 64)
+                integer = simd.to_f32((four >> (8 * (i % 4))) & 255)
+                lowest = integer * lanes.load_at_f32(min_scale)
+            for i in range(4):
+                dword = lanes.load_at_i32(spare + (step * 4 + i) * 64)
+                _put_four(panel + (step * 4 + i) * 256, dword, job.shift, scale, lowest)
+
+    return fill
 
 
 # ---------------------------------------------------------------- float formats
@@ -168,41 +172,3 @@ def row_product(read, read_one, weight_bytes, weights, x, job):
             x += 4
         total += simd.sum_lanes((a + b) + (c + d))
     return total
-
-
-# ---------------------------------------------------------------- block formats
-
-
-@kernel(inline=True)
-def fill_q8_0(rows, job, spare, first, n_k, panel, ahead):
-    fill_from_block(unpackers.unpack_q8_0, rows, job, spare, first, panel, ahead)
-
-
-@kernel(inline=True)
-def fill_q4_0(rows, job, spare, first, n_k, panel, ahead):
-    fill_from_block(unpackers.unpack_q4_0, rows, job, spare, first, panel, ahead)
-
-
-@kernel(inline=True)
-def fill_iq4_nl(rows, job, spare, first, n_k, panel, ahead):
-    fill_from_block(unpackers.unpack_iq4_nl, rows, job, spare, first, panel, ahead)
-
-
-@kernel(inline=True)
-def fill_q2_k(rows, job, spare, first, n_k, panel, ahead):
-    fill_from_block(unpackers.unpack_q2_k, rows, job, spare, first, panel, ahead)
-
-
-@kernel(inline=True)
-def fill_q3_k(rows, job, spare, first, n_k, panel, ahead):
-    fill_from_block(unpackers.unpack_q3_k, rows, job, spare, first, panel, ahead)
-
-
-@kernel(inline=True)
-def fill_q4_k(rows, job, spare, first, n_k, panel, ahead):
-    fill_from_block(unpackers.unpack_q4_k, rows, job, spare, first, panel, ahead)
-
-
-@kernel(inline=True)
-def fill_q6_k(rows, job, spare, first, n_k, panel, ahead):
-    fill_from_block(unpackers.unpack_q6_k, rows, job, spare, first, panel, ahead)

@@ -1,4 +1,4 @@
-"""How `quant.matmul` lays out each block format: as data.
+"""How `quant.matmul` lays out a block format: as data, which stand beside its `unpack`.
 
 A block of weights becomes `segments` runs of bytes with one scale a row each; a product with
 quantised activations is the sum over segments of
@@ -75,15 +75,19 @@ class PanelLayout:
         return -(-LANES * self.block_bytes // max(1, n_vectors))
 
 
-LAYOUTS = {
-    "Q8_0": PanelLayout(32, 34, 1, 2, shift=128),
-    "Q4_0": PanelLayout(32, 18, 1, 2, shift=8),
-    "IQ4_NL": PanelLayout(32, 18, 1, 2, shift=128),
-    "Q2_K": PanelLayout(256, 84, 1, 16, n_min_segments=1, min_segment_steps=2, min_run=16),
-    "Q3_K": PanelLayout(256, 110, 1, 16, shift=124),
-    "Q4_K": PanelLayout(256, 144, 8, 2, n_min_segments=2, min_segment_steps=1, min_run=32),
-    "Q6_K": PanelLayout(256, 210, 16, 1, shift=32),
-}
+def layout_of(block, n_segments, shift=0, n_min_segments=0, min_segment_steps=0):
+    """The `PanelLayout` of a `BlockFormat`: what its row does not say is how its `unpack` cuts it."""
+    return PanelLayout(
+        block_weights=block.block_weights,
+        block_bytes=block.block_bytes,
+        n_segments=n_segments,
+        segment_steps=block.block_weights // n_segments // STEP,
+        shift=shift,
+        n_min_segments=n_min_segments,
+        min_segment_steps=min_segment_steps,
+        min_run=block.sub_block if block.has_minima else 0,
+    )
+
 
 # What kernels need to know of a call, all int64. First the format's PanelLayout; then sizes in
 # weights (piece: unpacked at a time, chunk: a panel's), rows, bytes; `vectors` is VECTORS, unknown

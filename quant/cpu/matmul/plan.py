@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .block_formats import LAYOUTS
 from .layouts import (
     BYTE_CHUNK,
     FLOAT_CHUNK,
     FLOAT_PIECE,
     LANES,
-    LAYOUTS,
     ROWS,
     VECTORS,
     WIDTHS,

@@ -5,13 +5,13 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .lanes import LANES, SMALLEST_PEAK, peaks, read_lanes, write_half
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 32, 18
-_LEVELS = 2
-VALUES = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
-)
+FORMAT = block_format("IQ4_NL")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_D, _LEVELS = FORMAT.offsets("d", "qs")
+VALUES = np.array(FORMAT.values, np.float32)
 # Value k is nearest below MIDPOINTS[k], value k + 1 from there on.
 MIDPOINTS = np.append((VALUES[:-1] + VALUES[1:]) / 2, np.inf).astype(np.float32)
 # A polynomial with k + 0.39 < p(MIDPOINTS[k]) < k + 0.61: its whole part is the right index or
@@ -49,7 +49,7 @@ def _weighted_fit(x, inverse):
 
 
 @kernel(inline=True)
-def _search_scale(x):
+def search_scale(x):
     """The scale that fits best among 16 candidates: ggml's search, on 16 blocks at once."""
     largest, peak = peaks(x, BLOCK_WEIGHTS)
     is_zero = largest < SMALLEST_PEAK
@@ -80,7 +80,7 @@ def quantize_iq4_nl(address, n_blocks, out):
     for block in range(0, n_blocks, LANES):
         n_here = min(LANES, n_blocks - block)
         read_lanes(x, address, block * BLOCK_WEIGHTS, BLOCK_WEIGHTS, n_here)
-        scale = _search_scale(x)
+        scale = search_scale(x)
         simd.store(scales, 0, scale)
         zero = simd.splat(_ZERO)
         inverse = simd.select(scale == _ZERO, zero, simd.splat(_ONE) / scale)
@@ -89,7 +89,7 @@ def quantize_iq4_nl(address, n_blocks, out):
             simd.store(levels, LANES * i, nearest_value(inverse * v))
         for lane in range(n_here):
             o = (block + lane) * BLOCK_BYTES
-            write_half(out, o, scales[lane])
+            write_half(out, o + _D, scales[lane])
             for i in range(16):
                 k = LANES * i + lane
                 out[o + _LEVELS + i] = levels[k] | levels[k + 16 * LANES] << 4

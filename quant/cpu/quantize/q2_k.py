@@ -5,11 +5,13 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .lanes import LANES, clamped_int, nearest_int, read_lanes, write_crumbs, write_half
 from .search import search_scale_and_minimum
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 256, 84
-_LEVELS, _D, _DMIN = 16, 80, 82
+FORMAT = block_format("Q2_K")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_SCALES, _LEVELS, _D, _DMIN = FORMAT.offsets("scales", "qs", "d", "dmin")
 _ZERO = np.float32(0.0)
 
 
@@ -50,7 +52,7 @@ def quantize_q2_k(address, n_blocks, out):
         scale_byte = ((scale_bits & 255) | minimum_bits << 4) & 255
         simd.store(packed_scales, 0, scale_byte)
         for lane in range(LANES):
-            out[o + lane] = packed_scales[lane]
+            out[o + _SCALES + lane] = packed_scales[lane]
 
         step = simd.splat(d) * simd.to_f32(scale_byte & 15)
         shift = simd.splat(dmin) * simd.to_f32(scale_byte >> 4)

@@ -5,11 +5,13 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .lanes import LANES, clamped_int, largest_lane, read_lanes, write_crumbs, write_half
 from .search import search_levels
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 256, 110
-_LEVELS, _SCALES, _D = 32, 96, 108
+FORMAT = block_format("Q3_K")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_HMASK, _LEVELS, _SCALES, _D = FORMAT.offsets("hmask", "qs", "scales", "d")
 _ZERO = np.float32(0.0)
 
 
@@ -69,5 +71,5 @@ def quantize_q3_k(address, n_blocks, out):
             # A sub-block whose scale came out 0 keeps the levels of the search.
             level = simd.select(is_zero, simd.load_f32x16(found, LANES * i), v / step)
             simd.store(levels, LANES * i, clamped_int(level, -4, 3) + 4)
-        _write_high_bits(out, o, levels)
+        _write_high_bits(out, o + _HMASK, levels)
         write_crumbs(out, o + _LEVELS, levels)

@@ -5,10 +5,12 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .lanes import LANES, largest_lane, write_half
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 32, 18
-_LEVELS = 2
+FORMAT = block_format("Q4_0")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_D, _LEVELS = FORMAT.offsets("d", "qs")
 _ZERO = np.float32(0.0)
 
 
@@ -24,7 +26,7 @@ def quantize_q4_0(address, n_blocks, out):
         if abs(high_peak) > abs(peak):
             peak = high_peak
         d = peak / np.float32(-8.0)
-        write_half(out, o, d)
+        write_half(out, o + _D, d)
         inverse, zero_level = np.float32(1.0) / d, np.float32(8.5)
         if d == _ZERO:
             inverse = _ZERO

@@ -5,13 +5,15 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .lanes import LANES, clamped_int, nearest_int, read_lanes, write_half
 from .search import search_scale_and_minimum
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 256, 144
-_SUB_BLOCK = 32
+FORMAT = block_format("Q4_K")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_SUB_BLOCK = FORMAT.sub_block
 _PER_BLOCK = BLOCK_WEIGHTS // _SUB_BLOCK
-_DMIN, _SCALES, _LEVELS = 2, 4, 16
+_D, _DMIN, _SCALES, _LEVELS = FORMAT.offsets("d", "dmin", "scales", "qs")
 _ZERO = np.float32(0.0)
 
 
@@ -93,7 +95,7 @@ def quantize_q4_k(address, n_blocks, out):
         simd.store(minima, 0, simd.negate(low))
         for part in range(n_here):
             o, first = (block + part) * BLOCK_BYTES, _PER_BLOCK * part
-            d = _six_bits(scales, first, scale_bits, out, o)
+            d = _six_bits(scales, first, scale_bits, out, o + _D)
             dmin = _six_bits(minima, first, minimum_bits, out, o + _DMIN)
             _write_scales(out, o + _SCALES, scale_bits, minimum_bits, first)
             for lane in range(first, first + _PER_BLOCK):

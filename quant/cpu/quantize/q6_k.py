@@ -5,6 +5,7 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .lanes import (
     LANES,
     SMALLEST_PEAK,
@@ -16,8 +17,9 @@ from .lanes import (
 )
 from .search import search_scale
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 256, 210
-_HIGH, _SCALES, _D = 128, 192, 208
+FORMAT = block_format("Q6_K")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_LOW, _HIGH, _SCALES, _D = FORMAT.offsets("ql", "qh", "scales", "d")
 _ZERO = np.float32(0.0)
 
 
@@ -26,7 +28,7 @@ def _write_levels(out, offset, levels):
     """Pack 256 levels of 6 bits: of each half's four groups of 32, nibbles of the groups 0 and 2,
     then 1 and 3, share a byte; the high pairs of bits of all four share another."""
     for half in range(2):
-        low, high = offset + 64 * half, offset + _HIGH + 32 * half
+        low, high = offset + _LOW + 64 * half, offset + _HIGH + 32 * half
         for odd in range(2):
             for i in range(16):
                 k = LANES * i + 8 * half + odd

@@ -5,10 +5,12 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ...formats import block_format
 from .lanes import LANES, write_half
 
-BLOCK_WEIGHTS, BLOCK_BYTES = 32, 34
-_LEVELS = 2
+FORMAT = block_format("Q8_0")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_D, _LEVELS = FORMAT.offsets("d", "qs")
 # The largest float32 below 0.5: added before cutting, it rounds halves away from zero, and does
 # not lift what is just below a half, as 0.5 itself would.
 _ALMOST_HALF = np.nextafter(np.float32(0.5), np.float32(0.0))
@@ -33,6 +35,6 @@ def quantize_q8_0(address, n_blocks, out):
         inverse = np.float32(1.0) / d
         if np.isinf(inverse):  # d is zero, or so small that it is zero as a half
             inverse = _ZERO
-        write_half(out, o, d)
+        write_half(out, o + _D, d)
         simd.store(out, o + _LEVELS, simd.narrow(_round_away(low * inverse)))
         simd.store(out, o + _LEVELS + LANES, simd.narrow(_round_away(high * inverse)))

@@ -1,5 +1,7 @@
 """Write a model file of given sizes with seeded random weights, so that anybody has one to run."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import os
@@ -8,6 +10,7 @@ import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gguf import GGUFEndian, GGUFWriter
@@ -24,6 +27,15 @@ from .random_weights import slabs
 from .tensor_list import TensorSpec, tensor_list
 from .type_mix import tensor_type
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from quant.models.geometry import ModelGeometry
+
+    from ...tensor import QType
+
+
 MAX_SEED = 2**63 - 1
 MAX_ROW = 2**22  # weights: rows are made one by one at least
 
@@ -34,18 +46,25 @@ class PlannedTensor:
     block: BlockFormat
 
     @property
-    def n_weights(self):
+    def n_weights(self) -> int:
         result = 1
         for size in self.spec.shape:
             result *= size
         return result
 
     @property
-    def n_bytes(self):
+    def n_bytes(self) -> int:
         return self.n_weights // self.block.block_weights * self.block.block_bytes
 
 
-def plan_tensors(geometry, qtype="Q8_0", *, types=None, pure=False, only_attention=False):
+def plan_tensors(
+    geometry: ModelGeometry,
+    qtype: QType = "Q8_0",
+    *,
+    types: Mapping[str, Any] | None = None,
+    pure: bool = False,
+    only_attention: bool = False,
+) -> list[PlannedTensor]:
     """What `make_gguf` with the same arguments would write: a list of `PlannedTensor`.
 
     Takes no time whatever the size.
@@ -72,18 +91,18 @@ def plan_tensors(geometry, qtype="Q8_0", *, types=None, pure=False, only_attenti
 
 
 def make_gguf(
-    path,
-    geometry,
-    qtype="Q8_0",
+    path: str | os.PathLike[str],
+    geometry: ModelGeometry,
+    qtype: QType = "Q8_0",
     *,
-    types=None,
-    pure=False,
-    only_attention=False,
-    seed=0,
-    overwrite=False,
-    n_threads=None,
-    progress=None,
-):
+    types: Mapping[str, Any] | None = None,
+    pure: bool = False,
+    only_attention: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+    n_threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[PlannedTensor]:
     """Write a GGUF model file with seeded random weights.
 
     It is written beside `path` under a temporary name and renamed when whole, so that `path` never

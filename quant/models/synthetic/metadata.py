@@ -1,12 +1,22 @@
 """The metadata of a model file of given sizes, with the smallest tokenizer llama.cpp accepts."""
 
+from __future__ import annotations
+
 import itertools
 import string
+from typing import TYPE_CHECKING
 
-from gguf import GGMLQuantizationType as QType
 from gguf import GGUFValueType, LlamaFileType, TokenType
 
 from ..geometry import EXPERT_GATING, Llama3Scaling, Yarn
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from gguf import GGMLQuantizationType
+
+    from quant.models.geometry import ModelGeometry
+
 
 TEXT = GGUFValueType.STRING
 U32 = GGUFValueType.UINT32
@@ -14,18 +24,6 @@ F32 = GGUFValueType.FLOAT32
 BOOL = GGUFValueType.BOOL
 ARRAY = GGUFValueType.ARRAY
 QUANTIZATION_VERSION = 2
-FILE_TYPES = {
-    QType.F32: LlamaFileType.ALL_F32,
-    QType.F16: LlamaFileType.MOSTLY_F16,
-    QType.BF16: LlamaFileType.MOSTLY_BF16,
-    QType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
-    QType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    QType.Q2_K: LlamaFileType.MOSTLY_Q2_K,
-    QType.Q3_K: LlamaFileType.MOSTLY_Q3_K_S,
-    QType.Q4_K: LlamaFileType.MOSTLY_Q4_K_S,
-    QType.Q6_K: LlamaFileType.MOSTLY_Q6_K,
-    QType.IQ4_NL: LlamaFileType.MOSTLY_IQ4_NL,
-}
 BOS, EOS, PAD = 0, 1, 2
 _DEEPSEEK_SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>")
 _LLAMA_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>")
@@ -36,7 +34,15 @@ WORD_LENGTHS = range(2, 5)
 MAX_VOCAB = N_FIXED + sum(len(string.ascii_lowercase) ** length for length in WORD_LENGTHS)
 
 
-def model_metadata(geometry, qtype):
+def file_type(qtype: GGMLQuantizationType) -> LlamaFileType:
+    """The gguf.LlamaFileType of a file whose bulk is of a type: where mixes have sizes, the small one's."""
+    names = (f"ALL_{qtype.name}", f"MOSTLY_{qtype.name}", f"MOSTLY_{qtype.name}_S")
+    return next(LlamaFileType[name] for name in names if name in LlamaFileType.__members__)
+
+
+def model_metadata(
+    geometry: ModelGeometry, qtype: GGMLQuantizationType
+) -> list[tuple[str, Any, Any]]:
     """All metadata of a model file: a list of (key, gguf.GGUFValueType, value).
 
     Parameters
@@ -58,7 +64,7 @@ def model_metadata(geometry, qtype):
         *sizes,
         *tokenizer(geometry),
         ("general.quantization_version", U32, QUANTIZATION_VERSION),
-        ("general.file_type", U32, int(FILE_TYPES[qtype])),
+        ("general.file_type", U32, int(file_type(qtype))),
     ]
 
 
@@ -119,7 +125,7 @@ def _experts(geometry):
     yield "expert_gating_func", U32, EXPERT_GATING[geometry.expert_gating]
 
 
-def check_vocab(geometry):
+def check_vocab(geometry: ModelGeometry) -> None:
     """Raise ValueError unless the vocabulary holds what every tokenizer of these files does."""
     if geometry.n_vocab < MIN_VOCAB:
         raise ValueError(
@@ -130,7 +136,7 @@ def check_vocab(geometry):
         raise ValueError(f"n_vocab: at most {MAX_VOCAB}; got {geometry.n_vocab}")
 
 
-def tokenizer(geometry):
+def tokenizer(geometry: ModelGeometry) -> list[tuple[str, Any, Any]]:
     """A byte-level BPE tokenizer of exactly n_vocab tokens: three special ones, the 256 bytes, and
     words of small letters, each with the merge that makes it. (Same list as `model_metadata`.)"""
     check_vocab(geometry)

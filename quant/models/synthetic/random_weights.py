@@ -1,14 +1,24 @@
 """Seeded random weights for a model's tensors, in slabs: memory stays small, and a tensor's weights
 depend only on the seed, its name and shape, not on what else is in the file."""
 
+from __future__ import annotations
+
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..geometry import ModelGeometry
+    from .tensor_list import TensorSpec
+
 
 SLAB_WEIGHTS = 2**20
 
 
-def slabs(spec, geometry, seed):
+def slabs(spec: TensorSpec, geometry: ModelGeometry, seed: int) -> Iterator[np.ndarray]:
     """The weights of one tensor.
 
     Parameters

@@ -1,13 +1,18 @@
 """The tensors of a model of given sizes, as tables: names, what they are, shapes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..geometry import Llama3Scaling
 
+if TYPE_CHECKING:
+    from quant.models.geometry import ModelGeometry
 
-def tensor_list(geometry, only_attention=False):
+
+def tensor_list(geometry: ModelGeometry, only_attention: bool = False) -> list[TensorSpec]:
     """The tensors of a `ModelGeometry` in the order of a file: a list of `TensorSpec`.
 
     With `only_attention` just the attention's own tensors of every layer: such a file serves

@@ -1,8 +1,20 @@
 """Which block format each tensor of a model gets: the bulk's, but for the table's exceptions."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from gguf import GGMLQuantizationType as QType
 
-from ...formats import block_format
+from ...formats import KV_FORMATS, block_format
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from quant.formats import BlockFormat
+    from quant.models.synthetic.tensor_list import TensorSpec
+
 
 # Always float32, as llama.cpp keeps them: they are small, and precision counts.
 F32_ROLES = ("norm", "router", "rope_freqs")
@@ -19,16 +31,24 @@ EXCEPTIONS = {
     QType.Q4_0: {"output": QType.Q6_K},
     QType.IQ4_NL: {"output": QType.Q6_K},
 }
-# Where the columns do not fill whole blocks, what comes next; a last resort is F16.
-FALLBACK = {
-    QType.Q2_K: QType.IQ4_NL,
-    QType.Q3_K: QType.IQ4_NL,
-    QType.Q4_K: QType.IQ4_NL,
-    QType.Q6_K: QType.Q8_0,
-}
 
 
-def tensor_type(spec, bulk, overrides=None, pure=False):
+def _finer(block, columns):
+    """The next format that is no coarser and whose blocks `columns` weights fill: of as many bits the last."""
+    fitting = [
+        row
+        for row in (*reversed(KV_FORMATS), block_format("F16"))
+        if columns % row.block_weights == 0 and row.bits_per_weight >= block.bits_per_weight
+    ]
+    return min(fitting, key=lambda row: row.bits_per_weight)
+
+
+def tensor_type(
+    spec: TensorSpec,
+    bulk: QType | str | BlockFormat,
+    overrides: Mapping[str, Any] | None = None,
+    pure: bool = False,
+) -> BlockFormat:
     """The `BlockFormat` for one tensor.
 
     Parameters
@@ -47,6 +67,5 @@ def tensor_type(spec, bulk, overrides=None, pure=False):
     bulk = block_format(bulk).qtype
     exception = bulk if pure else EXCEPTIONS.get(bulk, {}).get(role, bulk)
     chosen = block_format((overrides or {}).get(role, exception))
-    while spec.shape[-1] % chosen.block_weights:
-        chosen = block_format(FALLBACK.get(chosen.qtype, QType.F16))
-    return chosen
+    columns = spec.shape[-1]
+    return _finer(chosen, columns) if columns % chosen.block_weights else chosen

@@ -10,7 +10,7 @@ constexpr int kTile = 64, kDepth = 32, kThreads = 128;
 constexpr int kRowA = kDepth + 8, kRowB = kTile + 8;  // padded against bank conflicts
 
 extern "C" __global__ void __launch_bounds__(kThreads)
-gemm_mma(const __half* __restrict__ a, const __half* __restrict__ b, float* __restrict__ c, int n, int k) {
+    gemm_mma(const __half* __restrict__ a, const __half* __restrict__ b, float* __restrict__ c, int n, int k) {
   extern __shared__ __align__(16) __half stages[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;

@@ -9,7 +9,7 @@ struct Pair {
 };
 
 extern "C" __global__ void __launch_bounds__(64)
-reverse_rows(const float* __restrict__ x, float* __restrict__ y) {
+    reverse_rows(const float* __restrict__ x, float* __restrict__ y) {
   constexpr int n = 64;
   __shared__ float tile[n], *nothing, warp_tile[2][32];
   __shared__ __align__(32) Pair<n> pair;

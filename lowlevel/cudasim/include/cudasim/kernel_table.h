@@ -25,7 +25,9 @@ struct TypeCode<T, std::enable_if_t<std::is_arithmetic<T>::value || std::is_enum
     if (std::is_same<T, char>::value) return "c1";
     if (std::is_floating_point<T>::value) return sizeof(T) == 4 ? "f4" : "f8";
     constexpr const char* names[2][4] = {{"u1", "u2", "u4", "u8"}, {"i1", "i2", "i4", "i8"}};
-    constexpr int power = sizeof(T) == 1 ? 0 : sizeof(T) == 2 ? 1 : sizeof(T) == 4 ? 2 : 3;
+    constexpr int power = sizeof(T) == 1 ? 0 : sizeof(T) == 2 ? 1
+                                           : sizeof(T) == 4   ? 2
+                                                              : 3;
     return names[std::is_signed<T>::value || std::is_enum<T>::value][power];
   }
   static constexpr const char* code = name();

@@ -62,7 +62,15 @@ int barrier_sync(int id, int expected, bool predicate, Site site);
 void barrier_arrive(int id, int expected, Site site);
 
 // ---- collectives of a warp -------------------------------------------------------------------
-enum class Collective : uint32_t { kSync, kShuffle, kVote, kMatch, kReduce, kLoadMatrix, kMma };
+enum class Collective : uint32_t {
+  kSync,
+  kShuffle,
+  kVote,
+  kMatch,
+  kReduce,
+  kLoadMatrix,
+  kMma
+};
 
 // One meeting of the lanes of a mask: what each lane brought, and what the last one made of it.
 struct Round {
@@ -133,7 +141,10 @@ void load_matrix(uint32_t* registers, int n_matrices, bool transposed, const voi
 // ---- warpgroup products (wgmma.cuh) ---------------------------------------------------------------
 // 64 rows by `columns`, 16 deep, in the order in which a thread issues them; all 128 threads of a warpgroup
 // issue the same. Accumulators hold poison until a wait covers all products that write them.
-enum class SmallFloat : uint32_t { f16, bf16 };
+enum class SmallFloat : uint32_t {
+  f16,
+  bf16
+};
 struct WarpgroupProduct {
   float* d;           // columns / 2 of this thread
   const uint32_t* a;  // 4 registers; null: by descriptor
@@ -150,9 +161,32 @@ void wgmma_wait(int groups_in_flight, Site site);
 void fence_proxy_async();
 unsigned shared_window(const void* pointer);  // what __cvta_generic_to_shared gives on a device
 
+// ---- barriers in shared memory, and bulk copies that complete on them (bulk.cuh) --------------------
+// A copy's destination holds poison until a thread waits for the phase that it belongs to.
+void make_memory_barrier(void* barrier, int arrivals, Site site);
+void arrive(void* barrier, int expected_bytes, Site site);
+void await(void* barrier, unsigned parity, Site site);
+// What a TensorMap's bytes are here: cudasim/arguments.py writes them.
+struct Box {
+  uint64_t address;
+  uint64_t lengths[3];  // of the axes: columns, rows, heads
+  uint64_t strides[2];  // bytes: of rows, of heads
+  uint32_t box[3];
+  uint32_t magic;
+  static constexpr uint32_t kMagic = 0x50414d54;
+};
+void copy_box(void* shared, const void* map, int column, int row, int head, void* barrier, Site site);
+void copy_bulk(void* shared, const void* global, int n_bytes, void* barrier, Site site);
+
 // ---- access log (race mode) --------------------------------------------------------------------
 // volatile accesses count as atomic ones: they are how flags are polled.
-enum class Access : uint32_t { kRead, kWrite, kAtomicRead, kAtomicWrite, kAtomicUpdate };
+enum class Access : uint32_t {
+  kRead,
+  kWrite,
+  kAtomicRead,
+  kAtomicWrite,
+  kAtomicUpdate
+};
 void log_access(const void* address, size_t bytes, Access access, const void* pc);
 
 // ---- the rest ------------------------------------------------------------------------------------

@@ -1,0 +1,3 @@
+"""The operations of models on the CPU: see lowlevel/ops. What loads Numba stands in the modules."""
+
+ACTIVATIONS = ("float32",)

@@ -1,0 +1,56 @@
+"""What the launchers of operations on rows share: rows.cuh's side of the host."""
+
+import numpy as np
+
+from lowlevel.shapes import dtype_name
+
+# rows.cuh's RowsCall.
+CALL = np.dtype(
+    [(f"{name}_{axis}", "<i8") for name in ("x", "y", "out") for axis in ("plane", "row")]
+    + [("n_rows", "<i8")]
+    + [(name, "<i4") for name in ("plane_rows", "columns", "aligned", "unused")]
+)
+PIECE = 8  # kPiece: columns of a thread
+_ALIGNMENT = 16  # bytes that are read at once
+
+
+def refuse_n_threads(device, n_threads):
+    """Raise ValueError for a number of threads: a GPU's launches have their own."""
+    if n_threads is not None:
+        raise ValueError(f"n_threads: {device.name} has no use for it; leave it out")
+
+
+def kinds(*rows):
+    """The names of the dtypes of `lowlevel.ops.checks.Rows`."""
+    return tuple(dtype_name(operand.array.dtype) for operand in rows)
+
+
+def is_aligned(device, *arrays):
+    """Whether 16 bytes at a time may be read from the start of every row of every array (None: of no matter)."""
+    return not any(
+        number % _ALIGNMENT
+        for array in arrays
+        if array is not None
+        for number in (device.address(array), *array.strides[:-1])
+    )
+
+
+def rows_call(device, aligned_too=(), **operands):
+    """A RowsCall of some of x, y and out, `lowlevel.ops.checks.Rows` of one shape.
+
+    `aligned_too`: other arrays that are read in the same pieces.
+    """
+    call = np.zeros((), CALL)
+    for name, rows in operands.items():
+        item = rows.array.itemsize
+        call[f"{name}_plane"], call[f"{name}_row"] = rows.plane // item, rows.row // item
+    first = next(iter(operands.values()))
+    call["n_rows"], (_, call["plane_rows"], call["columns"]) = first.n_rows, first.shape
+    arrays = (rows.array for rows in operands.values())
+    call["aligned"] = is_aligned(device, *arrays, *aligned_too)
+    return call
+
+
+def n_blocks(kernel, n_rows, columns):
+    """Blocks of a grid with a thread a piece."""
+    return -(-n_rows * -(-columns // PIECE) // kernel.block)

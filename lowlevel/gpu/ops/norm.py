@@ -1,0 +1,20 @@
+"""Root mean square normalisation on a device that runs CUDA kernels."""
+
+from ..instances import RMS_NORM
+from . import launch
+
+_WARP = 32
+# Rows of up to so many columns are a warp's, longer ones a block's.
+WARP_COLUMNS = 1024
+
+
+def rms_norm(device, x, weight, eps, out, n_threads):
+    """See `lowlevel.ops.rms_norm`; x and out as `lowlevel.ops.checks.Rows`."""
+    launch.refuse_n_threads(device, n_threads)
+    if not x.array.size:
+        return
+    kernel = RMS_NORM[launch.kinds(x, out)]
+    row_threads = _WARP if x.shape[2] <= WARP_COLUMNS else kernel.block
+    call = launch.rows_call(device, (weight,), x=x, out=out)
+    n_blocks = -(-x.n_rows * row_threads // kernel.block)
+    device.launch(kernel, n_blocks, (x.array, weight, out.array, eps, row_threads, call))

@@ -1,0 +1,60 @@
+"""Rows by index on a device that runs CUDA kernels."""
+
+import numpy as np
+
+from ..instances import GATHER_ROWS, SCATTER_ADD, SCATTER_ORDER
+from . import launch
+
+# rows.cu's GatherCall and ScatterCall.
+GATHER_CALL = np.dtype(
+    [(name, "<i8") for name in ("table_row", "out_row", "id_step", "n_tokens")]
+    + [(name, "<i4") for name in ("table_rows", "columns", "aligned", "unused")]
+)
+SCATTER_CALL = np.dtype(
+    [(name, "<i8") for name in ("rows_row", "out_row")]
+    + [(name, "<i4") for name in ("n_tokens", "columns", "of_token", "aligned")]
+)
+
+
+def gather(device, table, ids, out, n_threads):
+    """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.ops.checks.Rows`."""
+    launch.refuse_n_threads(device, n_threads)
+    if not out.array.size:
+        return
+    kernel, call = GATHER_ROWS[launch.kinds(table, out)], np.zeros((), GATHER_CALL)
+    call["table_row"] = table.row // table.array.itemsize
+    call["out_row"] = out.row // out.array.itemsize
+    call["id_step"] = ids.strides[0] // ids.itemsize
+    _, call["n_tokens"], call["columns"] = out.shape
+    call["table_rows"] = table.shape[1]
+    call["aligned"] = launch.is_aligned(device, table.array, out.array)
+    n_blocks = launch.n_blocks(kernel, out.n_rows, out.shape[2])
+    device.launch(kernel, n_blocks, (table.array, ids, out.array, call))
+
+
+def scatter_scratch(n_rows, n_tokens):
+    """What `scatter_add` takes: see `lowlevel.ops.ScatterPlan.scratch`."""
+    return (("scatter order", 4 * n_rows), ("scatter starts", 4 * (n_tokens + 1)))
+
+
+def scatter_add(device, rows, out, tokens, weights, n_threads, scratch):
+    """See `lowlevel.ops.scatter_add`; rows and out as `lowlevel.ops.checks.Rows`."""
+    launch.refuse_n_threads(device, n_threads)
+    if not rows.array.size or not out.array.size:
+        return
+    _, n_rows, columns = rows.shape
+    n_tokens = out.shape[1]
+    order = starts = None
+    if tokens is not None:
+        order, starts = (part.view(np.int32) for part in scratch)
+        token_step = tokens.strides[0] // tokens.itemsize
+        n_blocks = -(-(n_rows + n_tokens + 1) // SCATTER_ORDER.block)
+        arguments = (tokens, order, starts, token_step, n_rows, n_tokens)
+        device.launch(SCATTER_ORDER, n_blocks, arguments)
+    kernel, call = SCATTER_ADD[launch.kinds(rows, out)], np.zeros((), SCATTER_CALL)
+    call["rows_row"] = rows.row // rows.array.itemsize
+    call["out_row"] = out.row // out.array.itemsize
+    call["n_tokens"], call["columns"], call["of_token"] = n_tokens, columns, n_rows // n_tokens
+    call["aligned"] = launch.is_aligned(device, rows.array, out.array)
+    n_blocks = launch.n_blocks(kernel, n_tokens, columns)
+    device.launch(kernel, n_blocks, (rows.array, weights, order, starts, out.array, call))

@@ -1,0 +1,36 @@
+"""Rows of a quantised table by index on the CPU."""
+
+import functools
+
+import numpy as np
+
+from lowlevel.cpu.jit import kernel
+from lowlevel.cpu.ops import frame
+from lowlevel.cpu.ops.elementwise import read_i32
+
+from .dequantize.decoders import DECODERS
+
+
+@functools.cache
+def _embed_kernel(name):
+    decode = DECODERS[name].decode_f32
+
+    @kernel(inline=True)
+    def embed_rows(integers, floats, first, stop):
+        for row in range(first, stop):
+            row_id = np.int64(read_i32(integers[4] + row * integers[5]))
+            source, target = integers[0] + row_id * integers[1], integers[2] + row * integers[3]
+            decode(source, integers[6], target)
+
+    return frame.rows_kernel(embed_rows)
+
+
+def embed(device, t, ids, out, n_threads):
+    """See `quant.embed`; out as `lowlevel.ops.checks.Rows`."""
+    integers = (
+        frame.address(t.data), t.data.strides[0], frame.address(out.array), out.row,
+        frame.address(ids), ids.strides[0], t.format.row_blocks(t.columns),
+    )  # fmt: skip
+    row_bytes = t.row_bytes + 4 * t.columns
+    n_rows = len(ids) if t.columns else 0
+    frame.run(_embed_kernel(t.format.name), integers, (0,), n_rows, row_bytes, n_threads)

@@ -1,0 +1,108 @@
+"""What a block format is to CUDA kernels: constants from its row in formats.py, for them and for who launches them.
+
+Kernels get them as text: ``#include "constants/q2_k.cuh"`` is a header of no file, which `header` makes.
+"""
+
+import functools
+from typing import NamedTuple
+
+from ..formats import BlockFormat
+
+# Weights of a super-block that a lane takes at a time: matmul_formats.cuh's kLaneWeights.
+UNIT_WEIGHTS = 64
+_WIDEST = 16  # bytes of a load
+
+
+class Constants(NamedTuple):
+    """Numbers of one block format.
+
+    Attributes
+    ----------
+    alignment : int
+        What its blocks are aligned to where nobody has shifted them, up to 16.
+    units, runs, run : int
+        Units of a block: what a lane takes at a time. Runs of a unit, weights of a run: those with one scale.
+    fold_offset : int
+        What products of weight and integer scale are lowered by to be signed bytes; -1 where they do not fit
+        into bytes, or where there are no integer scales.
+    minima : bool
+        Whether weight = scale * code - minimum.
+    interleaved : bool
+        Whether the 32 values of x that meet 16 bytes of nibbles come in their order: 0, 16, 1, 17, ... What is
+        looked up in a table stays where its nibble was.
+    """
+
+    alignment: int
+    units: int
+    runs: int
+    run: int
+    fold_offset: int
+    minima: bool
+    interleaved: bool
+
+    @property
+    def run_factors(self) -> int:
+        """Factors of 256 weights that tiles keep beside the weights; 0 where products are folded into them."""
+        return 256 // self.run if self.runs > 1 and self.fold_offset < 0 else 0
+
+
+def _fold_offset(block):
+    lowest, highest = block.products
+    if not block.scales or highest - lowest > 255:
+        return -1
+    return 0 if highest < 128 else lowest + 128
+
+
+@functools.cache
+def constants(block: BlockFormat) -> Constants:
+    """The `Constants` of a `BlockFormat` with blocks."""
+    units = max(1, block.block_weights // UNIT_WEIGHTS)
+    return Constants(
+        alignment=min(block.alignment, _WIDEST),
+        units=units,
+        runs=block.block_weights // units // block.sub_block,
+        run=block.sub_block,
+        fold_offset=_fold_offset(block),
+        minima=block.has_minima,
+        interleaved=bool(block.values),
+    )
+
+
+def _words(values):
+    """Signed bytes, four a word, the first one lowest."""
+    data = bytes(value & 255 for value in values)
+    return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+
+
+def header(block: BlockFormat) -> str:
+    """The text of a header: a struct of the format's name in namespace `constants`: `Constants`, offsets of fields, values."""
+    of = constants(block)
+    numbers = {
+        "BlockWeights": block.block_weights,
+        "BlockBytes": block.block_bytes,
+        "Alignment": of.alignment,
+        "Units": of.units,
+        "Runs": of.runs,
+        "Run": of.run,
+        "FoldOffset": of.fold_offset,
+    }
+    flags = {"Minima": of.minima, "Interleaved": of.interleaved}
+    offsets = {
+        "".join(part.capitalize() for part in field.name.split("_")): field.offset
+        for field in block.fields
+    }
+    values = {f"Values{i}": f"{word:#010x}u" for i, word in enumerate(_words(block.values))}
+    lines = [
+        *(f"static constexpr int k{name} = {value};" for name, value in numbers.items()),
+        *(
+            f"static constexpr bool k{name} = {str(value).lower()};"
+            for name, value in flags.items()
+        ),
+        *(
+            f"static constexpr int k{name} = {value};  // byte offset"
+            for name, value in offsets.items()
+        ),
+        *(f"static constexpr unsigned k{name} = {value};" for name, value in values.items()),
+    ]
+    body = "\n".join(f"  {line}" for line in lines)
+    return f"#pragma once\nnamespace constants {{\nstruct {block.name} {{\n{body}\n}};\n}}\n"

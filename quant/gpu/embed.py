@@ -1,0 +1,19 @@
+"""Rows of a quantised table by index on a device that runs CUDA kernels: a launch for each run of rows."""
+
+import numpy as np
+
+from lowlevel.gpu.ops.launch import refuse_n_threads
+
+from .dequantize import decode_blocks
+
+
+def embed(device, t, ids, out, n_threads):
+    """See `quant.embed`; out as `lowlevel.ops.checks.Rows`."""
+    refuse_n_threads(device, n_threads)
+    if not out.array.size:
+        return
+    starts = np.flatnonzero(np.diff(ids.astype(np.int64), prepend=-2) != 1)
+    for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+        first = int(ids[start])
+        rows = t.data[first : first + int(stop - start)]
+        decode_blocks(t.format, rows, out.array[start:stop], device)
