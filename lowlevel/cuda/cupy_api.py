@@ -3,13 +3,14 @@
 Above this layer "cuda:N" and "cudasim" share all code: plans, launch shapes, arguments, offsets, the pool's order of
 streams. What runs on a GPU alone, and no test without one can show:
 
-here               load, check_device, compute_capability, architecture, n_multiprocessors, max_shared_bytes;
+here               load (_driver_major and _how_to_install say what is missing), check_device,
+                   compute_capability, architecture, n_multiprocessors, max_shared_bytes;
                    compile_module: NVRTC as CuPy calls it, its disk cache (that every kernel compiles is shown by
                    ``python -m lowlevel.gpu.resources``); _SpecificModule: kernels of one architecture ("90a"),
-                   compiled by _compile_cubin and kept beside CuPy's own by _write_whole
+                   compiled by _compile_cubin and kept beside CuPy's own (cubin_folder) by _write_whole
 device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it; address, plain, writable, freeze
                    fill, holds: what debug pools write and look for
-                   from_host, upload, to_host, copy_flat: copies
+                   from_host, upload, to_host, copy_flat: copies; tensor_map: what TMA reads by
                    launch, start: which GPU is current, shared memory's opt-in, the call itself
                    gemm (cublas.py: the workspace that cuBLAS is given, row-major products, TF32)
                    current_stream, record, wait, synchronise, finish: CuPy's streams and events

@@ -252,7 +252,7 @@ def bad_calls():
     floats = np.full((4, 32), 7, np.float32)
     own = QuantTensor(floats.view(np.uint8), "F32", (4, 32))
     several, shifted = (np.lib.stride_tricks.as_strided(out, (4, 32), (n, 4)) for n in (0, 64))
-    yield TypeError, "t: expected a QuantTensor, got ndarray", (data,), {}, out
+    yield TypeError, "t: expected a QuantTensor, got an array of uint8", (data,), {}, out
     for dtype in ("float64", "bfloat17", np.int8, "uint8"):
         yield ValueError, "dtype: expected one of float32, float16", (t, dtype), {"out": out}, out
     yield ValueError, "out: expected float16", (t, "float16"), {"out": out}, out

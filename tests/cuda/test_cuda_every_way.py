@@ -1,21 +1,27 @@
 """Every kernel instance, on its own small call, in every order of threads and blocks, in race mode and
 under the checks of undefined behaviour. A kernel without a call here fails."""
 
+from unittest import mock
+
 import numpy as np
+import ops_checks
 import pytest
 from attention_calls import DTYPES, HALF_BOUND, check, products_by, random_operands
+from comparison import assert_close
 from matmul_cases import check_product, random_x
 from matmul_cases import random_tensor as plain_tensor
 from quant_cases import assert_same_bits, random_tensor, reference, width
 
-from lowlevel import asarray, asnumpy, concat, cudasim, devices
+from lowlevel import asarray, asnumpy, concat, cudasim, devices, merge_states
 from lowlevel.gpu import instances
 from lowlevel.gpu.resources import key_of
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, dequantize, matmul
 from quant.gpu import instances as products
+from quant.gpu import matmul_plan
 from quant.gpu.constants import constants
 
+FORMATS_BY_NAME = {row.name: row for row in FORMATS.values()}
 WAYS = {
     **{order: {"order": order} for order in ("fifo", "reverse", "random", "lifo")},
     "race": {"race": True},
@@ -59,12 +65,12 @@ def decodes(rng, name, dtype, aligned):
 def multiplies(rng, name, exact, n, one_expert=False):
     """Two tiles of rows and part of a third, as numbers that do not depend on the run: see `test`."""
     t = plain_tensor(rng, name, 67, width(name, 3))
-    x = random_x(rng, n, t.columns)
+    x, activations = random_x(rng, n, t.columns), "float32" if exact else "int8"
+    there, experts = t.to("cudasim"), None
     if one_expert:
-        y = matmul(asarray(x, "cudasim"), t.reshape(1, *t.shape).to("cudasim"), experts=[0] * n)
-    else:
-        y = matmul(asarray(x, "cudasim"), t.to("cudasim"), exact=exact)
-    check_product(asnumpy(y), x, t, exact)
+        there, experts = there.reshape(1, *t.shape), [0] * n
+    y = matmul(asarray(x, "cudasim"), there, experts=experts, activations=activations)
+    check_product(asnumpy(y), x, t, activations)
 
 
 def attends(rng, d_k, d_v, rows, dtype, general):
@@ -115,7 +121,70 @@ def attends_by_tiles(rng, dtype):
     check("cudasim", operands, options, HALF_BOUND + 2.0**-8, out=out, budget="25KiB")
 
 
+def joins_states(rng, dtype):
+    parts = rng.standard_normal((3, 2, 3, 140), dtype=np.float32).astype(DTYPES[dtype])
+    lses = rng.normal(0, 2, (3, 2, 3)).astype(np.float32)
+    on = [[asarray(x, "cudasim") for x in xs] for xs in (parts, lses)]
+    out, _ = merge_states(*on)
+    weights = np.exp(lses.astype(np.float64))[..., None]
+    expected = (weights * parts.astype(np.float64)).sum(0) / weights.sum(0)
+    assert_close(asnumpy(out).astype(np.float64), expected, 2e-6)
+
+
+def operates(rng, name, *arguments):
+    """One of tests/ops_checks.py."""
+    getattr(ops_checks, name)(rng, "cudasim", *arguments)
+
+
+def multiplies_by_warpgroups(rng, name, tile, dtype="int64"):
+    """Two matrices of experts: rows are sorted and cut into tiles on the device."""
+    block = FORMATS_BY_NAME[name]
+    t = plain_tensor(rng, name, 2, 140, 512 if block.block_weights == 256 else 160)
+    x, experts = random_x(rng, 20, t.columns), np.arange(20) % 2
+    with mock.patch.object(matmul_plan, "_wgmma_tile", lambda *sizes: tile):
+        matmul_plan._plan.cache_clear()
+        on = asarray(experts.astype(dtype), "cudasim")
+        y = matmul(asarray(x, "cudasim"), t.to("cudasim"), activations="bfloat16", experts=on)
+    matmul_plan._plan.cache_clear()
+    y = asnumpy(y)
+    for e in range(2):
+        check_product(y[experts == e], x[experts == e], t[e], "bfloat16")
+
+
+_ROWS = (3, 40)
 CALLS = {
+    **{kernel: (operates, "cast", _ROWS, *key) for key, kernel in instances.CAST.items()},
+    **{kernel: (joins_states, dtype) for dtype, kernel in instances.MERGE_STATES.items()},
+    **{kernel: (operates, "rms_norm", _ROWS, *key) for key, kernel in instances.RMS_NORM.items()},
+    **{kernel: (operates, "add", _ROWS, *key) for key, kernel in instances.ADD.items()},
+    **{
+        kernel: (operates, "gated", "swiglu", _ROWS, *key)
+        for key, kernel in instances.GATED.items()
+    },
+    **{kernel: (operates, "scale", _ROWS, dtype) for dtype, kernel in instances.SCALE.items()},
+    **{
+        kernel: (operates, "rope", (2, 3, 24), 16, "halves", 4, dtype)
+        for dtype, kernel in instances.ROPE.items()
+    },
+    **{
+        kernel: (operates, "routing", 5, 64, 4, "softmax", (4, 2), dtype)
+        for dtype, kernel in instances.ROUTE.items()
+    },
+    **{
+        kernel: (operates, "gather", 11, 37, 6, *key)
+        for key, kernel in instances.GATHER_ROWS.items()
+    },
+    **{
+        kernel: (operates, "scatter", 24, 6, 40, *key)
+        for key, kernel in instances.SCATTER_ADD.items()
+    },
+    instances.SCATTER_ORDER: (operates, "scatter", 24, 6, 40),
+    **{kernel: (multiplies_by_warpgroups, *key) for key, kernel in products.MATMUL_WGMMA.items()},
+    **{
+        kernel: (multiplies_by_warpgroups, "Q8_0", products.WGMMA_TILES[0], dtype)
+        for dtype, kernel in products.SORT_ROWS.items()
+    },
+    products.TILE_ROWS: (multiplies_by_warpgroups, "Q8_0", products.WGMMA_TILES[0]),
     **{kernel: (copies, n_bytes) for n_bytes, kernel in instances.COPY.items()},
     **{kernel: (transposes, n_bytes) for n_bytes, kernel in instances.TRANSPOSED.items()},
     **{kernel: (joins, n_bytes) for n_bytes, kernel in instances.JOIN.items()},

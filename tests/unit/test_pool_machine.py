@@ -269,7 +269,7 @@ def test_no_memory_is_kept_of_what_is_gone():
             with pool.scope("round"):
                 for _ in range(round % 4):
                     pool.empty(1000, tag=str(round))
-        assert len(pool._freed_since_peak) <= 4
+        assert len(pool._at_peak.freed) <= 4
         assert not pool._live
         assert not pool._scopes()
 
