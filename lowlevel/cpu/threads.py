@@ -22,6 +22,8 @@ import threading
 
 import numpy as np
 
+from lowlevel.sure_start import start_thread
+
 # More than this, or than there are CPUs if those are more, are refused: each is a thread, with scratch.
 MOST_THREADS = 256
 # A worker returns to the interpreter after about this much work, to let signals through.
@@ -161,7 +163,7 @@ def _submit(parts):
         try:
             while _n_helpers < len(parts):
                 name = f"kqcap_{_n_helpers}"
-                threading.Thread(target=_help, args=(_tasks,), name=name, daemon=True).start()
+                start_thread(threading.Thread(target=_help, args=(_tasks,), name=name, daemon=True))
                 _n_helpers += 1
         except RuntimeError:
             pass  # no more threads: the others do it all

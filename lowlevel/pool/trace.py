@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lowlevel.sure_exit import SureExit, id_of_handled
+from lowlevel.sure_start import start_thread
 
 from .block import Block
 
@@ -121,7 +122,7 @@ class Trace:
         self._writer = threading.Thread(
             target=_write_until_stopped, args=(weakref.ref(self), self._wake), daemon=True
         )
-        self._writer.start()
+        start_thread(self._writer)
 
     def attach(self, pool: Pool) -> None:
         """Record what `pool` does from now on. A pool is in one trace at a time.

@@ -16,6 +16,7 @@ import quant
 from lowlevel.inspect.reader import read_events
 from lowlevel.pool import Pool, Trace
 from lowlevel.pool.arena import Arena
+from lowlevel.sure_start import start_thread
 
 BUDGET = 2**20
 # Files whose every bytecode is interrupted; of the others, which take nothing, every line.
@@ -117,6 +118,22 @@ def test_closing(tmp_path):
 @pytest.fixture
 def traced(tmp_path):
     return tmp_path / "run.jsonl"
+
+
+@pytest.mark.parametrize("left", [KeyboardInterrupt, None])
+def test_what_comes_out_of_starting_a_thread(left):
+    """An interrupt as itself, though leaving a condition fails after it; that there are no threads as before."""
+
+    class Unstarted(threading.Thread):
+        def start(self):
+            try:
+                if left is not None:
+                    raise left
+            finally:
+                raise RuntimeError("release unlocked lock")
+
+    with pytest.raises(left or RuntimeError):
+        start_thread(Unstarted())
 
 
 def test_traces(pool, traced):
