@@ -110,11 +110,11 @@ def test_concat(way, old, new, mutate, rng):
 
 FUSED_CHANGES = {
     "the next tile of K overwrites what is read": ("  ptx::cp_async_wait_all();\n    __syncthreads();  // K", "  __syncthreads();  // K"),
-    "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
+    "sums are not scaled down": ("sums[m][n][2 * i] *= shrink, sums[m][n][2 * i + 1] *= shrink;", ";"),
     "a key too many": ("key >= range.high)", "key > range.high)"),
     "a lane's row": ("i * 8 + threadIdx.x % 32 / 4", "i * 4 + threadIdx.x % 32 / 4"),
     "the window": ("position - call.window + 1", "position - call.window"),
-    "a sink is left out": ("sum = sum * shrink + exp2f(sink - new_top)", "sum = sum * shrink"),
+    "a sink is left out": ("sum = sum * shrink + exp2f((sink - new_top) * kLog2E)", "sum = sum * shrink"),
 }  # fmt: skip
 WGMMA_CHANGES = {
     "copies are not there yet": (
@@ -132,7 +132,7 @@ WGMMA_CHANGES = {
         "      give_back(copies.values_free, tile - 1);\n      ptx::wgmma_wait<0>();",
     ),
     "the weights of the tile after": ("ptx::copied_now(next[i][0][j])", "weights[i][0][j]"),
-    "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
+    "sums are not scaled down": ("sums[m][n][2 * i] *= shrink, sums[m][n][2 * i + 1] *= shrink;", ";"),
     "a warpgroup's rows": ("q_tile + consumer * 64 * kPanel", "q_tile"),
     "a tile too many is taken as seen by all": (
         "- keys.low) / TILE_KEYS;", "- keys.low + TILE_KEYS - 1) / TILE_KEYS;",
