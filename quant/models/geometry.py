@@ -43,6 +43,22 @@ MOST = {
     "n_expert_shared": 2**8,
     "context_length": 2**31 - 1,
 }
+# The same for what files say, by key.
+_SIZE_OF_KEY = {
+    "block_count": "n_layer",
+    "nextn_predict_layers": "n_layer",
+    "embedding_length": "n_embd",
+    "attention.head_count": "n_head",
+    "attention.head_count_kv": "n_head_kv",
+    "attention.key_length": "d_k",
+    "attention.key_length_mla": "d_k",
+    "attention.key_length_swa": "d_k",
+    "attention.value_length": "d_v",
+    "attention.value_length_mla": "d_v",
+    "attention.value_length_swa": "d_v",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "n_rot",
+}
 
 
 @dataclass(frozen=True)
@@ -120,10 +136,6 @@ class AttentionGeometry:
             raise ValueError(f"metadata 'general.architecture' is {architecture!r}, not a name")
         keys = _Keys(metadata, architecture)
         n_block = keys.count("block_count")
-        if n_block > MOST["n_layer"]:
-            raise ValueError(
-                f"metadata '{architecture}.block_count' is {n_block}; at most {MOST['n_layer']} layers can be read"
-            )
         n_predictor = keys.count("nextn_predict_layers", 0)
         if n_predictor >= n_block:
             raise ValueError(
@@ -184,7 +196,14 @@ class _Keys:
         lowest = 1 if default is None else 0
         if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
             raise ValueError(f"metadata {key!r} is {value!r}, not a count of at least {lowest}")
+        self._check_most(name, key, value)
         return value
+
+    @staticmethod
+    def _check_most(name, key, value):
+        most = MOST.get(_SIZE_OF_KEY.get(name, ""), value)
+        if value > most:
+            raise ValueError(f"metadata {key!r} is {value}; at most {most} can be read")
 
     def count_or_per_layer(self, name, n_layer, default=None):
         key, value = self._get(name, default)
@@ -194,6 +213,7 @@ class _Keys:
             return value
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
             raise ValueError(f"metadata {key!r} is {value!r}, not a count nor an array of counts")
+        self._check_most(name, key, int(value.max(initial=0)))
         if len(value) < n_layer or value.min() < 0:
             raise ValueError(
                 f"metadata {key!r} has {len(value)} counts from {value.min(initial=0)}; "
@@ -347,7 +367,7 @@ class ModelGeometry:
         mandatory = ("n_layer", "n_embd", "n_head", "n_head_kv", "d_k", "d_v", "n_rot", "n_vocab")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int:
+            if field.type == "int":  # annotations are text here
                 lowest = 1 if field.name in mandatory else 0
                 if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                     raise ValueError(f"{field.name}: at least {lowest}; got {value!r}")

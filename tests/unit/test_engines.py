@@ -200,6 +200,17 @@ def test_a_number_of_layers_out_of_all_bounds_is_refused_at_once(tmp_path, capsy
         named_geometry("llama-8b").resized(n_layer=count)
 
 
+@pytest.mark.parametrize(
+    ("key", "count"),
+    [("head_count_kv", 2**31), ("head_count", 2**31), ("key_length", 2**20)],
+)
+def test_sizes_out_of_all_bounds_are_refused(tmp_path, capsys, key, count):
+    path = write_file(tmp_path / "odd.gguf", {**LLAMA, f"llama.attention.{key}": count})
+    for more in ([], ["--vram", "8GiB"]):
+        assert main(["plan", str(path), *more]) == 2
+        assert f"llama.attention.{key}' is {count}; at most" in capsys.readouterr().err
+
+
 # What the engines log as compute buffer, MiB: model, context, u-batch, flash attention, -mla, -amb (0: none).
 # On the CPU, llama.cpp b11739 and ik_llama.cpp 8337e4cd3 (wheel 0.1.5), header-true sparse files, 2026-11-30;
 # the last four are ik's on an H200.

@@ -139,7 +139,7 @@ def test_every_size_has_an_end(name):
         geometry = dataclasses.replace(named_geometry(architecture), **{name: 99999999999999})
         with pytest.raises(ValueError, match=rf"^{name}: at most \d+; got 99999999999999"):
             plan_tensors(geometry)
-    sizes = {field.name for field in dataclasses.fields(geometry) if field.type is int}
+    sizes = {field.name for field in dataclasses.fields(geometry) if field.type == "int"}
     assert sizes == {*MOST, "n_vocab"}
 
 
