@@ -18,6 +18,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
+def no_terminal(monkeypatch):
+    """Tables are as wide as they are: pytest's workers say a width of 80, which is nobody's terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def no_leaked_blocks(monkeypatch):
     """Fails a test that leaves a block in a pool, even if the pool itself is gone by then."""
     live_of_pools = []

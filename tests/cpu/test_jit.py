@@ -166,7 +166,7 @@ def test_a_change_of_an_inlined_helper_is_noticed(package):
 
 def test_a_change_of_the_simd_layer_is_noticed(tmp_path):
     root = tmp_path / "copy"
-    for folder in ("", "attention", "cpu", "cpu/simd", "pool"):
+    for folder in ("", "attention", "cpu", "cpu/simd", "ops", "pool"):
         target = root / "lowlevel" / folder
         target.mkdir(parents=True, exist_ok=True)
         for file in (ROOT / "lowlevel" / folder).glob("*.py"):

@@ -10,7 +10,10 @@ from quant import formats
 
 FORMATS = tuple(row.name for row in formats.FORMATS.values())
 # Files with every test, then by name. The vector layer:
-SIMD = ("test_simd.py", "test_simd_memory.py", "test_gemm_tile.py", "test_softmax.py")
+SIMD = (
+    *("test_simd.py", "test_simd_memory.py", "test_simd_pairs.py"),
+    *("test_gemm_tile.py", "test_softmax.py"),
+)
 ATTENTION = tuple(
     f"test_attention.py::test_{name}"
     for name in (

@@ -169,7 +169,8 @@ def test_the_tables_parameters_are_the_kernels():
                 found.append(f"{const}{code}*")
             else:
                 found.append(f"V{parameter.bytes}" if code == "V" else code)
-        assert tuple(found) == kernel.parameters, kernel.name
+        listed = ["V128" if code == "map" else code for code in kernel.parameters]  # a CUtensorMap
+        assert found == listed, kernel.name
 
 
 def test_a_file_is_compiled_once(monkeypatch):

@@ -33,7 +33,10 @@ class _Simulated:
     """A kernel of the simulator; descriptions of arrays become its own."""
 
     def __init__(self, kernel):
-        self._kernel = kernel
+        object.__setattr__(self, "_kernel", kernel)
+
+    def __setattr__(self, name, value):
+        setattr(self._kernel, name, value)
 
     def __call__(self, grid, block, arguments, **options):
         maps = [cudasim.TensorMap(*a) if isinstance(a, TensorMap) else a for a in arguments]

@@ -276,7 +276,9 @@ def test_png_without_matplotlib(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends", None)
     data = timeline(Lines().write(path))
-    with pytest.raises(ImportError, match=r"needs matplotlib.*pip install '.*\[plot\]'"):
+    with pytest.raises(
+        ImportError, match=r"needs matplotlib.*pip install '.*(\[plot\]|matplotlib)"
+    ):
         png(data)
     assert html(data)
 
