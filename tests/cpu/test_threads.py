@@ -31,7 +31,9 @@ def run_python(code, timeout=120):
         capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    assert done.stderr == ""
+    # Kernels may be compiled there for the first time, which is said once.
+    lines = [x for x in done.stderr.splitlines() if not x.startswith("kqcap: compiling kernels")]
+    assert not lines
     return done.stdout
 
 
