@@ -132,7 +132,7 @@ WGMMA_CHANGES = {
         "      give_back(copies.values_free, tile - 1);\n      ptx::wgmma_wait<0>();",
     ),
     "the weights of the tile after": ("ptx::copied_now(next[i][0][j])", "weights[i][0][j]"),
-    "sums are not scaled down": ("sums[m][n][2 * i] *= shrink, sums[m][n][2 * i + 1] *= shrink;", ";"),
+    "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
     "a warpgroup's rows": ("q_tile + consumer * 64 * kPanel", "q_tile"),
     "a tile too many is taken as seen by all": (
         "- keys.low) / TILE_KEYS;", "- keys.low + TILE_KEYS - 1) / TILE_KEYS;",
