@@ -1,4 +1,4 @@
-"""Attention inside a memory budget: the public call, its checks, and merging partial results."""
+"""Attention inside a memory budget: the public call and its checks."""
 
 from __future__ import annotations
 

@@ -101,8 +101,13 @@ class DecodedSource(KVSource, Protocol):
 # Rows of a decoded chunk are so many values apart, or a multiple: decoders write whole vectors.
 CHUNK_PADDING = 32
 
+
+def padded_width(width: int) -> int:
+    """From one row of a decoded chunk to the next, in values; see `CHUNK_PADDING`."""
+    return -(-width // CHUNK_PADDING) * CHUNK_PADDING
+
+
 _types = {name: KVType(name) for name in DENSE_DTYPES}
-_SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def register_kv_type(kv_type: KVType) -> None:
@@ -121,7 +126,6 @@ def kv_type_of(kind: Any, argument: str = "kv_dtype") -> KVType:
     if isinstance(kind, KVType):
         return kind
     name = dtype_name(kind, argument)
-    name = _SHORT_NAMES.get(name, name)
     if name not in _types:
         raise ValueError(f"{argument}: expected one of {', '.join(_types)}; got {name!r}")
     return _types[name]

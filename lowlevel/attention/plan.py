@@ -16,7 +16,7 @@ from .. import devices
 from ..pool import ALIGNMENT, BudgetError
 from ..shapes import dtype_name
 from ..sizes import format_size, parse_size
-from .kv_source import CHUNK_PADDING, KVType, kv_type_of
+from .kv_source import KVType, kv_type_of, padded_width
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -380,7 +380,7 @@ def step_chunk_stride(kv_types: tuple[KVType, KVType], d_k: int, d_v: int) -> in
     """From one key of a decoded chunk to the next, in floats."""
     width = max(d_k, d_v)
     if any(kind.in_chunks for kind in kv_types):
-        return -(-width // CHUNK_PADDING) * CHUNK_PADDING
+        return padded_width(width)
     return width
 
 

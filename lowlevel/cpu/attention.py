@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lowlevel import devices
-from lowlevel.attention.kv_source import CHUNK_PADDING
+from lowlevel.attention.kv_source import padded_width
 from lowlevel.attention.passes import passes
 
 from . import attention_kernel, kv_fill, layout, threads
@@ -210,7 +210,7 @@ def _chunk_reader(plan, source, scratch, name, kv_heads):
         rows = _rows(source)
         return lambda keys: rows
     n_heads, width = kv_heads.stop - kv_heads.start, source.shape[2]
-    stride = layout.round_up(width, CHUNK_PADDING)
+    stride = padded_width(width)
     head = 4 * plan.pass_keys * stride
     block = scratch[f"{name} chunk"][: n_heads * plan.pass_keys * stride]
     values = block.reshape(n_heads, plan.pass_keys, stride)

@@ -25,7 +25,7 @@ maxima and sums from chunk to chunk.
 
 from typing import NamedTuple
 
-from lowlevel.attention.kv_source import CHUNK_PADDING
+from lowlevel.attention.kv_source import padded_width
 
 Q_DTYPES = OUT_DTYPES = ("float32",)
 METHODS = ("auto", "steps")
@@ -182,7 +182,7 @@ def _chunk_scratch(sizes, tile):
     heads, keys, blocks = tile.pass_heads, tile.pass_keys, []
     for name, kind in zip("kv", sizes["kv_types"], strict=True):
         if kind.in_chunks:
-            stride = round_up(sizes[f"d_{name}"], CHUNK_PADDING)
+            stride = padded_width(sizes[f"d_{name}"])
             own = kind.scratch_bytes(sizes["device"], heads, keys)
             blocks += [(f"{name} chunk", 4 * heads * keys * stride), (f"decode {name}", own)]
     return tuple(blocks)

@@ -2,26 +2,22 @@
 
 import numpy as np
 
-from lowlevel.attention.kv_source import CHUNK_PADDING
+from lowlevel.attention.kv_source import padded_width
 from lowlevel.cpu import latent as kernels
 from lowlevel.cpu.threads import run_workers
 
 from .dequantize.run import dequantize
 
 
-def _stride(width):
-    return -(-width // CHUNK_PADDING) * CHUNK_PADDING
-
-
 def scratch_bytes(kind, heads, keys):
     """Weights (heads, rank, d) with padded rows, and the chunk's latents, as floats."""
-    return 4 * kind.rank * (heads * _stride(kind.d) + max(keys, 1))
+    return 4 * kind.rank * (heads * padded_width(kind.d) + max(keys, 1))
 
 
 def reader(source, device, heads, scratch, n_threads):
     """See `KVSource.reader`."""
     kind, n_heads = source.type, heads.stop - heads.start
-    stride = _stride(kind.d)
+    stride = padded_width(kind.d)
     weights = scratch[: n_heads * kind.rank * stride].reshape(n_heads, kind.rank, stride)
     wide = scratch[weights.size :]
     _decode_weights(source, heads, weights[..., : kind.d], wide, n_threads)
