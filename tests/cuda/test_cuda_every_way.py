@@ -18,7 +18,7 @@ from lowlevel.gpu.resources import key_of
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, dequantize, matmul
 from quant.gpu import instances as products
-from quant.gpu import matmul_plan
+from quant.gpu.matmul import plan as matmul_plan
 
 FORMATS_BY_NAME = {row.name: row for row in FORMATS.values()}
 WAYS = {

@@ -10,10 +10,10 @@ import numpy as np
 
 from lowlevel.shapes import dtype_name
 
-from ..formats import FORMATS
-from .constants import constants
-from .dequantize import alignment as alignment_of
-from .instances import (
+from ...formats import FORMATS
+from ..constants import constants
+from ..dequantize.run import alignment as alignment_of
+from ..instances import (
     GATHER_ROWS,
     MATMUL_EXACT,
     MATMUL_TILES,
@@ -28,8 +28,8 @@ from .instances import (
     WGMMA_ROWS,
     bytes_of_x,
 )
-from .matmul_plan import CHUNK_WEIGHTS, GROUP_FIELDS, SLOT_MULTIPLE
-from .matmul_sizes import exact_sizes, stream_sizes, tile_sizes, wgmma_shared
+from .plan import CHUNK_WEIGHTS, GROUP_FIELDS, SLOT_MULTIPLE
+from .sizes import exact_sizes, stream_sizes, tile_sizes, wgmma_shared
 
 # matmul_call.cuh's MatmulCall.
 CALL = np.dtype(

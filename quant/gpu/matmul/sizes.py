@@ -1,7 +1,7 @@
 """Rows of weights that a block of each kernel of quant.matmul takes, and its shared memory, as the kernels' headers have them."""
 
-from .constants import constants
-from .instances import WGMMA_ROWS
+from ..constants import constants
+from ..instances import WGMMA_ROWS
 
 EXACT_COLUMNS = 32  # kExactColumns
 _EXACT_ROWS = 32  # kExactRows

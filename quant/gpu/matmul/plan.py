@@ -4,9 +4,9 @@ import functools
 import math
 from dataclasses import dataclass
 
-from ..formats import FORMATS
-from .constants import constants
-from .instances import (
+from ...formats import FORMATS
+from ..constants import constants
+from ..instances import (
     EXACT_STREAM_COLUMNS,
     STREAM_COLUMNS,
     TILES,
@@ -14,7 +14,7 @@ from .instances import (
     WGMMA_ROWS,
     WGMMA_TILES,
 )
-from .matmul_sizes import EXACT_COLUMNS, tile_sizes
+from .sizes import EXACT_COLUMNS, tile_sizes
 
 ACTIVATIONS = ("int8", "bfloat16", "float32")
 _ALIGNMENT = 256
