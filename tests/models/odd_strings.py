@@ -28,11 +28,11 @@ SCRIPTS = (
 )
 EMOJI = "😀 👍🏽 👨‍👩‍👧‍👦 🇩🇪🇫🇷 ❤️ 🏳️‍🌈 ☃ ⌚ 🤷🏿‍♀️ ♞ ➀ 🫠"
 CODE = (
-    "def f(x: int = 0) -> str:\n    return f\"{x!r:>10}\"  # comment\n\n\nclass A(B):\n\tpass\n",
+    'def f(x: int = 0) -> str:\n    return f"{x!r:>10}"  # comment\n\n\nclass A(B):\n\tpass\n',
     "for (int i = 0; i < n; ++i) { a[i] += b[i]*c; }\r\n\r\n// getElementById XMLHttpRequest snake_case_name\r\n",
     "SELECT * FROM \"t\" WHERE a='it''s' AND b<>1e-5 OR c LIKE '%x\\_y';",
-    "<div class=\"a b\"><table><tr><td>1</td></tr></table></div> <s>gone</s> &amp; <h1>Title</h1>",
-    "{\"key\": [1, 2.5, -3e+10, null, true], \"nested\": {\"a\": \"\\u00e9\\n\"}}",
+    '<div class="a b"><table><tr><td>1</td></tr></table></div> <s>gone</s> &amp; <h1>Title</h1>',
+    '{"key": [1, 2.5, -3e+10, null, true], "nested": {"a": "\\u00e9\\n"}}',
     "https://example.org/path?q=a%20b&c=d#frag user@host.com C:\\Users\\x $HOME/.cache `ls -la | grep x`",
     "\\frac{\\partial u}{\\partial t} = \\nabla^2 u \\quad \\forall x \\in \\mathbb{R}^n",
 )
@@ -64,7 +64,15 @@ def odd_strings(n: int, special: tuple[str, ...] = (), seed: int = 0) -> list[st
     whole = ["", *SCRIPTS, EMOJI, *CODE, *BLANKS, *DIGITS, *SIGNS, *special]
     whole += [blank * times for blank in BLANKS for times in (5, 17, 40)]
     pick = random.Random(seed)
-    sources = [_words(SCRIPTS), EMOJI.split(" "), _words(CODE), BLANKS, DIGITS, SIGNS, special or ("x",)]
+    sources = [
+        _words(SCRIPTS),
+        EMOJI.split(" "),
+        _words(CODE),
+        BLANKS,
+        DIGITS,
+        SIGNS,
+        special or ("x",),
+    ]
     weights = [5, 1, 3, 4, 2, 3, 1]
     while len(whole) < n:
         parts = [

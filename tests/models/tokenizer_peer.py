@@ -118,9 +118,7 @@ def main() -> None:
     piece_text = ctypes.create_string_buffer(1 << 14)
 
     def piece(token, special):
-        count = library.llama_token_to_piece(
-            model, token, piece_text, len(piece_text), 0, special
-        )
+        count = library.llama_token_to_piece(model, token, piece_text, len(piece_text), 0, special)
         return piece_text[:count].hex()
 
     def decode(ids):

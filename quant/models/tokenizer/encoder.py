@@ -30,9 +30,13 @@ class SpecialTokens:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._strips_right = vocabulary.strips_right
         special = vocabulary.tokens_of_kinds(SPECIAL)
-        self._ids = {vocabulary.tokens[token]: token for token in special if vocabulary.tokens[token]}
+        self._ids = {
+            vocabulary.tokens[token]: token for token in special if vocabulary.tokens[token]
+        }
         self._always = {
-            text for text, token in self._ids.items() if vocabulary.kinds[token] == TokenType.USER_DEFINED
+            text
+            for text, token in self._ids.items()
+            if vocabulary.kinds[token] == TokenType.USER_DEFINED
         }
         # Where one may begin, and how long those are that begin so.
         self._lengths: dict[str, set[int]] = {}

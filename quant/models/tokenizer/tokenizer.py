@@ -98,11 +98,11 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"text: letter {error.start} is {ascii(text[error.start])}, half of a surrogate pair"
+                f"text: letter {error.start} is {text[error.start]!a}, half of a surrogate pair"
             ) from None
         vocabulary = self.vocabulary
         encode = self._encoder.encode
-        ids = [vocabulary.bos_id] if add_special and vocabulary.add_bos else []
+        ids = list(vocabulary.before) if add_special else []
         begins = True
         for piece in self._special.split(text, parse_special):
             if isinstance(piece, int):
@@ -110,9 +110,7 @@ class Tokenizer:
             else:
                 ids += encode(piece, begins)
             begins = isinstance(piece, int)
-        if add_special and vocabulary.add_eos:
-            ids.append(vocabulary.eos_id)
-        return ids
+        return [*ids, *vocabulary.after] if add_special else ids
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD.
@@ -187,9 +185,7 @@ class Tokenizer:
         text = self.apply_chat_template(messages, add_generation_prompt, **more)
         begin = self._name(self.bos_id)
         ids = self.encode(text, add_special=False, parse_special=True)
-        if self.vocabulary.add_bos and not (begin and text.startswith(begin)):
-            ids.insert(0, self.bos_id)
-        return ids
+        return ids if begin and text.startswith(begin) else [*self.vocabulary.before, *ids]
 
     def _name(self, token):
         return "" if token is None else self.vocabulary.tokens[token]

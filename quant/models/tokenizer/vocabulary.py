@@ -84,8 +84,8 @@ class Vocabulary:
         Begin of a text, its end, the end of a turn.
     eos_ids : frozenset of int
         All after which nothing more is to be generated.
-    add_bos, add_eos : bool
-        Whether a text gets them.
+    before, after : tuple of int
+        The tokens that a text begins and ends with.
     add_space_prefix : bool
         Whether a space is put before a text.
     strips_right : frozenset of int
@@ -103,8 +103,8 @@ class Vocabulary:
     eos_id: int | None
     eot_id: int | None
     eos_ids: frozenset[int]
-    add_bos: bool
-    add_eos: bool
+    before: tuple[int, ...]
+    after: tuple[int, ...]
     add_space_prefix: bool
     strips_right: frozenset[int]
 
@@ -136,8 +136,8 @@ class Vocabulary:
             eos_id=roles.eos_id,
             eot_id=roles.eot_id,
             eos_ids=frozenset(roles.end_of_generation),
-            add_bos=_adds(metadata, "bos", roles.bos_id, _default_add_bos(model, pre)),
-            add_eos=_adds(metadata, "eos", roles.eos_id, False),
+            before=_added(metadata, "bos", roles.bos_id, _default_add_bos(model, pre)),
+            after=_added(metadata, "eos", roles.eos_id, False),
             add_space_prefix=_flag(metadata, "add_space_prefix", model == SENTENCE_PIECE),
             strips_right=_strips_right(metadata.get("general.name"), ids, kinds),
         )
@@ -191,14 +191,15 @@ def _flag(metadata, key, default):
     return bool(value)
 
 
-def _adds(metadata, which, token, default):
-    """Whether ``add_bos_token`` or ``add_eos_token`` holds, which asks for there being one."""
-    adds = _flag(metadata, f"add_{which}_token", default)
-    if adds and token is None:
+def _added(metadata, which, token, default):
+    """The token as a tuple if ``add_bos_token`` or ``add_eos_token`` holds, which asks for there being one."""
+    if not _flag(metadata, f"add_{which}_token", default):
+        return ()
+    if token is None:
         raise ValueError(
             f"metadata {PREFIX}add_{which}_token is true, but {PREFIX}{which}_token_id is missing"
         )
-    return adds
+    return (token,)
 
 
 def _token_id(metadata, keys, n_vocab, default=None):
@@ -301,7 +302,9 @@ def _merges(metadata, ids):
         raise _bad("merges", f"at most {most}, all ways to cut the tokens in two", len(texts))
     merges = []
     for rank, text in enumerate(texts):
-        left, _, right = text[1:].partition(" ")  # the space that parts them is not the first letter
+        left, _, right = text[1:].partition(
+            " "
+        )  # the space that parts them is not the first letter
         merges.append((text[:1] + left, right))
         if not (right in ids and text[:1] + left in ids and text[:1] + left + right in ids):
             raise ValueError(
