@@ -256,8 +256,9 @@ def test_an_unknown_cut_is_refused_for_text_alone(pre, words):
 def test_an_unknown_model_is_refused_for_text_alone():
     tokenizer = Tokenizer.from_metadata(_bytes_alone() | {"tokenizer.ggml.model": "bert"})
     assert tokenizer.n_vocab == 259
-    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model.*'bert'"):
-        tokenizer.encode("hi")
+    for call in (lambda: tokenizer.encode("hi"), lambda: tokenizer.decode([3])):
+        with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model is 'bert'; only 'gpt2' and"):
+            call()
 
 
 def _without(metadata, key):
@@ -377,6 +378,20 @@ def test_bytes_without_a_token_are_left_out_and_said():
         ids = tokenizer.encode("t\x04h")
     assert tokenizer.decode(ids) == "th"
     assert len(ids) == 2  # not merged: there was something between them
+
+
+def test_tokens_without_text(tmp_path):
+    """They have no place in a text, and the others keep theirs."""
+    metadata = _bytes_alone(["", "x y", ""])
+    metadata["tokenizer.ggml.tokens"].remove(BYTE_LETTERS[0])
+    metadata["tokenizer.ggml.token_type"].pop(5)
+    tokenizer = Tokenizer.from_metadata(metadata)
+    assert tokenizer.n_vocab == 261
+    ids = tokenizer.encode("thx y", parse_special=True)
+    assert [tokenizer.decode([token], special=True) for token in ids] == ["th", "x y"]
+    assert tokenizer.decode([258, 260], special=True) == ""
+    with pytest.warns(UserWarning, match="bytes 0x00"):
+        assert tokenizer.encode("\0") == []
 
 
 def test_a_stream_holds_back_half_letters():

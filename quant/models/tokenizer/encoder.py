@@ -99,12 +99,8 @@ class Encoder:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        make = {BYTE_LEVEL: _byte_level, SENTENCE_PIECE: _sentence_piece}.get(vocabulary.model)
-        if make is None:
-            raise ValueError(
-                f"metadata tokenizer.ggml.model: text cannot be encoded for {vocabulary.model!r}, only for "
-                f"{BYTE_LEVEL!r} and {SENTENCE_PIECE!r}; give token ids"
-            )
+        vocabulary.check_model()
+        make = {BYTE_LEVEL: _byte_level, SENTENCE_PIECE: _sentence_piece}[vocabulary.model]
         self._engine, extra = make(vocabulary)
         self._escapes_spaces = vocabulary.model == SENTENCE_PIECE
         self._prefix = " " if self._escapes_spaces and vocabulary.add_space_prefix else ""
@@ -146,18 +142,19 @@ def _library():
     return tokenizers
 
 
-def _with_all_bytes(ids, byte_texts):
-    """(ids with one for each byte, bytes that had none)."""
-    missing = [byte for byte, text in enumerate(byte_texts) if text not in ids]
-    extra = {byte_texts[byte]: len(ids) + place for place, byte in enumerate(missing)}
-    return ids | extra, missing
+def _with_all_bytes(vocabulary, byte_texts):
+    """(ids with one for each byte, bytes that had none; theirs lie behind the vocabulary's)."""
+    missing = [byte for byte, text in enumerate(byte_texts) if text not in vocabulary.ids]
+    first = len(vocabulary.tokens)
+    extra = {byte_texts[byte]: first + place for place, byte in enumerate(missing)}
+    return vocabulary.ids | extra, missing
 
 
 def _byte_level(vocabulary: Vocabulary) -> tuple[Engine, list[int]]:
     """Words are cut by regexes, then written in `BYTE_LETTERS`, which merges join."""
     row = _pre_tokenizer(vocabulary.pre)
     library = _library()
-    ids, missing = _with_all_bytes(vocabulary.ids, BYTE_LETTERS)
+    ids, missing = _with_all_bytes(vocabulary, BYTE_LETTERS)
     engine = library.Tokenizer(
         library.models.BPE(ids, vocabulary.merges, ignore_merges=row.whole_words)
     )
@@ -186,7 +183,7 @@ def _pre_tokenizer(name: str) -> PreTokenizer:
 def _sentence_piece(vocabulary: Vocabulary) -> tuple[Engine, list[int]]:
     """The whole text is one word of letters; letters without a token are written in tokens of bytes."""
     library = _library()
-    ids, missing = _with_all_bytes(vocabulary.ids, byte_token_texts())
+    ids, missing = _with_all_bytes(vocabulary, byte_token_texts())
     merges = merges_of_scores(vocabulary.ids, vocabulary.scores)
     return library.Tokenizer(library.models.BPE(ids, merges, byte_fallback=True)), missing
 

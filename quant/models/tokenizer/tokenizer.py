@@ -126,7 +126,7 @@ class Tokenizer:
         Raises
         ------
         ValueError
-            An id is none of the vocabulary's.
+            An id is none of the vocabulary's, or the kind of tokenizer is not known.
         """
         text = b"".join([self.piece(token, special) for token in ids])
         if self.vocabulary.add_space_prefix:
@@ -137,6 +137,7 @@ class Tokenizer:
         """The bytes that a token stands for; of a control token its name if `special`, else nothing."""
         if not 0 <= token < self.n_vocab:
             raise ValueError(f"ids: {token} is none of the {self.n_vocab} tokens")
+        self.vocabulary.check_model()
         return self.vocabulary.piece(int(token), special)
 
     def stream(self, special: bool = False) -> StreamDecoder:

@@ -142,6 +142,14 @@ class Vocabulary:
             strips_right=_strips_right(metadata.get("general.name"), ids, kinds),
         )
 
+    def check_model(self) -> None:
+        """ValueError if nobody here knows how this kind of tokenizer writes text."""
+        if self.model not in (BYTE_LEVEL, SENTENCE_PIECE):
+            raise ValueError(
+                f"metadata {PREFIX}model is {self.model!r}; only {BYTE_LEVEL!r} and {SENTENCE_PIECE!r} are known: "
+                "text cannot be read or written, token ids work"
+            )
+
     def piece(self, token: int, special: bool = False) -> bytes:
         """The bytes that a token stands for; of a control token its name if `special`, else nothing."""
         text, kind = self.tokens[token], self.kinds[token]
@@ -302,11 +310,10 @@ def _merges(metadata, ids):
         raise _bad("merges", f"at most {most}, all ways to cut the tokens in two", len(texts))
     merges = []
     for rank, text in enumerate(texts):
-        left, _, right = text[1:].partition(
-            " "
-        )  # the space that parts them is not the first letter
-        merges.append((text[:1] + left, right))
-        if not (right in ids and text[:1] + left in ids and text[:1] + left + right in ids):
+        between = text.find(" ", 1)  # the first letter may be a space itself
+        left, right = text[:between], text[between + 1 :]
+        merges.append((left, right))
+        if not (between > 0 and left in ids and right in ids and left + right in ids):
             raise ValueError(
                 f"metadata {PREFIX}merges: merge {rank}, {shown(text)}, does not make a token of two tokens"
             )
