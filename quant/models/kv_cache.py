@@ -165,7 +165,8 @@ class LayerCache:
             if store.heads == 1:
                 quantize(x, store.type.name, out=target, n_threads=n_threads)
                 continue
-            with scratch.scope("kv rows"):
+            planned = store.staging_bytes(x.shape[1])
+            with scratch.call("kv rows", scratch_bytes=planned), scratch.scope("kv rows"):
                 shape = (*by_token.shape[:2], target.shape[2])
                 blocks = scratch.empty(shape, "uint8", tag="kv rows")
                 quantize(by_token, store.type.name, out=blocks, n_threads=n_threads)

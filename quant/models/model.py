@@ -26,7 +26,6 @@ from .step import ABSORBED, DECOMPRESSED, MLA, Choices, form_changes_at, latent_
 if TYPE_CHECKING:
     from lowlevel.sizes import Size
 
-    from ..gguf.model_file import ModelFile
     from .sampling import SamplingParams
     from .step import Pass
     from .tokenizer import Tokenizer
@@ -293,7 +292,7 @@ class Model:
         self._plans = planned
         self._own_pool = pool is None
         self.pool = Pool(self.memory.pool, device=where.name) if pool is None else pool
-        self._taken = _Taken(self.pool)
+        self._taken = Taken(self.pool)
         self._bound: dict[int, Bound] = {}
         self.n_kv = 0
         self.closed = False
@@ -578,7 +577,7 @@ class Model:
         return ids.astype(np.int32)
 
 
-class _Taken:
+class Taken:
     """A pool as those see it who keep what they take: all of it is given back at once."""
 
     def __init__(self, pool: Pool) -> None:
