@@ -26,9 +26,9 @@ from .step import ABSORBED, DECOMPRESSED, MLA, Choices, form_changes_at, latent_
 if TYPE_CHECKING:
     from lowlevel.sizes import Size
 
-    from .sampling import SamplingParams
+    from .sampling import SamplingParams  # type: ignore[import-not-found,unused-ignore]
     from .step import Pass
-    from .tokenizer import Tokenizer
+    from .tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
 
 MOST_CONTEXT = 2**31 - 64
 DEFAULT_CONTEXT = 16384
