@@ -86,7 +86,7 @@ def _on_device(t, dtype, out, n_threads, device):
     if out is None:
         out = device.empty(t.shape, dtype)
     if t.size:
-        from .gpu.dequantize import dequantize as run
+        from .gpu.dequantize.run import dequantize as run
 
         run(t, out, device)
     return out

@@ -230,7 +230,7 @@ def _plan(n, matrices, activations, n_threads, device):
     if device.name != "cpu":
         if n_threads is not None:
             raise ValueError(f"n_threads: {device.name} has no use for it; leave it out")
-        from .gpu.matmul_plan import plan_matmul as plan_on_device
+        from .gpu.matmul.plan import plan_matmul as plan_on_device
 
         shape = t.shape
         if len(matrices) > 1:
@@ -306,7 +306,7 @@ def _into(out, plan, device, x, matrices, n_rows, experts, scratch):
                 _cpu_run()(each_plan, x, t, out[:, at : at + t.shape[-2]], *tables, scratch)
             at += t.shape[-2]
     else:
-        from .gpu import matmul as launcher
+        from .gpu.matmul import run as launcher
 
         launcher.run(plan, device, x, matrices, out, experts, scratch)
     return out

@@ -4,7 +4,7 @@ import numpy as np
 
 from lowlevel.gpu.ops.launch import refuse_n_threads
 
-from .dequantize import decode_blocks
+from .dequantize.run import decode_blocks
 
 
 def embed(device, t, ids, out, n_threads):

@@ -6,7 +6,7 @@ import pytest
 from quant_cases import assert_same_bits, block_format, random_tensor, reference, width
 from test_cuda_copies import rows_far_apart
 
-import quant.gpu.dequantize as launcher
+import quant.gpu.dequantize.run as launcher
 from lowlevel import Pool, asarray, asnumpy, concat, cudasim, devices
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, dequantize

@@ -215,7 +215,7 @@ def run_python(code):
 def test_imports_no_more_than_it_needs():
     """Neither scipy nor Numba, and CuPy only when a GPU is asked for."""
     run_python(
-        "import sys, numpy as np, lowlevel, quant, quant.gpu.dequantize, lowlevel.cuda.device\n"
+        "import sys, numpy as np, lowlevel, quant, quant.gpu.dequantize.run, lowlevel.cuda.device\n"
         "t = quant.QuantTensor(np.zeros((2, 84), np.uint8), 'Q2_K', (2, 256)).to('cudasim')\n"
         "lowlevel.concat([quant.dequantize(t)] * 2)\n"
         "lowlevel.Pool('1MiB', 'cudasim').close()\n"

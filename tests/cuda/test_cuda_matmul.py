@@ -12,7 +12,7 @@ from matmul_cases import (
 from quant_cases import block_format
 
 import lowlevel
-import quant.gpu.matmul as launcher
+import quant.gpu.matmul.run as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
 from quant import FORMATS, QuantTensor, matmul, matmul_scratch_bytes
 from quant.gpu.instances import (
@@ -29,7 +29,7 @@ from quant.gpu.instances import (
     TILE_ROWS,
     TILES,
 )
-from quant.gpu.matmul_plan import SINGLE_COLUMNS
+from quant.gpu.matmul.plan import SINGLE_COLUMNS
 
 # The others are test_matmul_wgmma.py's.
 KERNELS = tuple(set(PRODUCTS) - {*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values()})

@@ -5,12 +5,12 @@ import pytest
 from matmul_cases import check_product, random_tensor, random_x, weights_of
 from quant_cases import block_format
 
-import quant.gpu.matmul as launcher
+import quant.gpu.matmul.run as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, matmul, matmul_plan, matmul_scratch_bytes
-from quant.gpu import matmul_plan as planner
 from quant.gpu.instances import MATMUL_WGMMA, SORT_ROWS, TILE_ROWS, WGMMA_TILES
+from quant.gpu.matmul import plan as planner
 
 BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
 KERNELS = (*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values())

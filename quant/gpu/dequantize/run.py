@@ -3,8 +3,8 @@
 from lowlevel.axes import join_axes
 from lowlevel.shapes import dtype_name
 
-from .constants import constants
-from .instances import DEQUANTIZE, OUTPUTS
+from ..constants import constants
+from ..instances import DEQUANTIZE, OUTPUTS
 
 STORE_BYTES = 16  # of a load and of a store
 # Blocks in one launch: they are counted in 32 bits.
