@@ -118,7 +118,9 @@ def _v(geometry):
     return geometry.n_head_kv * geometry.d_v
 
 
-_EMBEDDING = Kind("token_embd", std=1.0)  # what blocks add to it is of that size at most: errors do not grow
+_EMBEDDING = Kind(
+    "token_embd", std=1.0
+)  # what blocks add to it is of that size at most: errors do not grow
 _TIED_EMBEDDING = Kind("token_embd")
 _OUTPUT = Kind("output")
 _NORM = Kind("norm", fill="norm", std=0.2)
