@@ -19,6 +19,8 @@ PARTS = {
     "decompressed": "K, V decompressed",
     "logits": "logits",
     "activations": "activations",
+    "inputs": "positions",
+    "weights_made": "weights made",
     "reserve": "margin",
 }
 SUMS = {"total": "in all", "vram": "of", "free": "free"}
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     document = {
         "model": model.name,
         "engine": rule.name,
-        "counted": rule.counted,
+        "counted": rule.counted(model, answer.setting),
         "form": rule.form(model, answer.setting),
         "notes": notes,
         "weights": weights_by_kind(model),

@@ -26,6 +26,8 @@ from .step import ABSORBED, DECOMPRESSED, MLA, Choices, form_changes_at, latent_
 if TYPE_CHECKING:
     from lowlevel.sizes import Size
 
+    from ..gguf.model_file import ModelFile
+    from .planned_file import PlannedFile
     from .sampling import SamplingParams  # type: ignore[import-not-found,unused-ignore]
     from .step import Pass
     from .tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
@@ -35,6 +37,10 @@ DEFAULT_CONTEXT = 16384
 # Feed-forward parts work on so many rows at a time where a budget asks for it, and no fewer.
 GROUP_ROWS = (None, 1024, 512, 256, 128, 64, 32)
 SMALLEST_AMB = 2**16
+# Of `load`.
+DEFAULTS: dict[str, Any] = dict(
+    n_ctx=None, n_ubatch=2048, amb="256MiB", kv_type="f16", mla="auto", exact=False, method="auto", n_threads=None,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +182,15 @@ class Planned:
     ----------
     config : ModelConfig
     choices : Choices
+    passes : dict, optional
+        Where passes are kept; of one config and one `pass_key` they serve all contexts, u-batches and budgets.
     """
 
-    def __init__(self, config: ModelConfig, choices: Choices) -> None:
+    def __init__(
+        self, config: ModelConfig, choices: Choices, passes: dict[tuple, Pass] | None = None
+    ) -> None:
         self.config, self.choices = config, choices
-        self._passes: dict[tuple, Pass] = {}
+        self._passes = {} if passes is None else passes
         self.activation_bytes = self.attention_bytes = fixed = 0
         brief = config.of_each_kind()
         for n_tokens in _some_sizes(choices.n_ubatch):
@@ -239,6 +249,11 @@ class Planned:
         )
 
 
+def pass_key(choices: Choices) -> Choices:
+    """What passes depend on: choices that differ elsewhere have the same ones."""
+    return dataclasses.replace(choices, n_ctx=0, n_ubatch=0, amb=None)
+
+
 def _some_sizes(most):
     """1, the powers of two, and `most`."""
     return sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
@@ -284,7 +299,10 @@ class Model:
         self._file = open_model(path)
         try:
             self.config, choices = _checked(self._file, where.name, options)
-            planned, self.memory = self._planned(choices, pool)
+            room = None if pool is None else pool.largest_free
+            planned, self.memory = _best_plan(self.config, choices, self._file.n_bytes, room)
+            if room is None:
+                _check_machine(self.memory)
         except BaseException:
             self._file.close()
             raise
@@ -301,30 +319,6 @@ class Model:
         except BaseException:
             self.close()
             raise
-
-    def _planned(self, choices, pool):
-        weight_bytes = self._file.n_bytes
-        room = None if pool is None else pool.largest_free
-        refused: Any = None
-        below: BudgetError | None = None
-        for candidate in _candidates(choices):
-            if below is not None and candidate.mla == choices.mla:
-                continue
-            try:
-                planned = Planned(self.config, candidate)
-            except BudgetError as error:  # amb is below the smallest tile, and will be
-                below = error
-                continue
-            memory = planned.memory(weight_bytes)
-            if room is None:
-                _check_machine(memory)
-            if room is None or memory.pool <= room:
-                return planned, memory
-            refused = memory
-        if refused is None:
-            assert below is not None
-            raise _below_amb(below, choices)
-        raise _too_small(refused, room)
 
     def _take(self):
         """All memory, before the first token."""
@@ -577,6 +571,55 @@ class Model:
         return ids.astype(np.int32)
 
 
+def plan_model(
+    file: ModelFile | PlannedFile, device: str = "cpu", *, room: int | None = None, **options: Any
+) -> tuple[Planned, Memory]:
+    """What `load` would take, from a header alone: nothing is taken here.
+
+    Parameters
+    ----------
+    file : ModelFile or quant.models.planned_file.PlannedFile
+        An open file, or one that need not exist.
+    device : str
+    room : int, optional
+        Bytes that it must fit, as `load` fits a pool; None: the best plan.
+    **options
+        As `load` takes them, without `pool`; all of them have `load`'s defaults.
+
+    Raises
+    ------
+    ValueError, lowlevel.BudgetError
+        As `load`.
+    """
+    unknown = options.keys() - DEFAULTS.keys()
+    if unknown:
+        raise TypeError(f"options: {', '.join(sorted(unknown))}: expected some of {', '.join(DEFAULTS)}")
+    config, choices = _checked(file, device, {**DEFAULTS, **options})
+    return _best_plan(config, choices, file.n_bytes, room)
+
+
+def _best_plan(config, choices, weight_bytes, room):
+    """(Planned, Memory) of the first of `_candidates` that fits `room`; None: of the best."""
+    refused: Any = None
+    below: BudgetError | None = None
+    for candidate in _candidates(choices):
+        if below is not None and candidate.mla == choices.mla:
+            continue
+        try:
+            planned = Planned(config, candidate)
+        except BudgetError as error:  # amb is below the smallest tile, and will be
+            below = error
+            continue
+        memory = planned.memory(weight_bytes)
+        if room is None or memory.pool <= room:
+            return planned, memory
+        refused = memory
+    if refused is None:
+        assert below is not None
+        raise _below_amb(below, choices)
+    raise _too_small(refused, room)
+
+
 class Taken:
     """A pool as those see it who keep what they take: all of it is given back at once."""
 
@@ -696,4 +739,4 @@ def _checked_logits(out, shape):
     return out
 
 
-__all__ = ["DECOMPRESSED", "Memory", "Model", "Planned", "load", "plan_pass"]
+__all__ = ["DECOMPRESSED", "Memory", "Model", "Planned", "load", "pass_key", "plan_model", "plan_pass"]

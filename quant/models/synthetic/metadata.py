@@ -12,6 +12,7 @@ from ..geometry import EXPERT_GATING, Linear, Llama3Scaling, LongRope, Yarn
 from ..parts import PARTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from gguf import GGMLQuantizationType
@@ -68,7 +69,7 @@ def model_metadata(
         A vocabulary too small for one token a byte and three special ones, or too big.
     """
     architecture = geometry.architecture
-    sizes = [(f"{architecture}.{key}", kind, value) for key, kind, value in _sizes(geometry)]
+    sizes = [(f"{architecture}.{key}", kind, value) for key, kind, value in model_sizes(geometry)]
     return [
         ("general.type", TEXT, "model"),
         ("general.name", TEXT, f"{geometry.name} with random weights"),
@@ -79,7 +80,8 @@ def model_metadata(
     ]
 
 
-def _sizes(geometry):
+def model_sizes(geometry: ModelGeometry) -> Iterator[tuple[str, Any, Any]]:
+    """The keys of `model_metadata` that say sizes and traits, without the architecture before them."""
     parts = PARTS[geometry.architecture]
     yield "block_count", U32, geometry.n_layer + geometry.n_predictor
     yield "context_length", U32, geometry.context_length
