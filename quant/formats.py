@@ -78,8 +78,8 @@ class BlockFormat:
 
     @property
     def has_minima(self) -> bool:
-        """True where a weight is scale * code less a minimum of its sub-block."""
-        return any(field.name == "dmin" for field in self.fields)
+        """True where a weight is scale * code less a minimum of its sub-block, or plus one of its block."""
+        return any(field.name in ("dmin", "m") for field in self.fields)
 
     @property
     def products(self) -> tuple[int, int]:
@@ -234,6 +234,8 @@ FORMATS = {
             sub_block=32,
             scales=(-32, 31),
         ),
+        _format("Q4_1", 32, ("d", "<f2", 1), ("m", "<f2", 1), ("qs", "u1", 16), codes=(0, 15)),
+        _format("Q5_0", 32, ("d", "<f2", 1), ("qh", "u1", 4), ("qs", "u1", 16), codes=(-16, 15)),
     )
 }
 # Formats that divide head sizes such as 64, 128, 192 and 576: what quantised K and V can be.

@@ -5,6 +5,7 @@
 //   kBlockWeights, kBlockBytes, kUnits (of a block), kRuns, kRun
 //   kInterleaved            the 32 weights of a block or run come in the order 0, 16, 1, 17, ..., and x too
 //   kMinima                 weight = d * factor * q - dmin * minimum
+//   kSums                   products need sums of the bytes of x
 //   kFoldOffset             not negative: bytes hold q * factor - kFoldOffset, as folded_words gives them
 //   where its fields are
 // and with
@@ -19,8 +20,9 @@
 // and with minima, of which sums of x in 16s are multiplied (see matmul_x.cu for their order)
 //   sums_word(unit, i)      which two of the words with a pair of sums belong to a unit
 //   dot_minima(raw, sums)   their product with the unit's minima
-//   minima_word(raw, i)     the two minima that meet pair i
+//   minima_word(raw, i)     the two minima that meet pair i, of super-blocks
 //   run_minimum(raw, run)
+// of blocks of 32 weights there is one pair of sums, and the minimum is 1: dmin is what all weights have less.
 //
 // The kernels that stream take rows in chunks of 32 times 64 weights, a lane 64 of them: a unit of a
 // super-block, or two blocks of 32 weights. So that 32 lanes read 512 bytes of x in one piece, its bytes stand
@@ -54,6 +56,19 @@ struct Blocks32 : Constants {
   static __device__ __forceinline__ int start(int, int) { return 0; }
   static __device__ __forceinline__ int x_piece(int, int block, int, int j) { return 2 * block + j; }
   static __device__ __forceinline__ int x_neighbour(int, int) { return 0; }
+};
+
+template <class Constants>
+struct Blocks32WithMinimum : Blocks32<Constants> {
+  static __device__ __forceinline__ int sums_word(int, int) { return 0; }
+  template <class Raw>
+  static __device__ __forceinline__ int dot_minima(const Raw&, const int (&sums)[2]) {
+    return (short)sums[0] + (sums[0] >> 16);
+  }
+  template <class Raw>
+  static __device__ __forceinline__ int run_minimum(const Raw&, int) {
+    return 1;
+  }
 };
 
 // Two bits at one place in 32 bytes belong to 32 consecutive weights; a unit has 16 of the bytes.

@@ -78,7 +78,7 @@ def check_product(rng, name, exact, n, n_rows, columns):
 
 def odd_columns(rng, name):
     """Few and many blocks; 32-weight formats in widths that are no multiple of 256."""
-    unit = {1: 1, 32: 32, 256: 256}[block_format(name).block_weights]
+    unit = block_format(name).block_weights
     return unit * int(rng.choice([1, 3, 7, 11])) if unit > 1 else int(rng.integers(1, 700))
 
 

@@ -31,6 +31,8 @@ GGML_ERROR = {
     "Q4_K": 0.07129,
     "Q6_K": 0.01772,
     "IQ4_XS": 0.07669,
+    "Q4_1": 0.07821,
+    "Q5_0": 0.04268,
 }
 
 
@@ -42,6 +44,13 @@ def decoded(tensor):
 
 def rmse(tensor, weights):
     return np.sqrt(np.mean((decoded(tensor).astype(np.float64) - weights) ** 2))
+
+
+def overflows(blocks, type_name):
+    """Whether ggml wrote an infinite scale or minimum: weights of `large` as a minimum of half precision."""
+    records = blocks.view(block_format(type_name).block_dtype)
+    halves = [field.name for field in block_format(type_name).fields if field.dtype == "<f2"]
+    return not all(np.isfinite(records[name]).all() for name in halves)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +72,20 @@ def rng():
 @pytest.mark.parametrize("type_name", QUANTISED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_blocks_are_the_same_bytes(golden, kind, type_name):
-    tensor = quantize(golden[f"input/{kind}"], type_name)
-    np.testing.assert_array_equal(tensor.data, golden[f"blocks/{kind}/{type_name}"])
+    weights, blocks = golden[f"input/{kind}"], golden[f"blocks/{kind}/{type_name}"]
+    if overflows(blocks, type_name):
+        with pytest.raises(ValueError, match="is too large for"):
+            quantize(weights, type_name)
+        return
+    np.testing.assert_array_equal(quantize(weights, type_name).data, blocks)
 
 
 @pytest.mark.parametrize("type_name", QUANTISED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_error_is_at_most_ggmls(golden, kind, type_name):
     weights = golden[f"input/{kind}"]
+    if overflows(golden[f"blocks/{kind}/{type_name}"], type_name):
+        return  # refused: the test above
     error = rmse(quantize(weights, type_name), weights)
     assert error <= 1.05 * golden[f"rmse/{kind}/{type_name}"]
 
@@ -295,7 +310,7 @@ def test_what_is_no_array_of_weights_is_refused(x, error, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"qtype": "Q5_K"}, ValueError, "qtype: Q5_K is not supported.*Q4_K"),
+        ({"qtype": "Q8_K"}, ValueError, "qtype: Q8_K is not supported.*Q4_K"),
         ({"qtype": "Q9"}, ValueError, "qtype: 'Q9'"),
         ({"qtype": 8}, TypeError, "qtype"),
         ({"qtype": "Q8_0", "n_threads": 0}, ValueError, "n_threads"),

@@ -18,7 +18,6 @@ from lowlevel.gpu.resources import key_of
 from lowlevel.shapes import resolve_dtype
 from quant import FORMATS, QuantTensor, dequantize, matmul
 from quant.gpu import instances as products
-from quant.gpu.constants import constants
 from quant.gpu.matmul import plan as matmul_plan
 
 FORMATS_BY_NAME = {row.name: row for row in FORMATS.values()}
@@ -206,7 +205,7 @@ CALLS = {
     },
     **{kernel: (multiplies, name, True, 35) for name, kernel in products.MATMUL_EXACT.items()},
     **{
-        products.QUANTISE_ROWS[block.block_weights, constants(block).interleaved, streamed]: (
+        products.QUANTISE_ROWS[products.bytes_of_x(block), streamed]: (
             multiplies,
             block.name,
             False,

@@ -424,7 +424,7 @@ def test_bad_arguments(tmp_path):
     geometry = small("llama-8b")
     for arguments, options, message in (
         ((path, "llama-9b"), {}, "geometry: one of deepseek-v2-lite.*got 'llama-9b'"),
-        ((path, geometry, "Q5_K"), {}, "Q5_K is not supported"),
+        ((path, geometry, "Q8_K"), {}, "Q8_K is not supported"),
         ((path, geometry, "nonsense"), {}, "no GGUF type"),
         ((path, geometry), dict(types={"output": "Q7"}), "no GGUF type"),
         ((path, geometry), dict(types={"outptu": "F16"}), "no tensor has the role 'outptu'"),

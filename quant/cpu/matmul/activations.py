@@ -74,7 +74,7 @@ def quantise_block(x, column, width, job, q, scales, starts):
             lanes.put(mins_at + (4 + i) * stride, np.int32(0))
     zero = simd.splat(0)
     segment_sums, segment_left = zero, job.segment_steps
-    min_sums, min_left, min_index = zero, min_steps, np.int64(0)
+    min_sums, min_left, min_index = zero, min_steps, np.int64(0)  # min_steps 0: never complete
     for step in range(job.block_weights // 16):
         values = zero
         if finite:
@@ -92,8 +92,12 @@ def quantise_block(x, column, width, job, q, scales, starts):
             total = np.int64(simd.sum_lanes(min_sums))
             _put_digits(mins_at, stride, min_bits, min_index, total)
             min_sums, min_left, min_index = zero, min_steps, min_index + 1
+    # Mins that are bytes come by their products; the only one of a block has nothing but the sum of x.
+    min_start = np.int32(0)
+    if job.n_min_segments > 0 and min_steps == 0:
+        min_start = np.int32(simd.sum_lanes(min_sums))
     for _ in range(job.n_min_segments):
-        lanes.put(start_at, np.int32(0))
+        lanes.put(start_at, min_start)
         start_at += stride
     for i in range(job.n_segments + job.n_min_segments):
         lanes.put(scales + i * stride + 4 * column, scale)

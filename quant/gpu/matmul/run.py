@@ -26,6 +26,7 @@ from ..instances import (
     SORT_THREADS,
     TILE_ROWS,
     WGMMA_ROWS,
+    bytes_of_x,
 )
 from .plan import CHUNK_WEIGHTS, GROUP_FIELDS, SLOT_MULTIPLE
 from .sizes import exact_sizes, stream_sizes, tile_sizes, wgmma_shared
@@ -167,7 +168,7 @@ def _prepare(plan, device, x, block, parts):
         n_threads = n * plan.x_columns // 4
         arguments = (*source, columns, plan.x_columns, n)
     else:
-        kernel = QUANTISE_ROWS[block.block_weights, interleaved, plan.path == "stream"]
+        kernel = QUANTISE_ROWS[bytes_of_x(block), plan.path == "stream"]
         n_threads = n * -(-columns // 256) * 32
         sums = parts.get("x_sums")
         sums = None if sums is None else sums.view(np.int16)

@@ -48,7 +48,9 @@ def tile_sizes(block, tile):
     shared = 2 * rows * raw + (2 * columns + rows) * (_DEPTH + 16) + 4 * n_blocks * (rows + columns)
     # A factor for each run of a super-block, minima, sums of x.
     shared += 4 * rows * constants(block).run_factors
-    if constants(block).minima:
+    if constants(block).minima and n_blocks > 1:  # a scale of each block, a sum of x
+        shared += 4 * n_blocks * (rows + columns)
+    elif constants(block).minima:
         shared += (4 + 16) * rows + 36 * columns
     if constants(block).fold_offset > 0:
         shared += 4 * columns
