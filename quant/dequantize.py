@@ -57,15 +57,15 @@ def dequantize(
     check_tensor(t)
     device = devices.of_array(t.data, "t")
     room = devices.kernels("quant", device, "dequantize.run")
-    dtypes = room.DTYPES
-    if dtype is not None or out is None:
-        dtype = _checked_dtype("float32" if dtype is None else dtype, dtypes)
-        dtypes = (dtype.name,)
-    if out is not None:
-        _check_out(out, t, dtypes, device)
     n_threads = room.resolve_n_threads(n_threads, device)
     if out is None:
-        out = device.empty_aligned(t.shape, dtype)
+        wanted = _checked_dtype("float32" if dtype is None else dtype, room.DTYPES)
+        out = device.empty_aligned(t.shape, wanted)
+    else:
+        dtypes = room.DTYPES
+        if dtype is not None:
+            dtypes = (_checked_dtype(dtype, dtypes).name,)
+        _check_out(out, t, dtypes, device)
     if t.size:
         room.dequantize(t, out, n_threads, device)
     return out
