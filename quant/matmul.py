@@ -39,6 +39,7 @@ def matmul(
     exact: bool = False,
     activations: str | None = None,
     experts: Array | Sequence[int] | None = None,
+    x_rows: Array | None = None,
     n_threads: int | None = None,
 ) -> Array:
     """``x @ t.T`` without ever making the weights floats as a whole.
@@ -68,6 +69,9 @@ def matmul(
         For a stack of matrices: which one each row of x meets. Without it t is one matrix. An array of
         int32 or int64 on the GPU stays there: the host does not wait for it, and a row whose expert does
         not exist becomes NaN, where it is an IndexError otherwise.
+    x_rows : numpy.ndarray of int, (n,), optional
+        On the CPU: ``x[x_rows] @ t.T`` without that copy of x, which has rows of its own number then; `out`
+        and `experts` go by the n rows that are asked for. A token's row meets all of its experts so.
     n_threads : int, optional
         None: every CPU of this process. Not for a GPU.
 
@@ -109,13 +113,14 @@ def matmul(
     _check_pool(pool, device)
     n_rows = t.shape[-2] if len(matrices) == 1 else sum(each.shape[-2] for each in matrices)
     _check_x(x, t, device)
-    n = x.shape[0]
-    out = _checked_out(out, x, matrices, n_rows, device)
+    x_rows = _checked_x_rows(x_rows, x.shape[0], device)
+    n = x.shape[0] if x_rows is None else len(x_rows)
+    out = _checked_out(out, n, x, matrices, n_rows, device)
     experts = _checked_experts(experts, n, t, device)
     plan = _plan(n, matrices, activations, n_threads, device)
     if n == 0 or n_rows == 0:
         return out if out is not None else device.empty((n, n_rows), np.dtype(np.float32))
-    call = out, plan, device, x, matrices, n_rows, experts
+    call = out, plan, device, x, matrices, (n, n_rows), experts, x_rows
     if pool is None:
         return _into(*call, _own_scratch(plan, device))
     if not plan.scratch_bytes and pool.closed:
@@ -289,21 +294,22 @@ def _own_scratch(plan, device):
     return memory[start : start + plan.scratch_bytes]
 
 
-def _into(out, plan, device, x, matrices, n_rows, experts, scratch):
+def _into(out, plan, device, x, matrices, shape, experts, x_rows, scratch):
     """The product, in `out` if there is one."""
     if out is None:
-        out = device.empty((len(x), n_rows), np.dtype(np.float32))
+        out = device.empty(shape, np.dtype(np.float32))
     if matrices[0].columns == 0:
         out[...] = 0
     elif device.name == "cpu":
-        tables = _sorted_by_expert(experts, len(x), matrices[0])
+        tables = _sorted_by_expert(experts, shape[0], matrices[0])
         if len(matrices) == 1:
-            _cpu_run()(plan, x, matrices[0], out, *tables, scratch)
+            _cpu_run()(plan, x, matrices[0], out, *tables, x_rows, scratch)
             return out
         at = 0
         for each_plan, t in zip(plan.plans, matrices, strict=True):
             if t.shape[-2]:
-                _cpu_run()(each_plan, x, t, out[:, at : at + t.shape[-2]], *tables, scratch)
+                part = out[:, at : at + t.shape[-2]]
+                _cpu_run()(each_plan, x, t, part, *tables, x_rows, scratch)
             at += t.shape[-2]
     else:
         from .gpu.matmul import run as launcher
@@ -420,10 +426,31 @@ def _check_x(x, t, device):
         )
 
 
-def _checked_out(out, x, matrices, n_rows, device):
+def _checked_x_rows(x_rows, n_x, device):
+    """None, or an array of ints that are rows of x."""
+    if x_rows is None:
+        return None
+    if device.room != "cpu":
+        raise NotImplementedError(
+            f"x_rows: on the CPU only in this version, x is on {device.name}; "
+            "lowlevel.ops.gather_rows makes those rows"
+        )
+    if not isinstance(x_rows, np.ndarray) or x_rows.dtype.kind not in "iu":
+        given = f"{x_rows.dtype} array" if hasattr(x_rows, "dtype") else type(x_rows).__name__
+        raise TypeError(f"x_rows: expected a NumPy array of integers, got {given}")
+    if x_rows.ndim != 1:
+        raise ValueError(f"x_rows: expected shape (n,), got {x_rows.shape}")
+    lowest, highest = (int(x_rows.min()), int(x_rows.max())) if len(x_rows) else (0, -1)
+    if lowest < 0 or highest >= n_x:
+        bad = lowest if lowest < 0 else highest
+        raise IndexError(f"x_rows: x has rows 0 to {n_x - 1}; got {bad}")
+    return x_rows
+
+
+def _checked_out(out, n, x, matrices, n_rows, device):
     if out is None:
         return None
-    shape = (x.shape[0], n_rows)
+    shape = (n, n_rows)
     _check_matrix("out", out, str(shape), device)
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")

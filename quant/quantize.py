@@ -32,7 +32,13 @@ _LARGEST_BF16 = np.uint32(0x7F7F7FFF).view(np.float32)
 _LARGEST_BLOCK = np.float32(2.0**30)
 
 
-def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> QuantTensor:
+def quantize(
+    x: np.ndarray,
+    qtype: QType,
+    *,
+    out: np.ndarray | None = None,
+    n_threads: int | None = None,
+) -> QuantTensor:
     """Weights as blocks of a GGUF type, by ggml's own searches: the same bytes as ggml writes.
 
     Parameters
@@ -42,6 +48,8 @@ def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> Qu
         other quantised ones, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
     qtype : gguf.GGMLQuantizationType or str
         Any supported type; F16 and BF16 are the nearest, ties to even.
+    out : numpy.ndarray of uint8, (..., rows, row bytes), optional
+        C-contiguous memory for the blocks. None: new memory.
     n_threads : int, optional
         None: every CPU this process may use. The bytes are the same for any number.
 
@@ -62,10 +70,22 @@ def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> Qu
     block = block_format(qtype)
     _check_array(x, block)
     n_threads = resolve_n_threads(n_threads)
-    data = np.empty((*x.shape[:-1], block.row_bytes(x.shape[-1])), np.uint8)
+    shape = (*x.shape[:-1], block.row_bytes(x.shape[-1]))
+    data = np.empty(shape, np.uint8) if out is None else _checked_out(out, shape, x)
     if data.size:
         _quantize_chunks(x, block, data.reshape(-1), n_threads)
     return QuantTensor(data, block, x.shape)
+
+
+def _checked_out(out, shape, x):
+    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != shape:
+        given = getattr(out, "dtype", type(out).__name__), getattr(out, "shape", "")
+        raise ValueError(f"out: expected a NumPy array of uint8 of shape {shape}, got {given}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out: must be C-contiguous and writable")
+    if np.may_share_memory(out, x):
+        raise ValueError("out: overlaps x; give it memory of its own")
+    return out
 
 
 def _check_array(x, block):

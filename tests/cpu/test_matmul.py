@@ -10,6 +10,7 @@ import lowlevel
 from lowlevel.cpu import simd
 from quant.formats import FORMATS, block_format
 from quant.matmul import matmul, matmul_scratch_bytes
+from quant.quantize import quantize
 from quant.tensor import QuantTensor
 
 FLOATS = [row.name for row in FORMATS.values() if row.is_float]
@@ -384,3 +385,24 @@ def test_bad_plan_shape():
     assert (
         matmul_scratch_bytes(2**40, ("Q8_0", (64, 64))) < 2**54
     )  # none has so much, but it is a number
+
+
+@pytest.mark.parametrize("qtype", ["IQ4_NL", "F16"])
+@pytest.mark.parametrize("n_used", [1, 3])
+def test_rows_of_x_by_index_are_those_rows(qtype, n_used):
+    """x_rows: the same bits as the rows, copied; with experts and without."""
+    rng = np.random.default_rng(n_used)
+    x = rng.standard_normal((7, 64), np.float32)
+    t = quantize(rng.standard_normal((5, 24, 64), np.float32), qtype)
+    x_rows = rng.integers(0, 7, 7 * n_used).astype(np.int32)
+    experts = rng.integers(0, 5, len(x_rows))
+    for each, options in ((t, dict(experts=experts)), (t[2], {})):
+        got = matmul(x, each, x_rows=x_rows, **options)
+        np.testing.assert_array_equal(got, matmul(x[x_rows], each, **options))
+    one = matmul(x, t[1], x_rows=x_rows[:1])
+    np.testing.assert_array_equal(one, matmul(x[x_rows[:1]], t[1]))
+    for bad, kind in (([0], TypeError), (np.array([7]), IndexError), (np.array([-1]), IndexError)):
+        with pytest.raises(kind, match="x_rows"):
+            matmul(x, t[0], x_rows=bad)
+    with pytest.raises(ValueError, match="x_rows"):
+        matmul(x, t[0], x_rows=np.zeros((2, 2), int))

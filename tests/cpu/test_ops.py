@@ -338,3 +338,19 @@ def test_bfloat16_tables_without_a_copy(rng):
     table = rng.standard_normal((5, 24)).astype(ml_dtypes.bfloat16)
     out = ops.gather_rows(table, np.array([4, 0], np.int32), np.empty((2, 24), np.float32))
     np.testing.assert_array_equal(out, table[[4, 0]].astype(np.float32))
+
+
+def test_rows_by_expert_are_a_stable_sort():
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, 6, (11, 3)).astype(np.int32)
+    weights = rng.random((11, 3), np.float32)
+    tokens, experts = np.empty(33, np.int32), np.empty(33, np.int32)
+    row_weights = np.empty((33, 1), np.float32)[:, 0]
+    ops.sort_by_expert(ids, weights, tokens, experts, row_weights)
+    choices = [(ids[i, j], i, weights[i, j]) for i in range(11) for j in range(3)]
+    choices.sort(key=lambda choice: choice[:1])
+    assert [(e, t, w) for e, t, w in zip(experts, tokens, row_weights, strict=True)] == choices
+    with pytest.raises(ValueError, match="tokens"):
+        ops.sort_by_expert(ids, weights, tokens[:5], experts, row_weights)
+    with pytest.raises(TypeError, match="weights"):
+        ops.sort_by_expert(ids, weights.astype("f8"), tokens, experts, row_weights)

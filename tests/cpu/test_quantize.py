@@ -334,3 +334,15 @@ def test_a_type_may_be_given_as_name_enum_or_format(rng):
     expected = quantize(weights, "q2_k").data
     for qtype in (gguf.GGMLQuantizationType.Q2_K, "Q2_K", block_format("Q2_K")):
         np.testing.assert_array_equal(quantize(weights, qtype).data, expected)
+
+
+def test_blocks_go_where_the_caller_says():
+    x = np.random.default_rng(3).standard_normal((3, 5, 64), np.float32)
+    expected = quantize(x, "Q8_0")
+    out = np.empty((3, 5, 68), np.uint8)
+    t = quantize(x, "Q8_0", out=out)
+    assert t.data.base is out or t.data is out
+    np.testing.assert_array_equal(out, expected.data)
+    for bad in (out[:2], out.astype(np.int8), out[:, ::-1], x.view(np.uint8)[..., :68]):
+        with pytest.raises(ValueError, match="out"):
+            quantize(x, "Q8_0", out=bad)
