@@ -13,6 +13,10 @@ struct MXFP4 : constants::MXFP4 {
 #pragma unroll
     for (int i = 0; i < kVector / 4; ++i)
       codes[i] = look_up<constants::MXFP4>(codes[i] >> (index / 16 * 4) & 0x0f0f0f0fu);
-    scale_bytes<kVector>(codes, -128.0f, half_power_of_two(block.byte(kE)), weights);
+    const unsigned e = block.byte(kE);
+    if (e > 1) return scale_bytes<kVector>(codes, -128.0f, half_power_of_two(e), weights);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i)
+      weights[i] = smallest_floats(((int)(codes[i / 4] >> (8 * (i % 4)) & 255) - 128) * (int)(0x00200000u << e));
   }
 };

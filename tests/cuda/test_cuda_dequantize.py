@@ -56,7 +56,11 @@ def test_every_instance(key, device, launched, rng):
     t = random_tensor(rng, name, (7, width(name, 5)))
     gap = 32 - t.row_bytes % 16 if t.format.is_float else 3 * t.format.block_bytes
     offset, row_gap, out_gap = (0, gap, 8 + -t.columns % 8) if aligned else (1, 1, 3)
-    check(dequantize(on_device(device, t, offset=offset), dtype), t, dtype)
+    if launcher.alignment(t.format) > 1:
+        check(dequantize(on_device(device, t, offset=offset), dtype), t, dtype)
+    else:  # blocks lie anywhere: it is the output that is not aligned
+        out = empty_rows(device, t.shape, dtype, 0 if aligned else 1, offset)
+        check(dequantize(on_device(device, t, offset=offset), out=out), t, dtype)
     out = empty_rows(device, t.shape, dtype, out_gap, offset)
     check(dequantize(on_device(device, t, row_gap), out=out), t, dtype)
     assert set(launched) == {DEQUANTIZE[key]} and len(launched) == 2
