@@ -13,8 +13,10 @@ import tokenizer_peer
 import vocabulary_files
 from gguf import TokenType
 from odd_strings import odd_strings
+from small_models import SMALL, small
 
 import quant
+from quant.models.synthetic import metadata as model_metadata
 from quant.models.tokenizer import Tokenizer
 from quant.models.tokenizer.byte_letters import BYTE_LETTERS
 from quant.models.tokenizer.encoder import cutter
@@ -57,7 +59,7 @@ LLAMA_CPP_FORMS = {
 }
 
 
-def _both_ways(special, n=1000):
+def _both_ways(special, n):
     return [
         (text, *how) for text in odd_strings(n, special) for how in ((True, False), (False, True))
     ]
@@ -69,10 +71,10 @@ def _differ(tokenizer, texts, peer):
     ]
 
 
-def _check(path, special):
-    """Everything that the peer says of a file, on 1000 strings."""
+def _check(path, special, n=1000):
+    """Everything that the peer says of a file, on `n` strings."""
     tokenizer = Tokenizer.from_metadata(quant.open(path).metadata)
-    texts = _both_ways(special)
+    texts = _both_ways(special, n)
     plain = [tokenizer.encode(text, add_special=False) for text, *_ in texts[::2]]
     peer = tokenizer_peer.ask(path, texts, plain)
     assert tokenizer.n_vocab == peer.n_vocab
@@ -183,6 +185,13 @@ def test_sentence_piece(more, tmp_path):
         ids = tokenizer.encode(text)
         assert ids[0] == 1
         assert tokenizer.decode(ids) == text.replace("▁", " ")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_files_of_make_gguf(name, tmp_path):
+    metadata = {key: value for key, _, value in model_metadata.tokenizer(small(name))}
+    path = vocabulary_files.write(tmp_path / "v.gguf", metadata)
+    _check(path, tuple(metadata["tokenizer.ggml.tokens"][:3]), n=200)
 
 
 def test_phi_3_takes_no_blanks_behind_special_tokens(tmp_path):
