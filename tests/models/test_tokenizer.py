@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import real_files
 import tokenizer_peer
 import vocabulary_files
 from gguf import TokenType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from odd_strings import odd_strings
 from small_models import SMALL, small
 
@@ -315,6 +318,38 @@ def test_hostile_metadata(key, value, words):
         Tokenizer.from_metadata(changed)
     assert key in str(error.value)
     assert len(str(error.value)) < 400
+
+
+_ODD_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 300), st.just(2**64), st.floats(), st.text(max_size=3),
+    st.sampled_from(["gpt2", "llama", "bert", "gpt-2", "qwen2"]),
+    st.lists(st.text(max_size=3), max_size=300), st.lists(st.integers(-(2**40), 2**70), max_size=300),
+    st.integers(0, 9).map(lambda kind: np.full(259, kind, np.int32)),
+    st.sampled_from([np.zeros((259, 1)), np.array(3), np.zeros(259, "f2"), np.full(259, -np.inf), ((),), [[]]]),
+)  # fmt: skip
+_KEYS = [*_bytes_alone(), *(f"tokenizer.ggml.{key}" for key in ("scores", "add_bos_token", "fim_sep_token_id")),
+         "tokenizer.chat_template", "general.name"]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:text. the vocabulary has no tokens:UserWarning")
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(_KEYS), _ODD_VALUES, min_size=1, max_size=4))
+def test_any_metadata_is_refused_or_works(changes):
+    """With a ValueError, from the constructor or from what is asked of the tokenizer."""
+    metadata = _bytes_alone() | changes
+    for key in [key for key, value in metadata.items() if value is None]:
+        del metadata[key]
+    try:
+        tokenizer = Tokenizer.from_metadata(metadata)
+    except ValueError:
+        return
+    for call in (
+        lambda: tokenizer.encode("the <s> é\n", parse_special=True),
+        lambda: tokenizer.decode(range(tokenizer.n_vocab)),
+        lambda: tokenizer.encode_chat(HELLO),
+    ):
+        with contextlib.suppress(ValueError):
+            call()
 
 
 @pytest.mark.parametrize(
