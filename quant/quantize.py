@@ -227,10 +227,14 @@ def _unfit_weight(shape, start, weights, block, blocks):
     if not np.isfinite(weights[at]):
         return ValueError(f"x: weights must be finite; x[{_index(where)}] is {weights[at]}")
     larger = "F32" if block.name == "BF16" else "BF16 or F32"
-    what = "the value" if block.is_float else "its block's scale"
+    if any(field.dtype == "<f2" for field in block.fields) or block.is_float:
+        what = "the value" if block.is_float else "its block's scale or minimum"
+        how = "bfloat16" if block.name == "BF16" else "half precision (at most 65504)"
+        why = f"{what} is stored in {how}"
+    else:
+        why = f"weights of at most {_LARGEST_BLOCK:g} are taken"
     return ValueError(
-        f"x: x[{_index(where)}] = {weights[at]:g} is too large for {block.name}: {what} is stored "
-        f"in {'bfloat16' if block.name == 'BF16' else 'half precision (at most 65504)'}; "
+        f"x: x[{_index(where)}] = {weights[at]:g} is too large for {block.name}: {why}; "
         f"scale the weights down or use {larger}"
     )
 

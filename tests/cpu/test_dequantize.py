@@ -55,13 +55,13 @@ def test_bits_when_streaming(rng, name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["Q8_0", "IQ4_NL", "Q4_0"])
+@pytest.mark.parametrize("name", ["Q8_0", "IQ4_NL", "Q4_0", "MXFP4"])
 def test_every_scale(rng, name, dtype):
-    """All 65536 values of d, one in each block."""
+    """All 65536 values of d, one in each block; of a scale of eight bits all 256."""
     t = random_tensor(rng, name, (256, 256 * 32))
-    t.data.view(t.format.block_dtype)["d"] = (
-        np.arange(65536, dtype=np.uint16).view(np.float16).reshape(256, 256)
-    )
+    scale = t.format.fields[0]
+    bits = np.arange(65536).astype(f"u{scale.n_bytes}").reshape(256, 256)
+    t.data.view(t.format.block_dtype)[scale.name] = bits.view(scale.dtype)
     assert_same_bits(dequantize(t, dtype), reference(t, dtype))
 
 

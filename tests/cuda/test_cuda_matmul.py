@@ -9,7 +9,7 @@ from matmul_cases import (
     random_x,
     weights_of,
 )
-from quant_cases import block_format
+from quant_cases import block_format, modes_of, orders_of
 
 import lowlevel
 import quant.gpu.matmul.run as launcher
@@ -101,7 +101,7 @@ def test_every_instance(kernel, name, exact, n, device, launched, rng):
     assert kernel in launched and len(set(launched) - prepares) == 1
 
 
-@pytest.mark.parametrize("name", [*BLOCKS, *FLOATS])
+@pytest.mark.parametrize("name, order", orders_of([*BLOCKS, *FLOATS]), indirect=["order"])
 def test_orders(name, order, rng):
     """As threads and blocks come in any order: a few rows and tiles, experts among them."""
     t = random_tensor(rng, name, 3, 37, columns_of(name, 3))
@@ -114,8 +114,7 @@ def test_orders(name, order, rng):
                 check_product(y[experts == e], x[experts == e], t[e], exact, f"{n} {order}")
 
 
-@pytest.mark.parametrize("mode", ["race", "ub"])
-@pytest.mark.parametrize("name", [*BLOCKS, "F16"])
+@pytest.mark.parametrize("name, mode", modes_of([*BLOCKS, "F16"]))
 def test_checking_modes(name, mode):
     """Every kernel; the three float formats are one file.
 
@@ -295,6 +294,8 @@ def test_extreme_bytes(name, n, any_device):
         for field in block.fields:
             if field.dtype == "<f2":
                 records[field.name] = 1.0
+            elif field.name == "e":
+                records[field.name] = 127
         t = QuantTensor(records.view(np.uint8).reshape(-1), name, (5, columns))
         for sign in (1, -1):
             x = np.full((n, columns), sign * 127.0, np.float32)

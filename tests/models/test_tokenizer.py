@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,9 +13,13 @@ import real_files
 import tokenizer_peer
 import vocabulary_files
 from gguf import TokenType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from odd_strings import odd_strings
+from small_models import SMALL, small
 
 import quant
+from quant.models.synthetic import metadata as model_metadata
 from quant.models.tokenizer import Tokenizer
 from quant.models.tokenizer.byte_letters import BYTE_LETTERS
 from quant.models.tokenizer.encoder import cutter
@@ -57,7 +62,7 @@ LLAMA_CPP_FORMS = {
 }
 
 
-def _both_ways(special, n=1000):
+def _both_ways(special, n):
     return [
         (text, *how) for text in odd_strings(n, special) for how in ((True, False), (False, True))
     ]
@@ -69,10 +74,10 @@ def _differ(tokenizer, texts, peer):
     ]
 
 
-def _check(path, special):
-    """Everything that the peer says of a file, on 1000 strings."""
+def _check(path, special, n=1000):
+    """Everything that the peer says of a file, on `n` strings."""
     tokenizer = Tokenizer.from_metadata(quant.open(path).metadata)
-    texts = _both_ways(special)
+    texts = _both_ways(special, n)
     plain = [tokenizer.encode(text, add_special=False) for text, *_ in texts[::2]]
     peer = tokenizer_peer.ask(path, texts, plain)
     assert tokenizer.n_vocab == peer.n_vocab
@@ -183,6 +188,13 @@ def test_sentence_piece(more, tmp_path):
         ids = tokenizer.encode(text)
         assert ids[0] == 1
         assert tokenizer.decode(ids) == text.replace("▁", " ")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_files_of_make_gguf(name, tmp_path):
+    metadata = {key: value for key, _, value in model_metadata.tokenizer(small(name))}
+    path = vocabulary_files.write(tmp_path / "v.gguf", metadata)
+    _check(path, tuple(metadata["tokenizer.ggml.tokens"][:3]), n=200)
 
 
 def test_phi_3_takes_no_blanks_behind_special_tokens(tmp_path):
@@ -306,6 +318,38 @@ def test_hostile_metadata(key, value, words):
         Tokenizer.from_metadata(changed)
     assert key in str(error.value)
     assert len(str(error.value)) < 400
+
+
+_ODD_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 300), st.just(2**64), st.floats(), st.text(max_size=3),
+    st.sampled_from(["gpt2", "llama", "bert", "gpt-2", "qwen2"]),
+    st.lists(st.text(max_size=3), max_size=300), st.lists(st.integers(-(2**40), 2**70), max_size=300),
+    st.integers(0, 9).map(lambda kind: np.full(259, kind, np.int32)),
+    st.sampled_from([np.zeros((259, 1)), np.array(3), np.zeros(259, "f2"), np.full(259, -np.inf), ((),), [[]]]),
+)  # fmt: skip
+_KEYS = [*_bytes_alone(), *(f"tokenizer.ggml.{key}" for key in ("scores", "add_bos_token", "fim_sep_token_id")),
+         "tokenizer.chat_template", "general.name"]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:text. the vocabulary has no tokens:UserWarning")
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(_KEYS), _ODD_VALUES, min_size=1, max_size=4))
+def test_any_metadata_is_refused_or_works(changes):
+    """With a ValueError, from the constructor or from what is asked of the tokenizer."""
+    metadata = _bytes_alone() | changes
+    for key in [key for key, value in metadata.items() if value is None]:
+        del metadata[key]
+    try:
+        tokenizer = Tokenizer.from_metadata(metadata)
+    except ValueError:
+        return
+    for call in (
+        lambda: tokenizer.encode("the <s> é\n", parse_special=True),
+        lambda: tokenizer.decode(range(tokenizer.n_vocab)),
+        lambda: tokenizer.encode_chat(HELLO),
+    ):
+        with contextlib.suppress(ValueError):
+            call()
 
 
 @pytest.mark.parametrize(
