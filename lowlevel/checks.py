@@ -142,26 +142,26 @@ def _one_of(names):
     return " or ".join(f'"{name}"' for name in names)
 
 
-def real_number(value: Any, name: str, least: float | None = None) -> float:
-    """`value` as a float.
+def real_number(value: Any, name: str, least: float | None = None, dtype: str = "float32") -> float:
+    """`value` as a float that is finite in `dtype`, which is computed with.
 
     Raises
     ------
     TypeError
         No real number.
     ValueError
-        Not finite in float32, which kernels compute with, or below `least`.
+        Not finite there, or below `least`.
     """
     at_least = "" if least is None else f", at least {least:.2g}"
-    wanted = f"expected a number that is finite in float32{at_least}"
+    wanted = f"expected a number that is finite in {dtype}{at_least}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: {wanted}, got {value!r}")
     try:
         with np.errstate(over="ignore"):
-            single = np.float32(float(value))
+            held = np.dtype(dtype).type(float(value))
     except OverflowError:  # an int beyond any float
-        single = np.float32(np.inf)
-    if not np.isfinite(single) or (least is not None and single < least):
+        held = np.float32(np.inf)
+    if not np.isfinite(held) or (least is not None and held < least):
         raise ValueError(f"{name}: {wanted}, got {value!r}")
     return float(value)
 
