@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from ..gguf.model_file import ModelFile
     from .planned_file import PlannedFile
-    from .sampling import SamplingParams  # type: ignore[import-not-found,unused-ignore]
+    from .sampling import SamplingParams
     from .step import Pass
-    from .tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
+    from .tokenizer import Tokenizer
 
 MOST_CONTEXT = 2**31 - 64
 DEFAULT_CONTEXT = 16384
@@ -489,6 +489,8 @@ class Model:
         if self.closed:
             return
         self.closed = True
+        for bound in self._bound.values():
+            bound.close()
         self._bound.clear()
         scratch = self.__dict__.pop("_scratch", None)
         if scratch is not None:
