@@ -88,16 +88,18 @@ def tests_of(n_prompt: list[int], n_gen: list[int], depths: list[int]) -> list[T
     return [Test(*size, depth) for depth in depths for size in sizes]
 
 
-def cases_of(file: Any, tests: list[Test], settings: list[Setting]) -> list[Case]:
+def cases_of(
+    file: Any, tests: list[Test], settings: list[Setting], merge: bool = True
+) -> list[Case]:
     """The rows of every combination, planned by the header of an open file alone.
 
     Of settings that differ in amb alone and whose passes have equal plans, the one with the smallest amb stands for
-    all. What cannot be planned is a row as well, with the reason.
+    all, if `merge`. What cannot be planned is a row as well, with the reason.
     """
-    cases = []
+    cases: list[Case] = []
     for test, setting in itertools.product(tests, settings):
         case = _planned(file, test, setting)
-        same = next((i for i, other in enumerate(cases) if _is_same(case, other)), None)
+        same = next((i for i, other in enumerate(cases) if merge and _is_same(case, other)), None)
         if same is None:
             cases.append(case)
         else:

@@ -17,6 +17,12 @@ from .model_table import Column, GrowingTable
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+    from typing import Any
+
+    from quant import ModelFile
+
+    from .model_cases import Case, Test
 
 INTERRUPTED = 130
 DEFAULT_REPETITIONS = 3
@@ -45,36 +51,20 @@ PARAMETERS = [
 
 def run(args: argparse.Namespace) -> int:
     """The subcommand; see command.py for its options."""
-    _fill_defaults(args)
+    fill_defaults(args)
     begun = time.monotonic()
     import quant
 
     from .. import tables
 
     path = args.model or _small_file()
-    tests = tests_of(args.n_prompt, args.n_gen, args.n_depth)
-    if not tests:
-        raise UsageError("-p, -n: nothing to run")
-    settings = [
-        Setting(n_ubatch, kv_type, loading.mla_of(mla), n_threads, method, amb)
-        for n_ubatch, kv_type, mla, n_threads, method, amb in itertools.product(
-            args.ubatch_size,
-            args.kv_type,
-            args.attention_mla,
-            args.threads,
-            args.method,
-            args.attn_max_batch,
-        )
-    ]
     with quant.open(path) as file:
-        cases = cases_of(file, tests, settings)
-        head = _head(path, file)
-    if all(case.cannot_run for case in cases):
-        raise UsageError(cases[0].cannot_run)
+        cases, tests = chosen_cases(args, file)
+        head = head_of(path, file)
     say = loading.complain if not args.json else _nothing
     rows, table = [], None
     if not args.json:
-        tables.note(_title(head, cases, tests))
+        tables.note(title(head, cases, tests))
         table = GrowingTable(_columns(cases))
     interrupted = False
     until = None if args.repetitions or args.model else begun + SMALL_SECONDS
@@ -97,11 +87,42 @@ def run(args: argparse.Namespace) -> int:
     return int(any(row.broken for row in rows))
 
 
+def chosen_cases(
+    args: argparse.Namespace, file: ModelFile, merge: bool = True
+) -> tuple[list[Case], list[Test]]:
+    """The rows that a command line asks for, and their tests.
+
+    Raises
+    ------
+    UsageError
+        There are none, or none can run.
+    """
+    tests = tests_of(args.n_prompt, args.n_gen, args.n_depth)
+    if not tests:
+        raise UsageError("-p, -n: nothing to run")
+    settings = [
+        Setting(n_ubatch, kv_type, loading.mla_of(mla), n_threads, method, amb)
+        for n_ubatch, kv_type, mla, n_threads, method, amb in itertools.product(
+            args.ubatch_size,
+            args.kv_type,
+            args.attention_mla,
+            args.threads,
+            args.method,
+            args.attn_max_batch,
+        )
+    ]
+    cases = cases_of(file, tests, settings, merge)
+    if all(case.cannot_run for case in cases):
+        raise UsageError(cases[0].cannot_run)
+    return cases, tests
+
+
 def _nothing(text):
     """Warnings are no part of JSON."""
 
 
-def _fill_defaults(args):
+def fill_defaults(args: argparse.Namespace) -> None:
+    """Put defaults where nothing was given, and drop what is asked for twice."""
     from lowlevel.cpu.threads import resolve_n_threads
 
     defaults = DEFAULTS if args.model else SMALL_DEFAULTS
@@ -116,7 +137,8 @@ def _small_file():
         return default_model.path(progress, default_model.WHOLE)
 
 
-def _head(path, file):
+def head_of(path: Any, file: ModelFile) -> dict[str, Any]:
+    """What is said of the file once."""
     attention = file.attention
     return dict(
         model=str(path),
@@ -153,7 +175,8 @@ def _measured(args, path, case, until, say):
 # ---------------------------------------------------------------- output
 
 
-def _title(head, cases, tests):
+def title(head: dict[str, Any], cases: list[Case], tests: list[Test]) -> str:
+    """The line above the table: the file, and what all rows have in common."""
     from ..tables import mib
 
     common = [
@@ -177,19 +200,26 @@ def _ambs(case):
     return ",".join(str(amb) for amb in sorted(case.ambs))
 
 
-def _columns(cases):
+def columns_of_cases(cases: list[Case], case_of: Callable[[Any], Case]) -> list[Column]:
+    """What tells rows apart: settings that vary, the budgets, the test."""
     varied = _varied(cases)
     widest = max(len(_ambs(case)) for case in cases)
     longest = max(len(case.test.name) for case in cases)
     parameters = [
-        Column(heading, lambda row, key=key: str(getattr(row.case.setting, key)), 5)
+        Column(heading, lambda row, key=key: str(getattr(case_of(row).setting, key)), 5)
         for key, heading in PARAMETERS
         if key in varied
     ]
     return [
         *parameters,
-        Column("amb", lambda row: _ambs(row.case), widest),
-        Column("test", lambda row: row.case.test.name, longest),
+        Column("amb", lambda row: _ambs(case_of(row)), widest),
+        Column("test", lambda row: case_of(row).test.name, longest),
+    ]
+
+
+def _columns(cases):
+    return [
+        *columns_of_cases(cases, lambda row: row.case),
         Column("t/s", _speed, 17),
         Column("K/V cache", lambda row: _mib(row.case.memory, "kv_cache"), 9),
         Column("compute planned", lambda row: _mib(row.case.memory, "compute"), 9),
