@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from .options import METHODS, MIB, MOST_MIB, memory_size, positive, whole_numbers
+from .options import METHODS, MIB, MOST_MIB, UsageError, memory_size, positive, whole_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that `opened` reads."""
     from quant.models.kv_cache import kv_type_names
 
-    group = parser.add_argument_group("how it runs", "spelt as llama.cpp and ik_llama.cpp spell them")
+    group = parser.add_argument_group(
+        "how it runs", "spelt as llama.cpp and ik_llama.cpp spell them"
+    )
     group.add_argument(
         "-c",
         "--ctx-size",
@@ -109,9 +111,15 @@ def opened(args: argparse.Namespace, say: Callable[[str], object], n_ctx: int | 
     ------
     OSError, ValueError, MemoryError
         As `quant.load`.
+    UsageError
+        A device that needs what is not installed.
     """
     import lowlevel
 
+    try:
+        lowlevel.devices.get(args.device)
+    except ImportError as error:
+        raise UsageError(str(error)) from None
     pool = None if args.budget is None else lowlevel.Pool(args.budget, device=args.device)
     try:
         return load(
@@ -164,7 +172,9 @@ def broken_limits(net: Model) -> list[str]:
     """What a model promised of its memory and did not hold: nothing, unless there is a fault in it."""
     broken = []
     if net.compute_peak > net.memory.compute:
-        broken.append(f"compute memory {net.compute_peak} bytes is over the plan's {net.memory.compute}")
+        broken.append(
+            f"compute memory {net.compute_peak} bytes is over the plan's {net.memory.compute}"
+        )
     if net.pool.peak > net.memory.pool:
         broken.append(f"the pool's peak {net.pool.peak} bytes is over the plan's {net.memory.pool}")
     return broken

@@ -120,6 +120,7 @@ def add_sweep(
     ubatch: list[int],
     amb: list[int],
     kv_types: Collection[str] = KV_TYPES,
+    least_context: int = 1,
 ) -> None:
     """The options whose every combination is a row: context, u-batch, budget, method, K/V, threads.
 
@@ -129,10 +130,11 @@ def add_sweep(
         Defaults. Each option takes a comma list and may be given several times.
     kv_types : collection of str
         Those that are taken.
+    least_context : int
     """
     count = whole_numbers(1)
     lists = [
-        (("-p", "-c", "--n-prompt"), "N", count, context, "tokens of the prompt: keys"),
+        (("-p", "-c", "--n-prompt"), "N", whole_numbers(least_context), context, "tokens of the prompt: keys"),
         (("-ub", "--ubatch-size"), "N", count, ubatch, "tokens of a u-batch: query rows"),
         (("-amb", "--attn-max-batch"), "MIB", whole_numbers(0, MOST_MIB, ": it is MiB"), amb, "budget in MiB, 0: no cap"),
         (("--method",), "NAME", choices(METHODS), METHODS, "auto: best tiles; steps: whole K*Q of some heads"),

@@ -120,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
     if args.vram:
         return fit.run(args)
     contexts_given = args.n_prompt is not None
+    if args.model is not None:  # whose cache is f16, as everywhere, if nothing else is said
+        args.kv_type = args.kv_type or ["f16"]
     fill_list_defaults(args)
     geometry = _geometry(args)
     warnings = _settle_contexts(args, geometry, contexts_given)
@@ -218,8 +220,8 @@ def _whole_model(args):
 def _taken(model, mla, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
     """What the whole model takes: bytes of its K/V cache, and of compute memory by what it is for."""
     import lowlevel
-    from quant.models.fit import Setting, device_memory
     from quant.models.engines import KQCAP
+    from quant.models.fit import Setting, device_memory
 
     if model is None:
         return {}
@@ -360,5 +362,9 @@ def _cells(row):
         str(ik["heads"]),
         mib(ik["kq_bytes"]),
         mib(ik["overshoot_bytes"]) if ik["overshoot_bytes"] else "0",
-        *([mib(row[key]) for key in ("kv_cache_bytes", "compute_bytes")] if "kv_cache_bytes" in row else []),
+        *(
+            [mib(row[key]) for key in ("kv_cache_bytes", "compute_bytes")]
+            if "kv_cache_bytes" in row
+            else []
+        ),
     ]

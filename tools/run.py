@@ -65,7 +65,9 @@ def add_parser(subparsers: Any) -> None:
         help=f"tokens to generate at most (default: {DEFAULT_TOKENS}; with --logits none)",
     )
     parser.add_argument(
-        "--chat", action="store_true", help="PROMPT as a user's message, by the file's chat template"
+        "--chat",
+        action="store_true",
+        help="PROMPT as a user's message, by the file's chat template",
     )
     parser.add_argument("--system", metavar="TEXT", help="with --chat: a system message before it")
     parser.add_argument(
@@ -82,8 +84,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--ignore-eos", action="store_true", help="do not stop where the model would"
     )
-    sampling = parser.add_argument_group("which token comes next", "by default the most probable one")
-    sampling.add_argument("--temp", type=float, metavar="T", default=0.0, help="temperature; 0: none")
+    sampling = parser.add_argument_group(
+        "which token comes next", "by default the most probable one"
+    )
+    sampling.add_argument(
+        "--temp", type=float, metavar="T", default=0.0, help="temperature; 0: none"
+    )
     sampling.add_argument("--top-k", type=int, metavar="N", default=0, help="0: all")
     sampling.add_argument("--top-p", type=float, metavar="P", default=1.0, help="1: all")
     sampling.add_argument("--min-p", type=float, metavar="P", default=0.0, help="0: all")
@@ -175,7 +181,9 @@ def _prompt(args):
     except ImportError as error:
         raise UsageError(str(error)) from None
     if not ids:
-        raise UsageError("PROMPT: it is empty, and the model begins a text with no token of its own")
+        raise UsageError(
+            "PROMPT: it is empty, and the model begins a text with no token of its own"
+        )
     return Prompt(ids, tokenizer, () if args.ignore_eos else None)
 
 
@@ -265,12 +273,18 @@ class Session:
             self.net.truncate(len(self.prompt.tokens) - 1)
         room = self.net.choices.n_ctx - len(self.prompt.tokens) + 1
         if n > room > 0:
-            loading.complain(f"note: the context of {self.net.choices.n_ctx} ends after {room} tokens")
+            loading.complain(
+                f"note: the context of {self.net.choices.n_ctx} ends after {room} tokens"
+            )
         tokens = self._ids_before_logits
         with token_bar("prompt") as progress:
             begun = time.perf_counter()
             following = self.net.generate(
-                tokens, min(n, max(room, 1)), sample=sampling, stop=self.prompt.stop, progress=progress
+                tokens,
+                min(n, max(room, 1)),
+                sample=sampling,
+                stop=self.prompt.stop,
+                progress=progress,
             )
             first = next(following, None)
         self._prompt_seconds = self._prompt_seconds or time.perf_counter() - begun
@@ -330,6 +344,7 @@ class Session:
         return pp, tg
 
     def _speed_line(self):
+        from lowlevel.cpu import compile_notice
         from lowlevel.sizes import format_size
 
         memory = self.net.memory
@@ -337,6 +352,8 @@ class Session:
         return (
             f"speed: pp {len(self.prompt.tokens)} tokens {pp}, tg {len(self.made)} tokens {tg}; "
             f"compute {format_size(self.net.compute_peak)} used of {format_size(memory.compute)} planned"
+            + "; kernels were compiled meanwhile, once for this CPU"
+            * bool(compile_notice.n_compiled())
         )
 
     def _document(self, broken):

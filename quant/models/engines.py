@@ -317,9 +317,7 @@ def _ik_amb_matters(model, setting):
     )
 
 
-_ESTIMATED = (
-    "the compute buffer is an estimate, its logits are those of a whole u-batch"
-)
+_ESTIMATED = "the compute buffer is an estimate, its logits are those of a whole u-batch"
 
 
 def _ik_counted(model, setting):

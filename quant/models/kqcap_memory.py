@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 # Whole models run there; elsewhere what they would take is estimated.
 RUNS_ON = ("cpu",)
 BY_PASSES = "kqcap's: K/V cache and compute memory by the plans of its passes, to the byte, as it takes them"
-ESTIMATED = (
-    "kqcap's: attention's scratch as it is taken, to the byte; the logits of one token; activations are an estimate"
-)
+ESTIMATED = "kqcap's: attention's scratch as it is taken, to the byte; the logits of one token; activations are an estimate"
 
 
 def is_by_passes(model: ModelMemory, setting: Setting) -> bool:
@@ -83,7 +81,9 @@ def compute(
             inputs=memory.inputs,
             weights_made=memory.weights_made,
         )
-    return _estimated_compute(model, [model.layers[n] for n in numbers], has_output, setting, absorbed)
+    return _estimated_compute(
+        model, [model.layers[n] for n in numbers], has_output, setting, absorbed
+    )
 
 
 def _planned(model, numbers, setting):
@@ -127,7 +127,9 @@ def _estimated_kv_bytes(layer, setting):
     rows = _rows(layer, setting)
     if layer.latent:
         return rows * row_bytes(layer.latent + layer.n_rot, setting.kv_type)
-    return rows * sum(row_bytes(layer.n_head_kv * d, setting.kv_type) for d in (layer.d_k, layer.d_v))
+    return rows * sum(
+        row_bytes(layer.n_head_kv * d, setting.kv_type) for d in (layer.d_k, layer.d_v)
+    )
 
 
 def attention_plan(layer: Layer, setting: Setting, absorbed: bool) -> AttentionPlan:

@@ -89,9 +89,7 @@ def of_geometry(geometry: ModelGeometry, qtype: str) -> ModelMemory:
         for tensor in plan_tensors(geometry, qtype)
     ]
     form = geometry.mla_form if geometry.kv_lora_rank else ""
-    found = _memory_model(
-        geometry.name, tensors, geometry.attention, geometry.n_expert_used, form
-    )
+    found = _memory_model(geometry.name, tensors, geometry.attention, geometry.n_expert_used, form)
     return _with_config(found, PlannedFile(geometry, qtype))
 
 

@@ -192,15 +192,21 @@ class Planned:
         self.config, self.choices = config, choices
         self._passes = {} if passes is None else passes
         self.activation_bytes = self.attention_bytes = fixed = 0
-        brief = config.of_each_kind()
+        brief, refused = config.of_each_kind(), []
         for n_tokens in _some_sizes(choices.n_ubatch):
             for n_kv in self._contexts(n_tokens):
                 for n_outputs in {0, 1, n_tokens}:
                     made = self._of(brief, n_tokens, n_outputs, n_kv)
                     self.activation_bytes = max(self.activation_bytes, made.activation_bytes)
                     fixed = max(fixed, made.fixed_scratch_bytes)
-                    attention = made.attention_bytes(n_kv, choices.amb)
+                    try:
+                        attention = made.attention_bytes(n_kv, choices.amb)
+                    except BudgetError as error:
+                        refused.append(error)
+                        continue
                     self.attention_bytes = max(self.attention_bytes, attention)
+        if refused:  # what holds the most demanding pass holds all
+            raise max(refused, key=lambda error: error.requested)
         self.scratch_bytes = max(fixed, self.attention_bytes)
 
     def _contexts(self, n_tokens):
@@ -300,7 +306,7 @@ class Model:
         try:
             self.config, choices = _checked(self._file, where.name, options)
             room = None if pool is None else pool.largest_free
-            planned, self.memory = _best_plan(self.config, choices, self._file.n_bytes, room)
+            planned, self.memory = _best_plan(self.config, choices, self._file.n_bytes, room, {})
             if room is None:
                 _check_machine(self.memory)
         except BaseException:
@@ -574,7 +580,12 @@ class Model:
 
 
 def plan_model(
-    file: ModelFile | PlannedFile, device: str = "cpu", *, room: int | None = None, **options: Any
+    file: ModelFile | PlannedFile,
+    device: str = "cpu",
+    *,
+    room: int | None = None,
+    passes: dict[Choices, dict] | None = None,
+    **options: Any,
 ) -> tuple[Planned, Memory]:
     """What `load` would take, from a header alone: nothing is taken here.
 
@@ -585,6 +596,8 @@ def plan_model(
     device : str
     room : int, optional
         Bytes that it must fit, as `load` fits a pool; None: the best plan.
+    passes : dict, optional
+        Where passes are kept: those of one file serve all budgets, contexts and u-batches.
     **options
         As `load` takes them, without `pool`; all of them have `load`'s defaults.
 
@@ -595,30 +608,31 @@ def plan_model(
     """
     unknown = options.keys() - DEFAULTS.keys()
     if unknown:
-        raise TypeError(f"options: {', '.join(sorted(unknown))}: expected some of {', '.join(DEFAULTS)}")
+        raise TypeError(
+            f"options: {', '.join(sorted(unknown))}: expected some of {', '.join(DEFAULTS)}"
+        )
     config, choices = _checked(file, device, {**DEFAULTS, **options})
-    return _best_plan(config, choices, file.n_bytes, room)
+    return _best_plan(config, choices, file.n_bytes, room, {} if passes is None else passes)
 
 
-def _best_plan(config, choices, weight_bytes, room):
+def _best_plan(config, choices, weight_bytes, room, passes):
     """(Planned, Memory) of the first of `_candidates` that fits `room`; None: of the best."""
     refused: Any = None
-    below: BudgetError | None = None
+    below: dict[int | str, BudgetError] = {}  # by the form of latent attention
     for candidate in _candidates(choices):
-        if below is not None and candidate.mla == choices.mla:
+        if candidate.mla in below:
             continue
         try:
-            planned = Planned(config, candidate)
+            planned = Planned(config, candidate, passes.setdefault(pass_key(candidate), {}))
         except BudgetError as error:  # amb is below the smallest tile, and will be
-            below = error
+            below[candidate.mla] = error
             continue
         memory = planned.memory(weight_bytes)
         if room is None or memory.pool <= room:
             return planned, memory
         refused = memory
     if refused is None:
-        assert below is not None
-        raise _below_amb(below, choices)
+        raise _below_amb(min(below.values(), key=lambda error: error.requested), choices)
     raise _too_small(refused, room)
 
 
@@ -741,4 +755,13 @@ def _checked_logits(out, shape):
     return out
 
 
-__all__ = ["DECOMPRESSED", "Memory", "Model", "Planned", "load", "pass_key", "plan_model", "plan_pass"]
+__all__ = [
+    "DECOMPRESSED",
+    "Memory",
+    "Model",
+    "Planned",
+    "load",
+    "pass_key",
+    "plan_model",
+    "plan_pass",
+]

@@ -43,7 +43,7 @@ columns:
   growth        MiB by which the process grew (anonymous resident memory: mapped weights do not count)
                 from before the model was loaded to after its runs: cache and compute, and what else
 Defaults: of a MODEL -p 512 -n 128 -d 0 -ub 2048 -amb 256 -ctk f16 -mla auto, of the small file -p 2048
--n 0 -amb 0,16,32,64 --method steps,auto. Rows appear when they are finished; Ctrl-C keeps them. Checked
+-n 0 -amb 0,32,64,128 --method steps,auto. Rows appear when they are finished; Ctrl-C keeps them. Checked
 limits (exit code 1): memory used is within the plan.
 
 With --attention (-p 16384, K and V f32 by default), columns:
@@ -127,6 +127,7 @@ def add_parser(subparsers):
         ubatch=[2048],
         amb=[0, 64, 128, 256, 512],
         kv_types=kv_type_names(),
+        least_context=0,
     )
     parser.add_argument("-n", "--n-gen", metavar="N", type=whole_numbers(0), action="extend",
                         help="tokens that are generated one by one; 0: none")  # fmt: skip
@@ -220,10 +221,14 @@ def run_attention(args):
     """One layer's attention."""
     whole = [name for name in WHOLE_ONLY if getattr(args, name) is not None]
     if whole:
-        raise UsageError(f"{', '.join(WHOLE_ONLY[name] for name in whole)}: for whole models, not --attention")
+        raise UsageError(
+            f"{', '.join(WHOLE_ONLY[name] for name in whole)}: for whole models, not --attention"
+        )
     unknown = sorted(set(args.kv_type or ()) - set(KV_TYPES))
     if unknown:
         raise UsageError(f"--kv-type {','.join(unknown)}: --attention has {', '.join(KV_TYPES)}")
+    if 0 in (args.n_prompt or ()):
+        raise UsageError("-p 0: attention takes at least one key")
     args.layer = args.layer or 0
     fill_list_defaults(args)
     deadline = time.monotonic() + DEFAULT_SECONDS

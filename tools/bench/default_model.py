@@ -97,6 +97,11 @@ def _make(folder, file, advance):
     geometry = named_geometry(GEOMETRY).resized(**file.sizes)
     # overwrite: another process may be making the same file; either one is whole
     make_gguf(
-        target, geometry, QTYPE, only_attention=file.only_attention, overwrite=True, progress=advance
+        target,
+        geometry,
+        QTYPE,
+        only_attention=file.only_attention,
+        overwrite=True,
+        progress=advance,
     )
     return target

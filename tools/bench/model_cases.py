@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from quant.models.model import Memory, Planned
 
 
-class Test(NamedTuple):
+class BenchTest(NamedTuple):
     """One test: a prompt of `n_prompt` tokens, or `n_gen` tokens one by one, behind `depth` others."""
 
     n_prompt: int
@@ -74,7 +74,7 @@ class Setting(NamedTuple):
 class Case(NamedTuple):
     """One row: a test in a setting; `ambs` (MiB) are the budgets whose plans are those of this one."""
 
-    test: Test
+    test: BenchTest
     setting: Setting
     ambs: tuple[int, ...]
     planned: Planned | None
@@ -82,14 +82,14 @@ class Case(NamedTuple):
     cannot_run: str
 
 
-def tests_of(n_prompt: list[int], n_gen: list[int], depths: list[int]) -> list[Test]:
+def bench_tests(n_prompt: list[int], n_gen: list[int], depths: list[int]) -> list[BenchTest]:
     """Prompts, then single tokens, each behind every depth; 0 tokens: no test."""
     sizes = [(n, 0) for n in n_prompt if n] + [(0, n) for n in n_gen if n]
-    return [Test(*size, depth) for depth in depths for size in sizes]
+    return [BenchTest(*size, depth) for depth in depths for size in sizes]
 
 
 def cases_of(
-    file: Any, tests: list[Test], settings: list[Setting], merge: bool = True
+    file: Any, tests: list[BenchTest], settings: list[Setting], merge: bool = True
 ) -> list[Case]:
     """The rows of every combination, planned by the header of an open file alone.
 
@@ -97,8 +97,9 @@ def cases_of(
     all, if `merge`. What cannot be planned is a row as well, with the reason.
     """
     cases: list[Case] = []
+    passes: dict[Any, Any] = {}
     for test, setting in itertools.product(tests, settings):
-        case = _planned(file, test, setting)
+        case = _planned(file, test, setting, passes)
         same = next((i for i, other in enumerate(cases) if merge and _is_same(case, other)), None)
         if same is None:
             cases.append(case)
@@ -109,11 +110,11 @@ def cases_of(
     return cases
 
 
-def _planned(file, test, setting):
+def _planned(file, test, setting, passes):
     from quant.models.model import plan_model
 
     try:
-        planned, memory = plan_model(file, **setting.options(test.n_ctx))
+        planned, memory = plan_model(file, passes=passes, **setting.options(test.n_ctx))
     except (ValueError, MemoryError) as error:  # BudgetError is one
         return Case(test, setting, (setting.amb_mib,), None, None, str(error) or "out of memory")
     return Case(test, setting, (setting.amb_mib,), planned, memory, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import loading, token_bar
 from ..options import UsageError
 from . import default_model
-from .model_cases import Setting, cases_of, tests_of
+from .model_cases import Setting, bench_tests, cases_of
 from .model_runs import run_case, warm_up
 from .model_table import Column, GrowingTable
 
@@ -22,20 +23,20 @@ if TYPE_CHECKING:
 
     from quant import ModelFile
 
-    from .model_cases import Case, Test
+    from .model_cases import BenchTest, Case
 
 INTERRUPTED = 130
 DEFAULT_REPETITIONS = 3
 # Of a named file, as llama-bench has them but for the u-batch; of the small file the source's tables.
-DEFAULTS = dict(
+DEFAULTS: dict[str, list[Any]] = dict(
     n_prompt=[512], n_gen=[128], n_depth=[0], ubatch_size=[2048], attn_max_batch=[256], attention_mla=["auto"],
     kv_type=["f16"], method=["auto"],
 )  # fmt: skip
-SMALL_DEFAULTS = {
+SMALL_DEFAULTS: dict[str, list[Any]] = {
     **DEFAULTS,
     "n_prompt": [2048],
     "n_gen": [],
-    "attn_max_batch": [0, 16, 32, 64],
+    "attn_max_batch": [0, 32, 64, 128],
     "method": ["steps", "auto"],
 }
 # Seconds for the small file's rows, where -r is not given.
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 def chosen_cases(
     args: argparse.Namespace, file: ModelFile, merge: bool = True
-) -> tuple[list[Case], list[Test]]:
+) -> tuple[list[Case], list[BenchTest]]:
     """The rows that a command line asks for, and their tests.
 
     Raises
@@ -97,7 +98,7 @@ def chosen_cases(
     UsageError
         There are none, or none can run.
     """
-    tests = tests_of(args.n_prompt, args.n_gen, args.n_depth)
+    tests = bench_tests(args.n_prompt, args.n_gen, args.n_depth)
     if not tests:
         raise UsageError("-p, -n: nothing to run")
     settings = [
@@ -175,7 +176,7 @@ def _measured(args, path, case, until, say):
 # ---------------------------------------------------------------- output
 
 
-def title(head: dict[str, Any], cases: list[Case], tests: list[Test]) -> str:
+def title(head: dict[str, Any], cases: list[Case], tests: list[BenchTest]) -> str:
     """The line above the table: the file, and what all rows have in common."""
     from ..tables import mib
 
@@ -188,7 +189,8 @@ def title(head: dict[str, Any], cases: list[Case], tests: list[Test]) -> str:
     return (
         f"{head['model']}: {head['architecture']}, {head['n_layer']} layers, {mib(head['model_bytes'])} MiB; "
         f"{', '.join(common)}; sizes in MiB"
-        + f"\nwarning: beyond the model's own context of {head['context_length']} tokens" * beyond
+        + f"\nwarning: beyond the model's own context of {head['context_length']} tokens"
+        * beyond
     )
 
 
@@ -206,7 +208,7 @@ def columns_of_cases(cases: list[Case], case_of: Callable[[Any], Case]) -> list[
     widest = max(len(_ambs(case)) for case in cases)
     longest = max(len(case.test.name) for case in cases)
     parameters = [
-        Column(heading, lambda row, key=key: str(getattr(case_of(row).setting, key)), 5)
+        Column(heading, functools.partial(_parameter, case_of, key), 5)
         for key, heading in PARAMETERS
         if key in varied
     ]
@@ -215,6 +217,10 @@ def columns_of_cases(cases: list[Case], case_of: Callable[[Any], Case]) -> list[
         Column("amb", lambda row: _ambs(case_of(row)), widest),
         Column("test", lambda row: case_of(row).test.name, longest),
     ]
+
+
+def _parameter(case_of, key, row):
+    return str(getattr(case_of(row).setting, key))
 
 
 def _columns(cases):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from quant.models.model import Model
 
-    from .model_cases import Case, Test
+    from .model_cases import BenchTest, Case
 
 # Fewer runs have no spread worth the name.
 SPREAD_RUNS = 3
@@ -145,7 +145,9 @@ def run_case(
 class _Runs:
     """One test on a loaded model, again and again."""
 
-    def __init__(self, net: Model, test: Test, seed: int, progress: Callable[[int, int], None]):
+    def __init__(
+        self, net: Model, test: BenchTest, seed: int, progress: Callable[[int, int], None]
+    ):
         self._net, self._test, self._progress = net, test, progress
         rng = np.random.default_rng(seed)
         self._tokens = rng.integers(0, net.config.n_vocab, test.n_ctx).astype(np.int32)

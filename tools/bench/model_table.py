@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import io
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich import box
@@ -45,8 +44,7 @@ class GrowingTable:
         table.add_row(*(column.cell(row) for column in self._columns))
         self._has_heading = True
         # wider than any terminal, so that rich cuts nothing; without its blank edges
-        console = Console(file=open(os.devnull, "w"), width=1000)
-        with console, console.capture() as capture:
-            console.print(table)
-        lines = [line.rstrip() for line in capture.get().splitlines()]
-        print("\n".join(line for line in lines if line), flush=True, file=sys.stdout)
+        text = io.StringIO()
+        Console(file=text, width=1000).print(table)
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        print("\n".join(line for line in lines if line), flush=True)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..options import UsageError
 from . import model_peers, versus_machine
-from .model_command import INTERRUPTED, chosen_cases, columns_of_cases, fill_defaults, head_of, title
+from .model_command import (
+    INTERRUPTED,
+    chosen_cases,
+    columns_of_cases,
+    fill_defaults,
+    head_of,
+    title,
+)
 from .model_table import Column, GrowingTable
 from .peers.handle import Peer, PeerError, PeerMissing
 
@@ -178,8 +185,14 @@ def _ratios(seconds: dict[str, list[float]]) -> Iterator[tuple[str, dict[str, fl
         # an engine that died has fewer rounds
         each = [b / a for a, b in zip(seconds[OURS], theirs, strict=False)]
         if name != OURS and each:
-            yield name, dict(
-                median=statistics.median(each), least=min(each), most=max(each), n_rounds=len(each)
+            yield (
+                name,
+                dict(
+                    median=statistics.median(each),
+                    least=min(each),
+                    most=max(each),
+                    n_rounds=len(each),
+                ),
             )
 
 
@@ -189,7 +202,9 @@ def _ratios(seconds: dict[str, list[float]]) -> Iterator[tuple[str, dict[str, fl
 def _note_engines(tables, machine, peers):
     tables.note(
         f"{machine['cpu']}, {machine['cpus']} CPUs, load {machine['load_before']}; "
-        + "; ".join(f"{key} ({value})" for peer in peers.values() for key, value in peer.about.items())
+        + "; ".join(
+            f"{key} ({value})" for peer in peers.values() for key, value in peer.about.items()
+        )
     )
     tables.note(
         "t/s: medians of interleaved rounds; x: our speed over theirs in the same round, median (least-most): "
