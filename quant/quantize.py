@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowlevel import devices
+from lowlevel import checks, devices
 from lowlevel.cpu.threads import STOP, resolve_n_threads, run_workers
 
 from .formats import FORMATS, block_format
@@ -90,9 +90,7 @@ def _checked_out(out, shape, x):
 
 def _check_array(x, block):
     wanted = "expected a float32 or float16 NumPy array (..., rows, columns)"
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"x: {wanted}, got {type(x).__name__}")
-    devices.check_on_cpu(x, "x", "quantize")
+    checks.check_device(x, "x", devices.get("cpu"), "what quantize takes")
     if x.dtype.newbyteorder("=") not in (np.float32, np.float16):
         raise TypeError(f"x: {wanted}, got {x.dtype}; x.astype(np.float32) would do")
     if x.ndim == 0:
@@ -229,10 +227,14 @@ def _unfit_weight(shape, start, weights, block, blocks):
     if not np.isfinite(weights[at]):
         return ValueError(f"x: weights must be finite; x[{_index(where)}] is {weights[at]}")
     larger = "F32" if block.name == "BF16" else "BF16 or F32"
-    what = "the value" if block.is_float else "its block's scale"
+    if any(field.dtype == "<f2" for field in block.fields) or block.is_float:
+        what = "the value" if block.is_float else "its block's scale or minimum"
+        how = "bfloat16" if block.name == "BF16" else "half precision (at most 65504)"
+        why = f"{what} is stored in {how}"
+    else:
+        why = f"weights of at most {_LARGEST_BLOCK:g} are taken"
     return ValueError(
-        f"x: x[{_index(where)}] = {weights[at]:g} is too large for {block.name}: {what} is stored "
-        f"in {'bfloat16' if block.name == 'BF16' else 'half precision (at most 65504)'}; "
+        f"x: x[{_index(where)}] = {weights[at]:g} is too large for {block.name}: {why}; "
         f"scale the weights down or use {larger}"
     )
 

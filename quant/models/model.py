@@ -26,9 +26,9 @@ from .step import ABSORBED, DECOMPRESSED, MLA, Choices, form_changes_at, latent_
 if TYPE_CHECKING:
     from lowlevel.sizes import Size
 
-    from .sampling import SamplingParams  # type: ignore[import-not-found,unused-ignore]
+    from .sampling import SamplingParams
     from .step import Pass
-    from .tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
+    from .tokenizer import Tokenizer
 
 MOST_CONTEXT = 2**31 - 64
 DEFAULT_CONTEXT = 16384

@@ -7,7 +7,6 @@ is llama.cpp's code, and needs no newer glibc than there is, as llama.cpp's whee
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,7 +15,6 @@ from typing import NamedTuple
 
 __all__ = ["PeerTokens", "ask"]
 
-MODULE, PACKAGE = "ik_llama_cpp", "ik_llama_cpp_python"
 TIMEOUT = 300  # seconds
 
 
@@ -56,22 +54,20 @@ def ask(path: os.PathLike[str], texts, decode=()) -> PeerTokens:
 
     Raises
     ------
-    RuntimeError
+    PeerError
         It does not load the file; the message ends with what it said.
     """
-    if importlib.util.find_spec(MODULE) is None:
-        import pytest
+    import pytest
+    from peers import IK, PeerError, missing
 
-        reason = f"NOT CHECKED against ik_llama.cpp: pip install {PACKAGE}"
-        if os.environ.get("CI"):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    if reason := missing(IK):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     job = json.dumps({"path": os.fspath(path), "texts": list(texts), "decode": list(decode)})
     child = subprocess.run(
         [sys.executable, __file__], input=job.encode(), capture_output=True, timeout=TIMEOUT
     )
     if child.returncode:
-        raise RuntimeError(child.stderr.decode(errors="replace")[-2000:])
+        raise PeerError(child.stderr.decode(errors="replace")[-2000:])
     answer = json.loads(child.stdout)
     of_bytes = {
         key: [bytes.fromhex(text) for text in answer.pop(key)]
