@@ -3,26 +3,27 @@
 import gguf
 import numpy as np
 import pytest
-import real_files
 from quant_cases import assert_same_bits
+from real_files import GEMMA3_270M, SMOLLM2_135M, real_file
 
 import quant
 from quant import dequantize
 
-# file -> (tensors, types that they have)
-CONTENTS = {
-    real_files.SMOLLM2_135M: (272, {"F32", "Q4_1", "Q8_0"}),
-    real_files.GEMMA3_270M: (236, {"F32", "Q4_K", "Q5_0", "Q6_K", "Q8_0"}),
-}
 # Weights that are decoded at a time: the gguf package takes many times their memory.
 SLAB_WEIGHTS = 1 << 22
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("file", CONTENTS, ids=lambda file: file.name)
-def test_every_tensor_is_the_gguf_packages(file):
-    n_tensors, types = CONTENTS[file]
-    path = real_files.real_file(file)
+@pytest.mark.parametrize(
+    "file, n_tensors, types",
+    [
+        (SMOLLM2_135M, 272, {"F32", "Q4_1", "Q8_0"}),
+        (GEMMA3_270M, 236, {"F32", "Q4_K", "Q5_0", "Q6_K", "Q8_0"}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_tensor_is_the_gguf_packages(file, n_tensors, types):
+    path = real_file(file)
     with quant.open(path) as model:
         assert len(model) == n_tensors
         found = set()
