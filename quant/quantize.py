@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowlevel import devices
+from lowlevel import checks, devices
 from lowlevel.cpu.threads import STOP, resolve_n_threads, run_workers
 
 from .formats import FORMATS, block_format
@@ -100,9 +100,7 @@ def _names():
 
 def _check_array(x, block):
     wanted = "expected a float32 or float16 NumPy array (..., rows, columns)"
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"x: {wanted}, got {type(x).__name__}")
-    devices.check_on_cpu(x, "x", "quantize")
+    checks.check_device(x, "x", devices.get("cpu"), "what quantize takes")
     if x.dtype.newbyteorder("=") not in (np.float32, np.float16):
         raise TypeError(f"x: {wanted}, got {x.dtype}; x.astype(np.float32) would do")
     if x.ndim == 0:

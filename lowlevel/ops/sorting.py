@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowlevel import devices
-
-from . import checks
+from lowlevel import checks, devices
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -33,13 +31,11 @@ def sort_by_expert(
     Raises
     ------
     TypeError, ValueError
-        An argument that does not fit; nothing has been written.
-    NotImplementedError
-        Arrays on another device than the CPU, where products sort by themselves.
+        An argument that does not fit, such as arrays on another device than the CPU (products sort by themselves
+        there); nothing has been written.
     """
-    devices.check_on_cpu(ids, "ids", "sort_by_expert")
     device = devices.get("cpu")
-    checks.check_array(ids, "ids", device, ("int32",))
+    checks.check_array(ids, "ids", device, ("int32",), "what sort_by_expert takes")
     if ids.ndim != 2:
         raise ValueError(f"ids: expected (n_tokens, n_expert_used), got {tuple(ids.shape)}")
     n = ids.size

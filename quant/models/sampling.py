@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowlevel.ops.checks import real_number, whole_number
+from lowlevel.checks import real_number, whole_number
 
 __all__ = ["Sampler", "SamplingParams"]
 
@@ -49,7 +49,7 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        real_number(self.temperature, "temperature", least=0.0)
+        real_number(self.temperature, "temperature", least=0.0, dtype="float64")
         whole_number(self.top_k, "top_k", 0, MAX_TOKENS)
         for name in ("top_p", "min_p"):
             if real_number(getattr(self, name), name, least=0.0) > 1.0:

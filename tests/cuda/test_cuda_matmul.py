@@ -407,8 +407,8 @@ def bad_calls(device):
         "x vector": (ValueError, "x:", x[0], t, {}),
         "x width": (ValueError, r"x:.*\(n, 64\)", x[:, :32], t, {}),
         "x strides": (ValueError, "x:.*contiguous", on(np.zeros((3, 128), "f"))[:, ::2], t, {}),
-        "x elsewhere": (ValueError, "x:.*cpu.*lowlevel.asarray", asnumpy(x), t, {}),
-        "t elsewhere": (ValueError, "x:.*t on cpu", x, t.to("cpu"), {}),
+        "x elsewhere": (TypeError, "x:.*cpu.*lowlevel.asarray", asnumpy(x), t, {}),
+        "t elsewhere": (TypeError, "x:.*t on cpu", x, t.to("cpu"), {}),
         "x odd": (
             ValueError,
             "x:.*aligned",
@@ -423,10 +423,10 @@ def bad_calls(device):
         "experts high": (IndexError, "experts:.*2", x, stack, {"experts": [0, 2, 1]}),
         "out shape": (ValueError, "out:", x, t, {"out": on(np.zeros((3, 5), "f"))}),
         "out dtype": (TypeError, "out:", x, t, {"out": on(np.zeros((3, 4)))}),
-        "out elsewhere": (ValueError, "out:.*cpu", x, t, {"out": np.zeros((3, 4), "f")}),
+        "out elsewhere": (TypeError, "out:.*cpu", x, t, {"out": np.zeros((3, 4), "f")}),
         "out is x": (ValueError, "out:.*x", x, t, {"out": x[:, :4]}),
         "exact": (TypeError, "exact:", x, t, {"exact": "yes"}),
-        "pool": (ValueError, "pool:", x, t, {"pool": Pool("1KiB")}),
+        "pool": (TypeError, "pool:", x, t, {"pool": Pool("1KiB")}),
         "n_threads": (ValueError, "n_threads:", x, t, {"n_threads": 1}),
     }
 

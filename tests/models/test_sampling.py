@@ -123,7 +123,7 @@ def test_what_must_not_be_chosen_is_not():
 
 def test_extreme_temperatures():
     logits = _logits(100)
-    cold, hot = Sampler(SamplingParams(1e-300, seed=0)), Sampler(SamplingParams(1e300, seed=0))
+    cold, hot = Sampler(SamplingParams(1e-300, seed=0)), Sampler(SamplingParams(1e30, seed=0))
     assert {cold.sample(logits) for _ in range(50)} == {int(logits.argmax())}
     assert len({hot.sample(logits) for _ in range(200)}) > 70
 
@@ -176,18 +176,18 @@ def test_logits_that_are_none(params, logits, kind, words):
 @pytest.mark.parametrize(
     ("params", "kind", "words"),
     [
-        ({"temperature": -0.1}, ValueError, "temperature: expected a finite number of at least 0, got -0.1"),
+        ({"temperature": -0.1}, ValueError, "temperature: expected a number .*at least 0, got -0.1"),
         ({"temperature": math.nan}, ValueError, "temperature: .* got nan"),
         ({"temperature": math.inf}, ValueError, "temperature: .* got inf"),
-        ({"temperature": "1"}, TypeError, "temperature: expected a number, got '1'"),
-        ({"top_k": -1}, ValueError, "top_k: expected 0 to 2147483647, got -1"),
-        ({"top_k": 1.5}, TypeError, "top_k: expected an int, got 1.5"),
-        ({"top_k": True}, TypeError, "top_k: expected an int, got True"),
+        ({"temperature": "1"}, TypeError, "temperature: expected a number .*got '1'"),
+        ({"top_k": -1}, ValueError, "top_k: expected an int, 0 to 2147483647, got -1"),
+        ({"top_k": 1.5}, TypeError, "top_k: expected an int, .*got 1.5"),
+        ({"top_k": True}, TypeError, "top_k: expected an int, .*got True"),
         ({"top_p": 1.01}, ValueError, "top_p: expected 0 to 1, got 1.01"),
-        ({"top_p": -0.5}, ValueError, "top_p: expected a finite number of at least 0, got -0.5"),
+        ({"top_p": -0.5}, ValueError, "top_p: expected a number .*at least 0, got -0.5"),
         ({"min_p": 2}, ValueError, "min_p: expected 0 to 1, got 2"),
-        ({"seed": -1}, ValueError, "seed: expected 0 to"),
-        ({"seed": "x"}, TypeError, "seed: expected an int, got 'x'"),
+        ({"seed": -1}, ValueError, "seed: expected an int, 0 to .*got -1"),
+        ({"seed": "x"}, TypeError, "seed: expected an int, .*got 'x'"),
     ],
 )  # fmt: skip
 def test_params_that_are_none(params, kind, words):

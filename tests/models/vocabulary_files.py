@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import odd_strings
 from gguf import GGUFEndian, GGUFValueType, GGUFWriter, TokenType
 
+from quant.models.tokenizer.byte_letters import BYTE_LETTERS
 from quant.models.tokenizer.encoder import cutter
 from quant.models.tokenizer.pre_tokenizers import PreTokenizer
 from quant.models.tokenizer.vocabulary import SPACE, byte_token_texts
 
-__all__ = ["BYTE_LEVEL_SPECIAL", "SENTENCE_PIECE_SPECIAL", "byte_level", "sentence_piece", "write"]
+__all__ = [
+    "BYTE_LEVEL_SPECIAL",
+    "SENTENCE_PIECE_SPECIAL",
+    "byte_level",
+    "bytes_alone",
+    "sentence_piece",
+    "write",
+]
 
 TEXT = pathlib.Path(__file__).with_name("text.txt").read_text(encoding="utf-8")
 # Every script several times, and whole paragraphs, so that merges go across all places where text may be cut.
@@ -44,6 +53,21 @@ def byte_level(row: PreTokenizer, n_vocab: int = 2500) -> dict[str, Any]:
         "tokenizer.ggml.tokens": [*BYTE_LEVEL_SPECIAL, *tokens],
         "tokenizer.ggml.token_type": [_CONTROL] * 4 + [_USER] + [_NORMAL] * len(tokens),
         "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+
+
+def bytes_alone(
+    names: Sequence[str] = (), kind: TokenType = TokenType.CONTROL, pre: str = "gpt-2"
+) -> dict[str, Any]:
+    """Metadata of a byte-level vocabulary of the bytes, one merge, and tokens of some names behind them."""
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": ["<s>", "</s>", *BYTE_LETTERS, "th", *names],
+        "tokenizer.ggml.token_type": [3, 3] + [1] * 257 + [int(kind)] * len(names),
+        "tokenizer.ggml.merges": ["t h"],
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }

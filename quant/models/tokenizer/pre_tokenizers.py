@@ -2,9 +2,10 @@ r"""How text is cut into words before its bytes are merged: a row a name of ``to
 
 The regexes are those of the models' own tokenizer.json, in Oniguruma's syntax, applied one after the other: each
 cuts the pieces that the one before left, and what it does not match stays a piece. llama.cpp runs most of them as
-they are. Where it has no classes for the case of letters outside ASCII or for combining marks, it cuts otherwise
-(gpt-4o, kimi-k2, tekken: "नमस्ते", "ÉCOLEécole"); tests/models/test_tokenizer.py has its forms, and holds that nothing
-else differs.
+they are. Where it has no classes for combining marks and for the case of letters outside ASCII, it cuts otherwise
+(gpt-4o and tekken: "नमस्ते", "ÉCOLE"; kimi-k2: these and "camelCase"), and deepseek-llm's at U+3000. A model's own
+tokens rarely cross such a cut in English or code, often in Hindi. tests/models/test_tokenizer.py has llama.cpp's
+forms, and holds that nothing else differs.
 """
 
 from __future__ import annotations
