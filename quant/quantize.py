@@ -20,6 +20,7 @@ from .formats import FORMATS, block_format
 from .tensor import QuantTensor
 
 if TYPE_CHECKING:
+    from .formats import BlockFormat
     from .tensor import QType
 
 # About half a megabyte of float32: stays in a core's cache between check and quantiser.
@@ -68,11 +69,7 @@ def quantize(
         `x` is no float32 or float16 array.
     """
     block = block_format(qtype)
-    if "quantize" in block.lacks:
-        raise ValueError(
-            f"qtype: {block.name} is decoded and multiplied with, not quantised to; types that are: "
-            f"{', '.join(_names())}"
-        )
+    check_quantised(block)
     _check_array(x, block)
     n_threads = resolve_n_threads(n_threads)
     shape = (*x.shape[:-1], block.row_bytes(x.shape[-1]))
@@ -91,6 +88,15 @@ def _checked_out(out, shape, x):
     if np.may_share_memory(out, x):
         raise ValueError("out: overlaps x; give it memory of its own")
     return out
+
+
+def check_quantised(block: BlockFormat) -> None:
+    """Raise ValueError for a format that weights are not quantised to."""
+    if "quantize" in block.lacks:
+        raise ValueError(
+            f"qtype: {block.name} is decoded and multiplied with, not quantised to; types that are: "
+            f"{', '.join(_names())}"
+        )
 
 
 def _names():

@@ -1,4 +1,4 @@
-"""Every tensor of real model files, bit for bit what the gguf package makes of it."""
+"""Real model files: every tensor bit for bit what the gguf package makes of it, and of the type that our mix says."""
 
 import gguf
 import numpy as np
@@ -8,6 +8,8 @@ from real_files import GEMMA3_270M, SMOLLM2_135M, real_file
 
 import quant
 from quant import dequantize
+from quant.models.named_geometries import named_geometry
+from quant.models.synthetic.make_gguf import plan_tensors
 
 # Weights that are decoded at a time: the gguf package takes many times their memory.
 SLAB_WEIGHTS = 1 << 22
@@ -38,3 +40,15 @@ def test_every_tensor_is_the_gguf_packages(file, n_tensors, types):
                 expected = gguf.quants.dequantize(rows[first : first + step], tensor.tensor_type)
                 assert_same_bits(dequantize(flat[first : first + step]), expected)
     assert found == types
+
+
+@pytest.mark.real_model
+def test_a_mix_is_what_the_real_file_has():
+    """Gemma 3 270M as Q4_K_M: llama.cpp chose the type of each of its tensors."""
+    geometry = named_geometry("gemma-3-4b").resized(
+        n_layer=18, n_embd=640, n_head=4, n_head_kv=1, n_ff=2048
+    )
+    with quant.open(real_file(GEMMA3_270M)) as model:
+        found = {name: model.tensor_info(name).type_name for name in model}
+    planned = {t.spec.name: t.block.name for t in plan_tensors(geometry, "Q4_K_M")}
+    assert planned == found
