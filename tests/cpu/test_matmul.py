@@ -1,5 +1,6 @@
 """quant.matmul against float64 products of the gguf package's dequantised weights."""
 
+import json
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ from matmul_cases import EXACT_ERROR, random_tensor, random_x, weights_of
 import lowlevel
 from lowlevel.cpu import simd
 from quant.formats import FORMATS, block_format
-from quant.matmul import matmul, matmul_scratch_bytes
+from quant.matmul import matmul, matmul_plan, matmul_scratch_bytes
 from quant.quantize import quantize
 from quant.tensor import QuantTensor
 
@@ -406,3 +407,60 @@ def test_rows_of_x_by_index_are_those_rows(qtype, n_used):
             matmul(x, t[0], x_rows=bad)
     with pytest.raises(ValueError, match="x_rows"):
         matmul(x, t[0], x_rows=np.zeros((2, 2), int))
+
+
+# ---------------------------------------------------------------- plans
+
+
+def test_plans_name_their_path_and_their_scratch():
+    """The same shape as attention's; sizes alone are looked at."""
+    shape, stack = (64, 512), (4, 64, 512)
+    for n, t, options, path, activations in (
+        (1, ("Q4_K", shape), {}, "single", "int8"),
+        (2, ("Q4_K", shape), {}, "panels", "int8"),
+        (1, ("F16", shape), {}, "single", "float32"),
+        (1, ("Q4_K", shape), dict(exact=True), "panels", "float32"),
+        (9, ("Q4_K", stack), {}, "by expert", "int8"),
+        (1, ("Q4_K", stack), {}, "single", "int8"),
+        (9, [("Q8_0", shape), ("Q8_0", (128, 512))], dict(n_threads=2), "panels", "int8"),
+        (0, ("Q4_K", shape), {}, "nothing", None),
+        (3, ("F32", (64, 0)), {}, "nothing", None),
+    ):
+        plan = matmul_plan(n, t, **options)
+        data = json.loads(json.dumps(plan.to_dict()))
+        assert (data["path"], data.get("activations")) == (path, activations)
+        assert data["scratch"] == [{"tag": tag, "bytes": size} for tag, size in plan.scratch]
+        assert sum(size for _, size in plan.scratch) == plan.scratch_bytes == data["scratch_bytes"]
+        assert plan.scratch_bytes == matmul_scratch_bytes(n, t, **options)
+        assert plan.scratch_bytes % 256 == 0
+
+
+def test_the_run_obeys_its_plan(monkeypatch, rng):
+    """The kernels that run are those of the plan's path."""
+    from quant.cpu.matmul import run as runner
+
+    ran = []
+    tables = ("MULTIPLY", "MULTIPLY_COLUMN", "MULTIPLY_EXACT")
+    choose = runner._kernels
+
+    def seen(part, path, of_call):
+        kernels = choose(part, path, of_call)
+        ran.append(next(n for n in tables if getattr(runner.matmul_kernels, n) is kernels))
+        return kernels
+
+    monkeypatch.setattr(runner, "_kernels", seen)
+    t = QuantTensor(np.zeros((3, 16, 68), np.uint8), "Q8_0", (3, 16, 64))
+    for n, experts, kernels in (
+        (1, None, "MULTIPLY_COLUMN"),
+        (2, None, "MULTIPLY"),
+        (2, [0, 2], "MULTIPLY_COLUMN"),
+        (2, [1, 1], "MULTIPLY"),
+    ):
+        matmul(
+            rng.standard_normal((n, 64), np.float32),
+            t[0] if experts is None else t,
+            experts=experts,
+        )
+        assert ran.pop() == kernels and not ran
+    matmul(rng.standard_normal((1, 64), np.float32), t[0], exact=True)
+    assert ran == ["MULTIPLY_EXACT"]
