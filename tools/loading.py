@@ -158,12 +158,16 @@ def memory_line(memory: Memory) -> str:
     """What a model takes, by what it is for."""
     from lowlevel.sizes import format_size
 
+    weights = [f"{format_size(memory.weights)} in the file"]
+    if memory.weights_copied:
+        weights.append(f"{format_size(memory.weights_copied)} copied")
+    if memory.weights_made:
+        weights.append(f"{format_size(memory.weights_made)} in another form")
     parts = {
-        "weights": f"{format_size(memory.weights)} mapped"
-        + (f" and {format_size(memory.weights_made)} made" if memory.weights_made else ""),
+        "weights": " and ".join(weights),
         "K/V cache": format_size(memory.kv_cache),
         "compute": f"{format_size(memory.compute)} planned (activations {format_size(memory.activations)}, "
-        f"scratch {format_size(memory.scratch)}, logits {format_size(memory.logits)})",
+        f"scratch {format_size(memory.scratch)})",
     }
     return "memory: " + ", ".join(f"{name} {text}" for name, text in parts.items())
 

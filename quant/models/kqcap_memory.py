@@ -1,7 +1,7 @@
 """What kqcap takes for a model: by the plans of its passes, to the byte; an estimate where passes are not modelled.
 
-The first is what `quant.load` would take with the same choices. The second is for devices that whole models do not run
-on, and for files whose pass is refused (`ModelMemory.unmodelled` says why).
+The first is what `quant.load` would take with the same choices. The second is for files whose pass is refused
+(`ModelMemory.unmodelled` says why), and for GPUs of so many multiprocessors.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from lowlevel.pool.budget_error import BudgetError
 
 from .fit import KV_TYPES, Compute, phase_bytes, row_bytes
 from .kv_cache import kv_type, stores
-from .model import Planned, pass_key
-from .step import Choices
+from .model import choices_of
+from .plan import Planned, pass_key
 
 if TYPE_CHECKING:
     from lowlevel.attention.plan import AttentionPlan
 
     from .fit import Layer, ModelMemory, Setting
 
-# Whole models run there; elsewhere what they would take is estimated.
-RUNS_ON = ("cpu",)
 BY_PASSES = "kqcap's: K/V cache and compute memory by the plans of its passes, to the byte, as it takes them"
 ESTIMATED = "kqcap's: attention's scratch as it is taken, to the byte; the logits of one token; activations are an estimate"
 
 
 def is_by_passes(model: ModelMemory, setting: Setting) -> bool:
     """Whether a model's memory is known by its passes."""
-    return model.config is not None and setting.device in RUNS_ON
+    is_host = devices.get(setting.device).room == "cpu"
+    return model.config is not None and (is_host or setting.n_threads is None)
 
 
 def counted(model: ModelMemory, setting: Setting) -> str:
@@ -42,7 +41,7 @@ def counted(model: ModelMemory, setting: Setting) -> str:
     why = (
         f"its pass is not modelled: {model.unmodelled}"
         if model.config is None
-        else f"whole models run on {', '.join(RUNS_ON)} in this version (--device {RUNS_ON[0]} counts their passes)"
+        else "passes are planned for the GPU that there is, not for -t multiprocessors"
     )
     return f"{ESTIMATED}: {why}"
 
@@ -76,7 +75,6 @@ def compute(
         memory = _planned(model, tuple(numbers), setting).memory(0)
         return Compute(
             scratch=memory.scratch,
-            logits=memory.logits if has_output else 0,
             activations=memory.activations,
             inputs=memory.inputs,
             weights_made=memory.weights_made,
@@ -91,15 +89,17 @@ def _planned(model, numbers, setting):
     config = model.config
     if len(numbers) < len(config.layers):
         config = dataclasses.replace(config, layers=tuple(config.layers[n] for n in numbers))
-    choices = Choices(
+    choices = choices_of(
+        config,
+        devices.get(setting.device),
         n_ctx=setting.n_ctx,
-        n_ubatch=min(setting.n_ubatch, setting.n_ctx),
-        kv_type=kv_type(setting.kv_type),
+        n_ubatch=setting.n_ubatch,
         amb=setting.amb,
+        kv_type=setting.kv_type,
         mla="auto" if setting.mla is None else setting.mla,
+        exact=False,
         method=setting.method,
-        n_threads=devices.get(setting.device).resolve_n_threads(setting.n_threads),
-        device=setting.device,
+        n_threads=setting.n_threads,
     )
     try:
         return _with_passes(model, numbers, config, choices)
