@@ -3,6 +3,8 @@
 import gc
 import io
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -248,6 +250,16 @@ def test_a_closed_model_gives_its_memory_back_at_once(path):
         assert loaded - process.anonymous_bytes() > 0.9 * size
     finally:
         gc.enable()
+
+
+def test_the_readmes_block_runs(capsys, tmp_path, monkeypatch):
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if "quant.load(" in block]
+    make_gguf(tmp_path / "model.gguf", small("llama-8b"), "F16")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert "kv_cache" in capsys.readouterr().out
 
 
 def test_python_m_tools_run(path):

@@ -332,7 +332,7 @@ def test_forms_of_latent_attention_by_their_passes(models, mla):
 
 
 def test_what_is_not_modelled_is_estimated(models):
-    """For GPUs: latents as they are, or K and V of all heads."""
+    """For a GPU of so many multiprocessors: latents as they are, or K and V of all heads."""
     absorbed = plan_attention(
         n_head=16, n_head_kv=1, n_tokens=512, n_kv=16384, d_k=576, d_v=512, kv_dtype="float16",
         n_threads=1, v_in_k=True, device="cudasim",
@@ -346,8 +346,9 @@ def test_what_is_not_modelled_is_estimated(models):
     device = all_on_one(models["lite"], KQCAP, 16384, 512, **setting, mla=0)
     assert device.compute.scratch == heads.scratch_bytes
     assert device.kv == 486 * MIB
-    for device, words in (("cudasim", "run on cpu in this version"), ("cpu", "to the byte")):
-        assert words in KQCAP.counted(models["lite"], Setting(16384, 512, device=device))
+    for n_threads, words in ((1, "not for -t multiprocessors"), (None, "to the byte")):
+        setting = Setting(16384, 512, n_threads=n_threads, device="cudasim")
+        assert words in KQCAP.counted(models["lite"], setting)
 
 
 def test_advice_about_amb_is_what_fits_and_only_where_it_matters(models):
