@@ -7,16 +7,20 @@ formats.py says of it, they include as "constants/name.cuh".
 
 from typing import NamedTuple
 
-from lowlevel.gpu.instances import Kernel
+from lowlevel.gpu.instances import Kernel, register
 
 from ..formats import FORMATS, BlockFormat
 from .constants import constants, header
 
 PACKAGE = "quant.gpu"
-GENERATED = {
-    f"constants/{block.name.lower()}.cuh": header(block)
-    for block in FORMATS.values()
-    if not block.is_float
+_BLOCKS = [block for block in FORMATS.values() if not block.is_float]
+# Headers with a format's numbers, and sources that only say which format's kernels they are.
+GENERATED = {f"constants/{block.name.lower()}.cuh": header(block) for block in _BLOCKS} | {
+    f"matmul_wgmma_{block.name.lower()}.cu": (
+        f"// Products of many rows of x with {block.name}.\n"
+        f'#include "{block.name.lower()}.cu"\n#include "matmul_wgmma.cuh"\n'
+    )
+    for block in _BLOCKS
 }
 # dtype name -> the struct of float_types.cuh, its Bits, how many make 16 bytes
 OUTPUTS = {
@@ -198,3 +202,4 @@ PRODUCTS = (
     ),
 )
 KERNELS = (*DEQUANTIZE.values(), *PRODUCTS)
+register(PACKAGE, KERNELS, GENERATED)
