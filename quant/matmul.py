@@ -63,8 +63,8 @@ def matmul(
     exact : bool
         True: ``activations="float32"``.
     activations : {None, "int8", "bfloat16", "float32"}
-        What x is rounded to. "int8": signed bytes, with a scale for every 32 or 256
-        (K-quants) values, as ggml does; products and sums within a block are exact integers.
+        What x is rounded to. "int8": signed bytes, with a scale for as many values as a block of t
+        has weights (32 or, of super-blocks, 256), as ggml does; products and sums within a block are exact integers.
         "bfloat16": x and the weights, as dequantised, are rounded to bfloat16 (GPUs of compute capability
         9.0). "float32": x stays as it is. None: int8, but on such a GPU bfloat16 where a matrix meets more
         than 8 rows of x. With F32, F16 and BF16 weights x is float32 always.
@@ -100,8 +100,9 @@ def matmul(
     every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
-    vectors: 0.0055 / sqrt(columns) (0.0071 with K-quants) for int8 activations, which is ggml's
-    too: for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
+    vectors: 0.0055 / sqrt(columns) (0.0071 with super-blocks of 256) for int8 activations, which is ggml's
+    too (but for blocks of 64 and 128, NVFP4, Q1_0 and Q2_0: 0.0061 and 0.0066, where ggml has a scale for
+    each 32 values): for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
     at most half a step. 0.0025 / sqrt(columns) for bfloat16; at most 1/128 of each product, for x and
     a weight lose up to 1/256 each. With float32 below 1e-6.
 
