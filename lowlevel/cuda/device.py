@@ -22,6 +22,16 @@ _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _DEVICE_TO_DEVICE = 3
 _PER_THREAD = 2  # cudaStreamPerThread: another stream in each thread under one name
 
+_NO_WAIT = (
+    "pool: a graph is being captured, and cannot wait for what other streams did with this memory; give the calls of a "
+    "graph a pool of their own, or use that pool on the captured stream alone"
+)
+
+
+def _is_captured(stream):
+    """Whether work for a stream goes into a graph; CUDA's default stream (0) cannot be captured."""
+    return stream.ptr != 0 and stream.is_capturing()
+
 
 class CudaDevice(KernelDevice):
     """Memory of one GPU and launches on it."""
@@ -135,13 +145,20 @@ class CudaDevice(KernelDevice):
         if event is None:
             with self._current():
                 event = self._cupy.cuda.Event(disable_timing=True)
-        event.record(stream)
+        if not _is_captured(
+            stream
+        ):  # what is captured runs later, and no other stream may wait for it
+            event.record(stream)
         return event
 
     def wait(self, stream, event):
+        if _is_captured(stream):
+            raise RuntimeError(_NO_WAIT)
         stream.wait_event(event)
 
     def finish(self):
+        if _is_captured(self._cupy.cuda.get_current_stream(self._index)):
+            raise RuntimeError(_NO_WAIT)
         with self._current():
             self._cupy.cuda.runtime.deviceSynchronize()
 

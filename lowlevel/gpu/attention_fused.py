@@ -85,7 +85,8 @@ def _launcher(device, plan, operands, state, call):
     kernel = FUSED[plan.d_k, plan.d_v, shape.rows, plan.q_dtype, general]
     by_warpgroups = layout.kernel_of_warpgroups(plan.sizes, general)
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
-    last = (stages, call) if shape.latent else (call,)
+    counted = (o.n_kv,) if shape.counts_keys else ()
+    last = (*counted, stages, call) if shape.latent else (*counted, call)
     # attention_latent_wgmma.cuh wants V to be whole panels of K, all but the first or the last one.
     v_in_panels = not shape.latent or o.v_column in (0, plan.d_k - plan.d_v)
 
@@ -97,7 +98,7 @@ def _launcher(device, plan, operands, state, call):
         if by_warpgroups is not None and call["aligned"] and v_in_panels:
             boxes = _boxes(device, rows, layout.WGMMA_SHAPES[plan.d_k, plan.d_v].keys)
         if boxes is not None:
-            arguments = (*boxes, o.q, o.out, o.lse, *options, *state, call)
+            arguments = (*boxes, o.q, o.out, o.lse, *options, *state, *counted, call)
             shared = layout.wgmma_shared_bytes(plan.sizes)
             device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
             return
