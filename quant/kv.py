@@ -49,7 +49,7 @@ class QuantSource:
         self, device: Device, heads: slice, scratch: Any = None, n_threads: int = 1
     ) -> Callable[[slice, Any], None]:
         """``read(keys, out)`` on a device that runs CUDA kernels; see `KVSource`."""
-        from .gpu.dequantize import decode_blocks
+        from .gpu.dequantize.run import decode_blocks
 
         def read(keys, out):
             decode_blocks(self._format, self.data[heads, keys], out, device)

@@ -59,7 +59,8 @@ COLUMNS = [("type", "left"), ("tensors", "right"), ("weights", "right"), ("bytes
 
 
 def add_parser(subparsers: Any) -> None:
-    from quant.models.geometry import GEOMETRIES, MLA_FORMS
+    from quant.models.geometry import MLA_FORMS
+    from quant.models.named_geometries import GEOMETRIES
 
     parser = new_parser(
         subparsers,
@@ -99,7 +100,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from quant.models.geometry import named_geometry
+    from quant.models.named_geometries import named_geometry
     from quant.models.synthetic.load_elsewhere import load_failures
     from quant.models.synthetic.make_gguf import make_gguf, plan_tensors
 

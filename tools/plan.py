@@ -192,7 +192,7 @@ def _model_geometry(path, mla):
 def _attention(model):
     """The `AttentionGeometry` of a file, or of a named geometry where no file has that name."""
     import quant
-    from quant.models.geometry import GEOMETRIES, named_geometry
+    from quant.models.named_geometries import GEOMETRIES, named_geometry
 
     if model in GEOMETRIES and not os.path.exists(model):
         return named_geometry(model).attention

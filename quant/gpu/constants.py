@@ -27,6 +27,8 @@ class Constants(NamedTuple):
         into bytes, or where there are no integer scales.
     minima : bool
         Whether weight = scale * code - minimum.
+    sums : bool
+        Whether products need sums of the bytes of x.
     interleaved : bool
         Whether the 32 values of x that meet 16 bytes of nibbles come in their order: 0, 16, 1, 17, ... What is
         looked up in a table stays where its nibble was.
@@ -38,6 +40,7 @@ class Constants(NamedTuple):
     run: int
     fold_offset: int
     minima: bool
+    sums: bool
     interleaved: bool
 
     @property
@@ -64,6 +67,7 @@ def constants(block: BlockFormat) -> Constants:
         run=block.sub_block,
         fold_offset=_fold_offset(block),
         minima=block.has_minima,
+        sums=block.has_minima or block.block_weights == 256,
         interleaved=bool(block.values),
     )
 
@@ -86,7 +90,7 @@ def header(block: BlockFormat) -> str:
         "Run": of.run,
         "FoldOffset": of.fold_offset,
     }
-    flags = {"Minima": of.minima, "Interleaved": of.interleaved}
+    flags = {"Minima": of.minima, "Sums": of.sums, "Interleaved": of.interleaved}
     offsets = {
         "".join(part.capitalize() for part in field.name.split("_")): field.offset
         for field in block.fields

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lowlevel.gpu.instances import Kernel
 
-from ..formats import FORMATS
+from ..formats import FORMATS, BlockFormat
 from .constants import constants, header
 
 PACKAGE = "quant.gpu"
@@ -134,23 +134,25 @@ MATMUL_WGMMA = {
     if not block.is_float
     for tile in WGMMA_TILES
 }
+
+
+def bytes_of_x(block: BlockFormat) -> tuple[int, bool, bool]:
+    """How x becomes bytes for a format: (weights that share a scale, interleaved?, sums?)."""
+    of = constants(block)
+    return block.block_weights, of.interleaved, of.sums
+
+
 _X = ("const V*", "i8", "i4", "const i4*")  # x, its stride and type, order
-# (weights a block, interleaved?, in the order of kernels that stream?) -> Kernel
+# (what `bytes_of_x` gives, in the order of kernels that stream?) -> Kernel
 QUANTISE_ROWS = {
-    (n_weights, interleaved, streamed): Kernel(
+    (of_x, streamed): Kernel(
         PACKAGE,
         "matmul_x.cu",
-        f"quantise_rows<{n_weights}, {str(interleaved).lower()}, {str(streamed).lower()}>",
+        f"quantise_rows<{', '.join(str(each).lower() for each in (*of_x, streamed))}>",
         (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
         256,
     )
-    for n_weights, interleaved in sorted(
-        {
-            (block.block_weights, constants(block).interleaved)
-            for block in FORMATS.values()
-            if not block.is_float
-        }
-    )
+    for of_x in sorted({bytes_of_x(block) for block in FORMATS.values() if not block.is_float})
     for streamed in (False, True)
 }
 GATHER_ROWS = {

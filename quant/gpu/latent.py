@@ -4,7 +4,7 @@ from lowlevel.gpu.cast import cast
 from lowlevel.gpu.layout import LEAST_WORKSPACE, MOST_WORKSPACE
 from lowlevel.shapes import dtype_name
 
-from .dequantize import decode_blocks
+from .dequantize.run import decode_blocks
 
 _ALIGNMENT = 64  # floats
 

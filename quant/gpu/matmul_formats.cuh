@@ -5,6 +5,7 @@
 //   kBlockWeights, kBlockBytes, kUnits (of a block), kRuns, kRun
 //   kInterleaved            the 32 weights of a block or run come in the order 0, 16, 1, 17, ..., and x too
 //   kMinima                 weight = d * factor * q - dmin * minimum
+//   kSums                   products need sums of the bytes of x
 //   kFoldOffset             not negative: bytes hold q * factor - kFoldOffset, as folded_words gives them
 //   where its fields are
 // and with
@@ -19,8 +20,9 @@
 // and with minima, of which sums of x in 16s are multiplied (see matmul_x.cu for their order)
 //   sums_word(unit, i)      which two of the words with a pair of sums belong to a unit
 //   dot_minima(raw, sums)   their product with the unit's minima
-//   minima_word(raw, i)     the two minima that meet pair i
+//   minima_word(raw, i)     the two minima that meet pair i, of super-blocks
 //   run_minimum(raw, run)
+// of blocks of 32 weights there is one pair of sums, and the minimum is 1: dmin is what all weights have less.
 //
 // The kernels that stream take rows in chunks of 32 times 64 weights, a lane 64 of them: a unit of a
 // super-block, or two blocks of 32 weights. So that 32 lanes read 512 bytes of x in one piece, its bytes stand
@@ -56,6 +58,19 @@ struct Blocks32 : Constants {
   static __device__ __forceinline__ int x_neighbour(int, int) { return 0; }
 };
 
+template <class Constants>
+struct Blocks32WithMinimum : Blocks32<Constants> {
+  static __device__ __forceinline__ int sums_word(int, int) { return 0; }
+  template <class Raw>
+  static __device__ __forceinline__ int dot_minima(const Raw&, const int (&sums)[2]) {
+    return (short)sums[0] + (sums[0] >> 16);
+  }
+  template <class Raw>
+  static __device__ __forceinline__ int run_minimum(const Raw&, int) {
+    return 1;
+  }
+};
+
 // Two bits at one place in 32 bytes belong to 32 consecutive weights; a unit has 16 of the bytes.
 template <class Constants>
 struct Blocks256x16 : Constants {
@@ -78,6 +93,27 @@ struct Blocks256x32 : Constants {
   static __device__ __forceinline__ int start(int unit, int run) { return 64 * unit + 32 * run; }
   static __device__ __forceinline__ int x_piece(int unit, int, int run, int) { return 2 * (unit % 2) + run; }
   static __device__ __forceinline__ int x_neighbour(int unit, int j) { return j - unit % 2; }
+};
+
+// Each with a minimum, in the lower two bytes of raw.minima.
+template <class Constants>
+struct Blocks256x32WithMinima : Blocks256x32<Constants> {
+  // Sums of 16 come in pairs (first halves of both runs), (second halves).
+  static __device__ __forceinline__ int sums_word(int unit, int i) {
+    return 4 * (unit / 2) + unit % 2 + 2 * i;
+  }
+  template <class Raw>
+  static __device__ __forceinline__ int dot_minima(const Raw& raw, const int (&sums)[2]) {
+    return __dp2a_lo(sums[1], (int)raw.minima, __dp2a_lo(sums[0], (int)raw.minima, 0));
+  }
+  template <class Raw>
+  static __device__ __forceinline__ unsigned minima_word(const Raw& raw, int) {
+    return raw.minima;
+  }
+  template <class Raw>
+  static __device__ __forceinline__ unsigned run_minimum(const Raw& raw, int run) {
+    return raw.minima >> (8 * run) & 0xff;
+  }
 };
 
 template <class Format>

@@ -49,11 +49,11 @@ __device__ __forceinline__ void load_part(const void* __restrict__ row, int type
 // 0 where all are below 2**-100, of NaN where one is not finite. A warp makes part `part` of 256 values
 // of a row of `columns`, a lane 8 of them, `values`; bytes, scales and sums are the row's.
 //
-// kBlock 256: also the sums of the bytes in 16s, two 16-bit numbers a word, in the order in which
+// kSums: also the sums of the bytes in 16s, two 16-bit numbers a word, of 256 values in the order in which
 // kernels need them: sum 8h + 2p + q (q < 2, p < 4) stands at 8h + 4q + p.
 // kInterleaved: the 32 values of a block in the order 0, 16, 1, 17, ...
 // kStreamed: bytes in the order of matmul_formats.cuh.
-template <int kBlock, bool kInterleaved, bool kStreamed>
+template <int kBlock, bool kInterleaved, bool kSums, bool kStreamed>
 __device__ __forceinline__ void quantise_part(const float (&values)[8], int part, int columns,
                                               unsigned char* bytes, float* scales, short* sums) {
   constexpr int kLanes = kBlock / 8;
@@ -102,9 +102,9 @@ __device__ __forceinline__ void quantise_part(const float (&values)[8], int part
   if constexpr (kStreamed) at = streamed_place<kBlock>(at / 16 * 16) + at % 16;
   *reinterpret_cast<uint2*>(bytes + at) = make_uint2(words[0], words[1]);
   if (lane % kLanes == 0) scales[first / kBlock] = scale;
-  if (kBlock == 256 && lane % 2 == 0) {
+  if (kSums && lane % 2 == 0) {
     const int index = lane / 2;
-    const int place = index / 8 * 8 + index % 2 * 4 + index % 8 / 2;
+    const int place = kBlock == 256 ? index / 8 * 8 + index % 2 * 4 + index % 8 / 2 : index;
     sums[part * 16 + place] = (short)sum;
   }
 }

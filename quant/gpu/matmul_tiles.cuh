@@ -13,8 +13,10 @@ struct Tile {
   static constexpr int kBlocks = kDepth / Format::kBlockWeights, kRuns = kDepth / Format::kRun;
   static constexpr int kUnits = kBlocks * Format::kUnits;
   static constexpr int kRawBytes = kBlocks * Format::kBlockBytes;
-  static constexpr int kPieces = (kRawBytes + 29) / 16, kRawPitch = 16 * kPieces;
-  static constexpr bool kFolded = Format::kFoldOffset >= 0, kMinima = Format::kMinima;
+  static constexpr int kPieces = (kRawBytes + (Format::kAlignment > 1 ? 29 : 30)) / 16, kRawPitch = 16 * kPieces;
+  static constexpr bool kFolded = Format::kFoldOffset >= 0;
+  // Minima of runs are bytes that meet digits of sums of x; a block's only one is a float.
+  static constexpr bool kMinima = Format::kMinima && kBlocks == 1, kBlockMinima = Format::kMinima && kBlocks > 1;
   static constexpr bool kFactors = Format::kRuns > 1 && !kFolded, kOffset = Format::kFoldOffset > 0;
   static constexpr int kDigitPitch = 36;
   // parts
@@ -28,7 +30,9 @@ struct Tile {
   static constexpr int kRunMinima = kMinScales + kMinima * 4 * kRows;              // [kRows][16]
   static constexpr int kDigits = kRunMinima + kMinima * 16 * kRows;  // [kColumns][kDigitPitch]
   static constexpr int kXSums = kDigits + kMinima * kDigitPitch * kColumns;  // int [kColumns]
-  static constexpr int kSharedBytes = kXSums + kOffset * 4 * kColumns;
+  static constexpr int kMinimaOfBlocks = kXSums + kOffset * 4 * kColumns;                 // float [kBlocks][kRows]
+  static constexpr int kXOfMinima = kMinimaOfBlocks + kBlockMinima * 4 * kBlocks * kRows;  // float [kBlocks][kColumns]
+  static constexpr int kSharedBytes = kXOfMinima + kBlockMinima * 4 * kBlocks * kColumns;
 };
 
 // What a block makes.
@@ -108,8 +112,8 @@ __device__ __forceinline__ void decode_tile(unsigned char* shared, const MatmulC
     if (row < place.n_rows && first < left) {
       const unsigned start = (unsigned)(size_t)place.rows + row * (unsigned)call.row_stride + begin;
       const int skew = place.whole ? start & 15 : 0;
-      raw = Format::load(place_at(shared + T::kRaw, (buffer * T::kRows + row) * T::kRawPitch + skew +
-                                                        block * Format::kBlockBytes),
+      raw = Format::load(place_at<Format::kAlignment>(shared + T::kRaw, (buffer * T::kRows + row) * T::kRawPitch + skew +
+                                                                            block * Format::kBlockBytes),
                          unit);
     }
 #pragma unroll
@@ -128,6 +132,8 @@ __device__ __forceinline__ void decode_tile(unsigned char* shared, const MatmulC
             make_uint4(words[k], words[k + 1], words[k + 2], words[k + 3]);
     }
     if (unit == 0) scales[block * T::kRows + row] = raw.d;
+    if constexpr (T::kBlockMinima)
+      reinterpret_cast<float*>(shared + T::kMinimaOfBlocks)[block * T::kRows + row] = -raw.dmin;
     if constexpr (T::kMinima) {
       if (unit == 0) reinterpret_cast<float*>(shared + T::kMinScales)[row] = raw.dmin;
       unsigned short* const minima = reinterpret_cast<unsigned short*>(shared + T::kRunMinima + 16 * row);
@@ -152,6 +158,14 @@ __device__ __forceinline__ void load_x_scales(unsigned char* shared, const ByteR
     if (column < group.count && first_block + block < n_blocks)
       scale = __ldg(x.scales + (long long)(group.first + column) * n_blocks + first_block + block);
     scales[block * kColumns + column] = scale;
+    if constexpr (T::kBlockMinima) {
+      int sum = 0;
+      if (column < group.count && first_block + block < n_blocks) {
+        const int pair = __ldg(x.sums + (long long)(group.first + column) * n_blocks + first_block + block);
+        sum = (short)pair + (pair >> 16);
+      }
+      reinterpret_cast<float*>(shared + T::kXOfMinima)[block * kColumns + column] = (float)sum * scale;
+    }
   }
   if constexpr (T::kOffset) {
     for (int column = threadIdx.x; column < kColumns; column += kThreads) {
@@ -206,6 +220,14 @@ __device__ __forceinline__ void multiply_tile(const unsigned char* shared, int k
     for (int i = 0; i < 4; ++i)
       total[tile][i] = fmaf((float)dots[i], scales[block * T::kRows + 8 * (i / 2)] * (i % 2 ? x.y : x.x),
                             total[tile][i]);
+    if constexpr (T::kBlockMinima) {
+      const float* const minima = reinterpret_cast<const float*>(shared + T::kMinimaOfBlocks) + row + g;
+      const float2 sums = *reinterpret_cast<const float2*>(
+          reinterpret_cast<const float*>(shared + T::kXOfMinima) + column + 2 * t + block * kColumns + 8 * tile);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        total[tile][i] = fmaf(minima[block * T::kRows + 8 * (i / 2)], i % 2 ? sums.y : sums.x, total[tile][i]);
+    }
   };
 
   int sums[T::kTiles][4];  // of a super-block

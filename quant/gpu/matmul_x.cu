@@ -3,7 +3,7 @@
 #include "matmul_quantise.cuh"
 
 // Gathered rows of x as bytes, one after the other; see quantise_part.
-template <int kBlock, bool kInterleaved, bool kStreamed>
+template <int kBlock, bool kInterleaved, bool kSums, bool kStreamed>
 __global__ void __launch_bounds__(256)
     quantise_rows(const void* __restrict__ x, long long x_stride, int x_type,
                   const int* __restrict__ order, unsigned char* __restrict__ bytes,
@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(256)
   const int part = (int)(warp % parts);
   float values[8];
   load_part(typed_row(x, row_of_slot(order, (int)slot), x_stride, x_type), x_type, part, columns, values);
-  quantise_part<kBlock, kInterleaved, kStreamed>(
+  quantise_part<kBlock, kInterleaved, kSums, kStreamed>(
       values, part, columns,
       bytes + slot * (kStreamed ? streamed_pitch(columns) : columns), scales + slot * (columns / kBlock),
       sums + slot * (columns / 16));

@@ -7,7 +7,7 @@
 struct ByteRows {
   const unsigned char* bytes;
   const float* scales;
-  const int* sums;  // pairs of 16 bits; eight for 256 values
+  const int* sums;  // pairs of 16 bits, each for 32 values
   __device__ __forceinline__ void begin(int) const {}
   __device__ __forceinline__ void prepare(int) const {}
   template <class T>
@@ -37,8 +37,8 @@ struct OwnByteRow {
 #pragma unroll 1
     for (int part = threadIdx.x / 32; part * 256 < columns; part += kSingleThreads / 32) {
       if (part >= kSingleThreads / 32) load_part(row, type, part, columns, values);
-      quantise_part<kBlock, Format::kInterleaved, true>(values, part, columns, bytes, scales,
-                                                        reinterpret_cast<short*>(sums));
+      quantise_part<kBlock, Format::kInterleaved, Format::kSums, true>(values, part, columns, bytes, scales,
+                                                                       reinterpret_cast<short*>(sums));
     }
     __syncthreads();
   }
@@ -116,7 +116,7 @@ struct ByteSums {
         const KnownPlace<kOffset & 2> place = {places[i].base, places[i].offset + (kOffset & ~3)};
         raw[i] = Format::load(place, unit);
       } else {
-        raw[i] = Format::load(place_at(places[i].base, places[i].offset + places[i].shift + kOffset), unit);
+        raw[i] = Format::load(place_at<Format::kAlignment>(places[i].base, places[i].offset + places[i].shift + kOffset), unit);
       }
     }
     int dots[kRows][kColumns];
@@ -149,9 +149,9 @@ struct ByteSums {
       int sums[2];
       if constexpr (Format::kMinima) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          sums[i] =
-              x.load(x.sums + (long long)slots[c] * (columns / 32) + 8 * block + Format::sums_word(unit, i));
+        for (int i = 0; i < (Format::kBlockWeights == 32 ? 1 : 2); ++i)
+          sums[i] = x.load(x.sums + (long long)slots[c] * (columns / 32) + Format::kBlockWeights / 32 * block +
+                           Format::sums_word(unit, i));
       }
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .architectures import LATENT, architecture_of, refuse_unmodelled_keys, windowed_layers
+from .parts import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
 
-ARCHITECTURES = ("llama", "deepseek2")
-# llama.cpp's llama_expert_gating_func_type
-EXPERT_GATING = {"softmax": 1, "sigmoid": 2}
+# llama.cpp's llama_expert_gating_func_type: of all experts, each for itself, of those that were selected, ...
+EXPERT_GATING = {"softmax": 1, "sigmoid": 2, "softmax-selected": 3, "sqrt-softplus": 4}
+TOKENIZERS = ("gpt2", "llama")
 MLA_FORMS = ("split", "fused", "both")
 # The largest that each size may be: far more than any model has, little enough that a file of it is either
 # written a few MiB at a time or refused for its size. (n_vocab: what the tokenizer can name, model_metadata.)
@@ -41,6 +42,11 @@ MOST = {
     "n_expert": 2**12,
     "n_expert_used": 2**12,
     "n_expert_shared": 2**8,
+    "n_expert_group": 2**8,
+    "n_expert_group_used": 2**8,
+    "n_predictor": 2**8,
+    "window": 2**31 - 1,
+    "window_period": 2**8,
     "context_length": 2**31 - 1,
 }
 # The same for what files say, by key.
@@ -257,11 +263,31 @@ def _one_or_all(per_layer):
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """All sizes of a model that `make_gguf` can write. Zero: the model has no such part.
+    """All sizes of a model that `make_gguf` can write. Zero or False: the model has no such part.
 
-    `mla_form` (deepseek2): "split" has attn_k_b and attn_v_b, one matrix a head, as current
-    llama.cpp writes and wants them; "fused" the older attn_kv_b; "both" has both, attn_k_b and
-    attn_v_b flattened to two axes, as files made for ik_llama.cpp's -mla.
+    What every file of an architecture has is said in parts.py instead.
+
+    Attributes
+    ----------
+    mla_form : str
+        deepseek2: "split" has attn_k_b and attn_v_b, one matrix a head, as current llama.cpp writes
+        and wants them; "fused" the older attn_kv_b; "both" has both, attn_k_b and attn_v_b flattened
+        to two axes, as files made for ik_llama.cpp's -mla.
+    tokenizer_model, tokenizer_pre : str
+        "gpt2" (bytes and merges, `tokenizer_pre` splits the text before) or "llama" (scores).
+    window, window_period : int
+        Keys that a windowed layer sees; of so many layers all but the last are windowed, where that
+        is not the architecture's own pattern (0).
+    tied_output : bool
+        token_embd serves as output.
+    n_ff_expert : int
+        0: experts are as wide as `n_ff` (llama).
+    fused_experts : bool
+        Gate and up of the experts are one tensor.
+    n_layer_dense : int
+        Leading layers without experts.
+    n_predictor : int
+        Layers behind the `n_layer` that predict further tokens (NextN).
     """
 
     name: str
@@ -279,7 +305,15 @@ class ModelGeometry:
     rope_freq_base: float
     rms_epsilon: float
     tokenizer_pre: str
-    rope_scaling: Yarn | Llama3Scaling | None = None
+    tokenizer_model: str = "gpt2"
+    rope_scaling: Yarn | Llama3Scaling | Linear | LongRope | None = None
+    window: int = 0
+    window_period: int = 0
+    attn_softcap: float = 0.0
+    final_softcap: float = 0.0
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_output: bool = False
     q_lora_rank: int = 0
     kv_lora_rank: int = 0
     mla_form: str = "split"
@@ -287,10 +321,14 @@ class ModelGeometry:
     n_expert_used: int = 0
     n_expert_shared: int = 0
     n_ff_expert: int = 0
-    n_layer_dense: int = 0  # leading layers without experts
+    n_layer_dense: int = 0
+    n_expert_group: int = 0
+    n_expert_group_used: int = 0
     expert_weights_scale: float = 1.0
     expert_weights_norm: bool = False
     expert_gating: str = "softmax"
+    fused_experts: bool = False
+    n_predictor: int = 0
 
     @property
     def d_nope(self) -> int:
@@ -300,6 +338,8 @@ class ModelGeometry:
     @property
     def attention(self) -> AttentionGeometry:
         mla = self.kv_lora_rank > 0
+        period = self.window_period or architecture_of(self.architecture).window_period
+        windowed = windowed_layers(period if self.window else 0, self.n_layer)
         return AttentionGeometry(
             architecture=self.architecture,
             n_layer=self.n_layer,
@@ -311,6 +351,10 @@ class ModelGeometry:
             d_v=self.d_v,
             n_rot=self.n_rot,
             kv_lora_rank=self.kv_lora_rank if mla else None,
+            window=_one_or_all(
+                tuple(self.window if is_windowed else 0 for is_windowed in windowed)
+            ),
+            n_predictor=self.n_predictor,
         )
 
     def resized(self, **sizes: Any) -> ModelGeometry:
@@ -374,37 +418,66 @@ class ModelGeometry:
                 if value > MOST.get(field.name, value):
                     raise ValueError(f"{field.name}: at most {MOST[field.name]}; got {value!r}")
         for rule, held in (
-            (
-                f"architecture: one of {', '.join(ARCHITECTURES)}",
-                self.architecture in ARCHITECTURES,
-            ),
+            (f"architecture: one of {', '.join(PARTS)}", self.architecture in PARTS),
             (f"mla_form: one of {', '.join(MLA_FORMS)}", self.mla_form in MLA_FORMS),
             (
                 f"expert_gating: one of {', '.join(EXPERT_GATING)}",
                 self.expert_gating in EXPERT_GATING,
             ),
+            (
+                f"tokenizer_model: one of {', '.join(TOKENIZERS)}",
+                self.tokenizer_model in TOKENIZERS,
+            ),
             ("n_head: a multiple of n_head_kv", self.n_head % self.n_head_kv == 0),
             ("n_rot: an even number", self.n_rot % 2 == 0),
             ("n_rot: at most d_k", self.n_rot <= self.d_k),
             ("n_expert_used: at most n_expert", self.n_expert_used <= self.n_expert),
+            (
+                "n_expert: a multiple of n_expert_group, and two or more a group",
+                self.n_expert_group <= 1
+                or (
+                    self.n_expert % self.n_expert_group == 0
+                    and self.n_expert >= 2 * self.n_expert_group
+                ),
+            ),
+            (
+                "n_expert_group_used: at most n_expert_group",
+                self.n_expert_group_used <= self.n_expert_group,
+            ),
         ):
             _require(held, rule, self)
-        if self.architecture == "deepseek2":
-            has_experts = self.n_layer > self.n_layer_dense
+        self._check_parts()
+
+    def _check_parts(self):
+        """What the architecture must have, and what it has not."""
+        parts = PARTS[self.architecture]
+        for name in parts.none_of:
+            _require(not getattr(self, name), f"{name}: {self.architecture} has none", self)
+        has_experts = parts.has_experts and (self.n_expert > 0 or not parts.may_lack_experts)
+        has_experts = has_experts and self.n_layer > self.n_layer_dense
+        has_dense = not has_experts or self.n_layer_dense > 0 or not self.n_ff_expert
+        _require(self.n_ff > 0 or not has_dense, "n_ff: at least 1", self)
+        if has_experts:
+            needed = (
+                ("n_expert_used",) if parts.may_lack_experts else ("n_expert_used", "n_ff_expert")
+            )
+            for size in needed:
+                rule = f"{size}: at least 1 where layers have experts"
+                _require(getattr(self, size) > 0, rule, self)
+            _require(
+                self.n_expert_group <= 1 or self.n_expert_group_used > 0,
+                "n_expert_group_used: at least 1 where there are groups",
+                self,
+            )
+        if parts.is_latent:
             all_heads = self.n_head_kv == self.n_head
             _require(self.kv_lora_rank > 0, "kv_lora_rank: deepseek2 needs at least 1", self)
             _require(self.d_nope > 0, "d_k: deepseek2 needs more than n_rot", self)
             _require(
                 all_heads, "n_head_kv: deepseek2 needs n_head (all heads share a latent)", self
             )
-            _require(self.n_layer_dense == 0 or self.n_ff > 0, "n_ff: at least 1", self)
-            for size in ("n_expert_used", "n_ff_expert"):
-                at_least_one = not has_experts or getattr(self, size) > 0
-                _require(at_least_one, f"{size}: at least 1 where layers have experts", self)
-        else:
-            _require(self.n_ff > 0, "n_ff: at least 1", self)
-            for size in ("q_lora_rank", "kv_lora_rank", "n_expert"):
-                _require(getattr(self, size) == 0, f"{size}: {self.architecture} has none", self)
+        if parts.has_window:
+            _require(self.window > 0, f"window: {self.architecture} needs at least 1", self)
 
 
 def _require(held, rule, geometry):
@@ -414,11 +487,43 @@ def _require(held, rule, geometry):
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN context extension, as DeepSeek uses it."""
+    """YaRN context extension.
+
+    `log_multiplier` is DeepSeek's: what the attention's scale grows by with ln(factor); 0: the file does not
+    say it, and RoPE's magnitude grows instead.
+    """
 
     factor: float
     original_context_length: int
-    log_multiplier: float
+    log_multiplier: float = 0.0
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Positions divided by a factor (Gemma 3: in the layers without a window)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """The context extension of Phi 3: divisors of the frequencies, others beyond the original length.
+
+    Real files have fitted divisors; these grow from 1 to `factor` in a smooth curve.
+    """
+
+    factor: float
+    original_context_length: int
+
+    @property
+    def attn_factor(self) -> float:
+        """What RoPE's cosines and sines are multiplied by, as Phi 3's config computes it."""
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context_length))
+
+    def divisors(self, n_rot: int, long: bool) -> np.ndarray:
+        """float32 (n_rot / 2,): of the long context, or of the short one, which are close to 1."""
+        most = self.factor if long else 1.1
+        return (most ** (np.arange(n_rot // 2) / max(1, n_rot // 2 - 1)) ** 2).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -436,83 +541,3 @@ class Llama3Scaling:
         turns = self.original_context_length / wavelength
         smooth = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
         return (1 / ((1 - smooth) / self.factor + smooth)).astype(np.float32)
-
-
-_DEEPSEEK_V2_LITE = ModelGeometry(
-    name="deepseek-v2-lite",
-    architecture="deepseek2",
-    n_layer=27,
-    n_embd=2048,
-    n_head=16,
-    n_head_kv=16,
-    d_k=192,
-    d_v=128,
-    n_rot=64,
-    n_ff=10944,
-    n_vocab=102400,
-    context_length=163840,
-    rope_freq_base=10000.0,
-    rms_epsilon=1e-6,
-    rope_scaling=Yarn(factor=40.0, original_context_length=4096, log_multiplier=0.0707),
-    tokenizer_pre="deepseek-llm",
-    kv_lora_rank=512,
-    n_expert=64,
-    n_expert_used=6,
-    n_expert_shared=2,
-    n_ff_expert=1408,
-    n_layer_dense=1,
-)
-_DEEPSEEK_R1 = ModelGeometry(
-    name="deepseek-r1",
-    architecture="deepseek2",
-    n_layer=61,
-    n_embd=7168,
-    n_head=128,
-    n_head_kv=128,
-    d_k=192,
-    d_v=128,
-    n_rot=64,
-    n_ff=18432,
-    n_vocab=129280,
-    context_length=163840,
-    rope_freq_base=10000.0,
-    rms_epsilon=1e-6,
-    rope_scaling=Yarn(factor=40.0, original_context_length=4096, log_multiplier=0.1),
-    tokenizer_pre="deepseek-v3",
-    q_lora_rank=1536,
-    kv_lora_rank=512,
-    n_expert=256,
-    n_expert_used=8,
-    n_expert_shared=1,
-    n_ff_expert=2048,
-    n_layer_dense=3,
-    expert_weights_scale=2.5,
-    expert_weights_norm=True,
-    expert_gating="sigmoid",
-)
-_LLAMA_8B = ModelGeometry(  # Llama 3.1
-    name="llama-8b",
-    architecture="llama",
-    n_layer=32,
-    n_embd=4096,
-    n_head=32,
-    n_head_kv=8,
-    d_k=128,
-    d_v=128,
-    n_rot=128,
-    n_ff=14336,
-    n_vocab=128256,
-    context_length=131072,
-    rope_freq_base=500000.0,
-    rms_epsilon=1e-5,
-    rope_scaling=Llama3Scaling(),
-    tokenizer_pre="llama-bpe",
-)
-GEOMETRIES = {geometry.name: geometry for geometry in (_DEEPSEEK_V2_LITE, _DEEPSEEK_R1, _LLAMA_8B)}
-
-
-def named_geometry(name: str) -> ModelGeometry:
-    """The `ModelGeometry` of a name in GEOMETRIES; ValueError, with the names, for another."""
-    if isinstance(name, str) and name in GEOMETRIES:
-        return GEOMETRIES[name]
-    raise ValueError(f"geometry: one of {', '.join(GEOMETRIES)}; got {name!r}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..gguf.model_file import ModelFileError
 from ..gguf.model_file import open as open_model
 from .fit import INPUT, OUTPUT, FeedForward, Layer, ModelMemory, Weight
-from .geometry import GEOMETRIES, named_geometry
+from .named_geometries import GEOMETRIES, named_geometry
 from .synthetic.make_gguf import plan_tensors
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def memory_model(
     Parameters
     ----------
     model : str or os.PathLike
-        A GGUF file (any part of a split one), or the name of a geometry in `quant.models.geometry.GEOMETRIES`.
+        A GGUF file (any part of a split one), or the name of a geometry in `quant.models.named_geometries.GEOMETRIES`.
     qtype : str
         For a named geometry: the format of the bulk, as for `make_gguf`.
     mla_form : str, optional

@@ -12,7 +12,7 @@ import lowlevel
 import quant
 from lowlevel.cuda import cupy_api
 from lowlevel.cudasim.errors import CompilerNotFoundError
-from quant.models.geometry import named_geometry
+from quant.models.named_geometries import named_geometry
 from quant.models.synthetic.make_gguf import make_gguf
 from tools import process, tables
 from tools.bench import default_model, device_bench, measure

@@ -215,7 +215,7 @@ def run_python(code):
 def test_imports_no_more_than_it_needs():
     """Neither scipy nor Numba, and CuPy only when a GPU is asked for."""
     run_python(
-        "import sys, numpy as np, lowlevel, quant, quant.gpu.dequantize, lowlevel.cuda.device\n"
+        "import sys, numpy as np, lowlevel, quant, quant.gpu.dequantize.run, lowlevel.cuda.device\n"
         "t = quant.QuantTensor(np.zeros((2, 84), np.uint8), 'Q2_K', (2, 256)).to('cudasim')\n"
         "lowlevel.concat([quant.dequantize(t)] * 2)\n"
         "lowlevel.Pool('1MiB', 'cudasim').close()\n"
@@ -266,15 +266,15 @@ def test_a_gpu_that_is_not_there():
 def test_nothing_falls_back_to_the_cpu(device, rng):
     t = random_tensor(rng, "Q8_0", (3, 64))
     x = np.zeros((2, 64), np.float32)
-    with pytest.raises(ValueError, match=f"x: lies on cpu, and t on {device}"):
+    with pytest.raises(TypeError, match=f"x: lies on cpu, t on {device}"):
         quant.matmul(x, t.to(device))
-    with pytest.raises(ValueError, match=f"x: lies on {device}, and t on cpu"):
+    with pytest.raises(TypeError, match=f"x: lies on {device}, t on cpu"):
         quant.matmul(asarray(x, device), t)
-    with pytest.raises((NotImplementedError, TypeError)):
+    with pytest.raises(TypeError):
         quant.quantize(asarray(x, device), "Q8_0")
-    with pytest.raises(ValueError, match=f"out: expected an array on {device}"):
+    with pytest.raises(TypeError, match=f"out: lies on .*on {device}"):
         quant.dequantize(t.to(device), out=np.empty((3, 64), np.float32))
-    with pytest.raises(ValueError, match="out: expected an array on cpu"):
+    with pytest.raises(TypeError, match=r"out: lies on .*on cpu"):
         quant.dequantize(t, out=asarray(np.empty((3, 64), np.float32), device))
 
 

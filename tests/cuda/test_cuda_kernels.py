@@ -10,8 +10,11 @@ import pytest
 
 from lowlevel.gpu import instances, loader, nvrtc, resources
 from quant import FORMATS
-from quant.gpu import constants, dequantize, matmul_plan, matmul_sizes
+from quant.gpu import constants
 from quant.gpu import instances as products
+from quant.gpu.dequantize import run as dequantize
+from quant.gpu.matmul import plan as matmul_plan
+from quant.gpu.matmul import sizes as matmul_sizes
 
 ALL = instances.all_kernels()
 SOURCES = sorted({kernel.source for kernel in ALL})

@@ -85,11 +85,11 @@ def test_no_key_is_counted_where_kernels_do_not(device, rng):
         lowlevel.attention(*on_device(operands, device), n_kv=n_kv)
 
     for options in ({"n_tokens": 70}, {"dtype": "float32"}):
-        with pytest.raises(ValueError, match=r"n_kv: kernels count keys .*k\[:, :n_kv\]"):
+        with pytest.raises(ValueError, match=r"n_kv: read by kernels .*k\[:, :n_kv\]"):
             call(**options)
-    with pytest.raises(TypeError, match=r"n_kv: expected an array of shape \(1,\) on"):
+    with pytest.raises(TypeError, match="n_kv: lies on cpu"):
         call(np.array([3], np.int32))
-    with pytest.raises(TypeError, match="n_kv: expected int32, got int64"):
+    with pytest.raises(TypeError, match=r"n_kv: expected int32.*got int64"):
         call(asarray(np.array([3]), device))
     with pytest.raises(ValueError, match=r"n_kv: expected shape \(1,\), got \(2,\)"):
         call(asarray(np.array([3, 4], np.int32), device))
@@ -97,7 +97,7 @@ def test_no_key_is_counted_where_kernels_do_not(device, rng):
 
 def test_on_the_cpu_it_is_a_slice():
     array = np.ones((1, 4, 8), np.float32)
-    with pytest.raises(ValueError, match=r"n_kv: .* on the CPU give k\[:, :n_kv\]"):
+    with pytest.raises(ValueError, match=r"n_kv: read by kernels of a GPU.* give k\[:, :n_kv\]"):
         lowlevel.attention(array, array, array, n_kv=np.array([2], np.int32))
 
 
@@ -114,5 +114,5 @@ def test_sinks_of_the_device_stay_there(device, rng, monkeypatch):
         results.append(lowlevel.attention(*there, sinks=sinks))
         monkeypatch.undo()
     np.testing.assert_array_equal(*map(asnumpy, results))
-    with pytest.raises(ValueError, match="sinks: expected 4 values, one per head, got shape"):
+    with pytest.raises(ValueError, match=r"sinks: expected shape \(4,\)"):
         lowlevel.attention(*there, sinks=asarray(values[:3], device))

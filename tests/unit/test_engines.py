@@ -8,8 +8,9 @@ from lowlevel.attention.plan import plan_attention
 from quant.models.architectures import ARCHITECTURES, REFUSED, REFUSED_KEYS
 from quant.models.engines import ENGINES, IK, KQCAP, LLAMA_CPP
 from quant.models.fit import MIB, Setting, device_memory, fit
-from quant.models.geometry import GEOMETRIES, AttentionGeometry, named_geometry
+from quant.models.geometry import AttentionGeometry
 from quant.models.memory_model import _memory_model, memory_model, of_geometry
+from quant.models.named_geometries import GEOMETRIES, named_geometry
 from tools.cli import main
 
 GEMMA3_270M = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_models import small
 
-from quant.models.geometry import named_geometry
+from quant.models.named_geometries import named_geometry
 from quant.models.synthetic.load_elsewhere import load_failures
 from quant.models.synthetic.make_gguf import make_gguf
 

@@ -232,10 +232,10 @@ def test_an_amb_below_the_smallest_tile():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    geometry = quant.models.geometry.named_geometry("deepseek-v2-lite")
+    geometry = quant.models.named_geometries.named_geometry("deepseek-v2-lite")
     make_gguf(folder / "lite.gguf", geometry.resized(n_layer=3, n_embd=256, n_ff=512, n_expert=4,
               n_ff_expert=256, n_vocab=512, n_head=2), "IQ4_NL")  # fmt: skip
-    geometry = quant.models.geometry.named_geometry("llama-8b")
+    geometry = quant.models.named_geometries.named_geometry("llama-8b")
     make_gguf(folder / "llama.gguf", geometry.resized(n_layer=2, n_embd=256, n_ff=512, n_vocab=512,
               n_head=4, n_head_kv=2, d_k=128, d_v=128, n_rot=128), "Q4_K")  # fmt: skip
     return folder

@@ -56,7 +56,7 @@ def _is_whole(file):
 
 
 def _make(target, advance):
-    from quant.models.geometry import named_geometry
+    from quant.models.named_geometries import named_geometry
     from quant.models.synthetic.make_gguf import make_gguf
 
     geometry = named_geometry(GEOMETRY).resized(n_layer=1)

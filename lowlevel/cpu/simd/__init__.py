@@ -37,6 +37,7 @@ from .addresses import (
     prefetch,
     read_f32,
     read_f32x16,
+    read_i32,
     read_u8,
     read_u8x16,
     read_u8x32,

@@ -74,7 +74,7 @@ def quantise_block(x, column, width, job, q, scales, starts):
             lanes.put(mins_at + (4 + i) * stride, np.int32(0))
     zero = simd.splat(0)
     segment_sums, segment_left = zero, job.segment_steps
-    min_sums, min_left, min_index = zero, min_steps, np.int64(0)
+    min_sums, min_left, min_index = zero, min_steps, np.int64(0)  # min_steps 0: never complete
     for step in range(job.block_weights // 16):
         values = zero
         if finite:
@@ -92,8 +92,12 @@ def quantise_block(x, column, width, job, q, scales, starts):
             total = np.int64(simd.sum_lanes(min_sums))
             _put_digits(mins_at, stride, min_bits, min_index, total)
             min_sums, min_left, min_index = zero, min_steps, min_index + 1
+    # Mins that are bytes come by their products; the only one of a block has nothing but the sum of x.
+    min_start = np.int32(0)
+    if job.n_min_segments > 0 and min_steps == 0:
+        min_start = np.int32(simd.sum_lanes(min_sums))
     for _ in range(job.n_min_segments):
-        lanes.put(start_at, np.int32(0))
+        lanes.put(start_at, min_start)
         start_at += stride
     for i in range(job.n_segments + job.n_min_segments):
         lanes.put(scales + i * stride + 4 * column, scale)
@@ -163,7 +167,8 @@ def begin(
     n_slots, n_groups = lanes.load_int64(tables), lanes.load_int64(tables + 8)
     n_matrices = lanes.load_int64(tables + 16)
     sources = tables + 24
-    groups = sources + 8 * n_slots
+    x_sources = sources + 8 * n_slots
+    groups = x_sources + 8 * n_slots
     ends = groups + 16 * n_groups
     experts = ends + 8 * n_matrices
     _copy(template, N_FIELDS, scratch)
@@ -175,9 +180,8 @@ def begin(
     lanes.put(scratch + 8 * N_TASKS, n_panels * n_matrices)
     job = lanes.load_job(scratch)
     for i in range(n_slots):
-        source = lanes.load_int64(sources + 8 * i)
-        lanes.put(job.x_rows + 8 * i, x + source * x_stride)
-        lanes.put(job.out_rows + 8 * i, out + source * out_stride)
+        lanes.put(job.x_rows + 8 * i, x + lanes.load_int64(x_sources + 8 * i) * x_stride)
+        lanes.put(job.out_rows + 8 * i, out + lanes.load_int64(sources + 8 * i) * out_stride)
     _copy(groups, 2 * n_groups, job.groups)
     start = np.int64(0)
     for i in range(n_matrices):
@@ -187,8 +191,9 @@ def begin(
         lanes.put(job.matrices + 24 * i + 16, end)
         start = end
     if now == COPY:
+        row = lanes.load_int64(job.x_rows)
         for k in range(job.columns):
-            lanes.put(job.x_bytes + 4 * k, lanes.load_f32(x + 4 * k))
+            lanes.put(job.x_bytes + 4 * k, lanes.load_f32(row + 4 * k))
         lanes.put(job.x_rows, job.x_bytes)
     if now == QUANTISE:
         for group in range(n_groups):

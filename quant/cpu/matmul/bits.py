@@ -64,3 +64,27 @@ def put_looked_up(put, state, offset, table, q):
     state = put(state, offset + 320, _looked_up(table, q[1] >> 4))
     state = put(state, offset + 384, _looked_up(table, q[2] >> 4))
     return put(state, offset + 448, _looked_up(table, q[3] >> 4))
+
+
+# A multiplication by this puts bits 0, 1, 2, 3 also at 4, 12, 20, 28, and no two bits in one place.
+_SPREAD = 0x02040810
+_FIFTH_BITS = 0x10101010
+
+
+@kernel(inline=True)
+def _fifth_bits(high, first):
+    """Bits `first` to `first` + 3 of each lane, each as the fifth bit of a byte."""
+    return (((high >> first) & 15) * _SPREAD) & _FIFTH_BITS
+
+
+@kernel(inline=True)
+def put_five_bits(put, state, q, high):
+    """32 weights from 16 bytes of nibbles, the low ones first, and their fifth bits, 32 a lane."""
+    state = put(state, 0, (q[0] & NIBBLES) | _fifth_bits(high, 0))
+    state = put(state, 64, (q[1] & NIBBLES) | _fifth_bits(high, 4))
+    state = put(state, 128, (q[2] & NIBBLES) | _fifth_bits(high, 8))
+    state = put(state, 192, (q[3] & NIBBLES) | _fifth_bits(high, 12))
+    state = put(state, 256, ((q[0] >> 4) & NIBBLES) | _fifth_bits(high, 16))
+    state = put(state, 320, ((q[1] >> 4) & NIBBLES) | _fifth_bits(high, 20))
+    state = put(state, 384, ((q[2] >> 4) & NIBBLES) | _fifth_bits(high, 24))
+    return put(state, 448, ((q[3] >> 4) & NIBBLES) | _fifth_bits(high, 28))

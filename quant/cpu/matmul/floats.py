@@ -48,7 +48,9 @@ def make_fill(unpack):
         for step in range(job.block_weights // STEP):
             scale = lanes.load_at_f32(scales + (step // job.segment_steps) * 64)
             lowest = simd.splat(0.0)
-            if job.n_min_segments > 0:
+            if job.n_min_segments > 0 and job.min_run == 0:
+                lowest = lanes.load_at_f32(min_scale)
+            elif job.n_min_segments > 0:
                 i = step * STEP // job.min_run
                 four = lanes.load_at_i32(mins + (i // 4) * 64)
                 integer = simd.to_f32((four >> (8 * (i % 4))) & 255)

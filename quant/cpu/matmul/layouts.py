@@ -8,6 +8,8 @@ quantised activations is the sum over segments of
 Formats with mins (weight = scale * q - min) have more segments after those of the weights: the
 mins as weights, and as activations the sums of x over the weights that share a min, written in two
 digits: sum = high * min_run + low. So mins cost a few more bytes of k and no code of their own.
+Where a block has one minimum, a half (Q4_1, Q5_1), its segment has no bytes: min scale * column scale
+* sum(x bytes).
 """
 
 import collections
@@ -42,9 +44,9 @@ class PanelLayout:
     shift : int
         What was added to the integer weights to make them unsigned.
     n_min_segments, min_segment_steps : int
-        Segments of mins that follow; 0 for formats without.
+        Segments of mins that follow; 0 for formats without. One of no steps: the block's only minimum.
     min_run : int
-        Weights that share a min (16 or 32); 0 for formats without.
+        Weights that share an integer min (16 or 32); 0 for formats without.
     """
 
     block_weights: int
@@ -85,7 +87,7 @@ def layout_of(block, n_segments, shift=0, n_min_segments=0, min_segment_steps=0)
         shift=shift,
         n_min_segments=n_min_segments,
         min_segment_steps=min_segment_steps,
-        min_run=block.sub_block if block.has_minima else 0,
+        min_run=block.sub_block if min_segment_steps else 0,
     )
 
 

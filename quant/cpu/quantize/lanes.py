@@ -92,6 +92,18 @@ def write_half(out, offset, value):
 
 
 @kernel(inline=True)
+def write_fifth_bits(out, offset, low, high):
+    """The fifth bits of 32 levels, two i32x16, in four bytes, the first level's lowest."""
+    for byte in range(2):
+        low_bits = high_bits = 0
+        for i in range(8):
+            low_bits |= (simd.extract(low, 8 * byte + i) >> 4 & 1) << i
+            high_bits |= (simd.extract(high, 8 * byte + i) >> 4 & 1) << i
+        out[offset + byte] = low_bits
+        out[offset + 2 + byte] = high_bits
+
+
+@kernel(inline=True)
 def write_crumbs(out, offset, levels):
     """Pack a super-block's 256 levels of two bits (i32, in lanes) as Q2_K and Q3_K keep them.
 

@@ -11,9 +11,66 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
-from .lanes import LANES, SMALLEST_PEAK, clamped, peaks
+from .lanes import LANES, SMALLEST_PEAK, clamped, largest_lane, peaks
 
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
+
+
+@kernel(inline=True)
+def scale_by_peak(low, high, lowest):
+    """Of 32 weights, two f32x16: what makes the one of largest size (the first such one) the level `lowest`.
+
+    Returns
+    -------
+    scale : float32
+    inverse, offset : float32
+        Levels are the whole parts of ``inverse * weight + offset``. Where the scale is zero as a half
+        ggml leaves all levels 0.
+    """
+    peak, high_peak = largest_lane(low), largest_lane(high)
+    if abs(high_peak) > abs(peak):
+        peak = high_peak
+    scale = peak / np.float32(lowest)
+    inverse, offset = _ONE / scale, np.float32(0.5 - lowest)
+    if scale == _ZERO:
+        inverse = _ZERO
+    elif np.isinf(inverse):
+        inverse, offset = _ZERO, _ZERO
+    return scale, inverse, offset
+
+
+@kernel(inline=True)
+def _first_zero(low, high):
+    """The first of 32 weights that is zero, with its sign: ggml keeps the first of equal ones."""
+    for lane in range(LANES):
+        if simd.extract(low, lane) == _ZERO:
+            return simd.extract(low, lane)
+    for lane in range(LANES):
+        if simd.extract(high, lane) == _ZERO:
+            return simd.extract(high, lane)
+    return _ZERO
+
+
+@kernel(inline=True)
+def scale_and_minimum(low, high, highest):
+    """Of 32 weights, two f32x16: their least one, and the scale that makes the greatest the level `highest`.
+
+    Returns
+    -------
+    scale, minimum : float32
+    inverse, offset : float32
+        Levels are the whole parts of ``inverse * (weight - minimum) + offset``; 0 all where the scale is so
+        small that it has no inverse.
+    """
+    minimum = -simd.max_lanes(simd.negate(simd.minimum(low, high)))
+    if minimum == _ZERO:
+        minimum = _first_zero(low, high)
+    reach = simd.max_lanes(simd.maximum(low, high)) - minimum + _ZERO  # plus 0: of zeros not -0
+    scale = reach / np.float32(highest)
+    inverse, offset = _ONE / scale, np.float32(0.5)
+    if scale == _ZERO or np.isinf(inverse):
+        inverse, offset = _ZERO, _ZERO
+    return scale, minimum, inverse, offset
 
 
 @kernel(inline=True)

@@ -21,7 +21,7 @@ from lowlevel.sizes import format_size
 from ...formats import BlockFormat, block_format
 from ...gguf.header import DEFAULT_ALIGNMENT
 from ...quantize import quantize
-from ..geometry import named_geometry
+from ..named_geometries import named_geometry
 from .metadata import check_vocab, model_metadata
 from .random_weights import slabs
 from .tensor_list import TensorSpec, tensor_list
@@ -112,7 +112,7 @@ def make_gguf(
     ----------
     path : str or os.PathLike
     geometry : ModelGeometry or str
-        Or the name of one in `quant.models.geometry.GEOMETRIES`.
+        Or the name of one in `quant.models.named_geometries.GEOMETRIES`.
     qtype : gguf.GGMLQuantizationType or str
         Format of the bulk of the tensors. Norms and routers are float32; some get a better one
         as llama.cpp's mixes do; columns that do not fill blocks get a fallback (type_mix.py).

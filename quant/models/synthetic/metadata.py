@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 from gguf import GGUFValueType, LlamaFileType, TokenType
 
-from ..geometry import EXPERT_GATING, Llama3Scaling, Yarn
+from ..geometry import EXPERT_GATING, Linear, Llama3Scaling, LongRope, Yarn
+from ..parts import PARTS
+from ..tokenizer.byte_letters import BYTE_LETTERS
+from ..tokenizer.vocabulary import SPACE, byte_token_texts
 
 if TYPE_CHECKING:
     from typing import Any
@@ -24,10 +27,19 @@ F32 = GGUFValueType.FLOAT32
 BOOL = GGUFValueType.BOOL
 ARRAY = GGUFValueType.ARRAY
 QUANTIZATION_VERSION = 2
-BOS, EOS, PAD = 0, 1, 2
 _DEEPSEEK_SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>")
-_LLAMA_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>")
-_SPECIAL = {"deepseek2": _DEEPSEEK_SPECIAL, "llama": _LLAMA_SPECIAL}
+# tokenizer.ggml.pre -> the first tokens, which begin, end and fill up a text
+_SPECIAL = {
+    "deepseek-llm": _DEEPSEEK_SPECIAL,
+    "deepseek-v3": _DEEPSEEK_SPECIAL,
+    "llama-bpe": ("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+    "kimi-k2": ("[BOS]", "[EOS]", "[PAD]"),
+    "qwen2": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "glm4": ("[gMASK]", "<|endoftext|>", "<|user|>"),
+    "gpt-4o": ("<|startoftext|>", "<|return|>", "<|endoftext|>"),
+    "default": ("<s>", "</s>", "<|endoftext|>"),
+}
+BOS, EOS, PAD = 0, 1, 2
 N_FIXED = 256 + 3  # one token a byte, and the special ones
 MIN_VOCAB = N_FIXED + 1  # llama.cpp refuses a BPE vocabulary without merges
 WORD_LENGTHS = range(2, 5)
@@ -69,7 +81,8 @@ def model_metadata(
 
 
 def _sizes(geometry):
-    yield "block_count", U32, geometry.n_layer
+    parts = PARTS[geometry.architecture]
+    yield "block_count", U32, geometry.n_layer + geometry.n_predictor
     yield "context_length", U32, geometry.context_length
     yield "embedding_length", U32, geometry.n_embd
     yield "feed_forward_length", U32, geometry.n_ff
@@ -79,13 +92,30 @@ def _sizes(geometry):
     yield "rope.dimension_count", U32, geometry.n_rot
     yield "rope.freq_base", F32, geometry.rope_freq_base
     yield from _rope_scaling(geometry.rope_scaling)
-    if geometry.kv_lora_rank:
+    if parts.is_latent:
         yield from _mla(geometry)
-        yield from _experts(geometry)
     else:
         yield "attention.head_count_kv", U32, geometry.n_head_kv
         yield "attention.key_length", U32, geometry.d_k
         yield "attention.value_length", U32, geometry.d_v
+    yield from _where_there(
+        ("attention.sliding_window", U32, geometry.window),
+        ("attention.sliding_window_pattern", U32, geometry.window_period),
+        ("attn_logit_softcapping", F32, geometry.attn_softcap),
+        ("final_logit_softcapping", F32, geometry.final_softcap),
+        ("nextn_predict_layers", U32, geometry.n_predictor),
+    )
+    if parts.says_routing:
+        yield from _routing(geometry)
+    elif geometry.n_expert:
+        yield "expert_count", U32, geometry.n_expert
+        yield "expert_used_count", U32, geometry.n_expert_used
+        yield from _where_there(("expert_feed_forward_length", U32, geometry.n_ff_expert))
+
+
+def _where_there(*keys):
+    """Those whose value is not 0."""
+    return (key for key in keys if key[2])
 
 
 def _rope_scaling(scaling):
@@ -93,7 +123,13 @@ def _rope_scaling(scaling):
         yield "rope.scaling.type", TEXT, "yarn"
         yield "rope.scaling.factor", F32, scaling.factor
         yield "rope.scaling.original_context_length", U32, scaling.original_context_length
-        yield "rope.scaling.yarn_log_multiplier", F32, scaling.log_multiplier
+        yield from _where_there(("rope.scaling.yarn_log_multiplier", F32, scaling.log_multiplier))
+    elif isinstance(scaling, Linear):
+        yield "rope.scaling.type", TEXT, "linear"
+        yield "rope.scaling.factor", F32, scaling.factor
+    elif isinstance(scaling, LongRope):
+        yield "rope.scaling.original_context_length", U32, scaling.original_context_length
+        yield "rope.scaling.attn_factor", F32, scaling.attn_factor
     elif scaling is not None:
         assert isinstance(scaling, Llama3Scaling)  # it is a tensor of the file, no metadata
 
@@ -114,7 +150,7 @@ def _mla(geometry):
         yield "attention.value_length", U32, geometry.d_v
 
 
-def _experts(geometry):
+def _routing(geometry):
     yield "leading_dense_block_count", U32, geometry.n_layer_dense
     yield "expert_count", U32, geometry.n_expert
     yield "expert_used_count", U32, geometry.n_expert_used
@@ -123,6 +159,10 @@ def _experts(geometry):
     yield "expert_weights_scale", F32, geometry.expert_weights_scale
     yield "expert_weights_norm", BOOL, geometry.expert_weights_norm
     yield "expert_gating_func", U32, EXPERT_GATING[geometry.expert_gating]
+    yield from _where_there(
+        ("expert_group_count", U32, geometry.n_expert_group),
+        ("expert_group_used_count", U32, geometry.n_expert_group_used),
+    )
 
 
 def check_vocab(geometry: ModelGeometry) -> None:
@@ -137,21 +177,19 @@ def check_vocab(geometry: ModelGeometry) -> None:
 
 
 def tokenizer(geometry: ModelGeometry) -> list[tuple[str, Any, Any]]:
-    """A byte-level BPE tokenizer of exactly n_vocab tokens: three special ones, the 256 bytes, and
-    words of small letters, each with the merge that makes it. (Same list as `model_metadata`.)"""
+    """A tokenizer of exactly n_vocab tokens, of the geometry's kind. (Same list as `model_metadata`.)
+
+    Three special ones, the 256 bytes, and words of small letters.
+    """
     check_vocab(geometry)
-    n_words = geometry.n_vocab - N_FIXED
-    words = list(itertools.islice(_words(), n_words))
-    special = _SPECIAL[geometry.architecture]
-    tokens = [*special, *_byte_letters(), *words]
-    types = [int(TokenType.CONTROL)] * len(special)
-    types += [int(TokenType.NORMAL)] * (len(tokens) - len(special))
+    special = _SPECIAL[geometry.tokenizer_pre]
+    tokens, types, rest = _TOKENIZERS[geometry.tokenizer_model](geometry.n_vocab - N_FIXED)
     return [
-        ("tokenizer.ggml.model", TEXT, "gpt2"),
+        ("tokenizer.ggml.model", TEXT, geometry.tokenizer_model),
         ("tokenizer.ggml.pre", TEXT, geometry.tokenizer_pre),
-        ("tokenizer.ggml.tokens", ARRAY, tokens),
-        ("tokenizer.ggml.token_type", ARRAY, types),
-        ("tokenizer.ggml.merges", ARRAY, [f"{word[:-1]} {word[-1]}" for word in words]),
+        ("tokenizer.ggml.tokens", ARRAY, [*special, *tokens]),
+        ("tokenizer.ggml.token_type", ARRAY, [int(TokenType.CONTROL)] * len(special) + types),
+        *rest,
         ("tokenizer.ggml.bos_token_id", U32, BOS),
         ("tokenizer.ggml.eos_token_id", U32, EOS),
         ("tokenizer.ggml.padding_token_id", U32, PAD),
@@ -160,14 +198,34 @@ def tokenizer(geometry: ModelGeometry) -> list[tuple[str, Any, Any]]:
     ]
 
 
+def _by_merges(n_words):
+    """Byte-level BPE, each word with the merge that makes it: (tokens, types, further metadata)."""
+    words = list(itertools.islice(_words(), n_words))
+    merges = [f"{word[:-1]} {word[-1]}" for word in words]
+    tokens = [*BYTE_LETTERS, *words]
+    types = [int(TokenType.NORMAL)] * len(tokens)
+    return tokens, types, [("tokenizer.ggml.merges", ARRAY, merges)]
+
+
+def _by_scores(n_words):
+    """SentencePiece: bytes for what no word covers, earlier words before later ones."""
+    words = itertools.chain([SPACE], string.ascii_lowercase, _words())
+    words = list(itertools.islice(words, n_words - 1))
+    tokens = ["<unk>", *byte_token_texts(), *words]
+    types = [int(TokenType.UNKNOWN)] + [int(TokenType.BYTE)] * 256
+    types += [int(TokenType.NORMAL)] * len(words)
+    scores = [0.0] * (N_FIXED + 1) + [-float(rank) for rank in range(len(words))]
+    more = [
+        ("tokenizer.ggml.scores", ARRAY, scores),
+        ("tokenizer.ggml.unknown_token_id", U32, PAD + 1),
+    ]
+    return tokens, types, more
+
+
+_TOKENIZERS = {"gpt2": _by_merges, "llama": _by_scores}
+
+
 def _words():
     """Words of two letters and more, after all their beginnings."""
     for length in WORD_LENGTHS:
         yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
-
-
-def _byte_letters():
-    """The letter that stands for each byte in GPT-2's byte-level vocabularies."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    stand_ins = itertools.count(0x100)
-    return [chr(byte if byte in printable else next(stand_ins)) for byte in range(256)]

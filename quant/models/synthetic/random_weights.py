@@ -46,16 +46,26 @@ def _normal(spec, geometry, seed):
     return [_bound(rows, index, count) for index, count in enumerate(_row_counts(spec.shape))]
 
 
-def _ones(spec, geometry, seed):
-    def rows(count):
-        return np.ones((count, spec.shape[-1]), np.float32)
+def _norm(spec, geometry, seed):
+    """Around 1, as trained ones, and never the same twice: a norm left out or mistaken for another one shows."""
+    return [_plus_one(part) for part in _normal(spec, geometry, seed)]
 
-    return [_bound(rows, count) for count in _row_counts(spec.shape)]
+
+def _plus_one(part):
+    return lambda: part() + np.float32(1)
 
 
 def _rope_freqs(spec, geometry, seed):
     divisors = geometry.rope_scaling.divisors(geometry.n_rot, geometry.rope_freq_base)
     return [lambda: divisors[None]]
+
+
+def _rope_long(spec, geometry, seed):
+    return [lambda: geometry.rope_scaling.divisors(geometry.n_rot, long=True)[None]]
+
+
+def _rope_short(spec, geometry, seed):
+    return [lambda: geometry.rope_scaling.divisors(geometry.n_rot, long=False)[None]]
 
 
 def _kv_b(spec, geometry, seed):
@@ -88,8 +98,10 @@ def _v_b(spec, geometry, seed):
 
 _FILLS = {
     "normal": _normal,
-    "ones": _ones,
+    "norm": _norm,
     "rope_freqs": _rope_freqs,
+    "rope_long": _rope_long,
+    "rope_short": _rope_short,
     "kv_b": _kv_b,
     "k_b": _k_b,
     "v_b": _v_b,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 # Always float32, as llama.cpp keeps them: they are small, and precision counts.
-F32_ROLES = ("norm", "router", "rope_freqs")
+F32_ROLES = ("norm", "bias", "router", "rope_freqs")
 # bulk type -> role -> type. Q2_K is as in the DeepSeek R1 file of the PR's log.
 EXCEPTIONS = {
     QType.Q2_K: {

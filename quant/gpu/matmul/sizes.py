@@ -1,7 +1,7 @@
 """Rows of weights that a block of each kernel of quant.matmul takes, and its shared memory, as the kernels' headers have them."""
 
-from .constants import constants
-from .instances import WGMMA_ROWS
+from ..constants import constants
+from ..instances import WGMMA_ROWS
 
 EXACT_COLUMNS = 32  # kExactColumns
 _EXACT_ROWS = 32  # kExactRows
@@ -44,11 +44,14 @@ def tile_sizes(block, tile):
     """(rows of weights of a thread block, its shared memory): see Tile in matmul_tiles.cuh."""
     n_weights, n_bytes, _ = _unit(block)
     rows, columns, n_blocks = tile.threads // 4, tile.columns, _DEPTH // n_weights
-    raw = 16 * ((n_blocks * n_bytes + 29) // 16)
+    skew = 14 if constants(block).alignment > 1 else 15
+    raw = 16 * ((n_blocks * n_bytes + skew + 15) // 16)
     shared = 2 * rows * raw + (2 * columns + rows) * (_DEPTH + 16) + 4 * n_blocks * (rows + columns)
     # A factor for each run of a super-block, minima, sums of x.
     shared += 4 * rows * constants(block).run_factors
-    if constants(block).minima:
+    if constants(block).minima and n_blocks > 1:  # a scale of each block, a sum of x
+        shared += 4 * n_blocks * (rows + columns)
+    elif constants(block).minima:
         shared += (4 + 16) * rows + 36 * columns
     if constants(block).fold_offset > 0:
         shared += 4 * columns

@@ -10,10 +10,10 @@ import numpy as np
 
 from lowlevel.shapes import dtype_name
 
-from ..formats import FORMATS
-from .constants import constants
-from .dequantize import alignment as alignment_of
-from .instances import (
+from ...formats import FORMATS
+from ..constants import constants
+from ..dequantize.run import alignment as alignment_of
+from ..instances import (
     GATHER_ROWS,
     MATMUL_EXACT,
     MATMUL_TILES,
@@ -26,9 +26,10 @@ from .instances import (
     SORT_THREADS,
     TILE_ROWS,
     WGMMA_ROWS,
+    bytes_of_x,
 )
-from .matmul_plan import CHUNK_WEIGHTS, GROUP_FIELDS, SLOT_MULTIPLE
-from .matmul_sizes import exact_sizes, stream_sizes, tile_sizes, wgmma_shared
+from .plan import CHUNK_WEIGHTS, GROUP_FIELDS, SLOT_MULTIPLE
+from .sizes import exact_sizes, stream_sizes, tile_sizes, wgmma_shared
 
 # matmul_call.cuh's MatmulCall.
 CALL = np.dtype(
@@ -167,7 +168,7 @@ def _prepare(plan, device, x, block, parts):
         n_threads = n * plan.x_columns // 4
         arguments = (*source, columns, plan.x_columns, n)
     else:
-        kernel = QUANTISE_ROWS[block.block_weights, interleaved, plan.path == "stream"]
+        kernel = QUANTISE_ROWS[bytes_of_x(block), plan.path == "stream"]
         n_threads = n * -(-columns // 256) * 32
         sums = parts.get("x_sums")
         sums = None if sums is None else sums.view(np.int16)
@@ -189,7 +190,8 @@ def _launch(plan, device, matrices, out, parts, n_groups, x_type):
     block, data = t.format, t.data
     kernel = _kernel(plan, block.name)
     types = x_type, FLOAT_TYPES[dtype_name(out.dtype)]
-    alignment = alignment_of(block) if plan.path == "wgmma" else 2
+    # Of rows at odd addresses warpgroups would copy pieces that are no multiples of 16 apart.
+    alignment = max(alignment_of(block), 2) if plan.path == "wgmma" else min(alignment_of(block), 2)
     call = _call(
         tuple([device.address(some.data) % _PIECE for some in matrices]), alignment, data.shape,
         data.strides, _row_stride(out), (t.columns, len(out), n_groups, plan.x_columns, plan.n_slots), types,

@@ -4,8 +4,9 @@ import functools
 import math
 from dataclasses import dataclass
 
-from ..formats import FORMATS
-from .instances import (
+from ...formats import FORMATS
+from ..constants import constants
+from ..instances import (
     EXACT_STREAM_COLUMNS,
     STREAM_COLUMNS,
     TILES,
@@ -13,7 +14,7 @@ from .instances import (
     WGMMA_ROWS,
     WGMMA_TILES,
 )
-from .matmul_sizes import EXACT_COLUMNS, tile_sizes
+from .sizes import EXACT_COLUMNS, tile_sizes
 
 ACTIVATIONS = ("int8", "bfloat16", "float32")
 _ALIGNMENT = 256
@@ -149,7 +150,7 @@ def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multip
     elif path != "single":
         parts["x"] = "uint8", n * (-(-columns // CHUNK_WEIGHTS) * CHUNK_WEIGHTS)
         parts["x_scales"] = "float32", n * columns // block.block_weights
-        if block.block_weights == 256:
+        if constants(block).sums:
             parts["x_sums"] = "int32", n * columns // 32
     if n_experts is not None:
         parts["order"] = "int32", n_slots

@@ -1,0 +1,29 @@
+"""float32 -> Q4_1: d and m (half) and 16 bytes of nibbles."""
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+
+from ...formats import block_format
+from .lanes import LANES, write_half
+from .search import scale_and_minimum
+
+FORMAT = block_format("Q4_1")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_D, _M, _LEVELS = FORMAT.offsets("d", "m", "qs")
+_HIGHEST = FORMAT.codes[1]
+
+
+@kernel
+def quantize_q4_1(address, n_blocks, out):
+    """Quantise ``n_blocks * 32`` float32 behind `address` into `out` (uint8, 20 a block)."""
+    for block in range(n_blocks):
+        o = block * BLOCK_BYTES
+        low = simd.read_f32x16(address, block * BLOCK_WEIGHTS)
+        high = simd.read_f32x16(address, block * BLOCK_WEIGHTS + LANES)
+        d, minimum, inverse, half = scale_and_minimum(low, high, _HIGHEST)
+        write_half(out, o + _D, d)
+        write_half(out, o + _M, minimum)
+        top, base = simd.splat(_HIGHEST), simd.splat(minimum)
+        low_level = simd.minimum(simd.to_i32((low - base) * inverse + half), top)
+        high_level = simd.minimum(simd.to_i32((high - base) * inverse + half), top)
+        simd.store(out, o + _LEVELS, simd.narrow(low_level | high_level << 4))

@@ -1,0 +1,29 @@
+"""float32 -> Q5_0: d (half), 32 fifth bits and 16 bytes of nibbles, level 16 meaning zero."""
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+
+from ...formats import block_format
+from .lanes import LANES, write_fifth_bits, write_half
+from .search import scale_by_peak
+
+FORMAT = block_format("Q5_0")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_D, _HIGH, _LEVELS = FORMAT.offsets("d", "qh", "qs")
+_LOWEST = FORMAT.codes[0]
+
+
+@kernel
+def quantize_q5_0(address, n_blocks, out):
+    """Quantise ``n_blocks * 32`` float32 behind `address` into `out` (uint8, 22 a block)."""
+    for block in range(n_blocks):
+        o = block * BLOCK_BYTES
+        low = simd.read_f32x16(address, block * BLOCK_WEIGHTS)
+        high = simd.read_f32x16(address, block * BLOCK_WEIGHTS + LANES)
+        d, inverse, offset = scale_by_peak(low, high, _LOWEST)
+        write_half(out, o + _D, d)
+        top = simd.splat(31)
+        low_level = simd.minimum(simd.to_i32(low * inverse + offset), top)
+        high_level = simd.minimum(simd.to_i32(high * inverse + offset), top)
+        write_fifth_bits(out, o + _HIGH, low_level, high_level)
+        simd.store(out, o + _LEVELS, simd.narrow((low_level & 15) | (high_level & 15) << 4))
