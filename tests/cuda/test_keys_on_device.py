@@ -27,8 +27,11 @@ def attend(device, operands, n_kv, options):
         for name, value in options.items()
     }
     counted = asarray(np.array([n_kv], np.int32), device)
+    out = asarray(np.full((*q.shape[:2], v.shape[2]), np.nan, np.float32), device)
     with lowlevel.Pool("64MiB", device=device) as pool:
-        result = lowlevel.attention(q, k, v, n_kv=counted, pool=pool, return_lse=True, **there)
+        result = lowlevel.attention(
+            q, k, v, n_kv=counted, pool=pool, out=out, return_lse=True, **there
+        )
         return [asnumpy(array) for array in result]
 
 
