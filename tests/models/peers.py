@@ -90,22 +90,34 @@ def peer_logits(engine: str, path, tokens, setting: Setting | None = None) -> np
     """
     setting = Setting() if setting is None else setting
     with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "logits.npy")
         job = {
-            "engine": engine,
-            "libraries": [str(library) for library in _library(engine)],
-            "path": str(path),
+            "paths": [str(path)],
             "tokens": [int(token) for token in tokens],
-            "out": os.path.join(folder, "logits.npy"),
             **setting._asdict(),
             "type_k": int(QType[setting.type_k]),
             "type_v": int(QType[setting.type_v]),
         }
-        child = [sys.executable, str(HERE / "peer_child.py"), json.dumps(job)]
-        done = subprocess.run(child, capture_output=True, timeout=TIMEOUT)
-        if done.returncode:
-            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise PeerError(f"{engine} ended with {done.returncode}:\n" + "\n".join(said[-12:]))
-        return np.load(job["out"])
+        _run(engine, job, out)
+        return np.load(out)
+
+
+def peer_loads(engine: str, paths) -> list[bool]:
+    """Which of some files an engine loads, none of which it dies of."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "loaded.npy")
+        _run(engine, {"paths": [str(path) for path in paths], "tokens": [], "mla": 0}, out)
+        return np.load(out).tolist()
+
+
+def _run(engine, job, out):
+    libraries = [str(library) for library in _library(engine)]
+    job = json.dumps({"engine": engine, "libraries": libraries, "out": out, **job})
+    child = [sys.executable, str(HERE / "peer_child.py"), job]
+    done = subprocess.run(child, capture_output=True, timeout=TIMEOUT)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise PeerError(f"{engine} ended with {done.returncode}:\n" + "\n".join(said[-12:]))
 
 
 # ---------------------------------------------------------------- the libraries
