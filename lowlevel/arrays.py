@@ -38,11 +38,7 @@ def asarray(x: Any, device: str, name: str = "x") -> Array:
     source = _device_of(x, name)
     if source is target:
         return x
-    if source is None:
-        x = np.asarray(x)
-    elif source.name != "cpu":
-        x = source.to_host(x)
-    return target.from_host(x)
+    return target.from_host(np.asarray(x) if source is None else source.to_host(x))
 
 
 def asnumpy(x: Any, name: str = "x") -> np.ndarray:
@@ -51,7 +47,7 @@ def asnumpy(x: Any, name: str = "x") -> np.ndarray:
     A NumPy array is returned as it is, any other is copied. Errors call it `name`.
     """
     source = _device_of(x, name)
-    return np.asarray(x) if source is None or source.name == "cpu" else source.to_host(x)
+    return np.asarray(x) if source is None else source.to_host(x)
 
 
 def _device_of(x, name):

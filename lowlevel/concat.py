@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from . import devices
+from . import checks, devices
 from .shapes import resolve_dtype
 
 if TYPE_CHECKING:
@@ -60,13 +57,9 @@ def _check_arrays(arrays):
         raise TypeError(f"arrays: expected a list or tuple of arrays, got {type(arrays).__name__}")
     if not arrays:
         raise ValueError("arrays: expected at least one array, got none")
-    found = [devices.of_array(array, f"arrays[{i}]") for i, array in enumerate(arrays)]
-    for i, device in enumerate(found):
-        if device is not found[0]:
-            raise ValueError(
-                f"arrays[{i}]: on {device.name}, arrays[0] on {found[0].name}; bring them to one device"
-            )
-    device = found[0]
+    device = devices.of_array(arrays[0], "arrays[0]")
+    for i, array in enumerate(arrays):
+        checks.check_device(array, f"arrays[{i}]", device, "arrays[0]")
     arrays = [device.plain(array) for array in arrays]
     for i, array in enumerate(arrays):
         if array.ndim == 0:
@@ -80,16 +73,7 @@ def _check_arrays(arrays):
 
 
 def _check_axis(axis, ndim):
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        index = None
-    if index is None or isinstance(axis, (bool, np.bool_)):
-        raise TypeError(f"axis: expected an int, got {axis!r}")
-    if not -ndim <= index < ndim:
-        raise ValueError(
-            f"axis: expected {-ndim} to {ndim - 1} for arrays of {ndim} axes, got {index}"
-        )
+    index = checks.whole_number(axis, "axis", -ndim, ndim - 1)
     return index % ndim
 
 
@@ -107,19 +91,13 @@ def _check_agreement(arrays, axis):
 
 
 def _check_out(out, shape, arrays, device):
-    if devices.of_array(out, "out") is not device:
-        raise ValueError(f"out: expected an array on {device.name} like the inputs")
+    checks.check_device(out, "out", device, "arrays[0]")
     if out.dtype != arrays[0].dtype:
         raise TypeError(f"out: expected {arrays[0].dtype} like the inputs, got {out.dtype}")
-    if tuple(out.shape) != shape:
-        raise ValueError(f"out: expected shape {shape}, got {tuple(out.shape)}")
-    if not device.writable(out):
-        raise ValueError("out: read-only; give an array that can be written")
-    if device.overlaps_itself(out):
-        raise ValueError(f"out: strides {out.strides} may put two elements in one place")
+    checks.check_shape(out, "out", shape)
+    checks.check_writable(out, "out", device)
     for i, array in enumerate(arrays):
-        if device.overlap(out, array):
-            raise ValueError(f"out: shares memory with arrays[{i}]; give memory of its own")
+        checks.check_apart(out, "out", device, {f"arrays[{i}]": array})
 
 
 def _without(shape, axis):

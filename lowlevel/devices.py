@@ -6,10 +6,12 @@ A device is an object that its own package provides as `open_device(index)` in a
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,6 +32,9 @@ class Device(Protocol):
 
     name: str  # "cpu", "cuda:0", ...
     room: str  # "cpu" or "gpu": the folder, on any floor, with kernels for it
+    activations: tuple[
+        str, ...
+    ]  # names of the dtypes of what models hand on, which all calls take there
     planner: Any  # tiles and scratch of attention, pure arithmetic: cpu/layout.py, gpu/layout.py
     has_streams: bool  # whether work is queued on streams; then also what stands below
 
@@ -50,6 +55,9 @@ class Device(Protocol):
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         """A C-contiguous array outside any pool."""
+
+    def empty_aligned(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        """One from the start of a cache line on, which NumPy's own large arrays miss by 16 bytes."""
 
     def plain(self, array: Array) -> Array:
         """The array without the ways of a subclass."""
@@ -170,18 +178,12 @@ def of_array(array: Any, name: str) -> Device:
     )
 
 
-def check_on_cpu(array: Any, name: str, call: str) -> None:
-    """Raise NotImplementedError if `array`, argument `name` of `call`, lies on another device than the CPU.
+def kernels(floor: str, device: Device, name: str) -> ModuleType:
+    """The module `name` of a floor's room for a device, ``quant.gpu.embed`` say; importing it may load Numba."""
+    return _module(f"{floor}.{device.room}.{name}")
 
-    For calls that other devices do not have yet: the simulator's arrays are NumPy arrays too, and must
-    not be computed on the CPU by mistake.
-    """
-    device = of_array(array, name)
-    if device.name != "cpu":
-        raise NotImplementedError(
-            f"{name}: lies on {device.name}, and {call} runs on the CPU only in this version; "
-            f"lowlevel.asnumpy (of a QuantTensor: to('cpu')) brings it there"
-        )
+
+_module = functools.cache(importlib.import_module)
 
 
 def _is_made_by(array, module, kind):

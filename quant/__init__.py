@@ -13,6 +13,7 @@ from .gguf.model_file import ModelFile, ModelFileError, open
 from .kv import KV_TYPES  # plans know quantised K and V by name from here on
 from .latent import LatentKV
 from .matmul import matmul, matmul_plan, matmul_scratch_bytes
+from .models.model import load
 from .quantize import quantize
 from .tensor import QuantTensor
 
@@ -28,6 +29,7 @@ __all__ = [
     "block_format",
     "dequantize",
     "embed",
+    "load",
     "matmul",
     "matmul_plan",
     "matmul_scratch_bytes",

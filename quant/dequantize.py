@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowlevel import devices
+from lowlevel import checks, devices
 from lowlevel.shapes import resolve_dtype
 
 from .tensor import check_tensor
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
     from lowlevel.arrays import Array
 
     from .tensor import QuantTensor
-
-
-DTYPES = ("float32", "float16")
-DEVICE_DTYPES = (*DTYPES, "bfloat16")  # of a device that runs CUDA kernels
 
 
 def dequantize(
@@ -61,48 +56,22 @@ def dequantize(
     """
     check_tensor(t)
     device = devices.of_array(t.data, "t")
-    dtype = _checked_dtype(dtype, out, DTYPES if device.name == "cpu" else DEVICE_DTYPES)
-    if out is not None:
-        _check_out(out, t, dtype, device)
-    if device.name != "cpu":
-        return _on_device(t, dtype, out, n_threads, device)
-    from lowlevel.cpu.threads import resolve_n_threads
-
-    n_threads = resolve_n_threads(n_threads)
+    room = devices.kernels("quant", device, "dequantize.run")
+    n_threads = room.resolve_n_threads(n_threads, device)
     if out is None:
-        out = _empty_aligned(t.shape, dtype)
+        wanted = _checked_dtype("float32" if dtype is None else dtype, room.DTYPES)
+        out = device.empty_aligned(t.shape, wanted)
+    else:
+        dtypes = room.DTYPES
+        if dtype is not None:
+            dtypes = (_checked_dtype(dtype, dtypes).name,)
+        _check_out(out, t, dtypes, device)
     if t.size:
-        from .cpu.dequantize.run import (
-            dequantize as run,  # compiles kernels: only when one is needed
-        )
-
-        run(t, out, n_threads)
+        room.dequantize(t, out, n_threads, device)
     return out
 
 
-def _on_device(t, dtype, out, n_threads, device):
-    if n_threads is not None:
-        raise ValueError(f"n_threads: {device.name} has no use for it; leave it out")
-    if out is None:
-        out = device.empty(t.shape, dtype)
-    if t.size:
-        from .gpu.dequantize.run import dequantize as run
-
-        run(t, out, device)
-    return out
-
-
-def _empty_aligned(shape, dtype):
-    """An array on a cache line's boundary, which NumPy's own large arrays miss by 16 bytes."""
-    n_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(n_bytes + 63, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + n_bytes].view(dtype).reshape(shape)
-
-
-def _checked_dtype(dtype, out, dtypes):
-    if dtype is None:
-        dtype = getattr(out, "dtype", "float32")
+def _checked_dtype(dtype, dtypes):
     try:
         result = resolve_dtype(dtype)
     except TypeError:
@@ -112,21 +81,10 @@ def _checked_dtype(dtype, out, dtypes):
     return result if result.isnative else np.dtype(result.name)
 
 
-def _check_out(out, t, dtype, device):
-    if devices.of_array(out, "out") is not device:
-        raise ValueError(f"out: expected an array on {device.name} like the tensor")
-    if out.dtype != dtype:
-        raise ValueError(f"out: expected {dtype} as dtype says, got {out.dtype}")
-    if out.shape != t.shape:
-        raise ValueError(f"out: expected shape {t.shape}, got {out.shape}")
-    if not device.writable(out):
-        raise ValueError("out: the array is read-only")
-    strides = [stride for size, stride in zip(out.shape, out.strides, strict=True) if size > 1]
-    if out.size and any(step % out.itemsize for step in (device.address(out), *strides)):
-        raise ValueError(f"out: the array is not aligned to its {out.itemsize}-byte items")
-    if out.size and out.shape[-1] > 1 and strides[-1] != out.itemsize:
-        raise ValueError(f"out: the last axis must be contiguous; its stride is {strides[-1]}")
-    if device.overlaps_itself(out):
-        raise ValueError(f"out: several weights share an item; strides are {out.strides}")
-    if device.overlap(out, t.data):
-        raise ValueError("out: overlaps the tensor's own bytes")
+def _check_out(out, t, dtypes, device):
+    checks.check_array(out, "out", device, dtypes, "t")
+    checks.check_shape(out, "out", t.shape)
+    checks.check_alignment(out, "out", device)
+    checks.check_last_axis(out, "out")
+    checks.check_writable(out, "out", device)
+    checks.check_apart(out, "out", device, {"t": t.data})

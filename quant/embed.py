@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowlevel import devices
-from lowlevel.ops import checks
+from lowlevel import checks, devices
 
 from .tensor import check_tensor
 
@@ -55,8 +53,7 @@ def embed(t: QuantTensor, ids: np.ndarray, out: Array, *, n_threads: int | None 
     if lowest < 0 or highest >= t.shape[0]:
         bad = lowest if lowest < 0 else highest
         raise IndexError(f"ids: t has rows 0 to {t.shape[0] - 1}; got {bad}")
-    dtypes, shape = checks.activations(device.room), (len(ids), t.columns)
-    rows = checks.check_result(out, "out", device, dtypes, shape, {"t": t.data})
-    room = importlib.import_module(f"quant.{device.room}.embed")
-    room.embed(device, t, ids, rows, n_threads)
+    shape = len(ids), t.columns
+    rows = checks.check_result(out, "out", device, device.activations, shape, {"t": t.data})
+    devices.kernels("quant", device, "embed").embed(device, t, ids, rows, n_threads)
     return out

@@ -169,6 +169,8 @@ def _format(name, block_weights, *fields, codes=(), values=(), sub_block=None, s
 
 # What the four bits of IQ4 formats stand for: ggml's kvalues_iq4nl.
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+# Twice what the four bits of FP4 formats stand for (E2M1): ggml's kvalues_mxfp4. Scales are half of what they say.
+E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 # Field names as in ggml-common.h.
 FORMATS = {
     row.qtype: row
@@ -236,10 +238,35 @@ FORMATS = {
         ),
         _format("Q4_1", 32, ("d", "<f2", 1), ("m", "<f2", 1), ("qs", "u1", 16), codes=(0, 15)),
         _format("Q5_0", 32, ("d", "<f2", 1), ("qh", "u1", 4), ("qs", "u1", 16), codes=(-16, 15)),
+        _format(
+            "Q5_1",
+            32,
+            ("d", "<f2", 1),
+            ("m", "<f2", 1),
+            ("qh", "u1", 4),
+            ("qs", "u1", 16),
+            codes=(0, 31),
+        ),
+        _format(
+            "Q5_K",
+            256,
+            ("d", "<f2", 1),
+            ("dmin", "<f2", 1),
+            ("scales", "u1", 12),
+            ("qh", "u1", 32),
+            ("qs", "u1", 128),
+            codes=(0, 31),
+            sub_block=32,
+            scales=(0, 63),
+        ),
+        _format("MXFP4", 32, ("e", "u1", 1), ("qs", "u1", 16), values=E2M1_VALUES),
     )
 }
-# Formats that divide head sizes such as 64, 128, 192 and 576: what quantised K and V can be.
-KV_FORMATS = tuple(row for row in FORMATS.values() if row.block_weights == 32)
+# Formats that divide head sizes such as 64, 128, 192 and 576, with scales as fine as half precision: what
+# quantised K and V can be.
+KV_FORMATS = tuple(
+    row for row in FORMATS.values() if row.block_weights == 32 and row.fields[0].dtype == "<f2"
+)
 
 
 def supported_names() -> str:

@@ -11,7 +11,6 @@ Neither ever exists as a whole: attention's plan says how many heads and keys of
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -41,7 +40,9 @@ class LatentType(KVType):
     in_chunks: ClassVar[bool] = True
 
     def scratch_bytes(self, device: str, heads: int, keys: int) -> int:
-        return _kernels(devices.get(device)).scratch_bytes(self, heads, keys)
+        return devices.kernels("quant", devices.get(device), "latent").scratch_bytes(
+            self, heads, keys
+        )
 
 
 class LatentSource:
@@ -70,7 +71,8 @@ class LatentSource:
     def reader(
         self, device: devices.Device, heads: slice, scratch: Any = None, n_threads: int = 1
     ) -> Callable[[slice, Any], None]:
-        return _kernels(device).reader(self, device, heads, scratch, n_threads)
+        room = devices.kernels("quant", device, "latent")
+        return room.reader(self, device, heads, scratch, n_threads)
 
     def kv_source(self) -> LatentSource:
         return self
@@ -125,11 +127,6 @@ class LatentKV:
             )
         self.k = LatentSource(latents, tail, wk_b, k_transposed)
         self.v = LatentSource(latents, None, wv_b, False)
-
-
-def _kernels(device):
-    """The module that decompresses on a device."""
-    return importlib.import_module(f".{device.room}.latent", __package__)
 
 
 def _rows(x, name):

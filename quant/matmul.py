@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowlevel import arrays, devices
+from lowlevel import arrays, checks, devices
 from lowlevel.pool.arena import align_up
 
 from .formats import block_format
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
 _MOST_VALUES = 2**54
+ACTIVATIONS = ("int8", "bfloat16", "float32")
 
 
 def matmul(
@@ -39,6 +40,7 @@ def matmul(
     exact: bool = False,
     activations: str | None = None,
     experts: Array | Sequence[int] | None = None,
+    x_rows: Array | None = None,
     n_threads: int | None = None,
 ) -> Array:
     """``x @ t.T`` without ever making the weights floats as a whole.
@@ -68,6 +70,9 @@ def matmul(
         For a stack of matrices: which one each row of x meets. Without it t is one matrix. An array of
         int32 or int64 on the GPU stays there: the host does not wait for it, and a row whose expert does
         not exist becomes NaN, where it is an IndexError otherwise.
+    x_rows : numpy.ndarray of int, (n,), optional
+        On the CPU: ``x[x_rows] @ t.T`` without that copy of x, which has rows of its own number then; `out`
+        and `experts` go by the n rows that are asked for. A token's row meets all of its experts so.
     n_threads : int, optional
         None: every CPU of this process. Not for a GPU.
 
@@ -106,20 +111,19 @@ def matmul(
     matrices = _matrices(t)
     device = _checked_device(matrices, experts)
     t = matrices[0]
-    _check_pool(pool, device)
+    checks.check_pool(pool, device)
     n_rows = t.shape[-2] if len(matrices) == 1 else sum(each.shape[-2] for each in matrices)
     _check_x(x, t, device)
-    n = x.shape[0]
-    out = _checked_out(out, x, matrices, n_rows, device)
+    x_rows = _checked_x_rows(x_rows, x.shape[0], device)
+    n = x.shape[0] if x_rows is None else len(x_rows)
+    out = _checked_out(out, n, x, matrices, n_rows, device)
     experts = _checked_experts(experts, n, t, device)
     plan = _plan(n, matrices, activations, n_threads, device)
     if n == 0 or n_rows == 0:
         return out if out is not None else device.empty((n, n_rows), np.dtype(np.float32))
-    call = out, plan, device, x, matrices, n_rows, experts
+    call = out, plan, device, x, matrices, (n, n_rows), experts, x_rows
     if pool is None:
         return _into(*call, _own_scratch(plan, device))
-    if not plan.scratch_bytes and pool.closed:
-        raise ValueError("pool: it is closed")
     marked = pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes))  # in a trace
     with marked, pool.scope("matmul"):  # which gives the scratch back, whatever happens
         scratch = None
@@ -184,8 +188,7 @@ def matmul_plan(
         The device's own kind, with `scratch_bytes`, on a GPU also `path`, `activations` and ``to_dict()``;
         None where there is nothing to do.
     """
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
-        raise ValueError(f"n: expected a number of rows, got {n!r}")
+    n = checks.whole_number(n, "n", 0)
     activations = _checked_activations(exact, activations)
     outlines: Any = [t] if _is_one(t) else t
     outlines = [each if isinstance(each, QuantTensor) else _Outline(*each) for each in outlines]
@@ -199,7 +202,7 @@ def matmul_plan(
             )
     if n == 0 or t.shape[-1] == 0 or not any(each.shape[-2] for each in outlines):
         return None
-    return _plan(int(n), outlines, activations, n_threads, devices.get(device))
+    return _plan(n, outlines, activations, n_threads, devices.get(device))
 
 
 def _is_one(t):
@@ -289,21 +292,22 @@ def _own_scratch(plan, device):
     return memory[start : start + plan.scratch_bytes]
 
 
-def _into(out, plan, device, x, matrices, n_rows, experts, scratch):
+def _into(out, plan, device, x, matrices, shape, experts, x_rows, scratch):
     """The product, in `out` if there is one."""
     if out is None:
-        out = device.empty((len(x), n_rows), np.dtype(np.float32))
+        out = device.empty(shape, np.dtype(np.float32))
     if matrices[0].columns == 0:
         out[...] = 0
     elif device.name == "cpu":
-        tables = _sorted_by_expert(experts, len(x), matrices[0])
+        tables = _sorted_by_expert(experts, shape[0], matrices[0])
         if len(matrices) == 1:
-            _cpu_run()(plan, x, matrices[0], out, *tables, scratch)
+            _cpu_run()(plan, x, matrices[0], out, *tables, x_rows, scratch)
             return out
         at = 0
         for each_plan, t in zip(plan.plans, matrices, strict=True):
             if t.shape[-2]:
-                _cpu_run()(each_plan, x, t, out[:, at : at + t.shape[-2]], *tables, scratch)
+                part = out[:, at : at + t.shape[-2]]
+                _cpu_run()(each_plan, x, t, part, *tables, x_rows, scratch)
             at += t.shape[-2]
     else:
         from .gpu.matmul import run as launcher
@@ -328,22 +332,12 @@ def _check_sizes(n, shape):
 
 
 def _checked_activations(exact, activations):
-    if not isinstance(exact, (bool, np.bool_)):
-        raise TypeError(f"exact: expected True or False, got {exact!r}")
-    if activations is not None and not isinstance(activations, str):
-        raise TypeError(f"activations: expected a name or None, got {activations!r}")
-    if activations not in (None, "int8", "bfloat16", "float32"):
-        raise ValueError(
-            f"activations: expected 'int8', 'bfloat16', 'float32' or None, got {activations!r}"
-        )
+    exact = checks.flag(exact, "exact")
+    if activations is not None:
+        checks.choice(activations, "activations", ACTIVATIONS)
     if exact and activations not in (None, "float32"):
         raise ValueError(f"activations: exact=True is 'float32', got {activations!r}")
     return "float32" if exact else activations
-
-
-def _check_pool(pool, device):
-    if pool is not None and getattr(pool, "device", None) != device.name:
-        raise ValueError(f"pool: expected a lowlevel.Pool on {device.name!r} or None, got {pool!r}")
 
 
 def _matrices(t):
@@ -363,7 +357,7 @@ def _matrices(t):
                 f"t: all of one format and equal but for their rows; got {t[0]} and {each}"
             )
         if each.device != t[0].device:
-            raise ValueError(f"t: lies on {t[0].device} and on {each.device}; bring all to one")
+            raise TypeError(f"t: lies on {t[0].device} and on {each.device}; bring all to one")
     return tuple(t)
 
 
@@ -378,62 +372,48 @@ def _checked_device(matrices, experts):
     return devices.of_array(t.data, "t")
 
 
-def _check_matrix(name, array, shape_text, device):
-    on_cpu = device.name == "cpu"
-    if not hasattr(array, "dtype") or not (
-        array.dtype == np.float32 or (not on_cpu and _is_16_bit_float(array.dtype))
-    ):
-        given = f"{array.dtype} array" if hasattr(array, "dtype") else type(array).__name__
-        kinds = "float32" if on_cpu else "float32, float16 or bfloat16"
-        wanted = "NumPy array" if on_cpu else f"array on {device.name}"
-        raise TypeError(f"{name}: expected a {kinds} {wanted} {shape_text}, got {given}")
-    there = devices.of_array(array, name)
-    if there is not device:
-        raise ValueError(
-            f"{name}: lies on {there.name}, and t on {device.name}; lowlevel.asarray (of a "
-            f"QuantTensor: to) brings either to the other's device"
-        )
-    if array.ndim != 2:
-        raise ValueError(f"{name}: expected shape {shape_text}, got {array.shape}")
-    item = array.dtype.itemsize
-    if array.size and array.shape[1] > 1 and array.strides[1] != item:
-        raise ValueError(
-            f"{name}: the last axis must be contiguous; its stride is {array.strides[1]} bytes, "
-            f"not {item} (numpy.ascontiguousarray makes a copy that is)"
-        )
-    if not on_cpu and array.size:
-        if device.address(array) % item or (array.shape[0] > 1 and array.strides[0] % item):
-            raise ValueError(f"{name}: the array is not aligned to its {item}-byte items")
-
-
-@functools.lru_cache(maxsize=64)  # NumPy puts a dtype's name together each time it is asked
-def _is_16_bit_float(dtype):
-    return dtype.name in ("float16", "bfloat16")
-
-
 def _check_x(x, t, device):
-    _check_matrix("x", x, f"(n, {t.columns})", device)
-    if x.shape[1] != t.columns:
+    checks.check_array(x, "x", device, device.activations, "t")
+    if x.ndim != 2 or x.shape[1] != t.columns:
         raise ValueError(
             f"x: expected (n, {t.columns}) for t of shape {t.shape}, got {x.shape}; "
             f"the product is x @ t.T"
         )
+    checks.check_last_axis(x, "x")
+    checks.check_alignment(x, "x", device)
 
 
-def _checked_out(out, x, matrices, n_rows, device):
+def _checked_x_rows(x_rows, n_x, device):
+    """None, or an array of ints that are rows of x."""
+    if x_rows is None:
+        return None
+    if device.room != "cpu":
+        raise NotImplementedError(
+            f"x_rows: on the CPU only in this version, x is on {device.name}; "
+            "lowlevel.ops.gather_rows makes those rows"
+        )
+    checks.check_device(x_rows, "x_rows", device, "x")
+    if x_rows.dtype.kind not in "iu":
+        raise TypeError(f"x_rows: expected integers, got {x_rows.dtype}")
+    if x_rows.ndim != 1:
+        raise ValueError(f"x_rows: expected shape (n,), got {x_rows.shape}")
+    lowest, highest = (int(x_rows.min()), int(x_rows.max())) if len(x_rows) else (0, -1)
+    if lowest < 0 or highest >= n_x:
+        bad = lowest if lowest < 0 else highest
+        raise IndexError(f"x_rows: x has rows 0 to {n_x - 1}; got {bad}")
+    return x_rows
+
+
+def _checked_out(out, n, x, matrices, n_rows, device):
     if out is None:
         return None
-    shape = (x.shape[0], n_rows)
-    _check_matrix("out", out, str(shape), device)
-    if out.shape != shape:
-        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
-    if not device.writable(out):
-        raise ValueError("out: is read-only")
-    if out.shape[0] > 1 and out.size and abs(out.strides[0]) < out.itemsize * n_rows:
-        raise ValueError(f"out: its rows overlap each other (strides {out.strides})")
+    checks.check_array(out, "out", device, device.activations, "t")
+    checks.check_shape(out, "out", (n, n_rows))
+    checks.check_last_axis(out, "out")
+    checks.check_alignment(out, "out", device)
+    checks.check_writable(out, "out", device)
     for name, other in (("x", x), *(("t", t.data) for t in matrices)):
-        if device.overlap(out, other):
-            raise ValueError(f"out: overlaps {name}; give it memory of its own")
+        checks.check_apart(out, "out", device, {name: other})
     return out
 
 

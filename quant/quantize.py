@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowlevel import devices
+from lowlevel import checks, devices
 from lowlevel.cpu.threads import STOP, resolve_n_threads, run_workers
 
 from .formats import FORMATS, block_format
@@ -32,7 +32,13 @@ _LARGEST_BF16 = np.uint32(0x7F7F7FFF).view(np.float32)
 _LARGEST_BLOCK = np.float32(2.0**30)
 
 
-def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> QuantTensor:
+def quantize(
+    x: np.ndarray,
+    qtype: QType,
+    *,
+    out: np.ndarray | None = None,
+    n_threads: int | None = None,
+) -> QuantTensor:
     """Weights as blocks of a GGUF type, by ggml's own searches: the same bytes as ggml writes.
 
     Parameters
@@ -42,6 +48,8 @@ def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> Qu
         other quantised ones, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
     qtype : gguf.GGMLQuantizationType or str
         Any supported type; F16 and BF16 are the nearest, ties to even.
+    out : numpy.ndarray of uint8, (..., rows, row bytes), optional
+        C-contiguous memory for the blocks. None: new memory.
     n_threads : int, optional
         None: every CPU this process may use. The bytes are the same for any number.
 
@@ -62,17 +70,27 @@ def quantize(x: np.ndarray, qtype: QType, *, n_threads: int | None = None) -> Qu
     block = block_format(qtype)
     _check_array(x, block)
     n_threads = resolve_n_threads(n_threads)
-    data = np.empty((*x.shape[:-1], block.row_bytes(x.shape[-1])), np.uint8)
+    shape = (*x.shape[:-1], block.row_bytes(x.shape[-1]))
+    data = np.empty(shape, np.uint8) if out is None else _checked_out(out, shape, x)
     if data.size:
         _quantize_chunks(x, block, data.reshape(-1), n_threads)
     return QuantTensor(data, block, x.shape)
 
 
+def _checked_out(out, shape, x):
+    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != shape:
+        given = getattr(out, "dtype", type(out).__name__), getattr(out, "shape", "")
+        raise ValueError(f"out: expected a NumPy array of uint8 of shape {shape}, got {given}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out: must be C-contiguous and writable")
+    if np.may_share_memory(out, x):
+        raise ValueError("out: overlaps x; give it memory of its own")
+    return out
+
+
 def _check_array(x, block):
     wanted = "expected a float32 or float16 NumPy array (..., rows, columns)"
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"x: {wanted}, got {type(x).__name__}")
-    devices.check_on_cpu(x, "x", "quantize")
+    checks.check_device(x, "x", devices.get("cpu"), "what quantize takes")
     if x.dtype.newbyteorder("=") not in (np.float32, np.float16):
         raise TypeError(f"x: {wanted}, got {x.dtype}; x.astype(np.float32) would do")
     if x.ndim == 0:
@@ -209,10 +227,14 @@ def _unfit_weight(shape, start, weights, block, blocks):
     if not np.isfinite(weights[at]):
         return ValueError(f"x: weights must be finite; x[{_index(where)}] is {weights[at]}")
     larger = "F32" if block.name == "BF16" else "BF16 or F32"
-    what = "the value" if block.is_float else "its block's scale"
+    if any(field.dtype == "<f2" for field in block.fields) or block.is_float:
+        what = "the value" if block.is_float else "its block's scale or minimum"
+        how = "bfloat16" if block.name == "BF16" else "half precision (at most 65504)"
+        why = f"{what} is stored in {how}"
+    else:
+        why = f"weights of at most {_LARGEST_BLOCK:g} are taken"
     return ValueError(
-        f"x: x[{_index(where)}] = {weights[at]:g} is too large for {block.name}: {what} is stored "
-        f"in {'bfloat16' if block.name == 'BF16' else 'half precision (at most 65504)'}; "
+        f"x: x[{_index(where)}] = {weights[at]:g} is too large for {block.name}: {why}; "
         f"scale the weights down or use {larger}"
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from lowlevel import arrays, devices
+from lowlevel import arrays, checks, devices
 
 from .formats import BlockFormat, block_format
 
@@ -171,7 +171,7 @@ class QuantTensor:
 
         Raises
         ------
-        ValueError
+        TypeError
             `pool` is of another device.
         BudgetError
             `pool` has no room for ``n_bytes``.
@@ -181,8 +181,7 @@ class QuantTensor:
             if name == self.device:
                 return self
             return QuantTensor(arrays.asarray(self.data, device), self.format, self.shape)
-        if pool.device != name:
-            raise ValueError(f"pool: expected one on {name}, got one on {pool.device}")
+        checks.check_pool(pool, devices.get(name))
         data = pool.empty(self.data.shape, "uint8", tag="weights")
         try:
             if name == self.device:

@@ -23,6 +23,8 @@ def random_tensor(rng, name, *shape):
             records[field.name] = values
         elif field.dtype == "<f2":
             records[field.name] = 0.01 * rng.standard_normal(n_blocks)
+        elif field.name == "e":  # a power of two
+            records[field.name] = rng.integers(116, 124, n_blocks)
     return QuantTensor(records.view(np.uint8).reshape(-1), name, shape)
 
 

@@ -105,8 +105,9 @@ class _Call:
         self.used = self.peak = 0
 
 
-# What takes for its caller to keep: `QuantTensor.to(device, pool=)`.
-_TAKE_TO_KEEP = ("quant.tensor",)
+# What takes for its caller to keep: `QuantTensor.to(device, pool=)`, and a model, all of whose memory is one sum
+# (models/test_model.py).
+_TAKE_TO_KEEP = ("quant.tensor", "quant.models.model")
 
 
 def _is_library(frame):

@@ -4,12 +4,55 @@ import gguf
 import numpy as np
 
 from quant import FORMATS, QuantTensor
+from quant.gpu.constants import constants
 
 # Zeros, the smallest and largest subnormal and normal numbers, inf, quiet and signalling NaN.
 SPECIAL_HALVES = np.array(
     [0x0000, 0x0001, 0x03FF, 0x0400, 0x3C00, 0x7BFF, 0x7C00, 0x7C01, 0x7E00, 0x7FFF], np.uint16
 )
 SPECIAL_HALVES = np.concatenate([SPECIAL_HALVES, SPECIAL_HALVES | 0x8000])
+
+
+def _structure(block):
+    """What CUDA kernels of formats have different code by: those of one structure differ in how a unit is unpacked."""
+    of = constants(block)
+    fold = min(of.fold_offset, 1)
+    return block.block_weights, of._replace(alignment=min(of.alignment, 4), fold_offset=fold)
+
+
+_BLOCKS = [block for block in FORMATS.values() if not block.is_float]
+# The first format of the table of each structure. On the simulator every kernel of these runs in every way (orders,
+# race mode, checks of undefined behaviour); of other formats, that have the same kernels but for how they unpack
+# a unit, in one order and under the checks. Compiling all in all ways would double the time that tests take.
+FIRST_OF_STRUCTURE = tuple(
+    block.name
+    for block in _BLOCKS
+    if next(other for other in _BLOCKS if _structure(other) == _structure(block)) is block
+)
+ORDERS = ("fifo", "reverse", "random", "lifo")
+
+
+def is_checked_in_every_way(name):
+    """Whether a format's kernels run in every way on the simulator: see `FIRST_OF_STRUCTURE`."""
+    return block_format(name).is_float or name in FIRST_OF_STRUCTURE
+
+
+def orders_of(names):
+    """(name, order) for tests by order of threads and blocks."""
+    return [
+        (name, order)
+        for name in names
+        for order in (ORDERS if is_checked_in_every_way(name) else ("random",))
+    ]
+
+
+def modes_of(names):
+    """(name, mode) for tests in the simulator's checking modes."""
+    return [
+        (name, mode)
+        for name in names
+        for mode in (("race", "ub") if is_checked_in_every_way(name) else ("ub",))
+    ]
 
 
 def block_format(name):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import devices
+from .. import checks, devices
 from ..arrays import asnumpy
 from ..pool import Pool
 from ..pool.arena import smallest_size
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 # A call plans for what is free; so often it plans anew if other threads were faster to take it.
 PLANS_UNDER_CONTENTION = 100
-_LEAST_POSITIVE = np.finfo(np.float32).tiny
 
 
 class Operands(NamedTuple):
@@ -33,7 +31,7 @@ class Operands(NamedTuple):
 
     q, out: (n_head, n_tokens, d) with contiguous last axis; lse: (n_head, n_tokens) or None;
     k, v: KV sources; v_column: V's first column in K where the plan says v_in_k; mask: view of shape
-    (n_head, n_tokens, n_kv), on a device also (1, n_tokens, n_kv), or None; alibi_slopes, sinks:
+    (1 or n_head, n_tokens, n_kv), or None; alibi_slopes, sinks:
     (n_head,) float32 NumPy arrays or None.
     """
 
@@ -172,8 +170,8 @@ def attention(
     out_shape = (n_head, n_tokens, d_v)
     if out is not None:
         _check_out(out, out_shape, device)
-    _check_pool(pool)
-    _check_place(device, {"k": k_source.arrays, "v": v_source.arrays}, pool, plan)
+    checks.check_pool(pool, device)
+    _check_place(device, {"k": k_source.arrays, "v": v_source.arrays}, plan)
     operands = Operands(
         q=q,
         k=k_source,
@@ -184,11 +182,13 @@ def attention(
         mask=_check_mask(mask, n_head, n_tokens, n_kv, device),
         alibi_slopes=_check_per_head(alibi_slopes, "alibi_slopes", n_head),
         sinks=_check_per_head(sinks, "sinks", n_head),
-        causal=_check_bool(causal, "causal"),
-        window=_check_window(window),
-        scale=1 / math.sqrt(d_k) if scale is None else _check_float(scale, "scale"),
-        softcap=None if softcap is None else _check_float(softcap, "softcap", positive=True),
-        precision=_check_precision(precision, method, plan, device),
+        causal=checks.flag(causal, "causal"),
+        window=None if window is None else checks.whole_number(window, "window", 1),
+        scale=1 / math.sqrt(d_k) if scale is None else checks.real_number(scale, "scale"),
+        softcap=None
+        if softcap is None
+        else checks.real_number(softcap, "softcap", checks.LEAST_POSITIVE),
+        precision=_check_precision(precision, plan),
     )
     if out is not None:
         _check_overlap(operands, device)
@@ -291,50 +291,15 @@ def _refusal(error, pool):
 # ---------------------------------------------------------------- checks
 
 
-def _check_array(x, name, shape_text, device):
-    if devices.of_array(x, name) is not device:
-        raise TypeError(
-            f"{name}: expected an array {shape_text} on {device.name} like q, "
-            f"got one on {devices.of_array(x, name).name}"
-        )
-
-
-def _check_place(device, sources, pool, plan):
-    """Raise unless K, V, the pool and the plan belong to q's device."""
+def _check_place(device, sources, plan):
+    """Raise unless K, V and the plan belong to q's device."""
     for name, arrays in sources.items():
         for array in arrays:
-            _check_array(array, name, "or QuantTensor", device)
-            if device.name != "cpu":  # whose decoders read any bytes
-                _check_alignment(array, name, device)
-    for name, given in (("pool", pool), ("plan", plan)):
-        if given is not None and getattr(given, "device", device.name) != device.name:
-            raise ValueError(f"{name}: made for {given.device}, but q is on {device.name}")
-
-
-def _check_dtype(x, name, device, known=("float32",)):
-    if dtype_name(x.dtype) not in known or not x.dtype.isnative:  # no name tells the byte order
-        raise TypeError(
-            f"{name}: expected {' or '.join(known)}, got {x.dtype}; "
-            f"try {name}.astype(numpy.float32)"
-        )
-    _check_alignment(x, name, device)
-
-
-def _check_alignment(x, name, device):
-    unit = x.dtype.itemsize
-    if x.size and (any(s % unit for s in x.strides) or device.address(x) % unit):
-        raise ValueError(
-            f"{name}: strides and start must be multiples of {unit} bytes, got strides {x.strides} "
-            f"and a start {device.address(x) % unit} bytes off"
-        )
-
-
-def _check_last_axis(x, name):
-    if x.size and x.shape[-1] > 1 and x.strides[-1] != x.itemsize:
-        raise ValueError(
-            f"{name}: the last axis must be contiguous, got strides {x.strides} bytes for shape "
-            f"{x.shape}; numpy.ascontiguousarray({name}) would do"
-        )
+            checks.check_device(array, name, device, "q")
+            if device.planner.KV_ALIGNED:
+                checks.check_alignment(array, name, device)
+    if plan is not None and getattr(plan, "device", device.name) != device.name:
+        raise ValueError(f"plan: made for {plan.device}, but q is on {device.name}")
 
 
 def _check_q(q, device):
@@ -342,8 +307,9 @@ def _check_q(q, device):
         raise ValueError(
             f"q: expected shape (n_head, n_tokens, d_k) with n_head and d_k at least 1, got {q.shape}"
         )
-    _check_dtype(q, "q", device, device.planner.Q_DTYPES)
-    _check_last_axis(q, "q")
+    checks.check_dtype(q, "q", device, device.activations)
+    checks.check_alignment(q, "q", device)
+    checks.check_last_axis(q, "q")
     return q.shape
 
 
@@ -363,35 +329,29 @@ def _check_kv(n_head, d_k, k, v):
 
 
 def _check_out(out, shape, device):
-    _check_array(out, "out", f"of shape {shape}", device)
-    if out.shape != shape:
-        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
-    _check_dtype(out, "out", device, device.planner.OUT_DTYPES)
-    _check_last_axis(out, "out")
-    if not device.writable(out):
-        raise ValueError("out: the array is read-only")
-    if device.overlaps_itself(out):
-        raise ValueError(f"out: elements overlap each other (strides {out.strides})")
+    checks.check_array(out, "out", device, device.activations, "q")
+    checks.check_shape(out, "out", shape)
+    checks.check_alignment(out, "out", device)
+    checks.check_last_axis(out, "out")
+    checks.check_writable(out, "out", device)
 
 
 def _check_overlap(operands, device):
-    masks = () if operands.mask is None else (operands.mask,)
-    inputs = {"q": (operands.q,), "k": operands.k.arrays, "v": operands.v.arrays, "mask": masks}
-    for name, arrays in inputs.items():
-        if any(device.overlap(operands.out, array) for array in arrays):
-            raise ValueError(f"out: shares memory with {name}; give it memory of its own")
+    inputs = [("q", operands.q), ("mask", operands.mask)]
+    inputs += [(name, x) for name in "kv" for x in getattr(operands, name).arrays]
+    for name, array in inputs:
+        checks.check_apart(operands.out, "out", device, {name: array})
 
 
 def _check_mask(mask, n_head, n_tokens, n_kv, device):
+    """`mask` as three axes, the first of 1 or n_head."""
     if mask is None:
         return None
-    works = f"({n_tokens}, {n_kv}) or ({n_head}, {n_tokens}, {n_kv})"
-    _check_array(mask, "mask", f"of shape {works}", device)
+    checks.check_array(mask, "mask", device, ("float32",), "q")
     if mask.shape not in ((n_tokens, n_kv), (n_head, n_tokens, n_kv)):
+        works = f"({n_tokens}, {n_kv}) or ({n_head}, {n_tokens}, {n_kv})"
         raise ValueError(f"mask: expected shape {works}, got {mask.shape}")
-    _check_dtype(mask, "mask", device)
-    if device.name == "cpu":
-        return np.broadcast_to(mask, (n_head, n_tokens, n_kv))
+    checks.check_alignment(mask, "mask", device)
     return mask if mask.ndim == 3 else mask[None]
 
 
@@ -413,60 +373,10 @@ def _check_per_head(values, name, n_head):
     return array
 
 
-def _check_bool(value, name):
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
-    return bool(value)
-
-
-def _check_precision(precision, method, plan, device):
-    if precision not in PRECISIONS:
-        raise ValueError(f'precision: expected "float32" or "bf16", got {precision!r}')
-    if precision == "float32" and plan is not None:  # left as it is by default, it is the plan's
-        return getattr(plan, "precision", precision)
-    if precision == "bf16":
-        if device.name != "cpu":
-            raise ValueError(
-                f'precision: "bf16" is for the CPU; on {device.name} give q, k and v as bfloat16'
-            )
-        if (method if plan is None else plan.method) != "auto":
-            raise ValueError('precision: "bf16" needs method "auto"')
+def _check_precision(precision, plan):
+    if checks.choice(precision, "precision", PRECISIONS) == "float32" and plan is not None:
+        return getattr(plan, "precision", precision)  # left as it is by default, it is the plan's
     return precision
-
-
-def _check_window(window):
-    if window is None:
-        return None
-    if isinstance(window, bool) or not isinstance(window, numbers.Integral):
-        raise TypeError(f"window: expected a positive int or None, got {window!r}")
-    if window < 1:
-        raise ValueError(f"window: expected at least 1, got {window}")
-    return int(window)
-
-
-def _check_float(value, name, positive=False):
-    kind = "a number that is finite in float32"
-    if positive:  # below that, its reciprocal is none
-        kind = f"a positive number that float32 holds, {_LEAST_POSITIVE:.2g} to 3.4e+38"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected {kind}, got {value!r}")
-    try:
-        with np.errstate(over="ignore"):
-            single = np.float32(float(value))  # what the kernels compute with
-    except OverflowError:  # an int beyond any float
-        single = np.float32(np.inf)
-    if not np.isfinite(single) or (positive and single < _LEAST_POSITIVE):
-        raise ValueError(f"{name}: expected {kind}, got {value!r}")
-    return float(value)
-
-
-def _check_pool(pool):
-    if pool is None:
-        return
-    if not isinstance(pool, Pool):
-        raise TypeError(f"pool: expected a lowlevel.Pool or None, got {type(pool).__name__}")
-    if pool.closed:
-        raise ValueError("pool: it is closed")
 
 
 def _check_plan(plan, sizes, method, assemble, n_threads):

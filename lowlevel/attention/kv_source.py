@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-from .. import devices
+from .. import checks, devices
 from ..shapes import dtype_name
 
-DENSE_DTYPES = ("float32", "float16", "bfloat16")
+DENSE_DTYPES = checks.FLOATS
 _DENSE_WORDS = ", ".join(DENSE_DTYPES)
 
 
@@ -167,11 +167,7 @@ def check_rows(array: Any, name: str) -> None:
     """Raise unless `array` has three axes and a contiguous last one."""
     if array.ndim != 3:
         raise ValueError(f"{name}: expected 3 axes (heads, keys, head size), got {array.shape}")
-    if array.size and array.shape[2] > 1 and array.strides[2] != array.itemsize:
-        raise ValueError(
-            f"{name}: the last axis must be contiguous, got strides {array.strides} bytes for "
-            f"shape {array.shape}; numpy.ascontiguousarray({name}) would do"
-        )
+    checks.check_last_axis(array, name)
 
 
 def as_kv_source(x: Any, name: str) -> KVSource:

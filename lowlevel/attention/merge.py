@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from .. import devices
+from .. import checks, devices
 from ..arrays import Array
-from ..shapes import dtype_name
 
-_TYPES: tuple[str, ...] = ("float32", "float16", "bfloat16")
 _FLOAT32: tuple[str, ...] = ("float32",)
 
 
@@ -55,33 +52,21 @@ def merge_states(
         )
     device = devices.of_array(outs[0], "outs[0]")
     shape = outs[0].shape
-    named = [(f"outs[{i}]", x, shape, _TYPES) for i, x in enumerate(outs)]
+    named = [(f"outs[{i}]", x, shape, checks.FLOATS) for i, x in enumerate(outs)]
     named += [(f"lses[{i}]", x, shape[:-1], _FLOAT32) for i, x in enumerate(lses)]
     given = [("out", out, shape), ("lse", lse, shape[:-1])]
     named += [(name, x, of, _FLOAT32) for name, x, of in given if x is not None]
     for name, array, wanted, types in named:
-        _check(array, name, wanted, types, device)
+        checks.check_array(array, name, device, types, "outs[0]")
+        checks.check_shape(array, name, wanted)
+        if len(wanted) == 3:
+            checks.check_last_axis(array, name)
     for name, array, _ in given:
-        if array is not None and not device.writable(array):
-            raise ValueError(f"{name}: the array is read-only")
+        if array is not None:
+            checks.check_writable(array, name, device)
     if out is None:
         out = device.empty(shape, np.dtype(np.float32))
     if lse is None:
         lse = device.empty(shape[:-1], np.dtype(np.float32))
-    kernels = importlib.import_module(f"lowlevel.{device.room}.merge_states")
-    kernels.merge(device, outs, lses, out, lse)
+    devices.kernels("lowlevel", device, "merge_states").merge(device, outs, lses, out, lse)
     return out, lse
-
-
-def _check(array, name, shape, types, device):
-    there = devices.of_array(array, name)
-    if there is not device:
-        raise TypeError(
-            f"{name}: expected an array on {device.name} like outs[0], got one on {there.name}"
-        )
-    if len(shape) < 1 or array.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-    if dtype_name(array.dtype) not in types:
-        raise TypeError(f"{name}: expected {' or '.join(types)}, got {array.dtype}")
-    if array.size and len(shape) == 3 and array.shape[2] > 1 and array.strides[2] != array.itemsize:
-        raise ValueError(f"{name}: the last axis must be contiguous, got strides {array.strides}")

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import numbers
 from typing import TYPE_CHECKING, Any
 
-from .. import devices
+from .. import checks, devices
 from ..pool import ALIGNMENT, BudgetError
 from ..shapes import dtype_name
 from ..sizes import format_size, parse_size
@@ -224,24 +223,26 @@ def plan_attention(
             f"n_head_kv: must divide n_head; {n_head_kv} does not divide {n_head}, "
             f"for example {_largest_divisor(n_head, n_head_kv)} does"
         )
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
-    if assemble not in ASSEMBLIES:
-        raise ValueError(f"assemble: expected one of {ASSEMBLIES}, got {assemble!r}")
+    checks.choice(method, "method", METHODS)
+    checks.choice(assemble, "assemble", ASSEMBLIES)
     if assemble != "write" and method != "steps":
         raise ValueError(f'assemble={assemble!r} is for method="steps"; got method={method!r}')
     d_k, d_v = _count("d_k", d_k, 1), _count("d_v", d_v, 1)
     k_type, v_type = kv_types = _kv_types(kv_dtype)
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
-    planner, device = devices.get(device).planner, devices.canonical_name(device)
+    checks.choice(precision, "precision", PRECISIONS)
+    where, device = devices.get(device), devices.canonical_name(device)
+    planner = where.planner
     if method not in planner.METHODS:
         raise ValueError(f"method: expected one of {planner.METHODS} on {device}, got {method!r}")
-    for name, dtype, known in (
-        ("q_dtype", q_dtype, planner.Q_DTYPES),
-        ("out_dtype", out_dtype, planner.OUT_DTYPES),
-    ):
-        if dtype_name(dtype, name) not in known:
+    if precision not in planner.PRECISIONS:
+        raise ValueError(
+            f'precision: "bf16" is for the CPU; on {device} give q, k and v as bfloat16'
+        )
+    if precision == "bf16" and method != "auto":
+        raise ValueError('precision: "bf16" needs method "auto"')
+    for name, dtype in (("q_dtype", q_dtype), ("out_dtype", out_dtype)):
+        if dtype_name(dtype, name) not in where.activations:
+            known = where.activations
             raise ValueError(f"{name}: expected one of {known} on {device}, got {dtype!r}")
     _check_kv_types(k_type, v_type, d_k, d_v, v_in_k)
     sizes = dict(
@@ -263,13 +264,13 @@ def plan_attention(
         method=method,
         assemble=assemble,
         budget=None if budget is None else parse_size(budget),
-        n_threads=devices.get(device).resolve_n_threads(n_threads),
+        n_threads=where.resolve_n_threads(n_threads),
     )
     if sizes["n_tokens"] == 0:
         # Nothing to compute, and nothing to take.
         nothing = dict(heads=n_head, rows=1, keys=1, n_splits=1, n_workers=1, n_steps=0, scratch=())
         return _as_plan(sizes, path="nothing", **nothing)
-    return _plan(tuple(sizes.items()), devices.get(device).plan_limits)
+    return _plan(tuple(sizes.items()), where.plan_limits)
 
 
 def _as_plan(sizes, **decided):
@@ -434,15 +435,7 @@ def _is_made_anew(plan):
 
 
 def _count(name, value, least):
-    if type(value) is not int and not _is_integral(value):
-        raise TypeError(f"{name}: expected an int >= {least}, got {value!r}")
-    if not least <= value <= MOST_OF_A_KIND:
-        raise ValueError(f"{name}: expected an int, {least} to {MOST_OF_A_KIND}, got {value}")
-    return int(value)
-
-
-def _is_integral(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return checks.whole_number(value, name, least, MOST_OF_A_KIND)
 
 
 def _largest_divisor(n, at_most):

@@ -55,6 +55,8 @@ def _call(plan, operands, k, v, kv_heads):
     tile = layout.Tile(plan.heads, plan.rows, plan.keys, plan.n_splits)
     floats = layout.worker_floats(tile, plan.d_k, plan.d_v, plan.v_in_k)
     mask_strides = _float_strides(o.mask, 3)
+    if o.mask is not None and o.mask.shape[0] == 1:
+        mask_strides = (0, *mask_strides[1:])  # one for all heads
     fields = dict(
         n_head_kv=n_head_kv,
         group=group,

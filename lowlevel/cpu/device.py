@@ -1,5 +1,7 @@
 """The CPU as a device: host memory as NumPy arrays (see `lowlevel.devices`)."""
 
+import math
+
 import numpy as np
 
 from lowlevel import axes
@@ -9,6 +11,8 @@ from lowlevel.sizes import format_size
 from . import copy as copies
 from . import layout, threads
 
+_CACHE_LINE = 64  # bytes
+
 
 class CpuDevice:
     """Memory and copies on the host."""
@@ -16,6 +20,7 @@ class CpuDevice:
     name = "cpu"
     room = "cpu"
     has_streams = False
+    activations = ("float32",)
 
     def allocate(self, n_bytes):
         # The slack that reaches the next aligned address is not part of what is handed out. Pages are
@@ -44,6 +49,11 @@ class CpuDevice:
     def empty(self, shape, dtype):
         return np.empty(shape, dtype)
 
+    def empty_aligned(self, shape, dtype):
+        memory = np.empty(math.prod(shape) * dtype.itemsize + _CACHE_LINE - 1, np.uint8)
+        start = -memory.__array_interface__["data"][0] % _CACHE_LINE
+        return np.ndarray(shape, dtype, memory, start)
+
     def plain(self, array):
         return np.asarray(array)
 
@@ -63,7 +73,7 @@ class CpuDevice:
         self.copy(target, array)
 
     def to_host(self, array):
-        return array
+        return np.asarray(array)
 
     copy = staticmethod(copies.copy_disjoint)
 

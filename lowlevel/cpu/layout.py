@@ -27,10 +27,12 @@ from typing import NamedTuple
 
 from lowlevel.attention.kv_source import padded_width
 
-Q_DTYPES = OUT_DTYPES = ("float32",)
 METHODS = ("auto", "steps")
 # V inside K's rows is used in place from columns that are multiples of this.
 V_COLUMN_STEP = 1
+PRECISIONS = ("float32", "bf16")
+# Whether the rows of K and V that are read must begin at multiples of their items: decoders here read any bytes.
+KV_ALIGNED = False
 # Query rows side by side in one panel of scores: two AVX-512 vectors.
 PANEL = 32
 # Chunks of keys are multiples of this, the register tile's rows.

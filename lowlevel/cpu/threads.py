@@ -22,6 +22,7 @@ import threading
 
 import numpy as np
 
+from lowlevel.checks import whole_number
 from lowlevel.sure_start import start_thread
 
 # More than this, or than there are CPUs if those are more, are refused: each is a thread, with scratch.
@@ -50,16 +51,7 @@ def resolve_n_threads(n_threads):
     """`n_threads` as a positive int; None means every CPU this process may use."""
     if n_threads is None:
         return cpu_count()
-    if isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer)):
-        raise TypeError(f"n_threads: expected a positive int or None (all CPUs), got {n_threads!r}")
-    if n_threads < 1:
-        raise ValueError(f"n_threads: expected at least 1, got {n_threads}")
-    most = max(MOST_THREADS, cpu_count())
-    if n_threads > most:
-        raise ValueError(
-            f"n_threads: expected at most {most}, got {n_threads}; None takes all CPUs"
-        )
-    return int(n_threads)
+    return whole_number(n_threads, "n_threads", 1, max(MOST_THREADS, cpu_count()))
 
 
 def _forget_helpers():

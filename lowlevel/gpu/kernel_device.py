@@ -19,12 +19,12 @@ but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
 """
 
 import functools
-import numbers
 from typing import NamedTuple
 
 import numpy as np
 
 from lowlevel.axes import span
+from lowlevel.checks import whole_number
 from lowlevel.cpu import copy as host_copies
 
 from . import copies, layout
@@ -37,6 +37,7 @@ class KernelDevice:
     """Launches and copies of a device that runs CUDA kernels, which come from a loader.Library."""
 
     room = "gpu"
+    activations = ("float32", "float16", "bfloat16")
 
     def __init__(self, library):
         self._library = library
@@ -108,6 +109,9 @@ class KernelDevice:
             raise TypeError(f"expected a TensorMap of an array on {self.name}, got {argument!r}")
         return self.tensor_map(argument)
 
+    def empty_aligned(self, shape, dtype):
+        return self.empty(shape, dtype)
+
     def copy(self, target, source):
         copies.copy(self, target, source)
 
@@ -128,11 +132,7 @@ class KernelDevice:
         """How many multiprocessors attention plans for; `n_threads` None: all there are."""
         if n_threads is None:
             return self.n_multiprocessors
-        if isinstance(n_threads, bool) or not isinstance(n_threads, numbers.Integral):
-            raise TypeError(f"n_threads: expected an int >= 1 or None, got {n_threads!r}")
-        if n_threads < 1:
-            raise ValueError(f"n_threads: expected an int >= 1 or None, got {n_threads}")
-        return int(n_threads)
+        return whole_number(n_threads, "n_threads", 1)
 
     @property
     def plan_limits(self):

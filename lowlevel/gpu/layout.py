@@ -16,10 +16,11 @@ from lowlevel.attention.kv_source import DENSE_DTYPES
 
 from .instances import FEW_ROWS_SHAPES, FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
 
-Q_DTYPES = OUT_DTYPES = ("float32", "float16", "bfloat16")
 METHODS = ("auto",)
 # V inside K's rows is used in place from columns that are multiples of this: 16 bytes.
 V_COLUMN_STEP = 8
+PRECISIONS = ("float32",)
+KV_ALIGNED = True
 # The least keys worth a split.
 MIN_KEYS_PER_SPLIT = 512
 # Decoded K and V: keys of a chunk, at most, worth giving heads and splits up for, and at least.

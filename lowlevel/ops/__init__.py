@@ -12,6 +12,7 @@ from .norm import rms_norm
 from .rope import RopeFrequencies, rope, rope_frequencies
 from .routing import GATINGS, top_k_routing
 from .rows import ScatterPlan, gather_rows, plan_scatter_add, scatter_add
+from .sorting import sort_by_expert
 
 __all__ = [
     "GATINGS",
@@ -28,6 +29,7 @@ __all__ = [
     "rope_frequencies",
     "scale",
     "scatter_add",
+    "sort_by_expert",
     "swiglu",
     "top_k_routing",
 ]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowlevel import devices
-
-from . import checks
+from lowlevel import checks, devices
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -49,7 +47,7 @@ def add(
         A row id that y does not have (on a GPU: that row becomes NaN).
     """
     device = devices.of_array(x, "x")
-    dtypes = checks.activations(device.room)
+    dtypes = device.activations
     rows = checks.rows_of(x, "x", device, dtypes)
     shape = tuple(x.shape)
     if row_ids is not None:
@@ -60,9 +58,7 @@ def add(
         if y.ndim != 2 or y.shape[1] != shape[1]:
             raise ValueError(f"y: with row_ids expected (n_rows, {shape[1]}), got {tuple(y.shape)}")
     elif getattr(y, "ndim", 0) == 1:
-        checks.check_vector(y, "y", device, dtypes, shape[-1])
-        if shape[-1] > 1 and y.strides[0] != y.itemsize:
-            raise ValueError(f"y: must be contiguous; its stride is {y.strides[0]} bytes")
+        checks.check_weights(y, "y", device, shape[-1], dtypes)
         addends = checks.Rows(y, rows.shape, 0, 0)
     else:
         addends = checks.rows_of(y, "y", device, dtypes, shape)
@@ -72,7 +68,7 @@ def add(
     )
     if out.dtype != x.dtype:
         raise TypeError(f"out: expected {x.dtype} as x, got {out.dtype}")
-    run = checks.room(device.room, "elementwise").add
+    run = devices.kernels("lowlevel", device, "ops.elementwise").add
     run(device, rows, addends, row_ids, target, n_threads)
     return out
 
@@ -100,10 +96,10 @@ def scale(x: Array, factor: float, *, n_threads: int | None = None) -> Array:
         An argument that does not fit; nothing has been written.
     """
     device = devices.of_array(x, "x")
-    rows = checks.rows_of(x, "x", device, checks.activations(device.room))
+    rows = checks.rows_of(x, "x", device, device.activations)
     factor = checks.real_number(factor, "factor")
     checks.check_writable(x, "x", device)
-    checks.room(device.room, "elementwise").scale(device, rows, factor, n_threads)
+    devices.kernels("lowlevel", device, "ops.elementwise").scale(device, rows, factor, n_threads)
     return x
 
 
@@ -132,5 +128,5 @@ def cast(x: Array, out: Array, *, n_threads: int | None = None) -> Array:
     device = devices.of_array(x, "x")
     source = checks.rows_of(x, "x", device, checks.FLOATS)
     target = checks.check_result(out, "out", device, checks.FLOATS, tuple(x.shape), {"x": x})
-    checks.room(device.room, "elementwise").cast(device, source, target, n_threads)
+    devices.kernels("lowlevel", device, "ops.elementwise").cast(device, source, target, n_threads)
     return out

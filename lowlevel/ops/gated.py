@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowlevel import devices
-
-from . import checks
+from lowlevel import checks, devices
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -87,7 +85,7 @@ def clamped_swiglu(
 
 def _gated(kind, gate, up, out, n_threads, alpha=1.0, limit=0.0):
     device = devices.of_array(gate, "gate")
-    dtypes = checks.activations(device.room)
+    dtypes = device.activations
     shape = tuple(gate.shape)
     gates = checks.rows_of(gate, "gate", device, dtypes)
     ups = checks.rows_of(up, "up", device, dtypes, shape)
@@ -96,6 +94,6 @@ def _gated(kind, gate, up, out, n_threads, alpha=1.0, limit=0.0):
     out = gate if out is None else out
     operands = {"gate": gate, "up": up}
     target = checks.check_result(out, "out", device, dtypes, shape, operands, may_be=operands)
-    run = checks.room(device.room, "gated").gated
+    run = devices.kernels("lowlevel", device, "ops.gated").gated
     run(device, kind, gates, ups, target, alpha, limit, n_threads)
     return out

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowlevel import devices
-
-from . import checks
+from lowlevel import checks, devices
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -53,7 +51,7 @@ def rms_norm(
     float32: a row with values beyond 1.8e19 becomes 0. A NaN makes its row NaN; an infinity makes itself NaN and the rest of its row 0.
     """
     device = devices.of_array(x, "x")
-    dtypes = checks.activations(device.room)
+    dtypes = device.activations
     rows = checks.rows_of(x, "x", device, dtypes)
     checks.check_weights(weight, "weight", device, x.shape[-1])
     eps = checks.real_number(eps, "eps", least=0.0)
@@ -61,5 +59,7 @@ def rms_norm(
     target = checks.check_result(
         out, "out", device, dtypes, tuple(x.shape), {"x": x, "weight": weight}, may_be=("x",)
     )
-    checks.room(device.room, "norm").rms_norm(device, rows, weight, eps, target, n_threads)
+    devices.kernels("lowlevel", device, "ops.norm").rms_norm(
+        device, rows, weight, eps, target, n_threads
+    )
     return out

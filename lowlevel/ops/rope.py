@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowlevel import arrays, devices
-
-from . import checks
+from lowlevel import arrays, checks, devices
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -182,7 +180,7 @@ def rope(
     Within 5e-7 of the pair's length times the magnitude in float32, at any position. The same bits on every device in float32, subnormal results aside.
     """
     device = devices.of_array(x, "x")
-    checks.check_array(x, "x", device, checks.activations(device.room))
+    checks.check_array(x, "x", device, device.activations)
     if x.ndim != 3:
         raise ValueError(f"x: expected (n_head, n_tokens, d), got shape {tuple(x.shape)}")
     checks.check_alignment(x, "x", device)
@@ -192,8 +190,7 @@ def rope(
             f"frequencies: expected what lowlevel.ops.rope_frequencies gives, got {type(frequencies).__name__}"
         )
     checks.check_array(frequencies.turns, "frequencies", device, ("uint64",))
-    if pairs not in PAIRS:
-        raise ValueError(f'pairs: expected "adjacent" or "halves", got {pairs!r}')
+    checks.choice(pairs, "pairs", PAIRS)
     if frequencies.n_rot > x.shape[2]:
         raise ValueError(
             f"frequencies: {frequencies.n_rot} dimensions are to be turned, x has {x.shape[2]}"
@@ -201,6 +198,6 @@ def rope(
     offset = checks.whole_number(offset, "offset", 0, x.shape[2] - frequencies.n_rot)
     checks.check_writable(x, "x", device)
     checks.check_apart(x, "x", device, {"positions": positions, "frequencies": frequencies.turns})
-    run = checks.room(device.room, "rope").rope
+    run = devices.kernels("lowlevel", device, "ops.rope").rope
     run(device, x, positions, frequencies, pairs == "halves", offset, n_threads)
     return x

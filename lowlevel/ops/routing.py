@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowlevel import devices
-
-from . import checks
+from lowlevel import checks, devices
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -76,7 +74,7 @@ def top_k_routing(
     exp(-87) or more.
     """
     device = devices.of_array(logits, "logits")
-    rows = checks.rows_of(logits, "logits", device, checks.activations(device.room))
+    rows = checks.rows_of(logits, "logits", device, device.activations)
     if logits.ndim != 2:
         raise ValueError(f"logits: expected (n_tokens, n_expert), got {tuple(logits.shape)}")
     n_tokens, n_expert = logits.shape
@@ -93,15 +91,14 @@ def top_k_routing(
     eligible = n_expert // n_group * n_group_used
     n_used = checks.whole_number(ids.shape[1], "ids: experts used", 1, min(MAX_USED, eligible))
     shape = (n_tokens, n_used)
-    if gating not in GATINGS:
-        raise ValueError(f"gating: expected one of {', '.join(GATINGS)}; got {gating!r}")
+    checks.choice(gating, "gating", GATINGS)
     checks.check_weights(bias, "bias", device, n_expert)
     inputs = {"logits": logits, "bias": bias}
     id_rows = checks.check_result(ids, "ids", device, ("int32",), shape, inputs)
     inputs["ids"] = ids
     weight_rows = checks.check_result(weights, "weights", device, ("float32",), shape, inputs)
     normalise, scale = checks.flag(normalise, "normalise"), checks.real_number(scale, "scale")
-    run = checks.room(device.room, "routing").route
+    run = devices.kernels("lowlevel", device, "ops.routing").route
     run(
         device, rows, bias, id_rows, weight_rows,
         gating, n_group, n_group_used, normalise, scale, n_threads,

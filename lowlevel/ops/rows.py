@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowlevel import devices
+from lowlevel import checks, devices
 from lowlevel.pool.arena import align_up
-
-from . import checks
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -54,9 +52,9 @@ def gather_rows(table: Array, ids: Array, out: Array, *, n_threads: int | None =
     checks.check_alignment(ids, "ids", device)
     shape = (ids.shape[0], table.shape[1])
     target = checks.check_result(
-        out, "out", device, checks.activations(device.room), shape, {"table": table, "ids": ids}
+        out, "out", device, device.activations, shape, {"table": table, "ids": ids}
     )
-    checks.room(device.room, "rows").gather(device, source, ids, target, n_threads)
+    devices.kernels("lowlevel", device, "ops.rows").gather(device, source, ids, target, n_threads)
     return out
 
 
@@ -120,7 +118,7 @@ def plan_scatter_add(
     where = devices.get(device)
     scratch = ()
     if not in_order and n_rows and n_tokens:
-        scratch = checks.room(where.room, "rows").scatter_scratch(n_rows, n_tokens)
+        scratch = devices.kernels("lowlevel", where, "ops.rows").scatter_scratch(n_rows, n_tokens)
     return ScatterPlan(where.name, n_rows, n_tokens, in_order, scratch)
 
 
@@ -169,7 +167,7 @@ def scatter_add(
         The pool has no room for the scratch; nothing has been written.
     """
     device = devices.of_array(rows, "rows")
-    dtypes = checks.activations(device.room)
+    dtypes = device.activations
     source = checks.rows_of(rows, "rows", device, dtypes)
     checks.check_array(out, "out", device, dtypes)
     if rows.ndim != 2 or out.ndim != 2 or rows.shape[1] != out.shape[1]:
@@ -186,10 +184,9 @@ def scatter_add(
     checks.check_weights(weights, "weights", device, n_rows)
     inputs = {"rows": rows, "tokens": tokens, "weights": weights}
     target = checks.check_result(out, "out", device, dtypes, tuple(out.shape), inputs)
-    if pool is not None and getattr(pool, "device", None) != device.name:
-        raise TypeError(f"pool: expected a lowlevel.Pool on {device.name!r} or None, got {pool!r}")
+    checks.check_pool(pool, device)
     plan = plan_scatter_add(n_rows, n_tokens, in_order=tokens is None, device=device.name)
-    run = checks.room(device.room, "rows").scatter_add
+    run = devices.kernels("lowlevel", device, "ops.rows").scatter_add
     arguments = (device, source, target, tokens, weights, n_threads)
     if not plan.scratch_bytes:
         run(*arguments, ())

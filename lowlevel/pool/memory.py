@@ -42,11 +42,15 @@ class ArenaMemory:
     device : object
         See `lowlevel.devices`.
     n_bytes : int
+    memory : array of uint8, optional
+        Taken for it instead of an allocation.
     """
 
-    def __init__(self, device: Device, n_bytes: int) -> None:
+    def __init__(self, device: Device, n_bytes: int, memory: Array | None = None) -> None:
         self._device = device
-        self._arena = device.allocate(n_bytes)
+        self._arena = device.allocate(n_bytes) if memory is None else memory
+        if memory is not None:
+            _check_memory(device, n_bytes, memory)
         self._address = device.address(self._arena)
         self._n_bytes = n_bytes
 
@@ -66,6 +70,20 @@ class ArenaMemory:
 
     def close(self) -> None:
         self._arena = None
+
+
+def _check_memory(device: Device, n_bytes: int, memory: Array) -> None:
+    dtype, shape = getattr(memory, "dtype", None), getattr(memory, "shape", None)
+    if dtype != np.uint8 or shape is None or len(shape) != 1 or device.address(memory) is None:
+        raise TypeError(
+            f"memory: expected a flat array of uint8 on {device.name}, got {type(memory).__name__} "
+            f"of {dtype} {shape}"
+        )
+    if shape[0] < n_bytes or memory.strides[0] != 1 or device.address(memory) % ALIGNMENT:
+        raise ValueError(
+            f"memory: expected {n_bytes} contiguous bytes from a multiple of {ALIGNMENT} on, got "
+            f"{shape[0]} with stride {memory.strides[0]} at {device.address(memory):#x}"
+        )
 
 
 class GuardedMemory:

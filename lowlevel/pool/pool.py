@@ -89,6 +89,9 @@ class Pool:
         outside a block or after its release raises MemoryCorruptionError when the block is freed or leaves
         that quarantine; a NumPy array that is kept after `free` or `close` is read-only; `close` raises
         RuntimeError for blocks that were not freed; errors and `live` name the line that took a block. Counts and offsets are those of a pool without debug.
+    memory : array of uint8, (n_bytes,), optional
+        On the device, contiguous, from a multiple of 256 on, at least `budget` bytes: the arena, say a block of
+        another pool. None: an allocation of its own. (A debug pool has memory for each block anyway.)
 
     Attributes
     ----------
@@ -105,18 +108,28 @@ class Pool:
     Raises
     ------
     TypeError, ValueError
-        A budget or device that is none.
+        A budget or device that is none; memory that does not do.
     MemoryError
         The machine does not give that much memory.
     """
 
-    def __init__(self, budget: Size, device: str = "cpu", debug: bool = False) -> None:
+    def __init__(
+        self,
+        budget: Size,
+        device: str = "cpu",
+        debug: bool = False,
+        *,
+        memory: Array | None = None,
+    ) -> None:
         self._budget = parse_size(budget)
         self._device = devices.get(device)
         self._debug = bool(debug)
         self._arena = Arena(self._budget // ALIGNMENT * ALIGNMENT)
-        memory = GuardedMemory if debug else ArenaMemory
-        self._memory = memory(self._device, self._arena.size)
+        self._memory = (
+            GuardedMemory(self._device, self._arena.size)
+            if debug
+            else ArenaMemory(self._device, self._arena.size, memory)
+        )
         self._order = (
             StreamOrder(cast("devices.StreamDevice", self._device))
             if self._device.has_streams

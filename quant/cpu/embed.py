@@ -26,7 +26,7 @@ def _embed_kernel(name):
 
 
 def embed(device, t, ids, out, n_threads):
-    """See `quant.embed`; out as `lowlevel.ops.checks.Rows`."""
+    """See `quant.embed`; out as `lowlevel.checks.Rows`."""
     integers = (
         frame.address(t.data), t.data.strides[0], frame.address(out.array), out.row,
         frame.address(ids), ids.strides[0], t.format.row_blocks(t.columns),

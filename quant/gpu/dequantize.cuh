@@ -31,8 +31,12 @@ struct Bytes {
   template <int kMultiple, int N>
   __device__ __forceinline__ void words(int offset, unsigned (&words)[N]) const {
     constexpr int kWidth = kMultiple < kAlignment ? kMultiple : kAlignment;
-    static_assert(kWidth >= 2, "16-bit loads are the least");
-    if constexpr (kWidth >= 16 && N % 4 == 0) {
+    if constexpr (kWidth == 1) {
+#pragma unroll
+      for (int i = 0; i < N; ++i)
+        words[i] = byte(offset + 4 * i) | byte(offset + 4 * i + 1) << 8 | byte(offset + 4 * i + 2) << 16 |
+                   byte(offset + 4 * i + 3) << 24;
+    } else if constexpr (kWidth >= 16 && N % 4 == 0) {
 #pragma unroll
       for (int i = 0; i < N / 4; ++i) {
         const uint4 four = load<uint4>(offset + 16 * i);
@@ -122,7 +126,7 @@ struct Tile {
     return (unsigned)(reinterpret_cast<unsigned long long>(source + row * source_stride) % 16);
   }
 
-  // In whole 16 bytes, but for those across an end of the tensor's row: there, two bytes at a time.
+  // In whole 16 bytes, but for those across an end of the tensor's row: there, two bytes at a time or one.
   __device__ __forceinline__ void stage(unsigned char* shared) const {
     const int n_bytes = (int)columns * Format::kBlockBytes;
     const unsigned chunks = pitch / 16;
@@ -133,6 +137,10 @@ struct Tile {
       if ((at >= 0 || !starts_row) && (at + 16 <= n_bytes || (!ends_row && at < n_bytes))) {
         *reinterpret_cast<uint4*>(shared + 16 * i) =
             __ldg(reinterpret_cast<const uint4*>(from + at));
+      } else if constexpr (Format::kAlignment == 1) {
+#pragma unroll 1
+        for (int byte = max(at, 0); byte < min(at + 16, n_bytes); ++byte)
+          shared[16 * i + (byte - at)] = __ldg(from + byte);
       } else if constexpr (Format::kAlignment < 16) {
 #pragma unroll 1
         for (int byte = max(at, 0); byte < min(at + 16, n_bytes); byte += 2)

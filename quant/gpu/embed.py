@@ -8,7 +8,7 @@ from .dequantize.run import decode_blocks
 
 
 def embed(device, t, ids, out, n_threads):
-    """See `quant.embed`; out as `lowlevel.ops.checks.Rows`."""
+    """See `quant.embed`; out as `lowlevel.checks.Rows`."""
     refuse_n_threads(device, n_threads)
     if not out.array.size:
         return

@@ -11,9 +11,10 @@ __device__ __forceinline__ unsigned fifth_bits(unsigned four) {
 // The codes of weights `index` to `index` + kVector - 1 of a block, one a byte, for dequantize.cuh.
 template <class Constants, int kVector, class Block>
 __device__ __forceinline__ void five_bit_codes(const Block& block, int index, unsigned (&codes)[kVector / 4]) {
+  constexpr int kMultiple = Constants::kQh % 4 ? 2 : 4;
   unsigned high[1];
-  block.template words<2>(Constants::kQh, high);
-  block.template words<2>(Constants::kQs + index % 16, codes);
+  block.template words<kMultiple>(Constants::kQh, high);
+  block.template words<kMultiple>(Constants::kQs + index % 16, codes);
 #pragma unroll
   for (int i = 0; i < kVector / 4; ++i)
     codes[i] = (codes[i] >> (index / 16 * 4) & 0x0f0f0f0fu) | fifth_bits(high[0] >> (index + 4 * i));

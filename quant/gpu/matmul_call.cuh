@@ -74,7 +74,7 @@ __device__ __forceinline__ long long row_of_slot(const int* __restrict__ order, 
 // Rows are copied in pieces of 16 bytes that start at multiples of 16 in global memory: a row's first
 // byte then lies `skew` bytes behind the start of its place in shared memory. What the pieces bring
 // of neighbouring rows is never used. Where that would read beside the tensor, or rows start at odd
-// addresses, bytes are copied one by one and the skew is 0. Skews are even, always.
+// addresses, bytes are copied one by one and the skew is 0. Skews are even where blocks are.
 
 // Whether a tile of a matrix's rows comes in pieces. call.pieces: 2 all tiles, 1 all but the first and
 // the last of a matrix, 0 none.
@@ -99,8 +99,8 @@ __device__ __forceinline__ void copy_piece(unsigned char* to, const unsigned cha
 
 // ---- reading blocks in shared memory --------------------------------------------------------------
 
-// A block in shared memory: `shift`, 0 or 2, bytes behind a multiple of 4, which is `offset` behind
-// base. Only what is read at which of the two is known when kernels are compiled.
+// A block in shared memory: `shift` bytes (0 or 2; of blocks at odd addresses up to 3) behind a multiple of 4,
+// which is `offset` behind base. Only what is read at which of the two is known when kernels are compiled.
 struct Place {
   static constexpr bool kKnown = false;
   const unsigned char* base;
@@ -116,8 +116,13 @@ struct KnownPlace {
   int offset;
 };
 
+// Of what kAlignment says of a format's blocks, the bits of an address that are a shift.
+template <int kAlignment>
+constexpr int kShiftMask = kAlignment > 1 ? 2 : 3;
+
+template <int kAlignment>
 __device__ __forceinline__ Place place_at(const unsigned char* base, int offset) {
-  return {base, offset & ~3, offset & 2};
+  return {base, offset & ~3, offset & kShiftMask<kAlignment>};
 }
 
 template <class P>

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(128, 3)
       const int first = block * Format::kBlockWeights, valid = call.columns - k0 - first;
       if (valid <= 0) continue;
       const typename Format::Raw raw = load_unit<Format>(
-          place_at(raw_tile, r * T::kRawPitch + skew + block * Format::kBlockBytes), unit, valid);
+          place_at<Format::kAlignment>(raw_tile, r * T::kRawPitch + skew + block * Format::kBlockBytes), unit, valid);
 #pragma unroll
       for (int run = 0; run < Format::kRuns; ++run) {
         const RunWeights<Format> some(raw, run);

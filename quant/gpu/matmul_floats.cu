@@ -6,6 +6,7 @@ template <class Type>
 struct FloatUnits {
   static constexpr int kBlockWeights = Type::kVector, kBlockBytes = 16, kUnits = 1, kRuns = 1;
   static constexpr int kRun = kBlockWeights, kBytes = sizeof(typename Type::Bits);
+  static constexpr int kAlignment = kBytes;
   static constexpr bool kMinima = false, kInterleaved = false;
   struct Raw {
     float value[kRun];

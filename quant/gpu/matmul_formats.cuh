@@ -95,6 +95,27 @@ struct Blocks256x32 : Constants {
   static __device__ __forceinline__ int x_neighbour(int unit, int j) { return j - unit % 2; }
 };
 
+// Each with a minimum, in the lower two bytes of raw.minima.
+template <class Constants>
+struct Blocks256x32WithMinima : Blocks256x32<Constants> {
+  // Sums of 16 come in pairs (first halves of both runs), (second halves).
+  static __device__ __forceinline__ int sums_word(int unit, int i) {
+    return 4 * (unit / 2) + unit % 2 + 2 * i;
+  }
+  template <class Raw>
+  static __device__ __forceinline__ int dot_minima(const Raw& raw, const int (&sums)[2]) {
+    return __dp2a_lo(sums[1], (int)raw.minima, __dp2a_lo(sums[0], (int)raw.minima, 0));
+  }
+  template <class Raw>
+  static __device__ __forceinline__ unsigned minima_word(const Raw& raw, int) {
+    return raw.minima;
+  }
+  template <class Raw>
+  static __device__ __forceinline__ unsigned run_minimum(const Raw& raw, int run) {
+    return raw.minima >> (8 * run) & 0xff;
+  }
+};
+
 template <class Format>
 __device__ __forceinline__ int factor_of(const typename Format::Raw& raw, int run) {
   if constexpr (Format::kRuns > 1) return Format::factor(raw, run);

@@ -187,7 +187,7 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
     if (32 * summed_chunk + lane < n_lanes) {
       Place of_lane[S::kRows];
 #pragma unroll
-      for (int i = 0; i < S::kRows; ++i) of_lane[i] = {slots, slot + (places[i] & ~3), places[i] & 2};
+      for (int i = 0; i < S::kRows; ++i) of_lane[i] = {slots, slot + (places[i] & ~3), places[i] & kShiftMask<Format::kAlignment>};
       sums.add(of_lane, summed_chunk);
     }
     if (++summed_chunk < n_chunks) continue;

@@ -13,7 +13,7 @@ struct Tile {
   static constexpr int kBlocks = kDepth / Format::kBlockWeights, kRuns = kDepth / Format::kRun;
   static constexpr int kUnits = kBlocks * Format::kUnits;
   static constexpr int kRawBytes = kBlocks * Format::kBlockBytes;
-  static constexpr int kPieces = (kRawBytes + 29) / 16, kRawPitch = 16 * kPieces;
+  static constexpr int kPieces = (kRawBytes + (Format::kAlignment > 1 ? 29 : 30)) / 16, kRawPitch = 16 * kPieces;
   static constexpr bool kFolded = Format::kFoldOffset >= 0;
   // Minima of runs are bytes that meet digits of sums of x; a block's only one is a float.
   static constexpr bool kMinima = Format::kMinima && kBlocks == 1, kBlockMinima = Format::kMinima && kBlocks > 1;
@@ -112,8 +112,8 @@ __device__ __forceinline__ void decode_tile(unsigned char* shared, const MatmulC
     if (row < place.n_rows && first < left) {
       const unsigned start = (unsigned)(size_t)place.rows + row * (unsigned)call.row_stride + begin;
       const int skew = place.whole ? start & 15 : 0;
-      raw = Format::load(place_at(shared + T::kRaw, (buffer * T::kRows + row) * T::kRawPitch + skew +
-                                                        block * Format::kBlockBytes),
+      raw = Format::load(place_at<Format::kAlignment>(shared + T::kRaw, (buffer * T::kRows + row) * T::kRawPitch + skew +
+                                                                            block * Format::kBlockBytes),
                          unit);
     }
 #pragma unroll

@@ -106,13 +106,23 @@ __device__ __forceinline__ void copy_raw(unsigned char* raw, const WgmmaPlace& p
   }
 }
 
-// A block's bytes as `Bytes` gives them; of blocks at even addresses words come as two that are at multiples of 4.
+// A block's bytes as `Bytes` gives them; where blocks are at other addresses words come as two that are at
+// multiples of 4.
 template <int kAlignment>
 struct SharedBytes : Bytes<kAlignment> {
   template <int kMultiple, int N>
   __device__ __forceinline__ void words(int offset, unsigned (&words)[N]) const {
     if constexpr (kAlignment >= 4 && kMultiple >= 4) {
       Bytes<kAlignment>::template words<kMultiple>(offset, words);
+    } else if constexpr (kAlignment == 1) {
+      const unsigned shift = ((unsigned)(size_t)this->first + offset) & 3, selector = 0x3210 + 0x1111 * shift;
+      const unsigned char* const from = this->first + offset - shift;
+      unsigned part[N + 1];
+#pragma unroll
+      for (int i = 0; i < N; ++i) part[i] = *reinterpret_cast<const unsigned*>(from + 4 * i);
+      part[N] = shift ? *reinterpret_cast<const unsigned*>(from + 4 * N) : 0;
+#pragma unroll
+      for (int i = 0; i < N; ++i) words[i] = ptx::permute(part[i], part[i + 1], selector);
     } else {
       const unsigned address = (unsigned)(size_t)this->first + offset;
       const unsigned char* const from = this->first + offset - (address & 2);

@@ -116,7 +116,7 @@ struct ByteSums {
         const KnownPlace<kOffset & 2> place = {places[i].base, places[i].offset + (kOffset & ~3)};
         raw[i] = Format::load(place, unit);
       } else {
-        raw[i] = Format::load(place_at(places[i].base, places[i].offset + places[i].shift + kOffset), unit);
+        raw[i] = Format::load(place_at<Format::kAlignment>(places[i].base, places[i].offset + places[i].shift + kOffset), unit);
       }
     }
     int dots[kRows][kColumns];

@@ -1,7 +1,8 @@
-"""What an architecture keeps in its K/V cache, as rows of traits: the file's keys say the rest.
+"""What an architecture keeps in its K/V cache, and how its pass goes, as rows of traits: the file says the rest.
 
-Only architectures whose cache is known are listed. Another one, or a key that changes the cache in
-a way that is not modelled, is refused by name instead of being taken for the nearest thing.
+Only architectures whose cache is known are listed, and `Pass` is there where whole passes run. Another one, or a key
+that changes the cache or the pass in a way that is not modelled, is refused by name instead of being taken for the
+nearest thing. Biases, norms of q and k, post-norms, sinks, fused and tied matrices are no traits: tensors tell them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,36 @@ if TYPE_CHECKING:
 
 
 HEADS, LATENT = "heads", "latent"
+
+
+class Pass(NamedTuple):
+    """How the layers of an architecture compute, beyond what keys and tensors of its files say.
+
+    Attributes
+    ----------
+    pairs : str
+        Dimensions that RoPE turns together, as `lowlevel.ops.rope` has it: "adjacent" or "halves".
+    activation : str
+        "swiglu", "geglu" or "clamped_swiglu" of `lowlevel.ops`.
+    scaled_embedding : bool
+        Embeddings are multiplied by sqrt(n_embd).
+    window_freq_base : float
+        RoPE's base in layers with a window, which are not stretched then; 0: that of all layers.
+    gating : str
+        Of `lowlevel.ops.GATINGS`, where the file does not say it.
+    norm_experts : bool
+        Weights of the chosen experts are normalised, where the file does not say it.
+    head_scale_layers : int
+        Models of so many layers scale scores by 1 / sqrt(n_embd / n_head), not by the head's size.
+    """
+
+    pairs: str
+    activation: str = "swiglu"
+    scaled_embedding: bool = False
+    window_freq_base: float = 0.0
+    gating: str = "softmax"
+    norm_experts: bool = False
+    head_scale_layers: int = 0
 
 
 class Architecture(NamedTuple):
@@ -30,12 +61,15 @@ class Architecture(NamedTuple):
         Keys of the window where the file does not say it.
     ignores_window : bool
         Files may name a window, which llama.cpp and ik_llama.cpp do not apply.
+    pass_ : Pass or None
+        None: its K/V cache can be planned, its pass is not modelled.
     """
 
     cache: str = HEADS
     window_period: int = 0
     window_default: int = 0
     ignores_window: bool = False
+    pass_: Pass | None = None
 
 
 _PLAIN = Architecture()
@@ -44,24 +78,40 @@ _PLAIN = Architecture()
 ARCHITECTURES = {
     **dict.fromkeys(
         (
-            "llama", "arcee", "baichuan", "bailingmoe", "bloom", "codeshell", "command-r", "dbrx",
+            "arcee", "baichuan", "bailingmoe", "bloom", "codeshell", "command-r", "dbrx",
             "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "gemma", "glm4",
-            "glm4moe", "gpt2", "gptneox", "granite", "granitemoe", "grok", "hunyuan-dense",
-            "hunyuan-moe", "internlm2", "jais", "minicpm", "minimax-m2", "mistral3", "mpt",
-            "nemotron", "olmo", "olmoe", "orion", "phi2", "qwen", "qwen2", "qwen2moe", "qwen3",
-            "qwen3moe", "refact", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2",
+            "gpt2", "gptneox", "granite", "granitemoe", "grok", "hunyuan-dense",
+            "hunyuan-moe", "internlm2", "jais", "minicpm", "mistral3", "mpt",
+            "nemotron", "olmo", "olmoe", "orion", "phi2", "qwen", "qwen2moe", "refact", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2",
             "xverse",
         ),
         _PLAIN,
     ),
-    "deepseek2": Architecture(cache=LATENT),
+    "llama": Architecture(pass_=Pass("adjacent", norm_experts=True)),
+    "qwen2": Architecture(pass_=Pass("halves")),
+    "qwen3": Architecture(pass_=Pass("halves")),
+    "qwen3moe": Architecture(pass_=Pass("halves", norm_experts=True)),
+    "glm4moe": Architecture(pass_=Pass("halves", gating="sigmoid")),
+    "minimax-m2": Architecture(pass_=Pass("halves", gating="sigmoid", norm_experts=True)),
+    "deepseek2": Architecture(cache=LATENT, pass_=Pass("adjacent")),
     # These have a kv_lora_rank as well, but decompress before they cache.
     "minicpm3": _PLAIN,
     "plm": _PLAIN,
-    "phi3": Architecture(ignores_window=True),
-    "gemma2": Architecture(window_period=2, window_default=4096),
-    "gemma3": Architecture(window_period=6),
-    "gpt-oss": Architecture(window_period=2),
+    "phi3": Architecture(ignores_window=True, pass_=Pass("halves")),
+    "gemma2": Architecture(
+        window_period=2,
+        window_default=4096,
+        pass_=Pass("halves", "geglu", scaled_embedding=True, head_scale_layers=46),
+    ),
+    "gemma3": Architecture(
+        window_period=6,
+        pass_=Pass(
+            "halves", "geglu", scaled_embedding=True, window_freq_base=10000.0, head_scale_layers=62
+        ),
+    ),
+    "gpt-oss": Architecture(
+        window_period=2, pass_=Pass("halves", "clamped_swiglu", gating="softmax_selected")
+    ),
     "cohere2": Architecture(window_period=4),
 }  # fmt: skip
 

@@ -219,7 +219,7 @@ def test_scores_past_float32_are_nan_not_a_guess(method, n_tokens):
 
 def test_a_softcap_without_a_reciprocal_is_refused():
     q = np.zeros((4, 5, 64), np.float32)
-    with pytest.raises(ValueError, match="softcap: expected a positive number that float32 holds"):
+    with pytest.raises(ValueError, match=r"softcap: .*float32, at least 1\.2e-38"):
         lowlevel.attention(q, q, q, softcap=1e-40)
     assert (lowlevel.attention(q, q, q, softcap=1.2e-38) == 0).all()
 

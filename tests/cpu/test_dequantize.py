@@ -55,13 +55,13 @@ def test_bits_when_streaming(rng, name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["Q8_0", "IQ4_NL", "Q4_0"])
+@pytest.mark.parametrize("name", ["Q8_0", "IQ4_NL", "Q4_0", "MXFP4"])
 def test_every_scale(rng, name, dtype):
-    """All 65536 values of d, one in each block."""
+    """All 65536 values of d, one in each block; of a scale of eight bits all 256."""
     t = random_tensor(rng, name, (256, 256 * 32))
-    t.data.view(t.format.block_dtype)["d"] = (
-        np.arange(65536, dtype=np.uint16).view(np.float16).reshape(256, 256)
-    )
+    scale = t.format.fields[0]
+    bits = np.arange(65536).astype(f"u{scale.n_bytes}").reshape(256, 256)
+    t.data.view(t.format.block_dtype)[scale.name] = bits.view(scale.dtype)
     assert_same_bits(dequantize(t, dtype), reference(t, dtype))
 
 
@@ -255,18 +255,18 @@ def bad_calls():
     yield TypeError, "t: expected a QuantTensor, got an array of uint8", (data,), {}, out
     for dtype in ("float64", "bfloat17", np.int8, "uint8"):
         yield ValueError, "dtype: expected one of float32, float16", (t, dtype), {"out": out}, out
-    yield ValueError, "out: expected float16", (t, "float16"), {"out": out}, out
-    yield ValueError, "dtype: expected one of", (t,), {"out": np.zeros((4, 32))}, out
+    yield TypeError, "out: expected float16", (t, "float16"), {"out": out}, out
+    yield TypeError, "out: expected float32 or float16", (t,), {"out": np.zeros((4, 32))}, out
     yield TypeError, "out: expected a NumPy array, got list", (t,), {"out": out.tolist()}, out
     yield ValueError, r"shape \(4, 32\), got \(2, 32\)", (t,), {"out": out[:2]}, out
     yield ValueError, r"shape \(4, 32\), got \(128,\)", (t,), {"out": out.ravel()}, out
     yield ValueError, "out: the array is read-only", (t,), {"out": read_only}, out
     yield ValueError, "not aligned", (t,), {"out": odd}, odd
     yield ValueError, "must be contiguous", (t,), {"out": np.asfortranarray(out)}, out
-    yield ValueError, "share an item", (t,), {"out": several}, out
-    yield ValueError, "share an item", (t,), {"out": shifted}, out
-    yield ValueError, "overlaps", (own,), {"out": floats}, floats
-    yield ValueError, "n_threads: expected at least 1", (t,), {"out": out, "n_threads": 0}, out
+    yield ValueError, "two elements in one place", (t,), {"out": several}, out
+    yield ValueError, "two elements in one place", (t,), {"out": shifted}, out
+    yield ValueError, "out: shares memory with t", (own,), {"out": floats}, floats
+    yield ValueError, "n_threads: expected an int, 1 to", (t,), {"out": out, "n_threads": 0}, out
     yield TypeError, "n_threads", (t,), {"out": out, "n_threads": 2.0}, out
 
 

@@ -4,17 +4,17 @@ import threading
 
 import numpy as np
 import pytest
-from gguf import quants
+from matmul_cases import EXACT_ERROR, random_tensor, random_x, weights_of
 
 import lowlevel
 from lowlevel.cpu import simd
 from quant.formats import FORMATS, block_format
 from quant.matmul import matmul, matmul_scratch_bytes
+from quant.quantize import quantize
 from quant.tensor import QuantTensor
 
 FLOATS = [row.name for row in FORMATS.values() if row.is_float]
 BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
-EXACT_ERROR = 1e-6  # over the product of the norms
 
 
 @pytest.fixture
@@ -22,27 +22,6 @@ def rng():
     seed = np.random.SeedSequence().entropy
     print("seed", seed)
     return np.random.default_rng(seed)
-
-
-def random_tensor(rng, name, *shape):
-    """Every bit pattern of the integers, scales around 0.01."""
-    block = block_format(name)
-    n_blocks = int(np.prod(shape[:-1])) * block.row_blocks(shape[-1])
-    records = np.frombuffer(rng.bytes(n_blocks * block.block_bytes), block.block_dtype).copy()
-    for field in block.fields:
-        if block.is_float:
-            values = rng.standard_normal(n_blocks).astype(np.float32)
-            if name == "BF16":
-                values = (values.view(np.uint32) >> 16).astype(np.uint16)
-            records[field.name] = values
-        elif field.dtype == "<f2":
-            records[field.name] = 0.01 * rng.standard_normal(n_blocks)
-    return QuantTensor(records.view(np.uint8).reshape(-1), name, shape)
-
-
-def weights_of(t):
-    flat = np.ascontiguousarray(t.data).reshape(-1, t.row_bytes)
-    return quants.dequantize(flat, t.qtype).reshape(t.shape).astype(np.float64)
 
 
 def error(y, x, w):
@@ -58,10 +37,6 @@ def byte_bound(x, w, block_weights):
     blocks = x.reshape(len(x), -1, block_weights)
     half_steps = np.repeat(blocks.max(axis=2) / 254, block_weights, axis=1)
     return (half_steps * 1.0001 + 1e-6 * x) @ np.abs(w).T + 1e-30
-
-
-def random_x(rng, n, columns):
-    return rng.standard_normal((n, columns)).astype(np.float32)
 
 
 def check_product(rng, name, exact, n, n_rows, columns):
@@ -367,7 +342,7 @@ def bad_calls():
         ),
         "out is x": (ValueError, "out:.*x", x, t, {"out": x[:, :4]}),
         "exact": (TypeError, "exact:", x, t, {"exact": "yes"}),
-        "pool": (ValueError, "pool:", x, t, {"pool": "256MiB"}),
+        "pool": (TypeError, "pool:", x, t, {"pool": "256MiB"}),
         "n_threads 0": (ValueError, "n_threads:", x, t, {"n_threads": 0}),
         "n_threads bool": (TypeError, "n_threads:", x, t, {"n_threads": True}),
     }
@@ -395,7 +370,7 @@ def test_bad_input(case):
     ],
 )
 def test_bad_plan(n, t):
-    with pytest.raises(ValueError, match="n:"):
+    with pytest.raises(TypeError if n == 1.5 else ValueError, match="n:"):
         matmul_scratch_bytes(n, t)
 
 
@@ -410,3 +385,24 @@ def test_bad_plan_shape():
     assert (
         matmul_scratch_bytes(2**40, ("Q8_0", (64, 64))) < 2**54
     )  # none has so much, but it is a number
+
+
+@pytest.mark.parametrize("qtype", ["IQ4_NL", "F16"])
+@pytest.mark.parametrize("n_used", [1, 3])
+def test_rows_of_x_by_index_are_those_rows(qtype, n_used):
+    """x_rows: the same bits as the rows, copied; with experts and without."""
+    rng = np.random.default_rng(n_used)
+    x = rng.standard_normal((7, 64), np.float32)
+    t = quantize(rng.standard_normal((5, 24, 64), np.float32), qtype)
+    x_rows = rng.integers(0, 7, 7 * n_used).astype(np.int32)
+    experts = rng.integers(0, 5, len(x_rows))
+    for each, options in ((t, dict(experts=experts)), (t[2], {})):
+        got = matmul(x, each, x_rows=x_rows, **options)
+        np.testing.assert_array_equal(got, matmul(x[x_rows], each, **options))
+    one = matmul(x, t[1], x_rows=x_rows[:1])
+    np.testing.assert_array_equal(one, matmul(x[x_rows[:1]], t[1]))
+    for bad, kind in (([0], TypeError), (np.array([7]), IndexError), (np.array([-1]), IndexError)):
+        with pytest.raises(kind, match="x_rows"):
+            matmul(x, t[0], x_rows=bad)
+    with pytest.raises(ValueError, match="x_rows"):
+        matmul(x, t[0], x_rows=np.zeros((2, 2), int))

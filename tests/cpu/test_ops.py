@@ -271,7 +271,7 @@ CHOSEN, WEIGHTS = np.zeros((4, 2), np.int32), np.zeros((4, 2), np.float32)
         (ValueError, "out: strides", lambda: ops.rms_norm(F4, out=as_strided(F4.copy(), (4, 32), (0, 4)))),
         (ValueError, "weight: expected shape", lambda: ops.rms_norm(F4, np.zeros(31, np.float32))),
         (TypeError, "weight: expected float32", lambda: ops.rms_norm(F4, np.zeros(32))),
-        (ValueError, "eps: expected a finite number of at least 0", lambda: ops.rms_norm(F4, eps=-1)),
+        (ValueError, "eps: expected a number that is finite in float32, at least 0", lambda: ops.rms_norm(F4, eps=-1)),
         (TypeError, "eps: expected a number", lambda: ops.rms_norm(F4, eps="1")),
         (TypeError, "n_threads", lambda: ops.rms_norm(F4, n_threads="2")),
         (ValueError, r"up: expected shape \(4, 32\)", lambda: ops.swiglu(F4, F4[:3])),
@@ -280,7 +280,7 @@ CHOSEN, WEIGHTS = np.zeros((4, 2), np.int32), np.zeros((4, 2), np.float32)
         (IndexError, "row_ids: y has rows 0 to 1; got 3", lambda: ops.add(F4, F4[:2].copy(), row_ids=IDS + 3)),
         (TypeError, "row_ids: expected int32", lambda: ops.add(F4, F4.copy(), row_ids=IDS.astype(np.int64))),
         (TypeError, "x: expected float32 or float16 or bfloat16", lambda: ops.cast(IDS[None], F4)),
-        (ValueError, "out: is x", lambda: ops.cast(F4, F4)),
+        (ValueError, "out: shares memory with x", lambda: ops.cast(F4, F4)),
         (ValueError, "n_rot: expected an even", lambda: ops.rope_frequencies(15)),
         (ValueError, "freq_base: expected more than 1", lambda: ops.rope_frequencies(16, freq_base=1.0)),
         (ValueError, "n_ctx_orig", lambda: ops.rope_frequencies(16, ext_factor=1.0)),
@@ -290,11 +290,11 @@ CHOSEN, WEIGHTS = np.zeros((4, 2), np.int32), np.zeros((4, 2), np.float32)
         (TypeError, "positions: expected int32", lambda: ops.rope(HEADS, IDS.astype(np.int64), ROPE)),
         (TypeError, "frequencies: expected what", lambda: ops.rope(HEADS, IDS, 10000.0)),
         (ValueError, "pairs: expected", lambda: ops.rope(HEADS, IDS, ROPE, pairs="neox")),
-        (ValueError, "offset: expected 0 to 0", lambda: ops.rope(HEADS, IDS, ROPE, offset=2)),
+        (ValueError, "offset: expected an int, 0 to 0", lambda: ops.rope(HEADS, IDS, ROPE, offset=2)),
         (ValueError, "16 dimensions are to be turned", lambda: ops.rope(HEADS[..., :8], IDS, ROPE)),
-        (ValueError, "ids: experts used: expected 1 to 8", lambda: ops.top_k_routing(F4[:, :8], np.zeros((4, 9), np.int32), WEIGHTS)),
+        (ValueError, "ids: experts used: expected an int, 1 to 8", lambda: ops.top_k_routing(F4[:, :8], np.zeros((4, 9), np.int32), WEIGHTS)),
         (ValueError, "n_group: 32 experts do not make 5", lambda: ops.top_k_routing(F4, CHOSEN, WEIGHTS, n_group=5)),
-        (ValueError, "gating: expected one of", lambda: ops.top_k_routing(F4, CHOSEN, WEIGHTS, gating="top")),
+        (ValueError, "gating: expected .softmax. or", lambda: ops.top_k_routing(F4, CHOSEN, WEIGHTS, gating="top")),
         (ValueError, "weights: expected shape", lambda: ops.top_k_routing(F4, CHOSEN, WEIGHTS[:3])),
         (TypeError, "normalise: expected True or False", lambda: ops.top_k_routing(F4, CHOSEN, WEIGHTS, normalise=1)),
         (IndexError, "ids: table has rows 0 to 1; got -1", lambda: ops.gather_rows(F4[:2].copy(), IDS - 1, F4)),
@@ -338,3 +338,19 @@ def test_bfloat16_tables_without_a_copy(rng):
     table = rng.standard_normal((5, 24)).astype(ml_dtypes.bfloat16)
     out = ops.gather_rows(table, np.array([4, 0], np.int32), np.empty((2, 24), np.float32))
     np.testing.assert_array_equal(out, table[[4, 0]].astype(np.float32))
+
+
+def test_rows_by_expert_are_a_stable_sort():
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, 6, (11, 3)).astype(np.int32)
+    weights = rng.random((11, 3), np.float32)
+    tokens, experts = np.empty(33, np.int32), np.empty(33, np.int32)
+    row_weights = np.empty((33, 1), np.float32)[:, 0]
+    ops.sort_by_expert(ids, weights, tokens, experts, row_weights)
+    choices = [(ids[i, j], i, weights[i, j]) for i in range(11) for j in range(3)]
+    choices.sort(key=lambda choice: choice[:1])
+    assert [(e, t, w) for e, t, w in zip(experts, tokens, row_weights, strict=True)] == choices
+    with pytest.raises(ValueError, match="tokens"):
+        ops.sort_by_expert(ids, weights, tokens[:5], experts, row_weights)
+    with pytest.raises(TypeError, match="weights"):
+        ops.sort_by_expert(ids, weights.astype("f8"), tokens, experts, row_weights)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from attention_calls import products_by
+from quant_cases import ORDERS
 
 from lowlevel import cudasim, devices
 from lowlevel.gpu.kernel_device import KernelDevice
@@ -40,7 +41,7 @@ def launched(monkeypatch):
     return kernels
 
 
-@pytest.fixture(params=["fifo", "reverse", "random", "lifo"])
+@pytest.fixture(params=ORDERS)
 def order(request):
     """The test runs on the simulator with this order of threads and blocks."""
     with cudasim.settings(order=request.param):

@@ -266,15 +266,15 @@ def test_a_gpu_that_is_not_there():
 def test_nothing_falls_back_to_the_cpu(device, rng):
     t = random_tensor(rng, "Q8_0", (3, 64))
     x = np.zeros((2, 64), np.float32)
-    with pytest.raises(ValueError, match=f"x: lies on cpu, and t on {device}"):
+    with pytest.raises(TypeError, match=f"x: lies on cpu, t on {device}"):
         quant.matmul(x, t.to(device))
-    with pytest.raises(ValueError, match=f"x: lies on {device}, and t on cpu"):
+    with pytest.raises(TypeError, match=f"x: lies on {device}, t on cpu"):
         quant.matmul(asarray(x, device), t)
-    with pytest.raises((NotImplementedError, TypeError)):
+    with pytest.raises(TypeError):
         quant.quantize(asarray(x, device), "Q8_0")
-    with pytest.raises(ValueError, match=f"out: expected an array on {device}"):
+    with pytest.raises(TypeError, match=f"out: lies on .*on {device}"):
         quant.dequantize(t.to(device), out=np.empty((3, 64), np.float32))
-    with pytest.raises(ValueError, match="out: expected an array on cpu"):
+    with pytest.raises(TypeError, match=r"out: lies on .*on cpu"):
         quant.dequantize(t, out=asarray(np.empty((3, 64), np.float32), device))
 
 

@@ -113,7 +113,7 @@ def test_states_that_do_not_fit(device):
     out, lse = (lowlevel.asarray(np.zeros(s, "f4"), device) for s in ((1, 2, 8), (1, 2)))
     with pytest.raises(ValueError, match=r"lses\[0\]: expected shape \(1, 2\)"):
         lowlevel.merge_states([out], [out])
-    with pytest.raises(TypeError, match=r"lses\[0\]: expected an array on .* like outs"):
+    with pytest.raises(TypeError, match=r"lses\[0\]: lies on .*, outs"):
         lowlevel.merge_states([out], [np.zeros((1, 2), "f4")])
     with pytest.raises(ValueError, match="lse: expected shape"):
         lowlevel.merge_states([out], [lse], lse=out)

@@ -9,7 +9,6 @@ import pytest
 
 import lowlevel
 from lowlevel import asarray, asnumpy, devices, ops
-from lowlevel.gpu import ops as gpu_ops
 from lowlevel.gpu.instances import CAST, OPERATIONS
 from lowlevel.gpu.ops import rope as rope_launcher
 from lowlevel.pool.arena import align_up
@@ -218,7 +217,7 @@ def test_no_call_waits_allocates_or_reads(rng, device, monkeypatch):
 def test_what_does_not_fit_is_refused(device):
     x = asarray(np.zeros((4, 32), np.float32), device)
     host = np.zeros((4, 32), np.float32)
-    assert gpu_ops.ACTIVATIONS == tuple(ops_checks.DTYPES)
+    assert devices.get(device).activations == tuple(ops_checks.DTYPES)
     for kind, text, call in (
         (ValueError, "n_threads: .* has no use for it", lambda: ops.rms_norm(x, n_threads=2)),
         (TypeError, "out: lies on cpu", lambda: ops.rms_norm(x, out=host)),

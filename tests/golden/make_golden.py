@@ -27,7 +27,21 @@ import numpy as np
 
 SEED = 20240611
 SHAPE = (4, 512)
-TYPES = ("Q8_0", "Q4_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "Q4_1", "Q5_0")
+TYPES = (
+    "Q8_0",
+    "Q4_0",
+    "IQ4_NL",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q6_K",
+    "IQ4_XS",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q5_K",
+    "MXFP4",
+)
 FILE = pathlib.Path(__file__).with_name("ggml_blocks.npz")
 
 

@@ -6,12 +6,21 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from quant.formats import FORMATS, KV_FORMATS, BlockFormat, block_format
 
-NAMES = tuple("F32 F16 BF16 Q8_0 Q4_0 IQ4_NL Q2_K Q3_K Q4_K Q6_K IQ4_XS Q4_1 Q5_0".split())
+NAMES = tuple(
+    "F32 F16 BF16 Q8_0 Q4_0 IQ4_NL Q2_K Q3_K Q4_K Q6_K IQ4_XS Q4_1 Q5_0 Q5_1 Q5_K MXFP4".split()
+)
 
 
 def test_table_has_the_promised_types():
     assert tuple(row.name for row in FORMATS.values()) == NAMES
-    assert tuple(row.name for row in KV_FORMATS) == ("Q8_0", "Q4_0", "IQ4_NL", "Q4_1", "Q5_0")
+    assert tuple(row.name for row in KV_FORMATS) == (
+        "Q8_0",
+        "Q4_0",
+        "IQ4_NL",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

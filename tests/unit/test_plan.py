@@ -168,7 +168,7 @@ def test_a_plan_is_plain_data():
         ({"n_tokens": 2**62}, ValueError, "n_tokens: expected an int, 0 to 2147483584"),
         ({"n_head": 10**15, "n_head_kv": 10**14 - 1}, ValueError, "n_head: expected"),
         ({"n_head": 2**31 - 99, "n_head_kv": 2**30}, ValueError, "n_head_kv: .*for example [0-9]+"),
-        ({"n_threads": 10**9}, ValueError, "n_threads: expected at most"),
+        ({"n_threads": 10**9}, ValueError, "n_threads: expected an int, 1 to"),
         ({"d_k": 0}, ValueError, "d_k"),
         ({"d_v": "128"}, TypeError, "d_v"),
         ({"budget": -1}, ValueError, "budget"),

@@ -513,3 +513,21 @@ def _run_history(budget, steps):
             except BudgetError as error:
                 return error, n_steps
     return None, len(steps)
+
+
+def test_a_pool_in_a_block_of_another():
+    with Pool("64KiB") as outer:
+        block = outer.empty(4096, "uint8")
+        with Pool(4096, memory=block) as inner:
+            a = inner.empty(1024, "float32")
+            a[:] = 7
+            assert inner.used == 4096 and outer.used == 4096
+            assert np.shares_memory(a, block)
+            with pytest.raises(BudgetError):
+                inner.empty(1)
+            inner.free(a)
+        assert (block.view("float32") == 7).all()
+        for bad, kind in ((block[:100], ValueError), (block[1:], ValueError), ([], TypeError)):
+            with pytest.raises(kind, match="memory"):
+                Pool(4096, memory=bad)
+        outer.free(block)

@@ -87,8 +87,9 @@ def test_the_first_python_block_runs_on_what_a_line_above_made(tmp_path, monkeyp
 
 
 def test_the_supported_types_are_listed():
-    (sentence,) = re.findall(r"^Types that are decoded, .*: (.*)\. Files$", README, re.MULTILINE)
-    assert sorted(sentence.split(", ")) == sorted(supported_names().split(", "))
+    form = r"^Types that are decoded, [^:]*: ([^.]*)\. Files"
+    (sentence,) = re.findall(form, README, re.MULTILINE)
+    assert sorted(re.split(r",\s", sentence)) == sorted(supported_names().split(", "))
 
 
 def test_every_subcommand_has_json():

@@ -41,7 +41,7 @@ _add = frame.rows_kernel(_add_rows)
 
 
 def add(device, x, y, row_ids, out, n_threads):
-    """See `lowlevel.ops.add`; x, y and out as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.add`; x, y and out as `lowlevel.checks.Rows`."""
     _, plane_rows, columns = x.shape
     ids, id_step = frame.address(row_ids), 0
     if row_ids is not None:
@@ -98,10 +98,10 @@ def _convert(source, target, factor, n_threads):
 
 
 def scale(device, x, factor, n_threads):
-    """See `lowlevel.ops.scale`; x as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.scale`; x as `lowlevel.checks.Rows`."""
     _convert(x, x, factor, n_threads)
 
 
 def cast(device, source, target, n_threads):
-    """See `lowlevel.ops.cast`; both as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.cast`; both as `lowlevel.checks.Rows`."""
     _convert(source, target, 1.0, n_threads)

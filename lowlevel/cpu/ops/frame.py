@@ -69,7 +69,7 @@ def address(array):
 
 
 def place(rows):
-    """(address, plane stride, row stride) of `lowlevel.ops.checks.Rows`."""
+    """(address, plane stride, row stride) of `lowlevel.checks.Rows`."""
     return address(rows.array), rows.plane, rows.row
 
 

@@ -72,7 +72,7 @@ _KERNELS = {
 
 
 def gated(device, kind, gate, up, out, alpha, limit, n_threads):
-    """See `lowlevel.ops.swiglu` and its siblings; arrays as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.swiglu` and its siblings; arrays as `lowlevel.checks.Rows`."""
     _, plane_rows, columns = gate.shape
     integers = (*frame.place(gate), *frame.place(up), *frame.place(out), plane_rows, columns)
     n_rows = gate.n_rows if columns else 0

@@ -61,7 +61,7 @@ _norm = frame.rows_kernel(_norm_rows)
 
 
 def rms_norm(device, x, weight, eps, out, n_threads):
-    """See `lowlevel.ops.rms_norm`; x and out as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.rms_norm`; x and out as `lowlevel.checks.Rows`."""
     _, plane_rows, columns = x.shape
     integers = (*frame.place(x), *frame.place(out), frame.address(weight), plane_rows, columns)
     n_rows = x.n_rows if columns else 0

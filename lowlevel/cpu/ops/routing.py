@@ -180,7 +180,7 @@ _KERNELS = {
 def route(
     device, logits, bias, ids, weights, gating, n_group, n_group_used, normalise, scale, n_threads
 ):
-    """See `lowlevel.ops.top_k_routing`; logits, ids and weights as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.top_k_routing`; logits, ids and weights as `lowlevel.checks.Rows`."""
     _, n_tokens, n_expert = logits.shape
     n_used = ids.shape[2]
     integers = (

@@ -32,7 +32,7 @@ def _gather_kernel(source, target):
 
 
 def gather(device, table, ids, out, n_threads):
-    """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.checks.Rows`."""
     check_ids(ids, table.shape[1], "ids", "table")
     _, n_rows, columns = out.shape
     integers = (
@@ -93,7 +93,7 @@ _in_order, _slabs = frame.rows_kernel(_add_in_order), frame.rows_kernel(_add_sla
 
 
 def scatter_add(device, rows, out, tokens, weights, n_threads, scratch):
-    """See `lowlevel.ops.scatter_add`; rows and out as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.scatter_add`; rows and out as `lowlevel.checks.Rows`."""
     _, n_rows, columns = rows.shape
     n_tokens = out.shape[1]
     if tokens is not None:

@@ -6,7 +6,7 @@ from . import launch
 
 
 def add(device, x, y, row_ids, out, n_threads):
-    """See `lowlevel.ops.add`; x, y and out as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.add`; x, y and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not x.array.size:
         return
@@ -18,7 +18,7 @@ def add(device, x, y, row_ids, out, n_threads):
 
 
 def scale(device, x, factor, n_threads):
-    """See `lowlevel.ops.scale`; x as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.scale`; x as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not x.array.size:
         return
@@ -29,7 +29,7 @@ def scale(device, x, factor, n_threads):
 
 
 def cast(device, source, target, n_threads):
-    """See `lowlevel.ops.cast`; both as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.cast`; both as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     arrays = (rows.array if rows.array.ndim == 3 else rows.array[None] for rows in (target, source))
     casts.cast(device, *arrays)

@@ -7,7 +7,7 @@ _KINDS = {"swiglu": 0, "geglu": 1, "clamped_swiglu": 2}  # gated.cu's GatedKind
 
 
 def gated(device, kind, gate, up, out, alpha, limit, n_threads):
-    """See `lowlevel.ops.swiglu` and its siblings; arrays as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.swiglu` and its siblings; arrays as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not gate.array.size:
         return

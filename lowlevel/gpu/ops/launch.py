@@ -21,7 +21,7 @@ def refuse_n_threads(device, n_threads):
 
 
 def kinds(*rows):
-    """The names of the dtypes of `lowlevel.ops.checks.Rows`."""
+    """The names of the dtypes of `lowlevel.checks.Rows`."""
     return tuple(dtype_name(operand.array.dtype) for operand in rows)
 
 
@@ -36,7 +36,7 @@ def is_aligned(device, *arrays):
 
 
 def rows_call(device, aligned_too=(), **operands):
-    """A RowsCall of some of x, y and out, `lowlevel.ops.checks.Rows` of one shape.
+    """A RowsCall of some of x, y and out, `lowlevel.checks.Rows` of one shape.
 
     `aligned_too`: other arrays that are read in the same pieces.
     """

@@ -9,7 +9,7 @@ WARP_COLUMNS = 1024
 
 
 def rms_norm(device, x, weight, eps, out, n_threads):
-    """See `lowlevel.ops.rms_norm`; x and out as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.rms_norm`; x and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not x.array.size:
         return

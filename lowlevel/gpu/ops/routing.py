@@ -21,7 +21,7 @@ _WARP = 32
 def route(
     device, logits, bias, ids, weights, gating, n_group, n_group_used, normalise, scale, n_threads
 ):
-    """See `lowlevel.ops.top_k_routing`; logits, ids and weights as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.top_k_routing`; logits, ids and weights as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not logits.array.size:
         return

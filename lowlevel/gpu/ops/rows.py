@@ -17,7 +17,7 @@ SCATTER_CALL = np.dtype(
 
 
 def gather(device, table, ids, out, n_threads):
-    """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not out.array.size:
         return
@@ -38,7 +38,7 @@ def scatter_scratch(n_rows, n_tokens):
 
 
 def scatter_add(device, rows, out, tokens, weights, n_threads, scratch):
-    """See `lowlevel.ops.scatter_add`; rows and out as `lowlevel.ops.checks.Rows`."""
+    """See `lowlevel.ops.scatter_add`; rows and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not rows.array.size or not out.array.size:
         return

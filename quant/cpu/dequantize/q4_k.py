@@ -37,16 +37,21 @@ def decode_scales(block):
 
 
 @kernel(inline=True)
+def decode_factors(block):
+    """d * scale of each sub-block in the first eight lanes, -dmin * minimum in the others; Q5_K's too."""
+    is_scale = simd.load_i32x16(_IS_MINIMUM, 0) < simd.splat(1)
+    d = simd.splat_half(simd.read_u16(block + D))
+    dmin = simd.splat_half(simd.read_u16(block + DMIN))
+    return simd.to_f32(decode_scales(block)) * simd.select(is_scale, d, simd.negate(dmin))
+
+
+@kernel(inline=True)
 def decode_blocks(write, source, n_blocks, destination):
     """See runs.py."""
     values = simd.load_f32x16(_VALUES, 0)
-    is_scale = simd.load_i32x16(_IS_MINIMUM, 0) < simd.splat(1)
     for i in range(n_blocks):
         block = source + i * BLOCK_BYTES
-        d = simd.splat_half(simd.read_u16(block + D))
-        dmin = simd.splat_half(simd.read_u16(block + DMIN))
-        factors = simd.to_f32(decode_scales(block)) * simd.select(is_scale, d, simd.negate(dmin))
-        factors = simd.spill(factors)
+        factors = simd.spill(decode_factors(block))
         for pair in range(4):
             q = simd.read_u8x32(block + QS + 32 * pair)
             for part in range(2):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowlevel.cpu.threads import run_workers
+from lowlevel.cpu import threads
 
 from .decoders import DECODERS
 from .writers import WAYS
@@ -15,6 +15,7 @@ UNIT_WEIGHTS = 1 << 16
 GRAB_WEIGHTS = 1 << 18
 # Weights between two looks at signals.
 SLICE_WEIGHTS = 1 << 24
+DTYPES = ("float32", "float16")
 # A second thread pays from about this many weights on.
 THREAD_WEIGHTS = 1 << 18
 # Outputs of this size do not fit the caches anyway: they are written past them. Two threads whose CPUs
@@ -105,7 +106,12 @@ def plan_work(t, out, runs, n_workers):
     )
 
 
-def dequantize(t, out, n_threads):
+def resolve_n_threads(n_threads, device):
+    """Threads of a call."""
+    return threads.resolve_n_threads(n_threads)
+
+
+def dequantize(t, out, n_threads, device=None):
     """Decode a QuantTensor into `out`, both checked: see quant/dequantize.py."""
     block = t.format
     block_out = block.block_weights * out.itemsize
@@ -126,4 +132,4 @@ def dequantize(t, out, n_threads):
     def worker(i):
         return decode(*work, counter)
 
-    run_workers(n_workers, worker, counter)
+    threads.run_workers(n_workers, worker, counter)

@@ -8,14 +8,15 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
+from ..exponents import half_power_of_two
 from .runs import make_decoder
 from .writers import TABLE
 
 
 def make_table_decoder(block):
-    """The `Decoder` of a `BlockFormat` with the fields d, qs and, if it has minima, m."""
+    """The `Decoder` of a `BlockFormat` with the fields d (or e, a power of two), qs and, if it has minima, m."""
     block_weights, block_bytes = block.block_weights, block.block_bytes
-    d_at, qs_at = block.offsets("d", "qs")
+    scale_at, qs_at = block.fields[0].offset, block.field("qs").offset
     lowest, highest = block.codes
     values = np.array(block.values or range(lowest, highest + 1), np.float32)
     if block.has_minima:
@@ -24,15 +25,22 @@ def make_table_decoder(block):
         @kernel(inline=True)
         def table_of(block):
             # d * q has at most 15 significant bits: the product is exact
-            d = simd.splat_half(simd.read_u16(block + d_at))
+            d = simd.splat_half(simd.read_u16(block + scale_at))
             m = simd.splat_half(simd.read_u16(block + m_at))
             return simd.multiply_add(simd.load_f32x16(values, 0), d, m)
+
+    elif block.fields[0].name == "e":
+
+        @kernel(inline=True)
+        def table_of(block):
+            scale = half_power_of_two(simd.splat(np.int64(simd.read_u8(block + scale_at))))
+            return simd.load_f32x16(values, 0) * scale
 
     else:
 
         @kernel(inline=True)
         def table_of(block):
-            return simd.load_f32x16(values, 0) * simd.splat_half(simd.read_u16(block + d_at))
+            return simd.load_f32x16(values, 0) * simd.splat_half(simd.read_u16(block + scale_at))
 
     @kernel(inline=True)
     def decode_blocks(write, source, n_blocks, destination):

@@ -167,7 +167,8 @@ def begin(
     n_slots, n_groups = lanes.load_int64(tables), lanes.load_int64(tables + 8)
     n_matrices = lanes.load_int64(tables + 16)
     sources = tables + 24
-    groups = sources + 8 * n_slots
+    x_sources = sources + 8 * n_slots
+    groups = x_sources + 8 * n_slots
     ends = groups + 16 * n_groups
     experts = ends + 8 * n_matrices
     _copy(template, N_FIELDS, scratch)
@@ -179,9 +180,8 @@ def begin(
     lanes.put(scratch + 8 * N_TASKS, n_panels * n_matrices)
     job = lanes.load_job(scratch)
     for i in range(n_slots):
-        source = lanes.load_int64(sources + 8 * i)
-        lanes.put(job.x_rows + 8 * i, x + source * x_stride)
-        lanes.put(job.out_rows + 8 * i, out + source * out_stride)
+        lanes.put(job.x_rows + 8 * i, x + lanes.load_int64(x_sources + 8 * i) * x_stride)
+        lanes.put(job.out_rows + 8 * i, out + lanes.load_int64(sources + 8 * i) * out_stride)
     _copy(groups, 2 * n_groups, job.groups)
     start = np.int64(0)
     for i in range(n_matrices):
@@ -191,8 +191,9 @@ def begin(
         lanes.put(job.matrices + 24 * i + 16, end)
         start = end
     if now == COPY:
+        row = lanes.load_int64(job.x_rows)
         for k in range(job.columns):
-            lanes.put(job.x_bytes + 4 * k, lanes.load_f32(x + 4 * k))
+            lanes.put(job.x_bytes + 4 * k, lanes.load_f32(row + 4 * k))
         lanes.put(job.x_rows, job.x_bytes)
     if now == QUANTISE:
         for group in range(n_groups):

@@ -161,23 +161,27 @@ class Tables:
     experts : sequence of int
         The matrices.
     order : numpy.ndarray of int64, optional
-        The row of x for each column; None: the same.
+        The row of the output for each column; None: the same.
+    x_rows : numpy.ndarray of int, optional
+        The row of x for each row of the output; None: the same.
 
     Attributes
     ----------
     n_slots, n_groups, n_matrices : int
     address : int
-        Of int64: these three, the row of x for each slot, first slot and width of each group, the
-        end of each matrix's groups, the matrices.
+        Of int64: these three, the row of the output and the row of x for each slot, first slot and
+        width of each group, the end of each matrix's groups, the matrices.
     """
 
-    def __init__(self, counts, experts, order=None):
+    def __init__(self, counts, experts, order=None, x_rows=None):
         sources, groups, ends = group_columns(counts)
         if order is not None:
             sources = order[sources]
+        x_sources = sources if x_rows is None else x_rows[sources]
         self.n_slots, self.n_groups, self.n_matrices = sizes = len(sources), len(groups), len(ends)
         parts = [
-            np.asarray(part, np.int64).ravel() for part in (sizes, sources, groups, ends, experts)
+            np.asarray(part, np.int64).ravel()
+            for part in (sizes, sources, x_sources, groups, ends, experts)
         ]
         self._data = np.concatenate(parts)
         self.address = self._data.ctypes.data

@@ -15,24 +15,30 @@ _RATE = 2e10
 _QUANTISE_WORTH = 1 << 17
 
 
-def run(plan, x, t, out, order, used_experts, counts, scratch):
+def run(plan, x, t, out, order, used_experts, counts, x_rows, scratch):
     """Fill `out`. Everything is checked before; see quant.matmul.
 
     Parameters
     ----------
     plan : MatmulPlan
-    x, out : numpy.ndarray of float32, (n, columns) and (n, rows)
+    x, out : numpy.ndarray of float32, (n_x, columns) and (n, rows)
     t : QuantTensor, (rows, columns) or (experts, rows, columns)
     order : numpy.ndarray or None
-        Rows of x sorted by expert.
+        Rows of the output sorted by expert.
     used_experts, counts : sequence of int
         Experts with rows, and how many; [0] and [n] for a plain matrix.
+    x_rows : numpy.ndarray of int or None
+        The row of x for each row of the output; None: the same.
     scratch : numpy.ndarray of uint8
         At least plan.scratch_bytes, from an address that is a multiple of 64.
     """
-    tables = tables_of_one(len(x)) if order is None else Tables(counts, used_experts, order)
+    if order is None and x_rows is None:
+        tables = tables_of_one(len(out))
+    else:
+        tables = Tables(counts, used_experts, order, x_rows)
     job, data, columns = _address(scratch), t.data, x.shape[1]
-    is_small = x.size < _QUANTISE_WORTH or tables.n_groups == 1
+    n_values = len(out) * columns
+    is_small = n_values < _QUANTISE_WORTH or tables.n_groups == 1
     now = activations.COPY if plan.copies_x else 0
     if is_small and not plan.exact:
         now = activations.QUANTISE
@@ -50,7 +56,7 @@ def run(plan, x, t, out, order, used_experts, counts, scratch):
         now,
     )
     if not (plan.exact or is_small):
-        n_workers = min(plan.n_workers, tables.n_groups, 1 + x.size // _QUANTISE_WORTH)
+        n_workers = min(plan.n_workers, tables.n_groups, 1 + n_values // _QUANTISE_WORTH)
         _run_kernel(
             n_workers,
             lambda counter, i, some: activations.quantise(job, counter, some),

@@ -18,7 +18,7 @@ _ZERO = np.float32(0.0)
 
 
 @kernel(inline=True)
-def _error_weights(x, weights):
+def error_weights(x, weights):
     """|x| plus the root mean square of its sub-block."""
     total = simd.splat(_ZERO)
     for i in range(_SUB_BLOCK):
@@ -31,7 +31,7 @@ def _error_weights(x, weights):
 
 
 @kernel(inline=True)
-def _six_bits(values, first, multiples, out, offset):
+def six_bits(values, first, multiples, out, offset):
     """8 non-negative values as 6-bit multiples of one half, which is stored at `offset`.
 
     ``values[first : first + 8]`` become ``multiples[first : first + 8]`` (int32); returns the
@@ -50,7 +50,7 @@ def _six_bits(values, first, multiples, out, offset):
 
 
 @kernel(inline=True)
-def _write_scales(out, offset, scales, minima, first):
+def write_scales(out, offset, scales, minima, first):
     """Pack 8 scales and 8 minima of 6 bits in 12 bytes: the second four share their high bits."""
     for i in range(4):
         scale, minimum = scales[first + i], minima[first + i]
@@ -61,7 +61,7 @@ def _write_scales(out, offset, scales, minima, first):
 
 
 @kernel(inline=True)
-def _write_nibbles(out, offset, levels, first):
+def write_nibbles(out, offset, levels, first):
     """Byte ``32 * pair + i``: weight i of two consecutive sub-blocks."""
     for pair in range(4):
         lane = first + 2 * pair
@@ -86,7 +86,7 @@ def quantize_q4_k(address, n_blocks, out):
     for block in range(0, n_blocks, 2):
         n_here = min(2, n_blocks - block)
         read_lanes(x, address, block * BLOCK_WEIGHTS, _SUB_BLOCK, _PER_BLOCK * n_here)
-        _error_weights(x, weights)
+        error_weights(x, weights)
         scale, low, inverse, base = search_scale_and_minimum(
             x, weights, work, _SUB_BLOCK, 15, -1.0, 20, False
         )
@@ -95,9 +95,9 @@ def quantize_q4_k(address, n_blocks, out):
         simd.store(minima, 0, simd.negate(low))
         for part in range(n_here):
             o, first = (block + part) * BLOCK_BYTES, _PER_BLOCK * part
-            d = _six_bits(scales, first, scale_bits, out, o + _D)
-            dmin = _six_bits(minima, first, minimum_bits, out, o + _DMIN)
-            _write_scales(out, o + _SCALES, scale_bits, minimum_bits, first)
+            d = six_bits(scales, first, scale_bits, out, o + _D)
+            dmin = six_bits(minima, first, minimum_bits, out, o + _DMIN)
+            write_scales(out, o + _SCALES, scale_bits, minimum_bits, first)
             for lane in range(first, first + _PER_BLOCK):
                 step[lane] = d * np.float32(scale_bits[lane])
                 shift[lane] = dmin * np.float32(minimum_bits[lane])
@@ -111,4 +111,4 @@ def quantize_q4_k(address, n_blocks, out):
             simd.store(levels, LANES * i, clamped_int(level, 0, 15))
         for part in range(n_here):
             o = (block + part) * BLOCK_BYTES
-            _write_nibbles(out, o + _LEVELS, levels, _PER_BLOCK * part)
+            write_nibbles(out, o + _LEVELS, levels, _PER_BLOCK * part)

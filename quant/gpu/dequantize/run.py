@@ -1,11 +1,13 @@
 """Dequantisation on a device that runs CUDA kernels: finds rows of blocks and launches kernels on them."""
 
 from lowlevel.axes import join_axes
+from lowlevel.gpu.ops.launch import refuse_n_threads
 from lowlevel.shapes import dtype_name
 
 from ..constants import constants
 from ..instances import DEQUANTIZE, OUTPUTS
 
+DTYPES = tuple(OUTPUTS)
 STORE_BYTES = 16  # of a load and of a store
 # Blocks in one launch: they are counted in 32 bits.
 MAX_BLOCKS = 2**31
@@ -18,7 +20,12 @@ def alignment(block):
     return STORE_BYTES if block.is_float else constants(block).alignment
 
 
-def dequantize(t, out, device):
+def resolve_n_threads(n_threads, device):
+    """A GPU's launches have threads of their own: ValueError for a number."""
+    refuse_n_threads(device, n_threads)
+
+
+def dequantize(t, out, n_threads, device):
     """Decode a QuantTensor into `out`, both checked and on `device`; returns before it is done."""
     decode_blocks(t.format, t.data, out, device)
 

@@ -190,7 +190,8 @@ def _launch(plan, device, matrices, out, parts, n_groups, x_type):
     block, data = t.format, t.data
     kernel = _kernel(plan, block.name)
     types = x_type, FLOAT_TYPES[dtype_name(out.dtype)]
-    alignment = alignment_of(block) if plan.path == "wgmma" else 2
+    # Of rows at odd addresses warpgroups would copy pieces that are no multiples of 16 apart.
+    alignment = max(alignment_of(block), 2) if plan.path == "wgmma" else min(alignment_of(block), 2)
     call = _call(
         tuple([device.address(some.data) % _PIECE for some in matrices]), alignment, data.shape,
         data.strides, _row_stride(out), (t.columns, len(out), n_groups, plan.x_columns, plan.n_slots), types,

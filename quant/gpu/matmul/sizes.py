@@ -44,7 +44,8 @@ def tile_sizes(block, tile):
     """(rows of weights of a thread block, its shared memory): see Tile in matmul_tiles.cuh."""
     n_weights, n_bytes, _ = _unit(block)
     rows, columns, n_blocks = tile.threads // 4, tile.columns, _DEPTH // n_weights
-    raw = 16 * ((n_blocks * n_bytes + 29) // 16)
+    skew = 14 if constants(block).alignment > 1 else 15
+    raw = 16 * ((n_blocks * n_bytes + skew + 15) // 16)
     shared = 2 * rows * raw + (2 * columns + rows) * (_DEPTH + 16) + 4 * n_blocks * (rows + columns)
     # A factor for each run of a super-block, minima, sums of x.
     shared += 4 * rows * constants(block).run_factors

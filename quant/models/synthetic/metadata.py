@@ -10,6 +10,8 @@ from gguf import GGUFValueType, LlamaFileType, TokenType
 
 from ..geometry import EXPERT_GATING, Linear, Llama3Scaling, LongRope, Yarn
 from ..parts import PARTS
+from ..tokenizer.byte_letters import BYTE_LETTERS
+from ..tokenizer.vocabulary import SPACE, byte_token_texts
 
 if TYPE_CHECKING:
     from typing import Any
@@ -38,7 +40,6 @@ _SPECIAL = {
     "default": ("<s>", "</s>", "<|endoftext|>"),
 }
 BOS, EOS, PAD = 0, 1, 2
-SPACE = "▁"  # what stands for a space in vocabularies with scores
 N_FIXED = 256 + 3  # one token a byte, and the special ones
 MIN_VOCAB = N_FIXED + 1  # llama.cpp refuses a BPE vocabulary without merges
 WORD_LENGTHS = range(2, 5)
@@ -201,7 +202,7 @@ def _by_merges(n_words):
     """Byte-level BPE, each word with the merge that makes it: (tokens, types, further metadata)."""
     words = list(itertools.islice(_words(), n_words))
     merges = [f"{word[:-1]} {word[-1]}" for word in words]
-    tokens = [*_byte_letters(), *words]
+    tokens = [*BYTE_LETTERS, *words]
     types = [int(TokenType.NORMAL)] * len(tokens)
     return tokens, types, [("tokenizer.ggml.merges", ARRAY, merges)]
 
@@ -210,7 +211,7 @@ def _by_scores(n_words):
     """SentencePiece: bytes for what no word covers, earlier words before later ones."""
     words = itertools.chain([SPACE], string.ascii_lowercase, _words())
     words = list(itertools.islice(words, n_words - 1))
-    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    tokens = ["<unk>", *byte_token_texts(), *words]
     types = [int(TokenType.UNKNOWN)] + [int(TokenType.BYTE)] * 256
     types += [int(TokenType.NORMAL)] * len(words)
     scores = [0.0] * (N_FIXED + 1) + [-float(rank) for rank in range(len(words))]
@@ -228,10 +229,3 @@ def _words():
     """Words of two letters and more, after all their beginnings."""
     for length in WORD_LENGTHS:
         yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
-
-
-def _byte_letters():
-    """The letter that stands for each byte in GPT-2's byte-level vocabularies."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    stand_ins = itertools.count(0x100)
-    return [chr(byte if byte in printable else next(stand_ins)) for byte in range(256)]

@@ -1,0 +1,30 @@
+"""float32 -> Q5_1: d and m (half), 32 fifth bits and 16 bytes of nibbles."""
+
+from lowlevel.cpu import simd
+from lowlevel.cpu.jit import kernel
+
+from ...formats import block_format
+from .lanes import LANES, write_fifth_bits, write_half
+from .search import scale_and_minimum
+
+FORMAT = block_format("Q5_1")
+BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+_D, _M, _HIGH, _LEVELS = FORMAT.offsets("d", "m", "qh", "qs")
+_HIGHEST = FORMAT.codes[1]
+
+
+@kernel
+def quantize_q5_1(address, n_blocks, out):
+    """Quantise ``n_blocks * 32`` float32 behind `address` into `out` (uint8, 24 a block)."""
+    for block in range(n_blocks):
+        o = block * BLOCK_BYTES
+        low = simd.read_f32x16(address, block * BLOCK_WEIGHTS)
+        high = simd.read_f32x16(address, block * BLOCK_WEIGHTS + LANES)
+        d, minimum, inverse, half = scale_and_minimum(low, high, _HIGHEST)
+        write_half(out, o + _D, d)
+        write_half(out, o + _M, minimum)
+        base = simd.splat(minimum)
+        low_level = simd.to_i32((low - base) * inverse + half)
+        high_level = simd.to_i32((high - base) * inverse + half)
+        write_fifth_bits(out, o + _HIGH, low_level, high_level)
+        simd.store(out, o + _LEVELS, simd.narrow((low_level & 15) | (high_level & 15) << 4))

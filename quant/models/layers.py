@@ -1,0 +1,206 @@
+"""The blocks of models, as the papers have them: attention with heads or with latents, dense parts and experts.
+
+Each function notes its operations on a `Recorder`; `x`, the residual stream, (n_tokens, n_embd), is added to in place.
+What a model has, its tensors tell: nothing here asks for an architecture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .step import ABSORBED, Choices, Pass, Recorder, latent_form
+
+if TYPE_CHECKING:
+    from .buffers import Rows
+    from .config import LayerConfig, ModelConfig
+    from .tensors import Weight
+
+# Groups of the feed-forward parts are not made smaller than this of themselves: each unpacks its weights anew.
+LEAST_GROUP_ROWS = 256
+
+
+def record_pass(
+    config: ModelConfig,
+    choices: Choices,
+    n_tokens: int,
+    n_outputs: int,
+    n_kv: int | None = None,
+) -> Pass:
+    """The plan of a pass over `n_tokens` tokens that gives logits of the last `n_outputs`.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    choices : Choices
+    n_tokens, n_outputs : int
+        0 outputs: the cache is filled, no more.
+    n_kv : int, optional
+        Tokens in the cache after it, which latent attention's form goes by. None: n_ctx.
+    """
+    s = Recorder(config, choices, n_tokens, n_outputs)
+    n_kv = choices.n_ctx if n_kv is None else n_kv
+    x = s.embed(config.token_embd)
+    for layer in config.layers:
+        s.scope(f"blk.{layer.index}")
+        is_last = layer.index == len(config.layers) - 1
+        # Behind the last layer's K and V only the rows whose logits are asked for matter.
+        n_active = n_outputs if is_last else n_tokens
+        attend = latent_attention if layer.is_latent else head_attention
+        attend(s, x, layer, n_active, n_kv)
+        x = x.rows(n_tokens - n_active, n_tokens) if n_active else x
+        if n_active:
+            feed_forward(s, x, layer)
+    s.scope("")
+    if n_outputs:
+        s.logits(s.rms_norm(x, config.output_norm), config.output)
+    return s.finish()
+
+
+def head_attention(s: Recorder, x: Rows, layer: LayerConfig, n_active: int, n_kv: int) -> None:
+    """Attention with K and V of each head cached: Vaswani et al. (2017), Ainslie et al., "GQA" (2023)."""
+    t, n_tokens = layer.tensors, x.shape[0]
+    h = s.rms_norm(x, t["attn_norm.weight"])
+    k = s.product(h, t["attn_k.weight"], bias=t.get("attn_k.bias"))
+    v = s.product(h, t["attn_v.weight"], bias=t.get("attn_v.bias"))
+    head_norm(s, k, t.get("attn_k_norm.weight"), layer.n_head_kv)
+    s.rope(k.heads(layer.n_head_kv), layer.rope, name="k")
+    s.store(layer, k.heads(layer.n_head_kv), v.heads(layer.n_head_kv))
+    if not n_active:
+        return
+    active = h.rows(n_tokens - n_active, n_tokens)
+    q = s.product(active, t["attn_q.weight"], bias=t.get("attn_q.bias"))
+    head_norm(s, q, t.get("attn_q_norm.weight"), layer.n_head)
+    s.rope(q.heads(layer.n_head), layer.rope)
+    kqv = s.new("kqv", n_active, layer.n_head * layer.d_v)
+    s.attend(layer, q.heads(layer.n_head), kqv.heads(layer.n_head))
+    attention_output(s, x, layer, kqv, n_active)
+
+
+def head_norm(s: Recorder, x: Rows, weight: Weight | None, n_head: int) -> None:
+    """RMS norm of each head of q or k, or of all heads' row as one, in place; none without a weight."""
+    if weight is None:
+        return
+    rows = x if weight.shape[0] == x.shape[1] else x.head_rows(n_head)
+    s.rms_norm(rows, weight, out=rows)
+
+
+def latent_attention(s: Recorder, x: Rows, layer: LayerConfig, n_active: int, n_kv: int) -> None:
+    """Multi-head latent attention: DeepSeek-V2 (arXiv:2405.04434), section 2.1.
+
+    Cached is one row a token, [c_kv | k_pe]. Decompressed, attention makes keys and values of it by wk_b and wv_b, chunk
+    by chunk; absorbed, queries go through wk_b and outputs through wv_b, and the row serves as the one key and value.
+    """
+    t, n_tokens, rank, n_head = layer.tensors, x.shape[0], layer.kv_lora_rank, layer.n_head
+    h = s.rms_norm(x, t["attn_norm.weight"])
+    kv = s.product(h, t["attn_kv_a_mqa.weight"])
+    c_kv, k_pe = kv.columns(0, rank), kv.columns(rank, rank + layer.rope.n_rot)
+    s.rms_norm(c_kv, t["attn_kv_a_norm.weight"], out=c_kv)
+    s.rope(k_pe.heads(1), layer.rope, name="k_pe")
+    s.store(layer, kv.heads(1))
+    if not n_active:
+        return
+    active = h.rows(n_tokens - n_active, n_tokens)
+    q = latent_queries(s, active, layer)
+    s.rope(q.heads(n_head), layer.rope, offset=layer.d_nope)
+    kqv = s.new("kqv", n_active, n_head * layer.d_v)
+    form = latent_form(layer, n_active, n_kv, s.choices.mla)
+    if form == ABSORBED:
+        absorbed_attention(s, layer, q, kqv)
+    else:
+        s.attend(layer, q.heads(n_head), kqv.heads(n_head), form)
+    attention_output(s, x, layer, kqv, n_active)
+
+
+def latent_queries(s: Recorder, h: Rows, layer: LayerConfig) -> Rows:
+    """Queries, by way of their own latents where the file has such."""
+    t = layer.tensors
+    if not layer.q_lora_rank:
+        return s.product(h, t["attn_q.weight"])
+    a = s.product(h, t["attn_q_a.weight"])
+    s.rms_norm(a, t["attn_q_a_norm.weight"], out=a)
+    return s.product(a, t["attn_q_b.weight"])
+
+
+def absorbed_attention(s: Recorder, layer: LayerConfig, q: Rows, kqv: Rows) -> None:
+    """Queries as latents over the latents, and the outputs' latents to values."""
+    t, n_head, rank, n_rot = layer.tensors, layer.n_head, layer.kv_lora_rank, layer.rope.n_rot
+    n, d_nope = q.shape[0], layer.d_nope
+    latent = s.new("q_latent", n, n_head * (rank + n_rot))
+    rows = latent.head_rows(n_head)
+    q_rows = q.head_rows(n_head)
+    wk_b = t.get("k_b_turned") or t["k_b"].turned()
+    s.head_product(q_rows.columns(0, d_nope), wk_b, rows.columns(0, rank), n_head, "attn_k_b")
+    s.copy(q_rows.columns(d_nope, d_nope + n_rot), rows.columns(rank, rank + n_rot), "q_pe")
+    mixed = s.new("kqv_latent", n, n_head * rank)
+    s.attend(layer, latent.heads(n_head), mixed.heads(n_head), ABSORBED)
+    s.head_product(mixed.head_rows(n_head), t["v_b"], kqv.head_rows(n_head), n_head, "attn_v_b")
+
+
+def attention_output(s: Recorder, x: Rows, layer: LayerConfig, kqv: Rows, n_active: int) -> None:
+    """All heads' results to the residual stream."""
+    t = layer.tensors
+    y = s.product(kqv, t["attn_output.weight"], bias=t.get("attn_output.bias"))
+    if "post_attention_norm.weight" in t:
+        s.rms_norm(y, t["post_attention_norm.weight"], out=y)
+    s.add(x.rows(x.shape[0] - n_active, x.shape[0]), y)
+
+
+def feed_forward(s: Recorder, x: Rows, layer: LayerConfig) -> None:
+    """The dense part, or the experts that tokens choose and those that they share."""
+    t = layer.tensors
+    h = s.rms_norm(x, t["ffn_norm.weight"])
+    if layer.routing is None:
+        gated_part(s, x, h, layer, "", layer.n_ff)
+        return
+    experts(s, x, h, layer)
+    if layer.n_ff_shared:
+        gated_part(s, x, h, layer, "_shexp", layer.n_ff_shared)
+
+
+def gated_part(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, suffix: str, n_ff: int) -> None:
+    """``down(act(gate(h)) * up(h))``: Shazeer, "GLU Variants Improve Transformer" (2020); some rows at a time."""
+    t, n = layer.tensors, x.shape[0]
+    gate, up, down = (t[f"ffn_{name}{suffix}.weight"] for name in ("gate", "up", "down"))
+    step = group_rows(s, layer, n, 2 * n_ff + s.config.n_embd)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        both = s.product(h.rows(start, stop), (gate, up), name=f"ffn_gate_up{suffix}")
+        s.gated(both.columns(0, n_ff), both.columns(n_ff, 2 * n_ff))
+        y = s.product(both.columns(0, n_ff), down)
+        if "post_ffw_norm.weight" in t:
+            s.rms_norm(y, t["post_ffw_norm.weight"], out=y)
+        s.add(x.rows(start, stop), y)
+
+
+def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig) -> None:
+    """Shazeer et al. (2017): each token's experts, by grouped products over rows sorted by expert, some at a time."""
+    t, n_ff, n_embd = layer.tensors, layer.n_ff_expert, s.config.n_embd
+    logits = s.product(h, t["ffn_gate_inp.weight"], bias=t.get("ffn_gate_inp.bias"))
+    tokens, ids, weights = s.by_expert(*s.route(layer, logits))
+    n = tokens.shape[0]
+    step = group_rows(s, layer, n, 2 * n_ff + n_embd)
+    for start in range(0, n, step):
+        rows = start, min(start + step, n)
+        n_rows = rows[1] - rows[0]
+        of_token, of_expert = tokens.rows(*rows), ids.rows(*rows)
+        both = s.new("ffn_gate_up_exps", n_rows, 2 * n_ff)
+        halves = both.columns(0, n_ff), both.columns(n_ff, 2 * n_ff)
+        for name, half in zip(("gate", "up"), halves, strict=True):
+            s.expert_product(h, t[f"ffn_{name}_exps.weight"], half, of_expert, of_token)
+            if f"ffn_{name}_exps.bias" in t:
+                s.add_vector(half, t[f"ffn_{name}_exps.bias"], of_expert)
+        s.gated(*halves)
+        y = s.new("ffn_down_exps", n_rows, n_embd)
+        s.expert_product(halves[0], t["ffn_down_exps.weight"], y, of_expert)
+        if "ffn_down_exps.bias" in t:
+            s.add_vector(y, t["ffn_down_exps.bias"], of_expert)
+        s.scatter_add(y, x, of_token, weights.rows(*rows))
+
+
+def group_rows(s: Recorder, layer: LayerConfig, n: int, width: int) -> int:
+    """Rows of `width` values that are worked on at a time: no more memory than the layer's attention takes."""
+    if s.choices.group_rows is not None:
+        return min(n, s.choices.group_rows)
+    attention = layer.q_lora_rank + layer.n_head * (layer.d_k + layer.d_v)
+    most = s.made.n_tokens * attention // width
+    return min(n, max(LEAST_GROUP_ROWS, most // LEAST_GROUP_ROWS * LEAST_GROUP_ROWS))

@@ -1,0 +1,699 @@
+"""Whole models: a file, a prompt, logits; prefill and decode inside a budget that is planned to the byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowlevel import Pool, devices
+from lowlevel.pool.arena import align_up
+from lowlevel.pool.budget_error import BudgetError
+from lowlevel.sizes import format_size, parse_size
+
+from ..gguf.model_file import open as open_model
+from .config import ModelConfig
+from .kv_cache import LayerCache, cache_bytes, kv_type
+from .layers import record_pass
+from .runner import Bound, State, Weights
+from .step import ABSORBED, DECOMPRESSED, MLA, Choices, form_changes_at, latent_form
+
+if TYPE_CHECKING:
+    from lowlevel.sizes import Size
+
+    from .sampling import SamplingParams
+    from .step import Pass
+    from .tokenizer import Tokenizer
+
+MOST_CONTEXT = 2**31 - 64
+DEFAULT_CONTEXT = 16384
+# Feed-forward parts work on so many rows at a time where a budget asks for it, and no fewer.
+GROUP_ROWS = (None, 1024, 512, 256, 128, 64, 32)
+SMALLEST_AMB = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of a model, by what they are for: what is planned is what is taken.
+
+    Attributes
+    ----------
+    weights : int
+        Of the file; on the CPU they are mapped, and take nothing of the pool.
+    weights_made : int
+        Of weights that the file has in another form.
+    kv_cache : int
+    activations : int
+        All buffers of a pass, over each other where they never live at once.
+    scratch : int
+        Of attention (within amb), and of products.
+    logits : int
+        Of one token.
+    inputs : int
+        Positions of a u-batch.
+    """
+
+    weights: int
+    weights_made: int
+    kv_cache: int
+    activations: int
+    scratch: int
+    logits: int
+    inputs: int
+
+    @property
+    def compute(self) -> int:
+        """What passes work in: activations, scratch, logits, inputs."""
+        return self.activations + self.scratch + self.logits + self.inputs
+
+    @property
+    def pool(self) -> int:
+        """What is taken from the pool in all."""
+        return self.weights_made + self.kv_cache + self.compute
+
+    def to_dict(self) -> dict[str, int]:
+        """The same as plain values."""
+        return {**dataclasses.asdict(self), "compute": self.compute, "pool": self.pool}
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "cpu",
+    *,
+    n_ctx: int | None = None,
+    n_ubatch: int = 2048,
+    amb: Size | None = "256MiB",
+    kv_type: str = "f16",
+    mla: int | str = "auto",
+    exact: bool = False,
+    method: str = "auto",
+    n_threads: int | None = None,
+    pool: Pool | None = None,
+) -> Model:
+    """Open a model file, plan its passes, and take all memory that they will need.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A GGUF file, or any part of a split one.
+    device : str
+        "cpu".
+    n_ctx : int, optional
+        Tokens that the cache holds. None: the model's context, at most 16384.
+    n_ubatch : int
+        Tokens that a pass works on at most.
+    amb : int or str, optional
+        Most bytes of attention's scratch, K*Q and decompressed K and V. None: no cap.
+    kv_type : str
+        Of the cache: "f16", "f32", "bf16", "q8_0", "q4_0", "iq4_nl", ...
+    mla : {0, 1, 2, 3, "auto"}
+        Latent attention: 0 decompressed, 1 and 2 absorbed, 3 and "auto" what takes the fewest FLOPs for a u-batch. The
+        cache is one row of latents a token in any case.
+    exact : bool
+        Products with float32 activations, not with ggml's 8 bits.
+    method : {"auto", "steps"}
+        Of attention; see `lowlevel.plan_attention`.
+    n_threads : int, optional
+        None: every CPU of this process.
+    pool : lowlevel.Pool, optional
+        Caps everything that is taken. Where the best plan does not fit, feed-forward parts go by smaller groups, and
+        attention by smaller tiles. None: a pool of just what the best plan takes.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    OSError, ModelFileError, ValueError
+        The file cannot be read, or not be run; an argument that does not fit. Nothing has been taken.
+    lowlevel.BudgetError
+        It does not fit `pool`; says what would.
+    """
+    return Model(
+        path,
+        device,
+        n_ctx=n_ctx,
+        n_ubatch=n_ubatch,
+        amb=amb,
+        kv_type=kv_type,
+        mla=mla,
+        exact=exact,
+        method=method,
+        n_threads=n_threads,
+        pool=pool,
+    )
+
+
+def plan_pass(
+    config: ModelConfig, choices: Choices, n_tokens: int, n_kv: int, n_outputs: int = 1
+) -> Pass:
+    """The plan of one pass: every buffer with its lifetime, and its bytes.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    choices : Choices
+    n_tokens : int
+        1 is a decode step.
+    n_kv : int
+        Tokens in the cache after it.
+    n_outputs : int
+        The last tokens whose logits are asked for.
+    """
+    return record_pass(config, choices, n_tokens, n_outputs, n_kv)
+
+
+class Planned:
+    """What a model takes with some choices: passes of all sizes, and the most of each part.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    choices : Choices
+    """
+
+    def __init__(self, config: ModelConfig, choices: Choices) -> None:
+        self.config, self.choices = config, choices
+        self._passes: dict[tuple, Pass] = {}
+        self.activation_bytes = self.attention_bytes = fixed = 0
+        brief = config.of_each_kind()
+        for n_tokens in _some_sizes(choices.n_ubatch):
+            for n_kv in self._contexts(n_tokens):
+                for n_outputs in {0, 1, n_tokens}:
+                    made = self._of(brief, n_tokens, n_outputs, n_kv)
+                    self.activation_bytes = max(self.activation_bytes, made.activation_bytes)
+                    fixed = max(fixed, made.fixed_scratch_bytes)
+                    attention = made.attention_bytes(n_kv, choices.amb)
+                    self.attention_bytes = max(self.attention_bytes, attention)
+        self.scratch_bytes = max(fixed, self.attention_bytes)
+
+    def _contexts(self, n_tokens):
+        """Tokens in the cache after a pass: powers of two, and where the form of latent attention changes."""
+        n_ctx, layer = self.choices.n_ctx, self.config.layers[0]
+        contexts = set(_some_sizes(n_ctx))
+        if layer.is_latent:
+            at = form_changes_at(layer, n_tokens)
+            contexts |= {min(max(1, n_kv), n_ctx) for n_kv in (at, at + 1)}
+        return sorted(n_kv for n_kv in contexts if n_kv >= n_tokens)
+
+    def of(self, n_tokens: int, n_outputs: int, n_kv: int) -> Pass:
+        """The pass of a size; those that are alike are one."""
+        return self._of(self.config, n_tokens, n_outputs, n_kv)
+
+    def _of(self, config, n_tokens, n_outputs, n_kv):
+        layer = self.config.layers[0]
+        forms = (
+            [latent_form(layer, n, n_kv, self.choices.mla) for n in (n_tokens, max(n_outputs, 1))]
+            if layer.is_latent
+            else []
+        )
+        key = config is self.config, n_tokens, n_outputs, *forms
+        if key not in self._passes:
+            self._passes[key] = record_pass(config, self.choices, n_tokens, n_outputs, n_kv)
+        return self._passes[key]
+
+    def fits(self, made: Pass) -> bool:
+        """Whether a pass takes no more than was planned."""
+        return (
+            made.activation_bytes <= self.activation_bytes
+            and made.fixed_scratch_bytes <= self.scratch_bytes
+        )
+
+    def memory(self, weight_bytes: int) -> Memory:
+        """All bytes."""
+        config, choices = self.config, self.choices
+        return Memory(
+            weights=weight_bytes,
+            weights_made=_made_bytes(config, choices),
+            kv_cache=cache_bytes(config, choices.n_ctx, choices.n_ubatch, choices.kv_type),
+            activations=self.activation_bytes,
+            scratch=self.scratch_bytes,
+            logits=align_up(4 * config.n_vocab),
+            inputs=align_up(4 * choices.n_ubatch),
+        )
+
+
+def _some_sizes(most):
+    """1, the powers of two, and `most`."""
+    return sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
+
+
+def _made_bytes(config, choices):
+    """Of wk_b, turned: absorbed queries need it where the file has attn_kv_b only."""
+    return sum(
+        align_up(layer.tensors["k_b"].turned().n_bytes)
+        for layer in config.layers
+        if _needs_turned(layer, choices)
+    )
+
+
+def _needs_turned(layer, choices):
+    return (
+        layer.is_latent
+        and "k_b_turned" not in layer.tensors
+        and latent_form(layer, 1, choices.n_ctx, choices.mla) == ABSORBED
+    )
+
+
+class Model:
+    """A model on one device; see `load`.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    choices : Choices
+    memory : Memory
+    n_kv : int
+        Tokens in the cache.
+    pool : Pool
+    """
+
+    def __init__(self, path: str | os.PathLike[str], device: str = "cpu", **options: Any) -> None:
+        pool = options.pop("pool")
+        where = devices.get(device)
+        if where.room != "cpu":
+            raise ValueError(f'device: whole models run on "cpu" in this version, got {device!r}')
+        if pool is not None and getattr(pool, "device", None) != where.name:
+            raise ValueError(f"pool: expected a lowlevel.Pool on {where.name!r}, got {pool!r}")
+        self._file = open_model(path)
+        try:
+            self.config, choices = _checked(self._file, where.name, options)
+            planned, self.memory = self._planned(choices, pool)
+        except BaseException:
+            self._file.close()
+            raise
+        self.choices = planned.choices
+        self._plans = planned
+        self._own_pool = pool is None
+        self.pool = Pool(self.memory.pool, device=where.name) if pool is None else pool
+        self._taken = Taken(self.pool)
+        self._bound: dict[int, Bound] = {}
+        self.n_kv = 0
+        self.closed = False
+        try:
+            self._take()
+        except BaseException:
+            self.close()
+            raise
+
+    def _planned(self, choices, pool):
+        weight_bytes = self._file.n_bytes
+        room = None if pool is None else pool.largest_free
+        refused: Any = None
+        below: BudgetError | None = None
+        for candidate in _candidates(choices):
+            if below is not None and candidate.mla == choices.mla:
+                continue
+            try:
+                planned = Planned(self.config, candidate)
+            except BudgetError as error:  # amb is below the smallest tile, and will be
+                below = error
+                continue
+            memory = planned.memory(weight_bytes)
+            if room is None:
+                _check_machine(memory)
+            if room is None or memory.pool <= room:
+                return planned, memory
+            refused = memory
+        if refused is None:
+            assert below is not None
+            raise _below_amb(below, choices)
+        raise _too_small(refused, room)
+
+    def _take(self):
+        """All memory, before the first token."""
+        choices, memory, taken = self.choices, self.memory, self._taken
+        with self.pool.call("load", planned=memory.pool):
+            self._caches = [
+                LayerCache(layer, choices.n_ctx, choices.n_ubatch, choices.kv_type, taken)
+                for layer in self.config.layers
+            ]
+            self._activations = taken.empty(memory.activations, "uint8", tag="activations")
+            scratch = taken.empty(memory.scratch, "uint8", tag="scratch")
+            self._logits = taken.empty((1, self.config.n_vocab), "float32", tag="logits")
+            positions = taken.empty(choices.n_ubatch, "int32", tag="positions")
+            self._weights = Weights(self._file, taken, choices.n_threads)
+            for layer in self.config.layers:
+                if _needs_turned(layer, choices):
+                    self._weights.tensor(layer.tensors["k_b"].turned())
+        self._scratch = Pool(memory.scratch, device=self.pool.device, memory=scratch)
+        self._state = State(choices, self._plans.attention_bytes)
+        self._state.positions = positions
+
+    # ------------------------------------------------------------ tokens in, logits out
+
+    def prefill(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        *,
+        all_logits: bool = False,
+        out: np.ndarray | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        clock: dict[str, float] | None = None,
+    ) -> np.ndarray:
+        """Append tokens to the cache.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            At least one.
+        all_logits : bool
+            Logits of every one of them, not of the last alone.
+        out : numpy.ndarray of float32, optional
+            Where logits go: (n_vocab,), or (n_tokens, n_vocab).
+        progress : callable, optional
+            Called with the tokens done and all after every u-batch.
+        clock : dict, optional
+            Seconds of each kind of operation are added to it.
+
+        Returns
+        -------
+        numpy.ndarray
+            `out`, or a new array.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Tokens that are none of the vocabulary, or more than the cache has room for: nothing is done.
+        KeyboardInterrupt
+            The cache holds every whole u-batch before it; `n_kv` says how many tokens those are.
+        """
+        ids = self._checked_tokens(tokens)
+        n, n_vocab = len(ids), self.config.n_vocab
+        shape = (n, n_vocab) if all_logits else (n_vocab,)
+        logits = np.empty(shape, np.float32) if out is None else _checked_logits(out, shape)
+        done = 0
+        for size in self._u_batches(n):
+            is_last = done + size == n
+            n_outputs = size if all_logits else 1 if is_last else 0
+            target = logits[done : done + size] if all_logits else self._logits
+            self._pass(ids[done : done + size], n_outputs, target, clock)
+            done += size
+            if progress is not None:
+                progress(done, n)
+        if not all_logits:
+            np.copyto(logits, self._logits[0])
+        self._cap(logits)
+        return logits
+
+    def decode(self, token: int, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Append one token; logits of the next, (n_vocab,). Errors are those of `prefill`."""
+        return self.prefill([token], out=out)
+
+    def generate(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        n: int,
+        *,
+        sample: SamplingParams | None = None,
+        stop: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[int]:
+        """Append a prompt, and yield up to `n` tokens that follow it.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            At least one.
+        n : int
+        sample : SamplingParams, optional
+            None: the likeliest each time.
+        stop : sequence of int, optional
+            Tokens that end it, and are not yielded. None: those that the file's tokenizer says.
+        progress : callable, optional
+            Of the prompt; see `prefill`.
+        """
+        from .sampling import Sampler, SamplingParams
+
+        sampler = Sampler(sample or SamplingParams())
+        ends = set(self.tokenizer.eos_ids if stop is None else stop)
+        logits = self.prefill(tokens, progress=progress)
+        for number in range(n):
+            token = int(sampler.sample(logits))
+            if token in ends:
+                return
+            yield token
+            if number + 1 < n:
+                self.decode(token, out=logits)
+
+    def truncate(self, n_kv: int) -> None:
+        """Keep the first `n_kv` tokens of the cache only: what follows continues from there.
+
+        Raises
+        ------
+        ValueError
+            More than there are; or rows that a layer with a window has let go are needed again.
+        """
+        if isinstance(n_kv, bool) or not isinstance(n_kv, (int, np.integer)):
+            raise TypeError(f"n_kv: expected an int, got {n_kv!r}")
+        if not 0 <= n_kv <= self.n_kv:
+            raise ValueError(f"n_kv: expected 0 to {self.n_kv}, the tokens there are; got {n_kv}")
+        if n_kv == 0:
+            for cache in self._caches:
+                cache.clear()
+        for layer, cache in zip(self.config.layers, self._caches, strict=True):
+            needed = max(0, n_kv - layer.window + 1)
+            if layer.window and cache.first_kept() > needed:
+                raise ValueError(
+                    f"n_kv: the cache of layer {layer.index} has tokens from {cache.first_kept()} on, and its "
+                    f"window of {layer.window} would need them from {needed}; 0 starts anew"
+                )
+        self.n_kv = int(n_kv)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer."""
+        from .tokenizer import Tokenizer
+
+        return Tokenizer.from_metadata(self._file.metadata)
+
+    @property
+    def metadata(self) -> Any:
+        """The file's metadata."""
+        return self._file.metadata
+
+    @property
+    def compute_peak(self) -> int:
+        """Bytes of compute memory that passes have really used at most so far."""
+        memory = self.memory
+        return self._most_activations + self._scratch.peak + memory.logits + memory.inputs
+
+    _most_activations = 0
+
+    def plan(self, n_tokens: int, n_kv: int, n_outputs: int = 1) -> Pass:
+        """The plan by which a pass over `n_tokens` tokens runs, with `n_kv` in the cache after it."""
+        return self._plans.of(n_tokens, n_outputs, n_kv)
+
+    def close(self) -> None:
+        """Give all memory back. A second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        self._bound.clear()
+        scratch = self.__dict__.pop("_scratch", None)
+        if scratch is not None:
+            scratch.close()
+        for name in ("_caches", "_activations", "_logits", "_state", "_weights"):
+            self.__dict__.pop(name, None)
+        self._taken.free()
+        if self._own_pool:
+            self.pool.close()
+        self._file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        c = self.choices
+        return (
+            f"<Model {self.config.architecture}, {len(self.config.layers)} layers, n_ctx {c.n_ctx}, "
+            f"n_ubatch {c.n_ubatch}, {format_size(self.memory.pool)} on {c.device}>"
+        )
+
+    # ------------------------------------------------------------ passes
+
+    def _u_batches(self, n):
+        """Sizes of passes: whole u-batches, then the rest, in halves where it would take more than was planned."""
+        left, most = n, self.choices.n_ubatch
+        while left:
+            size = min(left, most)
+            while size > 1 and not self._plans.fits(self._plans.of(size, size, self.n_kv + size)):
+                size = -(-size // 2)
+            yield size
+            left -= size
+
+    def _pass(self, ids, n_outputs, logits, clock):
+        state, n = self._state, len(ids)
+        state.tokens, state.logits = ids, logits
+        state.n_kv, state.n_total = self.n_kv, self.n_kv + n
+        state.positions[:n] = np.arange(self.n_kv, self.n_kv + n, dtype=np.int32)
+        made = self._plans.of(n, n_outputs, state.n_total)
+        self._bound_pass(made).run(clock)
+        self._most_activations = max(self._most_activations, made.activation_bytes)
+        self.n_kv += n
+
+    def _bound_pass(self, made):
+        bound = self._bound.get(id(made))
+        if bound is None:
+            parts = self._activations, self._scratch, self._weights, self._caches, self._state
+            bound = self._bound[id(made)] = Bound(made, *parts)
+        return bound
+
+    def _cap(self, logits):
+        cap = np.float32(self.config.final_softcap)
+        if cap:
+            np.divide(logits, cap, out=logits)
+            np.tanh(logits, out=logits)
+            np.multiply(logits, cap, out=logits)
+
+    def _checked_tokens(self, tokens):
+        if self.closed:
+            raise ValueError("model: it is closed")
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or not len(ids):
+            raise ValueError(
+                f"tokens: expected a sequence of at least one id, got shape {ids.shape}"
+            )
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"tokens: expected integers, got {ids.dtype}")
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= self.config.n_vocab:
+            bad = lowest if lowest < 0 else highest
+            raise ValueError(f"tokens: ids are 0 to {self.config.n_vocab - 1}; got {bad}")
+        if self.n_kv + len(ids) > self.choices.n_ctx:
+            raise ValueError(
+                f"tokens: {len(ids)} behind the {self.n_kv} there are do not fit n_ctx "
+                f"{self.choices.n_ctx}; truncate, or load with a larger n_ctx"
+            )
+        return ids.astype(np.int32)
+
+
+class Taken:
+    """A pool as those see it who keep what they take: all of it is given back at once."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self.device = pool, pool.device
+        self._arrays: list[Any] = []
+
+    def empty(self, shape: Any, dtype: Any, *, tag: str) -> Any:
+        """See `Pool.empty`."""
+        self._arrays.append(self._pool.empty(shape, dtype, tag=tag))
+        return self._arrays[-1]
+
+    def free(self) -> None:
+        """Give everything back."""
+        while self._arrays:
+            self._pool.free(self._arrays[-1])
+            self._arrays.pop()
+
+
+def _checked(file, device, options):
+    """(ModelConfig, Choices) of checked arguments."""
+    n_ctx, n_ubatch = options["n_ctx"], options["n_ubatch"]
+    for name, value in (("n_ctx", n_ctx), ("n_ubatch", n_ubatch)):
+        if value is None and name == "n_ctx":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name}: expected an int, got {value!r}")
+        if not 1 <= value <= MOST_CONTEXT:
+            raise ValueError(f"{name}: expected 1 to {MOST_CONTEXT}, got {value}")
+    if options["mla"] not in MLA or isinstance(options["mla"], bool):
+        raise ValueError(f"mla: expected one of {MLA}, got {options['mla']!r}")
+    if not isinstance(options["exact"], (bool, np.bool_)):
+        raise TypeError(f"exact: expected True or False, got {options['exact']!r}")
+    if options["method"] not in ("auto", "steps"):
+        raise ValueError(f"method: expected 'auto' or 'steps', got {options['method']!r}")
+    amb = None if options["amb"] is None else parse_size(options["amb"])
+    kind = kv_type(options["kv_type"])
+    config = ModelConfig.from_file(file, n_ctx)
+    n_ctx = int(n_ctx or min(config.context_length, DEFAULT_CONTEXT))
+    if n_ctx > config.context_length:
+        warnings.warn(
+            f"n_ctx: {n_ctx} is beyond the model's context of {config.context_length}", stacklevel=4
+        )
+    choices = Choices(
+        n_ctx=n_ctx,
+        n_ubatch=min(int(n_ubatch), n_ctx),
+        kv_type=kind,
+        amb=amb,
+        mla=options["mla"],
+        exact=bool(options["exact"]),
+        method=options["method"],
+        n_threads=devices.get(device).resolve_n_threads(options["n_threads"]),
+        device=device,
+    )
+    return config, choices
+
+
+def _candidates(choices):
+    """The best choices, then those that take less: smaller groups, then smaller tiles of attention.
+
+    To decompress latents takes more than the smallest tile: where amb is below that, "auto" is absorbed.
+    """
+    forms = (choices.mla, 1) if choices.mla in (3, "auto") else (choices.mla,)
+    for mla in forms:
+        for group_rows in GROUP_ROWS:
+            yield dataclasses.replace(choices, group_rows=group_rows, mla=mla)
+        amb = choices.amb or 2**30
+        while amb > SMALLEST_AMB:
+            amb //= 2
+            yield dataclasses.replace(choices, group_rows=GROUP_ROWS[-1], amb=amb, mla=mla)
+
+
+def _below_amb(error, choices):
+    """What to raise where amb holds no tile of attention."""
+    return BudgetError(
+        f"amb: {format_size(choices.amb)} are too few for the smallest tile of attention; {error.remedy}",
+        requested=error.requested,
+        budget=choices.amb,
+        smallest_budget=error.smallest_budget,
+        remedy=error.remedy,
+    )
+
+
+def _too_small(memory, room):
+    """What to raise where a model does not fit its pool."""
+    needed = memory.pool
+    remedy = (
+        f"a pool of {needed} bytes ({format_size(needed)}), or a smaller n_ubatch, n_ctx or kv_type"
+    )
+    return BudgetError(
+        f"pool: {room} bytes ({format_size(room)}) in one piece are too few for this model's passes, which take "
+        f"{format_size(memory.kv_cache)} of K/V cache and {format_size(memory.compute)} of compute memory: "
+        f"give {remedy}",
+        requested=needed,
+        budget=room,
+        smallest_budget=needed,
+        remedy=remedy,
+    )
+
+
+def _check_machine(memory):
+    """Raise MemoryError where a private pool would be more than the machine has: it would fail at token 20000."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory.pool > most:
+        raise MemoryError(
+            f"n_ctx: K/V cache and compute memory would take {format_size(memory.pool)}, this machine has "
+            f"{format_size(most)}; give a smaller n_ctx, n_ubatch or kv_type"
+        )
+
+
+def _checked_logits(out, shape):
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        given = getattr(out, "dtype", type(out).__name__), getattr(out, "shape", "")
+        raise ValueError(f"out: expected a NumPy array of float32 of shape {shape}, got {given}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out: must be C-contiguous and writable")
+    return out
+
+
+__all__ = ["DECOMPRESSED", "Memory", "Model", "Planned", "load", "plan_pass"]
