@@ -49,7 +49,7 @@ class Setting(NamedTuple):
     type_v: str = "F16"
     flash_attention: bool = False
     mla: int = 0
-    n_threads: int = 2
+    n_threads: int = 1
 
 
 @functools.cache
@@ -149,7 +149,7 @@ def _for_older_glibc(folder, version):
         with tempfile.TemporaryDirectory(dir=cache) as unfinished:
             shim = os.path.join(unfinished, "libshim.so")
             source = str(HERE / "glibc_shim.c")
-            subprocess.run(["gcc", "-O1", "-shared", "-fPIC", source, "-o", shim], check=True)
+            subprocess.run(["cc", "-O1", "-shared", "-fPIC", source, "-o", shim], check=True)
             for library in folder.glob("lib*.so*"):
                 data = bytearray(library.read_bytes())
                 _make_optional(data, b"GLIBC_2.38")

@@ -22,8 +22,10 @@ IK_DIFFERS = {
 }
 # architecture -> distance with F32 weights, where it is not float32's
 F32_BOUNDS = {"gemma2": 1e-3, "gemma3": 1e-3}  # llama.cpp's GELU is a table of F16
-# type -> distance of llama.cpp, of ik_llama.cpp
-BOUNDS = {"F16": (2e-3, 2e-3), "Q8_0": (4e-2, 4e-2), "IQ4_NL": (4e-2, 4e-2), "Q2_K": (6e-2, 6e-2)}
+# type -> distance with its weights
+BOUNDS = {"F16": 2e-3, "Q8_0": 4e-2, "IQ4_NL": 4e-2, "Q2_K": 8e-2}
+# Where embeddings are small, as they serve as output too, what layers round counts for more.
+TIED_BOUNDS = {"F16": 4e-3}
 # One case an architecture, in types that spread over all of the list.
 QUANTISED = [
     ("llama", "Q2_K"),
@@ -39,7 +41,8 @@ QUANTISED = [
     ("deepseek-r1", "Q2_K"),
     ("moonlight", "Q8_0"),
 ]
-NOISY = "deepseek-lite-27"  # 27 layers of rounding
+# 27 layers of rounding, with a choice of experts in each: what is close after them is float32 alone.
+DEEP = "deepseek-lite-27"
 
 
 def not_asked(engine, name):
@@ -68,26 +71,37 @@ def test_llama_cpp_in_float32(model_folder, name):
 
 @pytest.mark.parametrize("engine", [LLAMA_CPP, IK])
 @pytest.mark.parametrize(
-    ("name", "qtype"), [*((name, "F16") for name in CASES if name != NOISY), *QUANTISED]
+    ("name", "qtype"), [*((name, "F16") for name in CASES if name != DEEP), *QUANTISED]
 )
 def test_rounded_weights(model_folder, name, qtype, engine):
     if reason := not_asked(engine, name):
         pytest.skip(reason)
     path = small_file(model_folder, name, qtype)
     prompt = clear_prompt(path, N_TOKENS, qtype)
-    check(engine, path, prompt, Setting(), BOUNDS[qtype][engine == IK])
+    bounds = TIED_BOUNDS if small_geometry(name).tied_output else {}
+    check(engine, path, prompt, Setting(), bounds.get(qtype, BOUNDS[qtype]))
 
 
 @pytest.mark.skipif(missing(IK) is not None, reason=str(missing(IK)))
-@pytest.mark.parametrize("flash_attention", [False, True])
-@pytest.mark.parametrize("mla", [1, 2, 3])
-@pytest.mark.parametrize("name", ["deepseek-r1", "deepseek-r1-fused", "deepseek-r1-both", NOISY])
+@pytest.mark.parametrize(
+    ("name", "mla", "flash_attention"),
+    [
+        ("deepseek-r1", 1, False),
+        ("deepseek-r1", 2, True),
+        ("deepseek-r1", 3, True),
+        ("deepseek-r1-fused", 1, True),
+        ("deepseek-r1-fused", 3, True),
+        ("deepseek-r1-both", 2, False),
+        ("deepseek-r1-both", 3, True),
+        (DEEP, 3, True),
+    ],
+)
 def test_forms_of_latent_attention(model_folder, name, mla, flash_attention):
     """Mathematically one and the same; mla 0 is in `test_rounded_weights`."""
     path = small_file(model_folder, name, "F16")
     prompt = clear_prompt(path, N_TOKENS, "F16")
     setting = Setting(mla=mla, flash_attention=flash_attention, n_ubatch=32)
-    check(IK, path, prompt, setting, 4e-3)
+    check(IK, path, prompt, setting, 5e-3 if name == DEEP else 2e-3)
 
 
 @pytest.mark.skipif(missing(LLAMA_CPP) is not None, reason=str(missing(LLAMA_CPP)))
