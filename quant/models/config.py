@@ -304,8 +304,8 @@ class _Reader:
         attn_factor = self.real("rope.scaling.attn_factor", 1.0)
         if kind == "longrope":
             return dict(attn_factor=attn_factor)
-        if kind == "none" or not factor:
-            return {}
+        if kind == "none" or not factor:  # Phi 3's files name factors and magnitude, and no type
+            return dict(attn_factor=attn_factor)
         if kind == "linear":
             return dict(freq_scale=1 / factor, attn_factor=attn_factor)
         attn_factor *= self.real("rope.scaling.yarn_attn_factor", 1.0)

@@ -128,7 +128,7 @@ def absorbed_attention(s: Recorder, layer: LayerConfig, q: Rows, kqv: Rows) -> N
     latent = s.new("q_latent", n, n_head * (rank + n_rot))
     rows = latent.head_rows(n_head)
     q_rows = q.head_rows(n_head)
-    wk_b = t.get("k_b_turned") or t["k_b"].turned()
+    wk_b = t.get("k_b_turned") or t["k_b"].turned(s.choices.exact)
     s.head_product(q_rows.columns(0, d_nope), wk_b, rows.columns(0, rank), n_head, "attn_k_b")
     s.copy(q_rows.columns(d_nope, d_nope + n_rot), rows.columns(rank, rank + n_rot), "q_pe")
     mixed = s.new("kqv_latent", n, n_head * rank)

@@ -247,7 +247,7 @@ def _some_sizes(most):
 def _made_bytes(config, choices):
     """Of wk_b, turned: absorbed queries need it where the file has attn_kv_b only."""
     return sum(
-        align_up(layer.tensors["k_b"].turned().n_bytes)
+        align_up(layer.tensors["k_b"].turned(choices.exact).n_bytes)
         for layer in config.layers
         if _needs_turned(layer, choices)
     )
@@ -341,7 +341,7 @@ class Model:
             self._weights = Weights(self._file, taken, choices.n_threads)
             for layer in self.config.layers:
                 if _needs_turned(layer, choices):
-                    self._weights.tensor(layer.tensors["k_b"].turned())
+                    self._weights.tensor(layer.tensors["k_b"].turned(choices.exact))
         self._scratch = Pool(memory.scratch, device=self.pool.device, memory=scratch)
         self._state = State(choices, self._plans.attention_bytes)
         self._state.positions = positions

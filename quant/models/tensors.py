@@ -36,7 +36,7 @@ class Weight:
     views : tuple
         How the view comes from the tensor: (shape, axis, start, stop), one after the other.
     is_turned : bool
-        The last two axes change places: such a tensor has to be made, in float16.
+        The last two axes change places: such a tensor has to be made, in float16 or float32.
     """
 
     name: str
@@ -65,10 +65,12 @@ class Weight:
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
         return replace(self, shape=shape, views=(*self.views, (self.shape, axis, start, stop)))
 
-    def turned(self) -> Weight:
-        """The matrices of a stack turned, as float16."""
+    def turned(self, exact: bool = False) -> Weight:
+        """The matrices of a stack turned: of blocks as float16, or as float32 if `exact`; floats keep their bits."""
         n, rows, columns = self.shape
-        return replace(self, shape=(n, columns, rows), format=block_format("F16"), is_turned=True)
+        wide = exact or self.format.name in ("F32", "BF16")
+        kind = block_format("F32" if wide and self.format.name != "F16" else "F16")
+        return replace(self, shape=(n, columns, rows), format=kind, is_turned=True)
 
     def of(self, file: ModelFile) -> QuantTensor:
         """The tensor, or the view of it, in an open file; it must not be `is_turned`."""
@@ -76,10 +78,10 @@ class Weight:
 
     def turn(self, file: ModelFile, out: np.ndarray, n_threads: int | None = None) -> QuantTensor:
         """An `is_turned` tensor, made in `out`: uint8, (n, rows, row bytes), C-contiguous."""
-        halves = out.view(np.float16)
+        floats = out.view(np.float32 if self.format.name == "F32" else np.float16)
         for index in range(self.shape[0]):
             matrix = dequantize(self.of(file)[index], n_threads=n_threads)
-            halves[index] = matrix.T
+            floats[index] = matrix.T
         return QuantTensor(out, self.format, self.shape)
 
     def floats_of(self, file: ModelFile) -> np.ndarray:

@@ -88,12 +88,16 @@ def peer_logits(engine: str, path, tokens, setting: Setting | None = None) -> np
     PeerError
         It does not load the file, or died.
     """
-    setting = Setting() if setting is None else setting
+    return _peer_logits(engine, path, tuple(map(int, tokens)), setting or Setting())
+
+
+@functools.cache
+def _peer_logits(engine, path, tokens, setting):
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "logits.npy")
         job = {
             "paths": [str(path)],
-            "tokens": [int(token) for token in tokens],
+            "tokens": tokens,
             **setting._asdict(),
             "type_k": int(QType[setting.type_k]),
             "type_v": int(QType[setting.type_v]),
