@@ -36,9 +36,12 @@ class BlockFormat:
 
     Attributes
     ----------
-    qtype : gguf.GGMLQuantizationType
+    name : str
+        GGUF's, such as ``"Q2_K"``.
+    qtype : gguf.GGMLQuantizationType or int
+        An int is a number that the gguf package does not know.
     block_weights : int
-        Weights per block: 256 (a super-block), 32, or 1 for plain floats.
+        Weights per block: 256 (a super-block), 32 (Q1_0: 128, NVFP4, Q2_0: 64), or 1 for plain floats.
     block_bytes : int
         Bytes per block.
     fields : tuple of Field
@@ -51,9 +54,14 @@ class BlockFormat:
         Weights that share an integer scale (and a minimum); `block_weights` where there is none.
     scales : tuple of int
         The least and the greatest integer scale; empty where there is none.
+    grid : str
+        What codes are numbers of, where they stand for several weights: a name for `grids.grid`; else "".
+    lacks : tuple of str
+        What is not there for it: "quantize", or "products on GPUs".
     """
 
-    qtype: GGMLQuantizationType
+    name: str
+    qtype: GGMLQuantizationType | int
     block_weights: int
     block_bytes: int
     fields: tuple
@@ -61,11 +69,8 @@ class BlockFormat:
     values: tuple
     sub_block: int
     scales: tuple
-
-    @functools.cached_property
-    def name(self) -> str:
-        """GGUF's name, such as ``"Q2_K"``."""
-        return self.qtype.name
+    grid: str
+    lacks: tuple
 
     @property
     def is_float(self) -> bool:
@@ -149,14 +154,17 @@ class BlockFormat:
         return n_blocks * self.block_weights
 
 
-def _format(name, block_weights, *fields, codes=(), values=(), sub_block=None, scales=()):
+def _format(
+    name, block_weights, *fields, codes=(), values=(), sub_block=None, scales=(), grid="", lacks=()
+):
     """A BlockFormat from (field name, dtype, count), which follow each other without gaps."""
     placed, offset = [], 0
     for field_name, dtype, count in fields:
         placed.append(Field(field_name, offset, dtype, count))
         offset += placed[-1].n_bytes
     return BlockFormat(
-        qtype=GGMLQuantizationType[name],
+        name=name,
+        qtype=GGMLQuantizationType.__members__.get(name, OTHER_NUMBERS.get(name)),
         block_weights=block_weights,
         block_bytes=offset,
         fields=tuple(placed),
@@ -164,6 +172,8 @@ def _format(name, block_weights, *fields, codes=(), values=(), sub_block=None, s
         values=values,
         sub_block=sub_block or block_weights,
         scales=scales,
+        grid=grid,
+        lacks=lacks,
     )
 
 
@@ -171,7 +181,9 @@ def _format(name, block_weights, *fields, codes=(), values=(), sub_block=None, s
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Twice what the four bits of FP4 formats stand for (E2M1): ggml's kvalues_mxfp4. Scales are half of what they say.
 E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-# Field names as in ggml-common.h.
+_ONLY_DECODED_THERE = ("quantize", "products on GPUs")
+# Field names as in ggml-common.h. Codes of formats with a grid are twice to eight times what a scale of one makes
+# of them: what products take as integers.
 FORMATS = {
     row.qtype: row
     for row in (
@@ -260,6 +272,135 @@ FORMATS = {
             scales=(0, 63),
         ),
         _format("MXFP4", 32, ("e", "u1", 1), ("qs", "u1", 16), values=E2M1_VALUES),
+        _format(
+            "IQ2_XXS",
+            256,
+            ("d", "<f2", 1),
+            ("qs", "<u2", 32),
+            sub_block=32,
+            codes=(-43, 43),
+            scales=(1, 31),
+            grid="IQ2_XXS",
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "IQ2_XS",
+            256,
+            ("d", "<f2", 1),
+            ("qs", "<u2", 32),
+            ("scales", "u1", 8),
+            sub_block=16,
+            codes=(-43, 43),
+            scales=(1, 31),
+            grid="IQ2_XS",
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "IQ2_S",
+            256,
+            ("d", "<f2", 1),
+            ("qs", "u1", 32),
+            ("signs", "u1", 32),
+            ("qh", "u1", 8),
+            ("scales", "u1", 8),
+            sub_block=16,
+            codes=(-43, 43),
+            scales=(1, 31),
+            grid="IQ2_S",
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "IQ3_XXS",
+            256,
+            ("d", "<f2", 1),
+            ("qs", "u1", 64),
+            ("scales_and_signs", "<u4", 8),
+            sub_block=32,
+            codes=(-62, 62),
+            scales=(1, 31),
+            grid="IQ3_XXS",
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "IQ3_S",
+            256,
+            ("d", "<f2", 1),
+            ("qs", "u1", 64),
+            ("qh", "u1", 8),
+            ("signs", "u1", 32),
+            ("scales", "u1", 4),
+            sub_block=32,
+            codes=(-15, 15),
+            scales=(1, 31),
+            grid="IQ3_S",
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "IQ1_S",
+            256,
+            ("d", "<f2", 1),
+            ("qs", "u1", 32),
+            ("qh", "<u2", 8),
+            sub_block=32,
+            codes=(-9, 9),
+            scales=(1, 15),
+            grid="IQ1_S",
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "IQ1_M",
+            256,
+            ("qs", "u1", 32),
+            ("qh", "u1", 16),
+            ("scales", "<u2", 4),
+            sub_block=16,
+            codes=(-9, 9),
+            scales=(1, 15),
+            grid="IQ1_S",
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "TQ1_0",
+            256,
+            ("qs", "u1", 48),
+            ("qh", "u1", 4),
+            ("d", "<f2", 1),
+            codes=(-1, 1),
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "TQ2_0",
+            256,
+            ("qs", "u1", 64),
+            ("d", "<f2", 1),
+            codes=(-1, 2),
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "NVFP4",
+            64,
+            ("d", "u1", 4),
+            ("qs", "u1", 32),
+            values=E2M1_VALUES,
+            sub_block=16,
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "Q1_0",
+            128,
+            ("d", "<f2", 1),
+            ("qs", "u1", 16),
+            codes=(-1, 1),
+            lacks=_ONLY_DECODED_THERE,
+        ),
+        _format(
+            "Q2_0",
+            64,
+            ("d", "<f2", 1),
+            ("qs", "u1", 16),
+            codes=(-1, 2),
+            lacks=_ONLY_DECODED_THERE,
+        ),
     )
 }
 # Formats that divide head sizes such as 64, 128, 192 and 576, with scales as fine as half precision: what

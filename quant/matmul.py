@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowlevel import arrays, checks, devices
-from lowlevel.pool.arena import align_up
+from lowlevel.plans import NothingToDo
 
 from .formats import block_format
 from .tensor import QuantTensor, check_tensor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from lowlevel.arrays import Array
+    from lowlevel.plans import Plan
     from lowlevel.pool import Pool
 
     from .tensor import QType
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # Float32 values of x, out or t: 2**56 bytes are more than processors have addresses for.
 _MOST_VALUES = 2**54
 ACTIVATIONS = ("int8", "bfloat16", "float32")
+NOTHING = NothingToDo()
 
 
 def matmul(
@@ -61,8 +63,8 @@ def matmul(
     exact : bool
         True: ``activations="float32"``.
     activations : {None, "int8", "bfloat16", "float32"}
-        What x is rounded to. "int8": signed bytes, with a scale for every 32 or 256
-        (K-quants) values, as ggml does; products and sums within a block are exact integers.
+        What x is rounded to. "int8": signed bytes, with a scale for as many values as a block of t
+        has weights (32 or, of super-blocks, 256), as ggml does; products and sums within a block are exact integers.
         "bfloat16": x and the weights, as dequantised, are rounded to bfloat16 (GPUs of compute capability
         9.0). "float32": x stays as it is. None: int8, but on such a GPU bfloat16 where a matrix meets more
         than 8 rows of x. With F32, F16 and BF16 weights x is float32 always.
@@ -98,8 +100,9 @@ def matmul(
     every matrix meets one row only, or in both some matrix meets more.
 
     Error for normally distributed x, root mean square, over the product of the norms of the two
-    vectors: 0.0055 / sqrt(columns) (0.0071 with K-quants) for int8 activations, which is ggml's
-    too: for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
+    vectors: 0.0055 / sqrt(columns) (0.0071 with super-blocks of 256) for int8 activations, which is ggml's
+    too (but for blocks of 64 and 128, NVFP4, Q1_0 and Q2_0: 0.0061 and 0.0066, where ggml has a scale for
+    each 32 values): for each value a step, 1/127 of the largest x of its block, over the square root of 12, and
     at most half a step. 0.0025 / sqrt(columns) for bfloat16; at most 1/128 of each product, for x and
     a weight lose up to 1/256 each. With float32 below 1e-6.
 
@@ -119,17 +122,25 @@ def matmul(
     out = _checked_out(out, n, x, matrices, n_rows, device)
     experts = _checked_experts(experts, n, t, device)
     plan = _plan(n, matrices, activations, n_threads, device)
-    if n == 0 or n_rows == 0:
-        return out if out is not None else device.empty((n, n_rows), np.dtype(np.float32))
-    call = out, plan, device, x, matrices, (n, n_rows), experts, x_rows
-    if pool is None:
-        return _into(*call, _own_scratch(plan, device))
-    marked = pool.call("matmul", scratch_bytes=align_up(plan.scratch_bytes))  # in a trace
+    call = plan, device, x, matrices, out, (n, n_rows), experts, x_rows
+    if pool is None or not plan.scratch_bytes:
+        own = plan.scratch_bytes and device.empty_aligned((plan.scratch_bytes,), np.dtype(np.uint8))
+        return _run(*call, own)
+    marked = pool.call("matmul", scratch_bytes=plan.scratch_bytes)  # in a trace
     with marked, pool.scope("matmul"):  # which gives the scratch back, whatever happens
-        scratch = None
-        if plan.scratch_bytes:
-            scratch = pool.empty(plan.scratch_bytes, "uint8", tag="matmul")
-        return _into(*call, scratch)
+        return _run(*call, pool.empty(plan.scratch_bytes, "uint8", tag="matmul"))
+
+
+def _run(plan, device, x, matrices, out, shape, experts, x_rows, scratch):
+    """The product, in `out` if there is one: made only now that nothing can be refused any more."""
+    if out is None:
+        out = device.empty(shape, np.dtype(np.float32))
+    if plan is not NOTHING:
+        run = devices.kernels("quant", device, "matmul.run").run
+        run(plan, device, x, matrices, out, experts, x_rows, scratch)
+    elif out.size:  # x has no columns
+        out[...] = 0
+    return out
 
 
 def matmul_scratch_bytes(
@@ -163,7 +174,7 @@ def matmul_scratch_bytes(
     plan = matmul_plan(
         n, t, exact=exact, activations=activations, n_threads=n_threads, device=device
     )
-    return 0 if plan is None else align_up(plan.scratch_bytes)
+    return plan.scratch_bytes
 
 
 def matmul_plan(
@@ -174,7 +185,7 @@ def matmul_plan(
     activations: str | None = None,
     n_threads: int | None = None,
     device: str | None = None,
-) -> Any:
+) -> Plan:
     """How `matmul` would run: the path it takes and its scratch, from sizes alone.
 
     Parameters
@@ -184,9 +195,9 @@ def matmul_plan(
 
     Returns
     -------
-    MatmulPlan or None
-        The device's own kind, with `scratch_bytes`, on a GPU also `path`, `activations` and ``to_dict()``;
-        None where there is nothing to do.
+    lowlevel.plans.Plan
+        Of the device's own kind: `path`, `scratch` (sections of one block) and `scratch_bytes`, ``to_dict()``;
+        unless there is nothing to do, `activations` as well.
     """
     n = checks.whole_number(n, "n", 0)
     activations = _checked_activations(exact, activations)
@@ -200,8 +211,6 @@ def matmul_plan(
             raise ValueError(
                 f"t: expected (rows, columns) or (n_expert, rows, columns), got {each.shape}"
             )
-    if n == 0 or t.shape[-1] == 0 or not any(each.shape[-2] for each in outlines):
-        return None
     return _plan(n, outlines, activations, n_threads, devices.get(device))
 
 
@@ -227,93 +236,13 @@ class _Outline:
 
 
 def _plan(n, matrices, activations, n_threads, device):
-    t = matrices[0]
-    for each in matrices:
-        _check_sizes(n, each.shape)
-    if device.name != "cpu":
-        if n_threads is not None:
-            raise ValueError(f"n_threads: {device.name} has no use for it; leave it out")
-        from .gpu.matmul.plan import plan_matmul as plan_on_device
-
-        shape = t.shape
-        if len(matrices) > 1:
-            shape = (*shape[:-2], sum(each.shape[-2] for each in matrices), shape[-1])
-        return plan_on_device(n, t.format, shape, activations, device)
-    if activations == "bfloat16":
-        raise ValueError("activations: on the CPU 'int8' or 'float32', got 'bfloat16'")
-    plan_matmul, resolve_n_threads = _cpu_planner()
-    n_threads, exact = resolve_n_threads(n_threads), activations == "float32"
-    plans = [
-        plan_matmul(
-            n, each.format, *each.shape[-2:], each.shape[0] if len(each.shape) == 3 else None,
-            exact, n_threads,
-        )
-        for each in matrices
-    ]  # fmt: skip
-    return plans[0] if len(plans) == 1 else _Plans(plans)
-
-
-class _Plans:
-    """The CPU's, of several matrices: one after another."""
-
-    def __init__(self, plans):
-        self.plans = plans
-        self.scratch_bytes = max(plan.scratch_bytes for plan in plans)
-
-
-# What loads Numba is imported when first needed; an import statement in every call would cost
-# microseconds each time.
-
-
-@functools.cache
-def _cpu_planner():
-    from lowlevel.cpu.threads import resolve_n_threads
-
-    from .cpu.matmul.plan import plan_matmul
-
-    return plan_matmul, resolve_n_threads
-
-
-@functools.cache
-def _cpu_run():
-    from .cpu.matmul import run as matmul_run
-
-    return matmul_run.run
-
-
-def _own_scratch(plan, device):
-    """Private memory from a multiple of 64 on."""
-    if device.name != "cpu":
-        return (
-            device.empty((plan.scratch_bytes,), np.dtype(np.uint8)) if plan.scratch_bytes else None
-        )
-    memory = np.empty(plan.scratch_bytes + 63, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + plan.scratch_bytes]
-
-
-def _into(out, plan, device, x, matrices, shape, experts, x_rows, scratch):
-    """The product, in `out` if there is one."""
-    if out is None:
-        out = device.empty(shape, np.dtype(np.float32))
-    if matrices[0].columns == 0:
-        out[...] = 0
-    elif device.name == "cpu":
-        tables = _sorted_by_expert(experts, shape[0], matrices[0])
-        if len(matrices) == 1:
-            _cpu_run()(plan, x, matrices[0], out, *tables, x_rows, scratch)
-            return out
-        at = 0
-        for each_plan, t in zip(plan.plans, matrices, strict=True):
-            if t.shape[-2]:
-                part = out[:, at : at + t.shape[-2]]
-                _cpu_run()(each_plan, x, t, part, *tables, x_rows, scratch)
-            at += t.shape[-2]
-    else:
-        from .gpu.matmul import run as launcher
-
-        launcher.run(plan, device, x, matrices, out, experts, scratch)
-    return out
+    shapes = tuple([each.shape for each in matrices])
+    for shape in shapes:
+        _check_sizes(n, shape)
+    planner = devices.kernels("quant", device, "matmul.plan")
+    plan = planner.plan_matmul(n, matrices[0].format, shapes, activations, n_threads, device)
+    is_empty = n == 0 or shapes[0][-1] == 0 or not any(shape[-2] for shape in shapes)
+    return NOTHING if is_empty else plan
 
 
 # ---------------------------------------------------------------- checks
@@ -422,7 +351,9 @@ def _checked_experts(experts, n, t, device):
     if experts is None:
         return None
     there = hasattr(experts, "dtype") and devices.of_array(experts, "experts")
-    if there and there.name != "cpu" and there is device:
+    # To read what lies on a device with streams would make the host wait.
+    stays = there is device and device.has_streams
+    if stays:
         if experts.dtype.name not in ("int32", "int64"):
             raise TypeError(f"experts: expected int32 or int64, got {experts.dtype}")
     else:
@@ -435,22 +366,11 @@ def _checked_experts(experts, n, t, device):
         return experts
     if experts.dtype.kind not in "iu":
         raise TypeError(f"experts: expected integers, got {experts.dtype}")
-    if device.name != "cpu" and device.address(experts) is not None:
-        if device.address(experts) % experts.itemsize or experts.strides[0] % experts.itemsize:
-            raise ValueError("experts: the array is not aligned to its items")
+    if stays:
+        checks.check_alignment(experts, "experts", device)
         return experts
     lowest, highest = int(experts.min()), int(experts.max())
     if lowest < 0 or highest >= t.shape[0]:
         bad = lowest if lowest < 0 else highest
         raise IndexError(f"experts: t has experts 0 to {t.shape[0] - 1}; got {bad}")
     return experts
-
-
-def _sorted_by_expert(experts, n, t):
-    """(rows of x sorted by expert or None, experts that have rows, how many rows each)."""
-    if experts is None:
-        return None, [0], [n]
-    order = np.argsort(experts, kind="stable")
-    counts = np.bincount(experts, minlength=t.shape[0])
-    used = np.flatnonzero(counts)
-    return order, used, counts[used]

@@ -20,6 +20,7 @@ from .formats import FORMATS, block_format
 from .tensor import QuantTensor
 
 if TYPE_CHECKING:
+    from .formats import BlockFormat
     from .tensor import QType
 
 # About half a megabyte of float32: stays in a core's cache between check and quantiser.
@@ -47,7 +48,7 @@ def quantize(
         Any strides and memory layout. Columns fill whole blocks (256 for K types, 32 for the
         other quantised ones, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
     qtype : gguf.GGMLQuantizationType or str
-        Any supported type; F16 and BF16 are the nearest, ties to even.
+        A supported type but those that are only decoded (`BlockFormat.lacks`); F16 and BF16 are the nearest, ties to even.
     out : numpy.ndarray of uint8, (..., rows, row bytes), optional
         C-contiguous memory for the blocks. None: new memory.
     n_threads : int, optional
@@ -68,6 +69,7 @@ def quantize(
         `x` is no float32 or float16 array.
     """
     block = block_format(qtype)
+    check_quantised(block)
     _check_array(x, block)
     n_threads = resolve_n_threads(n_threads)
     shape = (*x.shape[:-1], block.row_bytes(x.shape[-1]))
@@ -88,6 +90,20 @@ def _checked_out(out, shape, x):
     return out
 
 
+def check_quantised(block: BlockFormat) -> None:
+    """Raise ValueError for a format that weights are not quantised to."""
+    if "quantize" in block.lacks:
+        raise ValueError(
+            f"qtype: {block.name} is decoded and multiplied with, not quantised to; types that are: "
+            f"{', '.join(_names())}"
+        )
+
+
+def _names():
+    """The types that weights are quantised to."""
+    return [row.name for row in FORMATS.values() if "quantize" not in row.lacks]
+
+
 def _check_array(x, block):
     wanted = "expected a float32 or float16 NumPy array (..., rows, columns)"
     checks.check_device(x, "x", devices.get("cpu"), "what quantize takes")
@@ -97,7 +113,7 @@ def _check_array(x, block):
         raise ValueError(f"x: {wanted}, got a single number")
     columns = x.shape[-1]
     if columns % block.block_weights:
-        fitting = [row.name for row in FORMATS.values() if columns % row.block_weights == 0]
+        fitting = [name for name in _names() if columns % block_format(name).block_weights == 0]
         raise ValueError(
             f"x: {block.name} packs {block.block_weights} weights in a block, and {columns} "
             f"columns are not a multiple of that; with {columns} columns, these types work: "

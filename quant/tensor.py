@@ -57,7 +57,7 @@ class QuantTensor:
         self.data = _checked_data(data, self.format, self.shape)
 
     @property
-    def qtype(self) -> GGMLQuantizationType:
+    def qtype(self) -> GGMLQuantizationType | int:
         return self.format.qtype
 
     @property
@@ -96,7 +96,7 @@ class QuantTensor:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        return f"<QuantTensor {self.qtype.name} {self.shape}, {self.n_bytes} bytes, {self.device}>"
+        return f"<QuantTensor {self.format.name} {self.shape}, {self.n_bytes} bytes, {self.device}>"
 
     def __getitem__(self, index: Any) -> QuantTensor:
         """A view of some experts, heads or rows: ints, slices and ``...`` on all axes but the last."""

@@ -1,8 +1,7 @@
 """Products with quantised weights for tests: random operands, and what must come out."""
 
-import gguf
 import numpy as np
-from quant_cases import block_format
+from quant_cases import block_format, decoded
 
 from quant import QuantTensor
 
@@ -25,6 +24,10 @@ def random_tensor(rng, name, *shape):
             records[field.name] = 0.01 * rng.standard_normal(n_blocks)
         elif field.name == "e":  # a power of two
             records[field.name] = rng.integers(116, 124, n_blocks)
+    if name == "IQ1_M":  # a scale in four nibbles
+        d = (0.01 * rng.standard_normal(n_blocks)).astype(np.float16).view(np.uint16)
+        nibbles = d[:, None] >> np.arange(0, 16, 4, dtype=np.uint16) & 15
+        records["scales"] = records["scales"] & 0xFFF | nibbles << 12
     return QuantTensor(records.view(np.uint8).reshape(-1), name, shape)
 
 
@@ -35,7 +38,7 @@ def random_x(rng, n, columns):
 def weights_of(t):
     """float64 weights of a tensor on the host."""
     flat = np.ascontiguousarray(t.data).reshape(-1, t.row_bytes)
-    return gguf.quants.dequantize(flat, t.qtype).reshape(t.shape).astype(np.float64)
+    return decoded(flat, t.format).reshape(t.shape).astype(np.float64)
 
 
 def rounded(x, block_weights):

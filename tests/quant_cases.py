@@ -5,6 +5,7 @@ import numpy as np
 
 from quant import FORMATS, QuantTensor
 from quant.gpu.constants import constants
+from quant.gpu.instances import MULTIPLIED
 
 # Zeros, the smallest and largest subnormal and normal numbers, inf, quiet and signalling NaN.
 SPECIAL_HALVES = np.array(
@@ -20,7 +21,8 @@ def _structure(block):
     return block.block_weights, of._replace(alignment=min(of.alignment, 4), fold_offset=fold)
 
 
-_BLOCKS = [block for block in FORMATS.values() if not block.is_float]
+_BY_NAME = {block.name: block for block in FORMATS.values()}
+_BLOCKS = [block for block in MULTIPLIED if not block.is_float]
 # The first format of the table of each structure. On the simulator every kernel of these runs in every way (orders,
 # race mode, checks of undefined behaviour); of other formats, that have the same kernels but for how they unpack
 # a unit, in one order and under the checks. Compiling all in all ways would double the time that tests take.
@@ -56,7 +58,7 @@ def modes_of(names):
 
 
 def block_format(name):
-    return FORMATS[gguf.GGMLQuantizationType[name]]
+    return _BY_NAME[name]
 
 
 def random_tensor(rng, name, shape):
@@ -78,13 +80,34 @@ def width(name, n_blocks):
     return n_blocks * block.block_weights if not block.is_float else 37 * n_blocks
 
 
+def _bits_of(data, bits, n):
+    """The numbers of `bits` bits in bytes (..., n * bits / 8), the lowest ones first."""
+    numbers = data[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & ((1 << bits) - 1)
+    return numbers.reshape(*data.shape[:-1], n).astype(np.float32)
+
+
+# What the gguf package does not decode, by ggml's definition.
+_DEFINITIONS = {
+    "Q1_0": lambda block: block["d"][..., None] * (2 * _bits_of(block["qs"], 1, 128) - 1),
+    "Q2_0": lambda block: block["d"][..., None] * (_bits_of(block["qs"], 2, 64) - 1),
+}
+
+
+def decoded(rows, block):
+    """float32 weights of rows of blocks, by the gguf package where it has the type."""
+    if block.name in _DEFINITIONS:
+        weights = _DEFINITIONS[block.name](rows.view(block.block_dtype))
+        return weights.astype(np.float32).reshape(len(rows), -1)
+    return gguf.quants.dequantize(rows, block.qtype)
+
+
 def reference(t, dtype="float32"):
     """The gguf package's weights of a tensor on the host."""
     if t.size == 0:  # which that package does not take
         return np.empty(t.shape, dtype)
     with np.errstate(all="ignore"):
         rows = np.ascontiguousarray(t.data).reshape(-1, t.row_bytes)
-        weights = gguf.quants.dequantize(rows, t.qtype).reshape(t.shape)
+        weights = decoded(rows, t.format).reshape(t.shape)
         return weights.astype(dtype)
 
 

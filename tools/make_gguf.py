@@ -20,7 +20,7 @@ Write a GGUF model file with seeded random weights: tensor names, metadata and a
 tokenizer as llama.cpp expects them. The sizes are those of a named model, changed by option."""
 
 EPILOG = """\
-A format whose blocks a row cannot fill is replaced by the next finer one (Q2_K by IQ4_NL, IQ4_NL by F16).
+A format whose blocks a row cannot fill is replaced as llama.cpp does (Q2_K by IQ4_NL, Q4_K by Q5_0, these by F16).
 Norms and routers are F32. Where the heads make up the width (llama-8b), --embd and --heads follow each other,
 and the head size follows where both are given. Before anything is written it is said how large the file will be
 and whether llama.cpp or ik_llama.cpp will refuse to load it, and why; above 2 GB you are asked first, or must
@@ -32,7 +32,7 @@ examples:
         --vocab 512 --type IQ4_NL small.gguf
   kqcap make-gguf deepseek-v2-lite --type IQ4_NL --yes lite.gguf
   kqcap make-gguf deepseek-r1 --only attention --layers 1 --type Q2_K attention.gguf
-  kqcap make-gguf deepseek-r1 --type Q2_K --dry-run r1.gguf"""
+  kqcap make-gguf deepseek-r1 --type UD-Q2_K_XL --type-map 'blk[.][0-2][.]=Q8_0' --dry-run r1.gguf"""
 
 # option, attribute of ModelGeometry, help
 SIZES = (
@@ -73,7 +73,20 @@ def add_parser(subparsers: Any) -> None:
         "geometry", metavar="GEOMETRY", choices=GEOMETRIES, help=", ".join(GEOMETRIES)
     )
     parser.add_argument("out", metavar="OUT", help="the file to write")
-    parser.add_argument("--type", default="Q8_0", help="format of the bulk (default: Q8_0)")
+    parser.add_argument(
+        "--type",
+        default="Q8_0",
+        help="format of the bulk, or a mix such as Q4_K_M, Q5_K_M, IQ4_XS, UD-Q2_K_XL (default: Q8_0)",
+    )
+    parser.add_argument(
+        "--type-map",
+        action="append",
+        default=[],
+        type=_form_and_type,
+        metavar="REGEX=TYPE",
+        help="format of tensors whose names a regular expression is found in; may be given several times, the "
+        "first that matches counts",
+    )
     parser.add_argument("--output-type", metavar="TYPE", help="format of output.weight")
     parser.add_argument("--embd-type", metavar="TYPE", help="format of token_embd.weight")
     parser.add_argument(
@@ -110,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     by_role = {"output": args.output_type, "token_embd": args.embd_type}
     choices = dict(
         types={role: qtype for role, qtype in by_role.items() if qtype is not None},
+        type_map=args.type_map,
         pure=args.pure,
         only_attention=args.only == "attention",
     )
@@ -230,6 +244,13 @@ def _bytes_progress():
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def _form_and_type(text):
+    form, equals, qtype = text.rpartition("=")
+    if not (form and equals and qtype):
+        raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=TYPE, such as 'ffn_down=Q6_K'")
+    return form, qtype
 
 
 def _count(text):

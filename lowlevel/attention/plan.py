@@ -12,7 +12,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .. import checks, devices
-from ..pool import ALIGNMENT, BudgetError
+from ..plans import shown, taken
+from ..pool import BudgetError
 from ..shapes import dtype_name
 from ..sizes import format_size, parse_size
 from .kv_source import KVType, kv_type_of, padded_width
@@ -29,11 +30,6 @@ PRECISIONS = ("float32", "bf16")
 MOST_OF_A_KIND = 2**31 - 64
 # Keys decoded at a time where method "steps" meets K or V that are not float32.
 STEP_CHUNK_KEYS = 512
-
-
-def block_bytes(n_bytes: int) -> int:
-    """Bytes a pool takes for a request of `n_bytes`."""
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +123,7 @@ class AttentionPlan:
 
     @property
     def scratch_bytes(self) -> int:
-        return sum(block_bytes(n) for _, n in self.scratch)
+        return taken(self.scratch)
 
     @functools.cached_property
     def sizes(self) -> dict[str, Any]:
@@ -145,7 +141,7 @@ class AttentionPlan:
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del data["kv_types"]
         data |= {"k_dtype": self.k_dtype, "v_dtype": self.v_dtype}
-        data["scratch"] = [{"tag": tag, "bytes": n} for tag, n in self.scratch]
+        data["scratch"] = shown(self.scratch)
         return {**data, "kq_bytes": self.kq_bytes, "scratch_bytes": self.scratch_bytes}
 
 
@@ -317,7 +313,7 @@ def _plan_tiles(sizes):
                 pass_rows=tile.pass_rows,
                 pass_keys=tile.pass_keys,
             )
-        needed = sum(block_bytes(n) for _, n in blocks(1))
+        needed = taken(blocks(1))
         smallest = needed if smallest is None else min(smallest, needed)
     raise _too_small(sizes, smallest, "the smallest tile")
 
@@ -329,7 +325,7 @@ def _most_that_fit(blocks, most, budget):
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if sum(block_bytes(n) for _, n in blocks(middle)) <= budget:
+        if taken(blocks(middle)) <= budget:
             low = middle
         else:
             high = middle - 1
@@ -349,7 +345,7 @@ def _plan_steps(sizes):
 
     heads = _most_that_fit(blocks, sizes["n_head"], sizes["budget"])
     if not heads:
-        needed = sum(block_bytes(n) for _, n in blocks(1))
+        needed = taken(blocks(1))
         raise _too_small(sizes, needed, 'one head of method="steps"')
     return _as_plan(
         sizes,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowlevel import checks, devices
-from lowlevel.pool.arena import align_up
+from lowlevel.plans import shown, taken
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -79,18 +79,24 @@ class ScatterPlan:
     scratch: tuple
 
     @property
+    def path(self) -> str:
+        """The kernels that run: "in order" of the tokens, or "by token"."""
+        return "in order" if self.in_order else "by token"
+
+    @property
     def scratch_bytes(self) -> int:
         """What the pool's use grows by during the call, to the byte."""
-        return sum(align_up(n_bytes) for _, n_bytes in self.scratch)
+        return taken(self.scratch)
 
     def to_dict(self) -> dict:
         """The plan as plain values."""
         return {
+            "path": self.path,
             "device": self.device,
             "n_rows": self.n_rows,
             "n_tokens": self.n_tokens,
             "in_order": self.in_order,
-            "scratch": [list(part) for part in self.scratch],
+            "scratch": shown(self.scratch),
             "scratch_bytes": self.scratch_bytes,
         }
 

@@ -1,4 +1,6 @@
-"""Scales of eight bits: powers of two (E8M0, of MX formats)."""
+"""Scales of eight bits: powers of two (E8M0, of MX formats) and small floats (UE4M3, NVFP4's)."""
+
+import numpy as np
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
@@ -11,3 +13,17 @@ def half_power_of_two(e):
     normal = simd.maximum(e - 1, one) << 23
     subnormal = simd.splat(0x00200000) << simd.minimum(e, one)
     return simd.as_f32x16(simd.select(e > one, normal, subnormal))
+
+
+def _half_of_small_float(byte):
+    """Half of a UE4M3 number: 4 bits of exponent with a bias of 7, 3 of mantissa; the top bit means nothing."""
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    if byte == 0x7F:  # not a number: counts as zero, as in ggml
+        return 0.0
+    if exponent == 0:
+        return mantissa * 2.0**-10
+    return (1 + mantissa / 8) * 2.0 ** (exponent - 8)
+
+
+# Half of what each byte stands for.
+SMALL_FLOATS = np.array([_half_of_small_float(byte) for byte in range(256)], np.float32)

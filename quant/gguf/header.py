@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from ..formats import FORMATS
 from .other_types import type_name
 
 if TYPE_CHECKING:
@@ -391,12 +392,15 @@ def _type_and_bytes(cursor, what, type_number, shape, n_weights):
         qtype = GGMLQuantizationType(type_number)
         block_weights, block_bytes = GGML_QUANT_SIZES[qtype]
     except (ValueError, KeyError):
-        return type_number, None if n_weights else 0
+        qtype = type_number
+        if qtype not in FORMATS:
+            return qtype, None if n_weights else 0
+        block_weights, block_bytes = FORMATS[qtype].block_weights, FORMATS[qtype].block_bytes
     columns = shape[-1] if shape else 1
     if columns % block_weights:
         raise cursor.error(
             f"corrupt: {what} has {columns} columns, not a multiple of the "
-            f"{block_weights} weights of a {qtype.name} block"
+            f"{block_weights} weights of a {type_name(qtype)} block"
         )
     return qtype, n_weights // block_weights * block_bytes
 

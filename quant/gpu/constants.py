@@ -7,6 +7,7 @@ import functools
 from typing import NamedTuple
 
 from ..formats import BlockFormat
+from ..grids import grid
 
 # Weights of a super-block that a lane takes at a time: matmul_formats.cuh's kLaneWeights.
 UNIT_WEIGHTS = 64
@@ -79,7 +80,10 @@ def _words(values):
 
 
 def header(block: BlockFormat) -> str:
-    """The text of a header: a struct of the format's name in namespace `constants`: `Constants`, offsets of fields, values."""
+    """The text of a header: a struct of the format's name in namespace `constants`: `Constants`, offsets of fields, values.
+
+    Of a format with a grid also ``grid(i)``, word i of its entries.
+    """
     of = constants(block)
     numbers = {
         "BlockWeights": block.block_weights,
@@ -108,5 +112,18 @@ def header(block: BlockFormat) -> str:
         ),
         *(f"static constexpr unsigned k{name} = {value};" for name, value in values.items()),
     ]
+    tables = ""
+    if block.grid:
+        lines.append(
+            f"static __device__ __forceinline__ unsigned grid(int word) {{ return {block.name}_GRID[word]; }}"
+        )
+        tables = f"__device__ const unsigned {block.name}_GRID[] = {{\n{_grid_words(block)}}};\n"
     body = "\n".join(f"  {line}" for line in lines)
-    return f"#pragma once\nnamespace constants {{\nstruct {block.name} {{\n{body}\n}};\n}}\n"
+    struct = f"struct {block.name} {{\n{body}\n}};\n"
+    return f"#pragma once\nnamespace constants {{\n{tables}{struct}}}\n"
+
+
+def _grid_words(block):
+    """A grid's entries as words, two of eight bytes or one of four: lines of eight."""
+    words = [f"{word:#010x}u," for word in grid(block.grid).view("<u4").reshape(-1)]
+    return "".join("  " + " ".join(words[i : i + 8]) + "\n" for i in range(0, len(words), 8))

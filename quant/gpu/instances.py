@@ -82,6 +82,10 @@ WGMMA_ROWS = 128  # of weights: kTileRows
 WGMMA_ARCHITECTURE = "90a"
 
 
+# Formats that there are products with.
+MULTIPLIED = tuple(row for row in FORMATS.values() if "products on GPUs" not in row.lacks)
+
+
 def _product(block, name, parameters, n_threads):
     file = "matmul_floats.cu" if block.is_float else f"matmul_{block.name.lower()}.cu"
     return Kernel(PACKAGE, file, name, parameters, n_threads)
@@ -92,7 +96,7 @@ MATVEC = {
     (block.name, columns): _product(
         block, f"matvec<{block.name}, {columns}>", _BYTES, STREAM_THREADS
     )
-    for block in FORMATS.values()
+    for block in MULTIPLIED
     if not block.is_float
     for columns in STREAM_COLUMNS
 }
@@ -100,25 +104,24 @@ MATVEC_EXACT = {
     (block.name, columns): _product(
         block, f"matvec_exact<{block.name}, {columns}>", _FLOATS, STREAM_THREADS
     )
-    for block in FORMATS.values()
+    for block in MULTIPLIED
     for columns in EXACT_STREAM_COLUMNS
 }
 MATVEC_SINGLE = {
     block.name: _product(block, f"matvec_single<{block.name}>", _ANY, SINGLE_THREADS)
-    for block in FORMATS.values()
+    for block in MULTIPLIED
     if not block.is_float
 }
 MATMUL_TILES = {
     (block.name, tile): _product(
         block, f"matmul_tiles<{block.name}, {tile.threads}, {tile.columns}>", _BYTES, tile.threads
     )
-    for block in FORMATS.values()
+    for block in MULTIPLIED
     if not block.is_float
     for tile in TILES
 }
 MATMUL_EXACT = {
-    block.name: _product(block, f"matmul_exact<{block.name}>", _FLOATS, 128)
-    for block in FORMATS.values()
+    block.name: _product(block, f"matmul_exact<{block.name}>", _FLOATS, 128) for block in MULTIPLIED
 }
 # (format's name, tile) -> Kernel
 MATMUL_WGMMA = {
@@ -130,7 +133,7 @@ MATMUL_WGMMA = {
         tile.threads,
         WGMMA_ARCHITECTURE,
     )
-    for block in FORMATS.values()
+    for block in MULTIPLIED
     if not block.is_float
     for tile in WGMMA_TILES
 }
@@ -152,7 +155,7 @@ QUANTISE_ROWS = {
         (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
         256,
     )
-    for of_x in sorted({bytes_of_x(block) for block in FORMATS.values() if not block.is_float})
+    for of_x in sorted({bytes_of_x(block) for block in MULTIPLIED if not block.is_float})
     for streamed in (False, True)
 }
 GATHER_ROWS = {

@@ -10,9 +10,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lowlevel.pool.arena import align_up
+from lowlevel.shapes import array_layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +23,10 @@ class Buffer:
     __slots__ = ("dtype", "first", "last", "n_bytes", "name", "offset", "shape")
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> None:
-        self.name, self.shape, self.dtype = name, shape, dtype
+        self.name = name
+        self.shape, self.dtype, n_bytes = array_layout(shape, dtype)
+        self.n_bytes = align_up(n_bytes)  # as it lies
         self.first = self.last = self.offset = -1
-        # As it lies: in units of 256.
-        self.n_bytes = align_up(math.prod(shape) * np.dtype(dtype).itemsize)
 
     def touch(self, op: int) -> None:
         """Operation number `op` needs it."""
@@ -59,6 +58,8 @@ class Rows:
 
     def columns(self, start: int, stop: int) -> Rows:
         """Some columns."""
+        if (start, stop) == (0, self.shape[-1]):
+            return self
         return self._view((*self.shape[:-1], stop - start), lambda a: a[..., start:stop])
 
     def heads(self, n_head: int) -> Rows:
@@ -66,6 +67,11 @@ class Rows:
         n, width = self.shape
         d = width // n_head
         return self._view((n_head, n, d), lambda a: _split(a, n_head, d).transpose(1, 0, 2))
+
+    def flat(self) -> Rows:
+        """One axis. Of whole rows of a buffer only."""
+        n = math.prod(self.shape)
+        return self._view((n,), lambda a: a.reshape(n))
 
     def head_rows(self, n_head: int) -> Rows:
         """(n_tokens n_head, d): each head of each token a row. Of whole rows of a buffer only."""

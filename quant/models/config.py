@@ -302,9 +302,7 @@ class _Reader:
                 "understood are none, linear, yarn, longrope"
             )
         attn_factor = self.real("rope.scaling.attn_factor", 1.0)
-        if kind == "longrope":
-            return dict(attn_factor=attn_factor)
-        if kind == "none" or not factor:  # Phi 3's files name factors and magnitude, and no type
+        if kind in ("none", "longrope") or not factor:
             return dict(attn_factor=attn_factor)
         if kind == "linear":
             return dict(freq_scale=1 / factor, attn_factor=attn_factor)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .step import ABSORBED, Choices, Pass, Recorder, latent_form
+from .recorder import Recorder
+from .step import ABSORBED, Choices, Pass, latent_form
 
 if TYPE_CHECKING:
     from .buffers import Rows
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # Groups of the feed-forward parts are not made smaller than this of themselves: each unpacks its weights anew.
 LEAST_GROUP_ROWS = 256
+# Where rows are gathered, groups have so many an expert: kernels take tiles of rows.
+GATHERED_ROWS = 64
 
 
 def record_pass(
@@ -52,7 +55,8 @@ def record_pass(
             feed_forward(s, x, layer)
     s.scope("")
     if n_outputs:
-        s.logits(s.rms_norm(x, config.output_norm), config.output)
+        most = n_tokens * attention_width(config.layers[-1]) // config.n_vocab
+        s.logits(s.rms_norm(x, config.output_norm), config.output, max(1, min(most, n_outputs)))
     return s.finish()
 
 
@@ -60,18 +64,19 @@ def head_attention(s: Recorder, x: Rows, layer: LayerConfig, n_active: int, n_kv
     """Attention with K and V of each head cached: Vaswani et al. (2017), Ainslie et al., "GQA" (2023)."""
     t, n_tokens = layer.tensors, x.shape[0]
     h = s.rms_norm(x, t["attn_norm.weight"])
-    k = s.product(h, t["attn_k.weight"], bias=t.get("attn_k.bias"))
-    v = s.product(h, t["attn_v.weight"], bias=t.get("attn_v.bias"))
+    heads = s.choices.heads
+    k = s.product(h, t["attn_k.weight"], bias=t.get("attn_k.bias"), dtype=heads)
+    v = s.product(h, t["attn_v.weight"], bias=t.get("attn_v.bias"), dtype=heads)
     head_norm(s, k, t.get("attn_k_norm.weight"), layer.n_head_kv)
     s.rope(k.heads(layer.n_head_kv), layer.rope, name="k")
     s.store(layer, k.heads(layer.n_head_kv), v.heads(layer.n_head_kv))
     if not n_active:
         return
     active = h.rows(n_tokens - n_active, n_tokens)
-    q = s.product(active, t["attn_q.weight"], bias=t.get("attn_q.bias"))
+    q = s.product(active, t["attn_q.weight"], bias=t.get("attn_q.bias"), dtype=heads)
     head_norm(s, q, t.get("attn_q_norm.weight"), layer.n_head)
     s.rope(q.heads(layer.n_head), layer.rope)
-    kqv = s.new("kqv", n_active, layer.n_head * layer.d_v)
+    kqv = s.new("kqv", n_active, layer.n_head * layer.d_v, heads)
     s.attend(layer, q.heads(layer.n_head), kqv.heads(layer.n_head))
     attention_output(s, x, layer, kqv, n_active)
 
@@ -92,7 +97,7 @@ def latent_attention(s: Recorder, x: Rows, layer: LayerConfig, n_active: int, n_
     """
     t, n_tokens, rank, n_head = layer.tensors, x.shape[0], layer.kv_lora_rank, layer.n_head
     h = s.rms_norm(x, t["attn_norm.weight"])
-    kv = s.product(h, t["attn_kv_a_mqa.weight"])
+    kv = s.product(h, t["attn_kv_a_mqa.weight"], dtype=s.choices.heads)
     c_kv, k_pe = kv.columns(0, rank), kv.columns(rank, rank + layer.rope.n_rot)
     s.rms_norm(c_kv, t["attn_kv_a_norm.weight"], out=c_kv)
     s.rope(k_pe.heads(1), layer.rope, name="k_pe")
@@ -102,7 +107,7 @@ def latent_attention(s: Recorder, x: Rows, layer: LayerConfig, n_active: int, n_
     active = h.rows(n_tokens - n_active, n_tokens)
     q = latent_queries(s, active, layer)
     s.rope(q.heads(n_head), layer.rope, offset=layer.d_nope)
-    kqv = s.new("kqv", n_active, n_head * layer.d_v)
+    kqv = s.new("kqv", n_active, n_head * layer.d_v, s.choices.heads)
     form = latent_form(layer, n_active, n_kv, s.choices.mla)
     if form == ABSORBED:
         absorbed_attention(s, layer, q, kqv)
@@ -115,25 +120,25 @@ def latent_queries(s: Recorder, h: Rows, layer: LayerConfig) -> Rows:
     """Queries, by way of their own latents where the file has such."""
     t = layer.tensors
     if not layer.q_lora_rank:
-        return s.product(h, t["attn_q.weight"])
+        return s.product(h, t["attn_q.weight"], dtype=s.choices.heads)
     a = s.product(h, t["attn_q_a.weight"])
     s.rms_norm(a, t["attn_q_a_norm.weight"], out=a)
-    return s.product(a, t["attn_q_b.weight"])
+    return s.product(a, t["attn_q_b.weight"], dtype=s.choices.heads)
 
 
 def absorbed_attention(s: Recorder, layer: LayerConfig, q: Rows, kqv: Rows) -> None:
     """Queries as latents over the latents, and the outputs' latents to values."""
     t, n_head, rank, n_rot = layer.tensors, layer.n_head, layer.kv_lora_rank, layer.rope.n_rot
     n, d_nope = q.shape[0], layer.d_nope
-    latent = s.new("q_latent", n, n_head * (rank + n_rot))
+    latent = s.new("q_latent", n, n_head * (rank + n_rot), s.choices.heads)
     rows = latent.head_rows(n_head)
     q_rows = q.head_rows(n_head)
     wk_b = t.get("k_b_turned") or t["k_b"].turned(s.choices.exact)
-    s.head_product(q_rows.columns(0, d_nope), wk_b, rows.columns(0, rank), n_head, "attn_k_b")
+    s.head_product(q_rows.columns(0, d_nope), wk_b, rows.columns(0, rank), n_head)
     s.copy(q_rows.columns(d_nope, d_nope + n_rot), rows.columns(rank, rank + n_rot), "q_pe")
-    mixed = s.new("kqv_latent", n, n_head * rank)
+    mixed = s.new("kqv_latent", n, n_head * rank, s.choices.heads)
     s.attend(layer, latent.heads(n_head), mixed.heads(n_head), ABSORBED)
-    s.head_product(mixed.head_rows(n_head), t["v_b"], kqv.head_rows(n_head), n_head, "attn_v_b")
+    s.head_product(mixed.head_rows(n_head), t["v_b"], kqv.head_rows(n_head), n_head)
 
 
 def attention_output(s: Recorder, x: Rows, layer: LayerConfig, kqv: Rows, n_active: int) -> None:
@@ -148,7 +153,8 @@ def attention_output(s: Recorder, x: Rows, layer: LayerConfig, kqv: Rows, n_acti
 def feed_forward(s: Recorder, x: Rows, layer: LayerConfig) -> None:
     """The dense part, or the experts that tokens choose and those that they share."""
     t = layer.tensors
-    h = s.rms_norm(x, t["ffn_norm.weight"])
+    # What a router is given decides between experts: it is not rounded.
+    h = s.rms_norm(x, t["ffn_norm.weight"], dtype="float32" if layer.routing else None)
     if layer.routing is None:
         gated_part(s, x, h, layer, "", layer.n_ff)
         return
@@ -175,32 +181,39 @@ def gated_part(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, suffix: str, n
 def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig) -> None:
     """Shazeer et al. (2017): each token's experts, by grouped products over rows sorted by expert, some at a time."""
     t, n_ff, n_embd = layer.tensors, layer.n_ff_expert, s.config.n_embd
-    logits = s.product(h, t["ffn_gate_inp.weight"], bias=t.get("ffn_gate_inp.bias"))
-    tokens, ids, weights = s.by_expert(*s.route(layer, logits))
-    n = tokens.shape[0]
-    step = group_rows(s, layer, n, 2 * n_ff + n_embd)
+    gate, up, down = (t[f"ffn_{name}_exps.weight"] for name in ("gate", "up", "down"))
+    logits = s.product(h, t["ffn_gate_inp.weight"], dtype="float32")
+    if "ffn_gate_inp.bias" in t:
+        s.add_vector(logits, t["ffn_gate_inp.bias"])
+    of = s.expert_rows(*s.route(layer, logits))
+    n = of.experts.shape[0]
+    step = group_rows(
+        s, layer, n, 2 * n_ff + 2 * n_embd if s.choices.gathers else 2 * n_ff + n_embd
+    )
+    step = max(1, step // of.per_token) * of.per_token
     for start in range(0, n, step):
-        rows = start, min(start + step, n)
-        n_rows = rows[1] - rows[0]
-        of_token, of_expert = tokens.rows(*rows), ids.rows(*rows)
-        both = s.new("ffn_gate_up_exps", n_rows, 2 * n_ff)
+        stop = min(start + step, n)
+        of_expert, of_token = of.experts.rows(start, stop), of.tokens.rows(start, stop)
+        both = s.expert_product(h, (gate, up), of_expert, "ffn_gate_up_exps", of_token)
         halves = both.columns(0, n_ff), both.columns(n_ff, 2 * n_ff)
         for name, half in zip(("gate", "up"), halves, strict=True):
-            s.expert_product(h, t[f"ffn_{name}_exps.weight"], half, of_expert, of_token)
             if f"ffn_{name}_exps.bias" in t:
                 s.add_vector(half, t[f"ffn_{name}_exps.bias"], of_expert)
         s.gated(*halves)
-        y = s.new("ffn_down_exps", n_rows, n_embd)
-        s.expert_product(halves[0], t["ffn_down_exps.weight"], y, of_expert)
+        y = s.expert_product(halves[0], (down,), of_expert, "ffn_down_exps")
         if "ffn_down_exps.bias" in t:
             s.add_vector(y, t["ffn_down_exps.bias"], of_expert)
-        s.scatter_add(y, x, of_token, weights.rows(*rows))
+        s.scatter_add(y, x, of, start)
 
 
 def group_rows(s: Recorder, layer: LayerConfig, n: int, width: int) -> int:
     """Rows of `width` values that are worked on at a time: no more memory than the layer's attention takes."""
     if s.choices.group_rows is not None:
         return min(n, s.choices.group_rows)
-    attention = layer.q_lora_rank + layer.n_head * (layer.d_k + layer.d_v)
-    most = s.made.n_tokens * attention // width
+    most = s.made.n_tokens * attention_width(layer) // width
     return min(n, max(LEAST_GROUP_ROWS, most // LEAST_GROUP_ROWS * LEAST_GROUP_ROWS))
+
+
+def attention_width(layer: LayerConfig) -> int:
+    """Values a token that a layer's attention has at once, beside the residual stream and its norm."""
+    return layer.q_lora_rank + layer.n_head * (layer.d_k + layer.d_v)

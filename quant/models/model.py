@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import warnings
@@ -12,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowlevel import Pool, devices
-from lowlevel.pool.arena import align_up
-from lowlevel.pool.budget_error import BudgetError
 from lowlevel.sizes import format_size, parse_size
 
 from ..gguf.model_file import open as open_model
 from .config import ModelConfig
-from .kv_cache import LayerCache, cache_bytes, kv_type
-from .layers import record_pass
-from .runner import Bound, State, Weights
-from .step import ABSORBED, DECOMPRESSED, MLA, Choices, form_changes_at, latent_form
+from .kv_cache import LayerCache, kv_type
+from .plan import Memory, Planned, choose, plan_pass
+from .runner import Bound, State, Weights, rope_angles
+from .step import MLA, Choices
 
 if TYPE_CHECKING:
     from lowlevel.sizes import Size
@@ -32,53 +29,8 @@ if TYPE_CHECKING:
 
 MOST_CONTEXT = 2**31 - 64
 DEFAULT_CONTEXT = 16384
-# Feed-forward parts work on so many rows at a time where a budget asks for it, and no fewer.
-GROUP_ROWS = (None, 1024, 512, 256, 128, 64, 32)
-SMALLEST_AMB = 2**16
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of a model, by what they are for: what is planned is what is taken.
-
-    Attributes
-    ----------
-    weights : int
-        Of the file; on the CPU they are mapped, and take nothing of the pool.
-    weights_made : int
-        Of weights that the file has in another form.
-    kv_cache : int
-    activations : int
-        All buffers of a pass, over each other where they never live at once.
-    scratch : int
-        Of attention (within amb), and of products.
-    logits : int
-        Of one token.
-    inputs : int
-        Positions of a u-batch.
-    """
-
-    weights: int
-    weights_made: int
-    kv_cache: int
-    activations: int
-    scratch: int
-    logits: int
-    inputs: int
-
-    @property
-    def compute(self) -> int:
-        """What passes work in: activations, scratch, logits, inputs."""
-        return self.activations + self.scratch + self.logits + self.inputs
-
-    @property
-    def pool(self) -> int:
-        """What is taken from the pool in all."""
-        return self.weights_made + self.kv_cache + self.compute
-
-    def to_dict(self) -> dict[str, int]:
-        """The same as plain values."""
-        return {**dataclasses.asdict(self), "compute": self.compute, "pool": self.pool}
+# Dtypes that a cache and attention have in common on devices.
+HALVES = ("float16", "bfloat16")
 
 
 def load(
@@ -150,117 +102,6 @@ def load(
     )
 
 
-def plan_pass(
-    config: ModelConfig, choices: Choices, n_tokens: int, n_kv: int, n_outputs: int = 1
-) -> Pass:
-    """The plan of one pass: every buffer with its lifetime, and its bytes.
-
-    Parameters
-    ----------
-    config : ModelConfig
-    choices : Choices
-    n_tokens : int
-        1 is a decode step.
-    n_kv : int
-        Tokens in the cache after it.
-    n_outputs : int
-        The last tokens whose logits are asked for.
-    """
-    return record_pass(config, choices, n_tokens, n_outputs, n_kv)
-
-
-class Planned:
-    """What a model takes with some choices: passes of all sizes, and the most of each part.
-
-    Parameters
-    ----------
-    config : ModelConfig
-    choices : Choices
-    """
-
-    def __init__(self, config: ModelConfig, choices: Choices) -> None:
-        self.config, self.choices = config, choices
-        self._passes: dict[tuple, Pass] = {}
-        self.activation_bytes = self.attention_bytes = fixed = 0
-        brief = config.of_each_kind()
-        for n_tokens in _some_sizes(choices.n_ubatch):
-            for n_kv in self._contexts(n_tokens):
-                for n_outputs in {0, 1, n_tokens}:
-                    made = self._of(brief, n_tokens, n_outputs, n_kv)
-                    self.activation_bytes = max(self.activation_bytes, made.activation_bytes)
-                    fixed = max(fixed, made.fixed_scratch_bytes)
-                    attention = made.attention_bytes(n_kv, choices.amb)
-                    self.attention_bytes = max(self.attention_bytes, attention)
-        self.scratch_bytes = max(fixed, self.attention_bytes)
-
-    def _contexts(self, n_tokens):
-        """Tokens in the cache after a pass: powers of two, and where the form of latent attention changes."""
-        n_ctx, layer = self.choices.n_ctx, self.config.layers[0]
-        contexts = set(_some_sizes(n_ctx))
-        if layer.is_latent:
-            at = form_changes_at(layer, n_tokens)
-            contexts |= {min(max(1, n_kv), n_ctx) for n_kv in (at, at + 1)}
-        return sorted(n_kv for n_kv in contexts if n_kv >= n_tokens)
-
-    def of(self, n_tokens: int, n_outputs: int, n_kv: int) -> Pass:
-        """The pass of a size; those that are alike are one."""
-        return self._of(self.config, n_tokens, n_outputs, n_kv)
-
-    def _of(self, config, n_tokens, n_outputs, n_kv):
-        layer = self.config.layers[0]
-        forms = (
-            [latent_form(layer, n, n_kv, self.choices.mla) for n in (n_tokens, max(n_outputs, 1))]
-            if layer.is_latent
-            else []
-        )
-        key = config is self.config, n_tokens, n_outputs, *forms
-        if key not in self._passes:
-            self._passes[key] = record_pass(config, self.choices, n_tokens, n_outputs, n_kv)
-        return self._passes[key]
-
-    def fits(self, made: Pass) -> bool:
-        """Whether a pass takes no more than was planned."""
-        return (
-            made.activation_bytes <= self.activation_bytes
-            and made.fixed_scratch_bytes <= self.scratch_bytes
-        )
-
-    def memory(self, weight_bytes: int) -> Memory:
-        """All bytes."""
-        config, choices = self.config, self.choices
-        return Memory(
-            weights=weight_bytes,
-            weights_made=_made_bytes(config, choices),
-            kv_cache=cache_bytes(config, choices.n_ctx, choices.n_ubatch, choices.kv_type),
-            activations=self.activation_bytes,
-            scratch=self.scratch_bytes,
-            logits=align_up(4 * config.n_vocab),
-            inputs=align_up(4 * choices.n_ubatch),
-        )
-
-
-def _some_sizes(most):
-    """1, the powers of two, and `most`."""
-    return sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
-
-
-def _made_bytes(config, choices):
-    """Of wk_b, turned: absorbed queries need it where the file has attn_kv_b only."""
-    return sum(
-        align_up(layer.tensors["k_b"].turned(choices.exact).n_bytes)
-        for layer in config.layers
-        if _needs_turned(layer, choices)
-    )
-
-
-def _needs_turned(layer, choices):
-    return (
-        layer.is_latent
-        and "k_b_turned" not in layer.tensors
-        and latent_form(layer, 1, choices.n_ctx, choices.mla) == ABSORBED
-    )
-
-
 class Model:
     """A model on one device; see `load`.
 
@@ -277,19 +118,19 @@ class Model:
     def __init__(self, path: str | os.PathLike[str], device: str = "cpu", **options: Any) -> None:
         pool = options.pop("pool")
         where = devices.get(device)
-        if where.room != "cpu":
-            raise ValueError(f'device: whole models run on "cpu" in this version, got {device!r}')
         if pool is not None and getattr(pool, "device", None) != where.name:
             raise ValueError(f"pool: expected a lowlevel.Pool on {where.name!r}, got {pool!r}")
         self._file = open_model(path)
         try:
-            self.config, choices = _checked(self._file, where.name, options)
-            planned, self.memory = self._planned(choices, pool)
+            self.config, choices = _checked(self._file, where, options)
+            room = None if pool is None else pool.largest_free
+            planned, self.memory = choose(self.config, choices, self._file.n_bytes, room)
         except BaseException:
             self._file.close()
             raise
         self.choices = planned.choices
         self._plans = planned
+        self._device = where
         self._own_pool = pool is None
         self.pool = Pool(self.memory.pool, device=where.name) if pool is None else pool
         self._taken = Taken(self.pool)
@@ -302,49 +143,34 @@ class Model:
             self.close()
             raise
 
-    def _planned(self, choices, pool):
-        weight_bytes = self._file.n_bytes
-        room = None if pool is None else pool.largest_free
-        refused: Any = None
-        below: BudgetError | None = None
-        for candidate in _candidates(choices):
-            if below is not None and candidate.mla == choices.mla:
-                continue
-            try:
-                planned = Planned(self.config, candidate)
-            except BudgetError as error:  # amb is below the smallest tile, and will be
-                below = error
-                continue
-            memory = planned.memory(weight_bytes)
-            if room is None:
-                _check_machine(memory)
-            if room is None or memory.pool <= room:
-                return planned, memory
-            refused = memory
-        if refused is None:
-            assert below is not None
-            raise _below_amb(below, choices)
-        raise _too_small(refused, room)
-
     def _take(self):
         """All memory, before the first token."""
         choices, memory, taken = self.choices, self.memory, self._taken
         with self.pool.call("load", planned=memory.pool):
+            weights = self._weights = Weights(self._file, taken, choices.n_threads)
+            matrices, vectors = self._plans.weights()
+            for weight in matrices:
+                weights.tensor(weight)
+            for weight in vectors:
+                weights.floats(weight)
             self._caches = [
                 LayerCache(layer, choices.n_ctx, choices.n_ubatch, choices.kv_type, taken)
                 for layer in self.config.layers
             ]
             self._activations = taken.empty(memory.activations, "uint8", tag="activations")
             scratch = taken.empty(memory.scratch, "uint8", tag="scratch")
-            self._logits = taken.empty((1, self.config.n_vocab), "float32", tag="logits")
-            positions = taken.empty(choices.n_ubatch, "int32", tag="positions")
-            self._weights = Weights(self._file, taken, choices.n_threads)
-            for layer in self.config.layers:
-                if _needs_turned(layer, choices):
-                    self._weights.tensor(layer.tensors["k_b"].turned(choices.exact))
+            self._state = State(choices, self._plans.attention_bytes)
+            self._state.positions = taken.empty(choices.n_ubatch, "int32", tag="inputs")
+            for key, (buffer, make) in self._plans.constants().items():
+                array = taken.empty(buffer.shape, buffer.dtype, tag="inputs")
+                self._device.upload(array, make().astype(buffer.dtype))
+                self._state.constants[key] = array
+            if memory.host:
+                shape = choices.n_ubatch, self.config.n_embd
+                self._state.staged = np.empty(shape, np.float32)
+            for rope in self._plans.ropes():
+                self._state.ropes[rope] = rope_angles(rope, weights)
         self._scratch = Pool(memory.scratch, device=self.pool.device, memory=scratch)
-        self._state = State(choices, self._plans.attention_bytes)
-        self._state.positions = positions
 
     # ------------------------------------------------------------ tokens in, logits out
 
@@ -392,13 +218,11 @@ class Model:
         for size in self._u_batches(n):
             is_last = done + size == n
             n_outputs = size if all_logits else 1 if is_last else 0
-            target = logits[done : done + size] if all_logits else self._logits
+            target = logits[done : done + size] if all_logits else logits[None]
             self._pass(ids[done : done + size], n_outputs, target, clock)
             done += size
             if progress is not None:
                 progress(done, n)
-        if not all_logits:
-            np.copyto(logits, self._logits[0])
         self._cap(logits)
         return logits
 
@@ -481,8 +305,7 @@ class Model:
     @property
     def compute_peak(self) -> int:
         """Bytes of compute memory that passes have really used at most so far."""
-        memory = self.memory
-        return self._most_activations + self._scratch.peak + memory.logits + memory.inputs
+        return self._most_activations + self._scratch.peak + self.memory.inputs
 
     _most_activations = 0
 
@@ -499,7 +322,7 @@ class Model:
         scratch = self.__dict__.pop("_scratch", None)
         if scratch is not None:
             scratch.close()
-        for name in ("_caches", "_activations", "_logits", "_state", "_weights"):
+        for name in ("_caches", "_activations", "_state", "_weights"):
             self.__dict__.pop(name, None)
         self._taken.free()
         if self._own_pool:
@@ -535,7 +358,8 @@ class Model:
         state, n = self._state, len(ids)
         state.tokens, state.logits = ids, logits
         state.n_kv, state.n_total = self.n_kv, self.n_kv + n
-        state.positions[:n] = np.arange(self.n_kv, self.n_kv + n, dtype=np.int32)
+        positions = np.arange(self.n_kv, self.n_kv + n, dtype=np.int32)
+        self._device.upload(state.positions[:n], positions)
         made = self._plans.of(n, n_outputs, state.n_total)
         self._bound_pass(made).run(clock)
         self._most_activations = max(self._most_activations, made.activation_bytes)
@@ -596,7 +420,7 @@ class Taken:
             self._arrays.pop()
 
 
-def _checked(file, device, options):
+def _checked(file, where, options):
     """(ModelConfig, Choices) of checked arguments."""
     n_ctx, n_ubatch = options["n_ctx"], options["n_ubatch"]
     for name, value in (("n_ctx", n_ctx), ("n_ubatch", n_ubatch)):
@@ -620,6 +444,11 @@ def _checked(file, device, options):
         warnings.warn(
             f"n_ctx: {n_ctx} is beyond the model's context of {config.context_length}", stacklevel=4
         )
+    is_host = where.room == "cpu"
+    heads = "float32" if is_host else kind.name if kind.name in HALVES else "bfloat16"
+    n_threads = options["n_threads"]
+    if not is_host and n_threads is not None:
+        raise ValueError(f"n_threads: {where.name} has no use for it; leave it out")
     choices = Choices(
         n_ctx=n_ctx,
         n_ubatch=min(int(n_ubatch), n_ctx),
@@ -628,63 +457,13 @@ def _checked(file, device, options):
         mla=options["mla"],
         exact=bool(options["exact"]),
         method=options["method"],
-        n_threads=devices.get(device).resolve_n_threads(options["n_threads"]),
-        device=device,
+        n_threads=where.resolve_n_threads(n_threads) if is_host else None,
+        device=where.name,
+        rows="float32" if is_host or options["exact"] else "bfloat16",
+        heads=heads,
+        gathers=not is_host,
     )
     return config, choices
-
-
-def _candidates(choices):
-    """The best choices, then those that take less: smaller groups, then smaller tiles of attention.
-
-    To decompress latents takes more than the smallest tile: where amb is below that, "auto" is absorbed.
-    """
-    forms = (choices.mla, 1) if choices.mla in (3, "auto") else (choices.mla,)
-    for mla in forms:
-        for group_rows in GROUP_ROWS:
-            yield dataclasses.replace(choices, group_rows=group_rows, mla=mla)
-        amb = choices.amb or 2**30
-        while amb > SMALLEST_AMB:
-            amb //= 2
-            yield dataclasses.replace(choices, group_rows=GROUP_ROWS[-1], amb=amb, mla=mla)
-
-
-def _below_amb(error, choices):
-    """What to raise where amb holds no tile of attention."""
-    return BudgetError(
-        f"amb: {format_size(choices.amb)} are too few for the smallest tile of attention; {error.remedy}",
-        requested=error.requested,
-        budget=choices.amb,
-        smallest_budget=error.smallest_budget,
-        remedy=error.remedy,
-    )
-
-
-def _too_small(memory, room):
-    """What to raise where a model does not fit its pool."""
-    needed = memory.pool
-    remedy = (
-        f"a pool of {needed} bytes ({format_size(needed)}), or a smaller n_ubatch, n_ctx or kv_type"
-    )
-    return BudgetError(
-        f"pool: {room} bytes ({format_size(room)}) in one piece are too few for this model's passes, which take "
-        f"{format_size(memory.kv_cache)} of K/V cache and {format_size(memory.compute)} of compute memory: "
-        f"give {remedy}",
-        requested=needed,
-        budget=room,
-        smallest_budget=needed,
-        remedy=remedy,
-    )
-
-
-def _check_machine(memory):
-    """Raise MemoryError where a private pool would be more than the machine has: it would fail at token 20000."""
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory.pool > most:
-        raise MemoryError(
-            f"n_ctx: K/V cache and compute memory would take {format_size(memory.pool)}, this machine has "
-            f"{format_size(most)}; give a smaller n_ctx, n_ubatch or kv_type"
-        )
 
 
 def _checked_logits(out, shape):
@@ -696,4 +475,4 @@ def _checked_logits(out, shape):
     return out
 
 
-__all__ = ["DECOMPRESSED", "Memory", "Model", "Planned", "load", "plan_pass"]
+__all__ = ["Memory", "Model", "Planned", "Taken", "load", "plan_pass"]

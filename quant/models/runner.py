@@ -10,13 +10,13 @@ import numpy as np
 
 from lowlevel import attention, devices, ops
 
+from ..tensor import QuantTensor
 from .step import ABSORBED, DECOMPRESSED
 
 if TYPE_CHECKING:
     from lowlevel import AttentionPlan, Pool
 
     from ..gguf.model_file import ModelFile
-    from ..tensor import QuantTensor
     from .buffers import Rows
     from .config import LayerConfig, Rope
     from .kv_cache import LayerCache
@@ -25,40 +25,74 @@ if TYPE_CHECKING:
 
 
 class Weights:
-    """The weights of a model as operations take them, each brought to its form once.
+    """The weights of a model as operations take them, each brought to its device and form once.
+
+    On the CPU tensors stay where the file is mapped; elsewhere they are copied to the pool.
 
     Parameters
     ----------
     file : ModelFile
-    pool : Pool
-        Where weights lie that have to be made.
+    pool : object
+        With `empty` and `device`: where weights lie that are copied or made.
     n_threads : int or None
     """
 
-    def __init__(self, file: ModelFile, pool: Pool, n_threads: int | None) -> None:
+    def __init__(self, file: ModelFile, pool: Any, n_threads: int | None) -> None:
         self._file, self._pool, self._n_threads = file, pool, n_threads
+        self._device = devices.get(pool.device)
+        self._whole: dict[str, QuantTensor] = {}
         self._tensors: dict[Weight, QuantTensor] = {}
-        self._floats: dict[Weight, np.ndarray] = {}
+        self._floats: dict[Weight, Any] = {}
 
     def tensor(self, weight: Weight) -> QuantTensor:
         """A matrix, or a stack of them."""
         found = self._tensors.get(weight)
         if found is None:
-            if weight.is_turned:
-                n, rows, columns = weight.shape
-                shape = (n, rows, weight.format.row_bytes(columns))
-                memory = self._pool.empty(shape, "uint8", tag="weights made")
-                found = weight.turn(self._file, memory, self._n_threads)
-            else:
-                found = weight.of(self._file)
+            found = (
+                self._turned(weight) if weight.is_turned else weight.view(self.whole(weight.name))
+            )
             self._tensors[weight] = found
         return found
 
-    def floats(self, weight: Weight) -> np.ndarray:
-        """A vector or table as float32."""
+    def whole(self, name: str) -> QuantTensor:
+        """A tensor of the file."""
+        if name not in self._whole:
+            tensor = self._file[name]
+            data = self.on_device(tensor.data, "weights")
+            if data is not tensor.data:
+                tensor = QuantTensor(data, tensor.format, tensor.shape)
+            self._whole[name] = tensor
+        return self._whole[name]
+
+    def _turned(self, weight):
+        n, rows, columns = weight.shape
+        shape = n, rows, weight.format.row_bytes(columns)
+        memory = self._pool.empty(shape, "uint8", tag="weights made")
+        made = weight.turn(self._file, self._n_threads)
+        self._device.upload(memory, made)
+        return QuantTensor(memory, weight.format, weight.shape)
+
+    def host_tensor(self, weight: Weight) -> QuantTensor:
+        """A matrix where the file is mapped."""
+        return weight.view(self._file[weight.name])
+
+    def host_floats(self, weight: Weight) -> np.ndarray:
+        """A vector or table as float32 on the host."""
+        return weight.floats_of(self._file)
+
+    def floats(self, weight: Weight) -> Any:
+        """The same on the device."""
         if weight not in self._floats:
-            self._floats[weight] = weight.floats_of(self._file)
+            self._floats[weight] = self.on_device(weight.floats_of(self._file), "weights")
         return self._floats[weight]
+
+    def on_device(self, array: np.ndarray, tag: str) -> Any:
+        """An array in the pool, on the CPU itself."""
+        if self._device.address(array) is not None:
+            return array
+        memory = self._pool.empty(array.shape, array.dtype.name, tag=tag)
+        self._device.upload(memory, array)
+        return memory
 
 
 class State:
@@ -73,15 +107,23 @@ class State:
         Tokens in the cache before the pass.
     n_total : int
         With those of the pass.
-    logits : array of float32, (n_outputs, n_vocab)
+    logits : numpy.ndarray of float32, (n_outputs, n_vocab)
+        On the host, to be written.
+    staged : numpy.ndarray of float32, (n_ubatch, n_embd), or None
+        Embeddings on their way to a device; None on the CPU.
+    ropes, constants : dict
+        Angles by `Rope`; arrays by what `Pass.constants` calls them.
     """
 
     tokens: np.ndarray
     positions: Any
     logits: Any
+    staged: np.ndarray | None = None
 
     def __init__(self, choices: Choices, attention_bytes: int) -> None:
         self.n_kv = self.n_total = 0
+        self.ropes: dict[Rope, Any] = {}
+        self.constants: dict[tuple[str, int], Any] = {}
         self._choices, self._attention_bytes = choices, attention_bytes
         self._plans: dict[AttentionSizes, tuple[int, AttentionPlan]] = {}
 
@@ -121,12 +163,13 @@ class Bound:
         self.made, self.scratch, self.caches, self.state = made, scratch, caches, state
         self._device = devices.get(scratch.device)
         self._memory, self._weights = memory, weights
-        self._ropes: dict[Rope, Any] = {}
         self._arrays = {
-            id(b): self._device.view(memory, b.offset, b.shape, np.dtype(b.dtype))
+            id(b): self._device.view(memory, b.offset, b.shape, b.dtype)
             for b in made.buffers
             if b.offset >= 0
         }
+        for key, (buffer, _) in made.constants.items():
+            self._arrays[id(buffer)] = state.constants[key]
         self._calls = [op.bind(self) for op in made.operations]
 
     def run(self, clock: dict[str, float] | None = None) -> None:
@@ -152,35 +195,35 @@ class Bound:
         """A weight as products take it."""
         return self._weights.tensor(weight)
 
+    def host_weight(self, weight: Weight) -> QuantTensor:
+        """A weight where the file is mapped."""
+        return self._weights.host_tensor(weight)
+
+    def staging(self, rows: Rows) -> Any:
+        """Memory on the host for `rows`: they themselves, where they lie there."""
+        array = self.array(rows)
+        return array if self.state.staged is None else self.state.staged[: len(array)]
+
+    def upload(self, rows: Any, staged: np.ndarray) -> None:
+        """Rows from the host."""
+        self._device.upload(rows, staged)
+
     def floats(self, weight: Weight) -> Any:
         """A vector or table of float32 on the device."""
-        return self.to_device(self._weights.floats(weight))
+        return self._weights.floats(weight)
 
     def host_floats(self, weight: Weight) -> np.ndarray:
         """The same on the host."""
-        return self._weights.floats(weight)
-
-    def to_device(self, array: np.ndarray) -> Any:
-        """A small constant of the pass."""
-        return self._device.from_host(array)
+        return self._weights.host_floats(weight)
 
     def frequencies(self, rope: Rope) -> Any:
         """The angles of RoPE."""
-        if rope not in self._ropes:
-            factors = None if rope.factors is None else self._weights.floats(rope.factors)
-            made = ops.rope_frequencies(
-                rope.n_rot,
-                freq_base=rope.freq_base,
-                freq_scale=rope.freq_scale,
-                freq_factors=factors,
-                ext_factor=rope.ext_factor,
-                attn_factor=rope.attn_factor,
-                beta_fast=rope.beta_fast,
-                beta_slow=rope.beta_slow,
-                n_ctx_orig=rope.n_ctx_orig,
-            )
-            self._ropes[rope] = made.to(self.scratch.device)
-        return self._ropes[rope]
+        return self.state.ropes[rope]
+
+    def give_logits(self, rows: Any, start: int) -> None:
+        """Logits of some outputs, to the host."""
+        host = self._device.to_host(rows)
+        np.copyto(self.state.logits[start : start + len(host)], host)
 
     @property
     def tokens(self) -> np.ndarray:
@@ -193,10 +236,6 @@ class Bound:
     @property
     def n_kv(self) -> int:
         return self.state.n_kv
-
-    @property
-    def logits(self) -> Any:
-        return self.state.logits
 
     def kv_reader(
         self, layer: LayerConfig, sizes: AttentionSizes, form: str | None, turned: bool
@@ -232,3 +271,20 @@ class Bound:
             attention(q, k, v, pool=scratch, plan=state.plan(sizes), out=out, **options)
 
         return run
+
+
+def rope_angles(rope: Rope, weights: Weights) -> ops.RopeFrequencies:
+    """The angles of one kind of layers, in the pool of its weights."""
+    factors = None if rope.factors is None else weights.host_floats(rope.factors)
+    made = ops.rope_frequencies(
+        rope.n_rot,
+        freq_base=rope.freq_base,
+        freq_scale=rope.freq_scale,
+        freq_factors=factors,
+        ext_factor=rope.ext_factor,
+        attn_factor=rope.attn_factor,
+        beta_fast=rope.beta_fast,
+        beta_slow=rope.beta_slow,
+        n_ctx_orig=rope.n_ctx_orig,
+    )
+    return ops.RopeFrequencies(weights.on_device(made.turns, "rope"), made.magnitude)

@@ -36,7 +36,9 @@ class Weight:
     views : tuple
         How the view comes from the tensor: (shape, axis, start, stop), one after the other.
     is_turned : bool
-        The last two axes change places: such a tensor has to be made, in float16 or float32.
+        The last two axes change places: such a tensor has to be made, in floats.
+    whole_bytes : int
+        Of the tensor in the file.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Weight:
     shape: tuple
     views: tuple = ()
     is_turned: bool = False
+    whole_bytes: int = 0
 
     @property
     def outline(self) -> tuple[BlockFormat, tuple]:
@@ -66,23 +69,24 @@ class Weight:
         return replace(self, shape=shape, views=(*self.views, (self.shape, axis, start, stop)))
 
     def turned(self, exact: bool = False) -> Weight:
-        """The matrices of a stack turned: of blocks as float16, or as float32 if `exact`; floats keep their bits."""
+        """The matrices of a stack turned, as floats: float16, but where that would lose something that counts."""
         n, rows, columns = self.shape
-        wide = exact or self.format.name in ("F32", "BF16")
-        kind = block_format("F32" if wide and self.format.name != "F16" else "F16")
-        return replace(self, shape=(n, columns, rows), format=kind, is_turned=True)
+        made = block_format("F32" if exact or self.format.name in ("F32", "BF16") else "F16")
+        return replace(self, shape=(n, columns, rows), format=made, is_turned=True)
 
-    def of(self, file: ModelFile) -> QuantTensor:
-        """The tensor, or the view of it, in an open file; it must not be `is_turned`."""
-        return _viewed(file[self.name], self.views)
+    def view(self, whole: QuantTensor) -> QuantTensor:
+        """The view of the file's tensor, wherever that lies; it must not be `is_turned`."""
+        return _viewed(whole, self.views)
 
-    def turn(self, file: ModelFile, out: np.ndarray, n_threads: int | None = None) -> QuantTensor:
-        """An `is_turned` tensor, made in `out`: uint8, (n, rows, row bytes), C-contiguous."""
-        floats = out.view(np.float32 if self.format.name == "F32" else np.float16)
-        for index in range(self.shape[0]):
-            matrix = dequantize(self.of(file)[index], n_threads=n_threads)
-            floats[index] = matrix.T
-        return QuantTensor(out, self.format, self.shape)
+    def turn(self, file: ModelFile, n_threads: int | None = None) -> np.ndarray:
+        """The bytes of an `is_turned` tensor: uint8, (n, rows, row bytes)."""
+        n, rows, columns = self.shape
+        made = np.empty((n, rows, self.format.row_bytes(columns)), np.uint8)
+        floats = made.view(np.float32 if self.format.name == "F32" else np.float16)
+        source = self.view(file[self.name])
+        for index in range(n):
+            floats[index] = dequantize(source[index], n_threads=n_threads).T
+        return made
 
     def floats_of(self, file: ModelFile) -> np.ndarray:
         """Its values as contiguous float32: where they lie if they are that already, else a copy."""
@@ -136,7 +140,7 @@ class TensorTable:
                 f"{self._path}: tensor {name!r} has shape {info.shape}; the pass needs {wanted}"
             )
         self._rest.discard(name)
-        return Weight(name, FORMATS[info.qtype], tuple(info.shape))
+        return Weight(name, FORMATS[info.qtype], tuple(info.shape), whole_bytes=info.n_bytes)
 
     def layer(self, index: int) -> LayerTensors:
         """The tensors of one layer, none taken yet."""

@@ -327,7 +327,7 @@ def test_the_plan_of_a_scatter_on_the_cpu_takes_nothing():
     plan = ops.plan_scatter_add(100, 10)
     assert plan.scratch_bytes == 0
     assert plan.to_dict() == {
-        "device": "cpu", "n_rows": 100, "n_tokens": 10, "in_order": False, "scratch": [], "scratch_bytes": 0,
+        "path": "by token", "device": "cpu", "n_rows": 100, "n_tokens": 10, "in_order": False, "scratch": [], "scratch_bytes": 0,
     }  # fmt: skip
     with lowlevel.Pool("1MiB") as pool:
         ops.scatter_add(F4, F4.copy(), tokens=IDS, pool=pool)

@@ -136,6 +136,7 @@ def test_writes_of_scalars_to_addresses(write):
         (simd.read_u8, "uint8", 1),
         (simd.read_u16, "uint16", 1),
         (simd.read_i32, "int32", 1),
+        (simd.read_i64, "int64", 1),
         (simd.read_u8x16, "uint8", 16),
         (simd.read_u8x32, "uint8", 32),
         (simd.read_u8x64, "uint8", 64),

@@ -219,7 +219,7 @@ CALLS = {
             False,
             n,
         )
-        for block in FORMATS.values()
+        for block in products.MULTIPLIED
         if not block.is_float
         for streamed, n in ((True, 3), (False, 11))
     },

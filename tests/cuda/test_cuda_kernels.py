@@ -9,7 +9,6 @@ import warnings
 import pytest
 
 from lowlevel.gpu import instances, loader, nvrtc, resources
-from quant import FORMATS
 from quant.gpu import constants
 from quant.gpu import instances as products
 from quant.gpu.dequantize import run as dequantize
@@ -129,7 +128,7 @@ def _shared_memory_of(block):
         )
 
 
-@pytest.mark.parametrize("block", FORMATS.values(), ids=lambda block: block.name)
+@pytest.mark.parametrize("block", products.MULTIPLIED, ids=lambda block: block.name)
 def test_launchers_know_the_kernels_shared_memory(block, nvrtc_version):
     file = "matmul_floats.cu" if block.is_float else f"matmul_{block.name.lower()}.cu"
     holds(
@@ -143,7 +142,7 @@ def test_launchers_know_the_kernels_shared_memory(block, nvrtc_version):
 
 
 @pytest.mark.parametrize(
-    "block", [row for row in FORMATS.values() if not row.is_float], ids=lambda block: block.name
+    "block", [row for row in products.MULTIPLIED if not row.is_float], ids=lambda block: block.name
 )
 def test_launchers_know_the_shared_memory_of_warpgroups(block, nvrtc_version):
     facts = [

@@ -23,6 +23,7 @@ from quant.gpu.instances import (
     MATVEC,
     MATVEC_EXACT,
     MATVEC_SINGLE,
+    MULTIPLIED,
     PRODUCTS,
     QUANTISE_ROWS,
     SORT_ROWS,
@@ -33,7 +34,7 @@ from quant.gpu.matmul.plan import SINGLE_COLUMNS
 
 # The others are test_matmul_wgmma.py's.
 KERNELS = tuple(set(PRODUCTS) - {*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values()})
-BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
+BLOCKS = [row.name for row in MULTIPLIED if not row.is_float]
 FLOATS = [row.name for row in FORMATS.values() if row.is_float]
 # (kernel, format, exact, rows of x that make the launcher choose it; of MATVEC's 1: each of an expert)
 LAUNCHES = [
@@ -300,6 +301,19 @@ def test_extreme_bytes(name, n, any_device):
         for sign in (1, -1):
             x = np.full((n, columns), sign * 127.0, np.float32)
             check_product(multiply(x, t, any_device), x, t, False, f"{byte:x}")
+
+
+@pytest.mark.parametrize("row", [row for row in FORMATS.values() if row not in MULTIPLIED])
+def test_what_is_not_multiplied_with_is_refused(row, device):
+    """Before anything is written, saying what works."""
+    shape = (3, row.block_weights)
+    t = QuantTensor(np.zeros(3 * row.block_bytes, np.uint8), row.name, shape).to(device)
+    out = asarray(np.full((2, 3), 7, np.float32), device)
+    with pytest.raises(ValueError, match=f"^t: there are no products with {row.name} on GPUs"):
+        matmul(asarray(np.zeros((2, row.block_weights), np.float32), device), t, out=out)
+    assert (asnumpy(out) == 7).all()
+    with pytest.raises(ValueError, match="the CPU multiplies with it"):
+        matmul_scratch_bytes(2, (row.name, shape), device=device)
 
 
 def test_more_rows_than_a_launch_counts(device, launched, monkeypatch, rng):

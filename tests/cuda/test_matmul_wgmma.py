@@ -8,11 +8,11 @@ from quant_cases import FIRST_OF_STRUCTURE, block_format
 import quant.gpu.matmul.run as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
 from lowlevel.shapes import resolve_dtype
-from quant import FORMATS, QuantTensor, matmul, matmul_plan, matmul_scratch_bytes
-from quant.gpu.instances import MATMUL_WGMMA, SORT_ROWS, TILE_ROWS, WGMMA_TILES
+from quant import QuantTensor, matmul, matmul_plan, matmul_scratch_bytes
+from quant.gpu.instances import MATMUL_WGMMA, MULTIPLIED, SORT_ROWS, TILE_ROWS, WGMMA_TILES
 from quant.gpu.matmul import plan as planner
 
-BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
+BLOCKS = [row.name for row in MULTIPLIED if not row.is_float]
 KERNELS = (*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values())
 pytestmark = pytest.mark.filterwarnings("ignore:overflow")
 

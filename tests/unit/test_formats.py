@@ -1,13 +1,17 @@
 """The table of block formats, held against the gguf package's sizes and ggml's names."""
 
+import zlib
+
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from quant.formats import FORMATS, KV_FORMATS, BlockFormat, block_format
+from quant.grids import EVEN_SIGNS, grid
 
 NAMES = tuple(
-    "F32 F16 BF16 Q8_0 Q4_0 IQ4_NL Q2_K Q3_K Q4_K Q6_K IQ4_XS Q4_1 Q5_0 Q5_1 Q5_K MXFP4".split()
+    "F32 F16 BF16 Q8_0 Q4_0 IQ4_NL Q2_K Q3_K Q4_K Q6_K IQ4_XS Q4_1 Q5_0 Q5_1 Q5_K MXFP4 "
+    "IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ1_S IQ1_M TQ1_0 TQ2_0 NVFP4 Q1_0 Q2_0".split()
 )
 
 
@@ -26,7 +30,8 @@ def test_table_has_the_promised_types():
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_are_those_of_the_gguf_package(name):
     row = block_format(name)
-    assert (row.block_weights, row.block_bytes) == GGML_QUANT_SIZES[row.qtype]
+    of_ggml = {"Q2_0": (64, 18)}.get(name) or GGML_QUANT_SIZES[row.qtype]  # which gguf 0.19 lacks
+    assert (row.block_weights, row.block_bytes) == of_ggml
     assert row.is_float == (name in ("F32", "F16", "BF16"))
 
 
@@ -47,6 +52,29 @@ def test_block_dtype_reads_the_fields():
     assert record["scales"].tolist() == list(range(16))
     assert record["qs"].tolist() == list(range(16, 80))
     assert record["d"].tobytes() == bytes([80, 81]) and record["dmin"].tobytes() == bytes([82, 83])
+
+
+@pytest.mark.parametrize(
+    "name, n_entries, per_entry, checksum",
+    [
+        ("IQ2_XXS", 256, 8, 0x9924FF02),
+        ("IQ2_XS", 512, 8, 0xFA1E1BFD),
+        ("IQ2_S", 1024, 8, 0x25AE5BF1),
+        ("IQ3_XXS", 256, 4, 0x07BA9ED0),
+        ("IQ3_S", 512, 4, 0xF576E4F3),
+        ("IQ1_S", 2048, 8, 0xB85E6CCF),
+    ],
+)
+def test_grids_are_what_they_were(name, n_entries, per_entry, checksum):
+    """They come out of attributes of the gguf package's classes, packed as they are there now."""
+    table = grid(name)
+    assert table.shape == (n_entries, per_entry) and table.dtype == np.int8
+    assert zlib.crc32(table.tobytes()) == checksum
+    assert {row.grid for row in FORMATS.values()} >= {name}
+
+
+def test_even_signs():
+    assert all(bits.bit_count() % 2 == 0 and bits & 127 == i for i, bits in enumerate(EVEN_SIGNS))
 
 
 def test_unknown_field():

@@ -103,6 +103,66 @@ def test_types_of_the_mix_its_fallbacks_and_overrides():
     assert by_name["blk.0.attn_v_b.weight"] == "Q8_0"  # 64 columns
 
 
+def types_of(name, qtype, **choices):
+    return count_types(plan_tensors(named_geometry(name), qtype, **choices))
+
+
+def test_mixes_are_those_of_real_files():
+    """Llama 3.1 8B's and Mixtral's by llama.cpp, and the types that DeepSeek V3's dynamic file has."""
+    assert types_of("llama-8b", "Q4_K_M") == {"Q4_K": 193, "Q6_K": 33, "F32": 66}
+    of_mixtral = types_of("mixtral-8x7b", "q4_k_m")
+    assert (of_mixtral["Q8_0"], of_mixtral["Q5_K"]) == (64, 32)  # attn_k and attn_v, attn_output
+    assert types_of("llama-8b", "Q5_K_M")["Q6_K"] == 33
+    assert types_of("llama-8b", "IQ4_XS")["Q5_K"] == 32  # attn_v
+    of_v3 = types_of("deepseek-v3", "UD-Q2_K_XL")
+    assert set(of_v3) == {"F32", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+    assert (
+        max(of_v3, key=of_v3.get) != "Q8_0" and of_v3["Q2_K"] == 2 * 58
+    )  # gates and ups of experts
+    assert types_of("gpt-oss-20b", "MXFP4_MOE")["MXFP4"] == 3 * 24
+    assert set(types_of("llama-8b", "Q4_K_M", pure=True)) == {"Q4_K", "F32"}
+    assert types_of("llama-8b", "Q4_K") == types_of("llama-8b", "Q4_K_S")
+
+
+def test_rows_that_do_not_fill_blocks_get_what_llama_cpp_gives_them():
+    geometry = named_geometry("gpt-oss-20b")  # rows of 2880
+    for qtype, instead in (("Q4_K_M", "Q5_0"), ("Q5_K_M", "Q5_1"), ("IQ3_XXS", "IQ4_NL")):
+        by_name = {t.spec.name: t.block.name for t in plan_tensors(geometry, qtype)}
+        assert by_name["blk.0.ffn_gate_exps.weight"] == instead
+        assert by_name["blk.0.attn_norm.weight"] == "F32"
+
+
+def test_types_by_regular_expression():
+    geometry = small("llama-8b", n_layer=3)
+    type_map = [(r"blk\.[01]\.ffn_down", "Q8_0"), ("ffn_", "Q5_1"), ("attn_q", "q6_k")]
+    by_name = {
+        t.spec.name: t.block.name
+        for t in plan_tensors(geometry, "Q4_K_M", types={"ffn_down": "F16"}, type_map=type_map)
+    }
+    assert by_name["blk.1.ffn_down.weight"] == "Q8_0" and by_name["blk.2.ffn_down.weight"] == "Q5_1"
+    assert by_name["blk.0.ffn_up.weight"] == "Q5_1" and by_name["blk.0.attn_q.weight"] == "Q6_K"
+    assert by_name["blk.0.ffn_norm.weight"] == "F32"
+    for form, message in (
+        ("ffn_norm", "no tensor's name matches 'ffn_norm'.*float32 always"),
+        ("outptu", "no tensor's name matches"),
+        ("ffn_(", "no regular expression"),
+    ):
+        with pytest.raises(ValueError, match=f"type_map: .*{message}"):
+            plan_tensors(geometry, "Q4_K_M", type_map=[(form, "Q8_0")])
+    with pytest.raises(ValueError, match="'Q7' is no GGUF type"):
+        plan_tensors(geometry, "Q4_K_M", type_map=[("ffn", "Q7")])
+
+
+def test_what_is_not_quantised_to_is_planned_and_not_written(tmp_path):
+    geometry = small("llama-8b")
+    assert "IQ3_XXS" in count_types(plan_tensors(geometry, "IQ3_XXS"))
+    with pytest.raises(
+        ValueError, match="IQ3_XXS is decoded and multiplied with, not quantised to"
+    ):
+        make_gguf(tmp_path / "m.gguf", geometry, "IQ3_XXS")
+    assert not list(tmp_path.iterdir())
+
+
 def test_resizing():
     lite = named_geometry("deepseek-v2-lite")
     assert lite.resized(n_head=4).n_head_kv == 4
@@ -439,7 +499,7 @@ def test_bad_arguments(tmp_path):
     for arguments, options, message in (
         ((path, "llama-9b"), {}, "geometry: one of deepseek-v2-lite.*got 'llama-9b'"),
         ((path, geometry, "Q8_K"), {}, "Q8_K is not supported"),
-        ((path, geometry, "nonsense"), {}, "no GGUF type"),
+        ((path, geometry, "nonsense"), {}, "no GGUF type.*mixes: .*Q4_K_M"),
         ((path, geometry), dict(types={"output": "Q7"}), "no GGUF type"),
         ((path, geometry), dict(types={"outptu": "F16"}), "no tensor has the role 'outptu'"),
         ((path, geometry), dict(seed=-1), "seed: a whole number from 0"),
@@ -465,6 +525,21 @@ def run_command(*arguments):
 def as_options(sizes):
     options = {name: option for option, name, _ in command.SIZES}
     return [item for name, value in sizes.items() for item in (options[name], value)]
+
+
+def test_command_takes_mixes_and_types_by_expression(tmp_path, capsys):
+    path = tmp_path / "model.gguf"
+    sizes = as_options(SMALL["llama-8b"])
+    options = ("--type", "q4_k_m", "--type-map", "blk[.]0[.]ffn=Q8_0", "--type-map", "attn_q=Q5_1")
+    assert run_command("llama-8b", *sizes, *options, path) == 0
+    capsys.readouterr()
+    with quant.open(path) as model:
+        assert model.metadata["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q4_K_M
+        assert model.tensor_info("blk.0.ffn_up.weight").type_name == "Q8_0"
+        assert model.tensor_info("blk.1.attn_q.weight").type_name == "Q5_1"
+    with pytest.raises(SystemExit):
+        run_command("llama-8b", *sizes, "--type-map", "Q8_0", path)
+    assert "is not REGEX=TYPE, such as 'ffn_down=Q6_K'" in capsys.readouterr().err
 
 
 def test_command(tmp_path, capsys):

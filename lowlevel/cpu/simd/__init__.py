@@ -38,6 +38,7 @@ from .addresses import (
     read_f32,
     read_f32x16,
     read_i32,
+    read_i64,
     read_u8,
     read_u8x16,
     read_u8x32,
@@ -86,6 +87,7 @@ from .conversion import (
     as_i32x16,
     as_u8x64,
     bfloat_to_f32,
+    bytes_of,
     emit_bfloat_to_f32,
     emit_half_to_f32,
     extract,
@@ -107,7 +109,7 @@ from .conversion import (
 )
 from .dot import dot_u8s8, emit_dot
 from .level import FEATURES, HAS_VNNI, LEVEL
-from .lookup import bytes16, lookup16, lookup16_words
+from .lookup import bytes16, lookup16, lookup16_words, lookup_far
 from .pairs import (
     even_lanes,
     odd_lanes,

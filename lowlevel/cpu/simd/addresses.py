@@ -63,7 +63,7 @@ def make_read_at(result, llvm_type):
 
 
 read_u8, read_u16 = make_read_at(types.uint8, i8), make_read_at(types.uint16, i16)
-read_i32 = make_read_at(types.int32, i32)
+read_i32, read_i64 = make_read_at(types.int32, i32), make_read_at(types.int64, i64)
 read_u8x16, read_u8x32, read_u8x64 = (make_read_at(v, v.llvm) for v in (u8x16, u8x32, u8x64))
 read_u16x16 = make_read_at(u16x16, u16x16.llvm)
 

@@ -6,7 +6,7 @@ from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
 from .. import half
-from .emit import broadcast, constant, f32, i16, i32, shuffle, simple
+from .emit import broadcast, constant, f32, i16, i32, i64, shuffle, simple
 from .level import LEVEL
 from .vectors import Vec, f32x16, i32x16, u8x16, u8x64, u16x16
 
@@ -17,6 +17,18 @@ def splat(typingctx, x):
     vec = f32x16 if isinstance(x, types.Float) else i32x16
     scalar = types.float32 if vec is f32x16 else types.int64
     return simple(lambda builder, v: broadcast(builder, v, vec), vec, scalar)
+
+
+@intrinsic
+def bytes_of(typingctx, low, high):
+    """The eight bytes of `low` and the eight of `high`, int64 each: u8x16."""
+
+    def build(builder, low, high):
+        pair = ir.Constant(ir.VectorType(i64, 2), ir.Undefined)
+        pair = builder.insert_element(pair, low, i32(0))
+        return builder.bitcast(builder.insert_element(pair, high, i32(1)), u8x16.llvm)
+
+    return simple(build, u8x16, types.int64, types.int64)
 
 
 @intrinsic

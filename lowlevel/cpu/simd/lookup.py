@@ -1,6 +1,7 @@
 """Table lookups."""
 
 from llvmlite import ir
+from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
 from .emit import call, f32, i8, i32, shuffle, simple
@@ -53,6 +54,21 @@ _LOOKUP16 = {
 def lookup16(typingctx, table, index):
     """``table[index & 15]`` lane by lane; table f32x16 or i32x16, index i32x16."""
     return simple(lambda builder, t, i: _LOOKUP16[LEVEL](builder, t, i), table, table, i32x16)
+
+
+@intrinsic
+def lookup_far(typingctx, table, index):
+    """``table[index]`` lane by lane out of memory; table a C-contiguous int32 array, index i32x16: i32x16."""
+
+    def codegen_(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        result = ir.Constant(i32x16.llvm, ir.Undefined)
+        for lane in range(16):
+            entry = builder.load(builder.gep(data, [builder.extract_element(args[1], i32(lane))]))
+            result = builder.insert_element(result, entry, i32(lane))
+        return result
+
+    return signature(i32x16, table, i32x16), codegen_
 
 
 def _lookup16_words_avx512(builder, table, index):

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lowlevel.cpu.threads import resolve_n_threads
+from lowlevel.plans import sections, shown
+from lowlevel.pool.arena import align_up
+
 from .block_formats import LAYOUTS
 from .layouts import (
     BYTE_CHUNK,
@@ -31,8 +35,8 @@ _FLOAT_LAYOUT = PanelLayout(1, 0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
-class MatmulPlan:
-    """What a call takes and does.
+class Part:
+    """What the product with one matrix, or one stack of them, takes and does.
 
     Attributes
     ----------
@@ -45,6 +49,8 @@ class MatmulPlan:
     n_workers : int
     job : numpy.ndarray of int64
         A `Job` but for what only the call knows (0 here); addresses are offsets into the scratch.
+    starts : dict
+        Where the scratch's sections begin, in bytes.
     scratch_bytes : int
     """
 
@@ -53,11 +59,50 @@ class MatmulPlan:
     copies_x: bool
     n_workers: int
     job: np.ndarray
+    starts: dict
     scratch_bytes: int
 
     @functools.cached_property
     def job_address(self):
         return self.job.ctypes.data
+
+
+@dataclass(frozen=True, eq=False)
+class MatmulPlan:
+    """How one product runs: a `lowlevel.plans.Plan`.
+
+    Attributes
+    ----------
+    path : str
+        "single": one row of x, multiplied as it is read; "panels": weights are unpacked for many rows at a
+        time; "by expert": the first where no expert that is asked for meets more than one row, else the second.
+    activations : str
+        What x becomes: "int8" or "float32".
+    n_workers : int
+        Threads, at most.
+    parts : tuple of Part
+        One matrix or stack after another, in one scratch.
+    scratch : tuple of (str, int)
+        Tag and bytes of the sections of one block, of the part that takes most.
+    scratch_bytes : int
+    """
+
+    path: str
+    activations: str
+    n_workers: int
+    parts: tuple
+    scratch: tuple
+    scratch_bytes: int
+
+    def to_dict(self):
+        """The plan as plain data, for JSON."""
+        return dict(
+            path=self.path,
+            activations=self.activations,
+            n_workers=self.n_workers,
+            scratch=shown(self.scratch),
+            scratch_bytes=self.scratch_bytes,
+        )
 
 
 def uses_floats(name, exact):
@@ -85,13 +130,58 @@ def _most_padding(n, n_matrices):
     return max(padding.values()) * min(n_matrices, n // min(padded))
 
 
-@functools.lru_cache(maxsize=512)
-def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
-    """The `MatmulPlan` of n rows of x times (n_experts,) n_rows x columns weights of a format.
+def plan_matmul(n, block, shapes, activations, n_threads, device):
+    """The `MatmulPlan` of n rows of x and weights of a format.
 
-    n_experts : int or None
-        None for a plain matrix.
+    Parameters
+    ----------
+    n : int
+    block : BlockFormat
+    shapes : tuple of (rows, columns) or (experts, rows, columns)
+        Matrices or stacks that are multiplied in one call.
+    activations : str or None
+        None: int8, but with a float format float32.
+    n_threads : int or None
+        As callers give it.
+    device : CpuDevice
+
+    Raises
+    ------
+    TypeError, ValueError
+        No number of threads, or activations that there are no kernels for.
     """
+    if activations == "bfloat16":
+        raise ValueError("activations: on the CPU 'int8' or 'float32', got 'bfloat16'")
+    return _plan(n, block, shapes, activations == "float32", resolve_n_threads(n_threads))
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(n, block, shapes, exact, n_threads):
+    has_experts = len(shapes[0]) == 3
+    parts = tuple(
+        _part(n, block, *shape[-2:], shape[0] if has_experts else None, exact, n_threads)
+        for shape in shapes
+    )
+    largest = max(parts, key=lambda part: part.scratch_bytes)
+    floats = uses_floats(block.name, exact)
+    if floats and not block.is_float:
+        path = "panels"  # there are no others for float32 x and blocks
+    elif n == 1:
+        path = "single"
+    else:
+        path = "by expert" if has_experts else "panels"
+    return MatmulPlan(
+        path=path,
+        activations="float32" if floats else "int8",
+        n_workers=max(part.n_workers for part in parts),
+        parts=parts,
+        scratch=sections(largest.starts, largest.scratch_bytes),
+        scratch_bytes=largest.scratch_bytes,
+    )
+
+
+def _part(n, block, n_rows, columns, n_experts, exact, n_threads):
+    """The `Part` of n rows of x times (n_experts,) n_rows x columns weights; n_experts None: a plain matrix."""
     widest = WIDTHS[-1]
     if n_experts is None:
         n_matrices, n_slots, n_groups = 1, _slots(n), -(-n // widest)
@@ -124,9 +214,9 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
         sizes["x_scales"] = sizes["x_starts"] = n_slots * n_blocks * layout.n_scales * 4
     worker_bytes = 8 * ROWS + panel
     sizes["workers"] = n_workers * worker_bytes
-    sections, at = {}, 0
+    starts, at = {}, 0
     for name, size in sizes.items():
-        sections[name] = at
+        starts[name] = at
         at += -(-size // _CACHE_LINE) * _CACHE_LINE
     known = dict(
         columns=columns,
@@ -139,8 +229,9 @@ def plan_matmul(n, block, n_rows, columns, n_experts, exact, n_threads):
         vectors=VECTORS,
     )
     layout = LAYOUTS.get(block.name, _FLOAT_LAYOUT)
-    fields = [known.get(f, sections.get(f, getattr(layout, f, 0))) for f in Job._fields]
-    return MatmulPlan(block.name, exact, copies_x, n_workers, np.array(fields, np.int64), at)
+    fields = [known.get(f, starts.get(f, getattr(layout, f, 0))) for f in Job._fields]
+    job = np.array(fields, np.int64)
+    return Part(block.name, exact, copies_x, n_workers, job, starts, align_up(at))
 
 
 def _spare_bytes(block):

@@ -15,36 +15,53 @@ _RATE = 2e10
 _QUANTISE_WORTH = 1 << 17
 
 
-def run(plan, x, t, out, order, used_experts, counts, x_rows, scratch):
+def run(plan, device, x, matrices, out, experts, x_rows, scratch):
     """Fill `out`. Everything is checked before; see quant.matmul.
 
     Parameters
     ----------
     plan : MatmulPlan
-    x, out : numpy.ndarray of float32, (n_x, columns) and (n, rows)
-    t : QuantTensor, (rows, columns) or (experts, rows, columns)
-    order : numpy.ndarray or None
-        Rows of the output sorted by expert.
-    used_experts, counts : sequence of int
-        Experts with rows, and how many; [0] and [n] for a plain matrix.
+    device : CpuDevice
+    x, out : numpy.ndarray of float32, (n_x, columns) and (n, rows of all matrices)
+    matrices : sequence of QuantTensor, (rows, columns) or (experts, rows, columns)
+        As many as the plan has parts.
+    experts : numpy.ndarray of int, (n,), or None
     x_rows : numpy.ndarray of int or None
         The row of x for each row of the output; None: the same.
     scratch : numpy.ndarray of uint8
         At least plan.scratch_bytes, from an address that is a multiple of 64.
     """
-    if order is None and x_rows is None:
-        tables = tables_of_one(len(out))
-    else:
-        tables = Tables(counts, used_experts, order, x_rows)
+    tables = _tables(len(out), experts, x_rows, matrices[0])
+    at = 0
+    for part, t in zip(plan.parts, matrices, strict=True):
+        n_rows = t.shape[-2]
+        if n_rows:
+            target = out if len(matrices) == 1 else out[:, at : at + n_rows]
+            _multiply(part, plan.path, x, t, target, tables, scratch)
+        at += n_rows
+
+
+def _tables(n, experts, x_rows, t):
+    """Which rows of x meet which matrices."""
+    if experts is None:
+        return tables_of_one(n) if x_rows is None else Tables([n], [0], None, x_rows)
+    order = np.argsort(experts, kind="stable")
+    counts = np.bincount(experts, minlength=t.shape[0])
+    used = np.flatnonzero(counts)
+    return Tables(counts[used], used, order, x_rows)
+
+
+def _multiply(part, path, x, t, out, tables, scratch):
+    """One matrix, or one stack of them."""
     job, data, columns = _address(scratch), t.data, x.shape[1]
     n_values = len(out) * columns
     is_small = n_values < _QUANTISE_WORTH or tables.n_groups == 1
-    now = activations.COPY if plan.copies_x else 0
-    if is_small and not plan.exact:
+    now = activations.COPY if part.copies_x else 0
+    if is_small and not part.exact:
         now = activations.QUANTISE
     activations.begin(
         job,
-        plan.job_address,
+        part.job_address,
         tables.address,
         _address(x),
         x.strides[0],
@@ -55,29 +72,30 @@ def run(plan, x, t, out, order, used_experts, counts, x_rows, scratch):
         data.strides[-2],
         now,
     )
-    if not (plan.exact or is_small):
-        n_workers = min(plan.n_workers, tables.n_groups, 1 + n_values // _QUANTISE_WORTH)
+    if not (part.exact or is_small):
+        n_workers = min(part.n_workers, tables.n_groups, 1 + n_values // _QUANTISE_WORTH)
         _run_kernel(
             n_workers,
             lambda counter, i, some: activations.quantise(job, counter, some),
             tables.n_groups,
             6 * columns * 8,
         )
-    kernel = _kernels(plan, tables)[plan.name]
+    kernel = _kernels(part, path, tables)[part.name]
     n_panels = -(-t.shape[-2] // ROWS)
     _run_kernel(
-        plan.n_workers,
+        part.n_workers,
         lambda counter, i, some: kernel(job, i, counter, some),
         n_panels * tables.n_matrices,
         ROWS * columns * (max(1, tables.n_slots // tables.n_matrices) + 8),
     )
 
 
-def _kernels(plan, tables):
-    if plan.exact and plan.name in matmul_kernels.MULTIPLY_EXACT:
-        return matmul_kernels.MULTIPLY_EXACT
-    if tables.n_slots == tables.n_matrices:
+def _kernels(part, path, tables):
+    """The kernels of a path; which one "by expert" means, the experts that are asked for decide."""
+    if path == "single" or (path == "by expert" and tables.n_slots == tables.n_matrices):
         return matmul_kernels.MULTIPLY_COLUMN
+    if part.exact and part.name in matmul_kernels.MULTIPLY_EXACT:
+        return matmul_kernels.MULTIPLY_EXACT
     return matmul_kernels.MULTIPLY
 
 

@@ -4,10 +4,14 @@ import functools
 import math
 from dataclasses import dataclass
 
+from lowlevel.gpu.ops.launch import refuse_n_threads
+from lowlevel.plans import sections, shown
+
 from ...formats import FORMATS
 from ..constants import constants
 from ..instances import (
     EXACT_STREAM_COLUMNS,
+    MULTIPLIED,
     STREAM_COLUMNS,
     TILES,
     WGMMA_ARCHITECTURE,
@@ -34,7 +38,7 @@ _STEP_COST = {64: 0.6, 128: 0.7, 256: 1.0}
 
 @dataclass(frozen=True)
 class MatmulPlan:
-    """How one product runs.
+    """How one product runs: a `lowlevel.plans.Plan`.
 
     Attributes
     ----------
@@ -67,11 +71,8 @@ class MatmulPlan:
     @property
     def scratch(self):
         """(tag, bytes) of each section, whole units of 256 bytes."""
-        starts = [at for at, _, _ in self.sections.values()] + [self.scratch_bytes]
-        return tuple(
-            (name, end - start)
-            for name, start, end in zip(self.sections, starts, starts[1:], strict=False)
-        )
+        starts = {name: at for name, (at, _, _) in self.sections.items()}
+        return sections(starts, self.scratch_bytes)
 
     def to_dict(self):
         """The plan as plain data, for JSON."""
@@ -81,30 +82,35 @@ class MatmulPlan:
             rows_of_x=self.width,
             tile=self.tile and self.tile._asdict(),
             scratch_bytes=self.scratch_bytes,
-            scratch=dict(self.scratch),
+            scratch=shown(self.scratch),
         )
 
 
-def plan_matmul(n, block, shape, activations, device):
+def plan_matmul(n, block, shapes, activations, n_threads, device):
     """The `MatmulPlan` of n rows of x and weights of a format.
 
     Parameters
     ----------
     n : int
     block : BlockFormat
-    shape : tuple of int, (rows, columns) or (experts, rows, columns)
-        Rows: of all matrices that are multiplied at once.
+    shapes : tuple of (rows, columns) or (experts, rows, columns)
+        Matrices or stacks that are multiplied at once.
     activations : str or None
         One of `ACTIVATIONS`; None: what is fastest on the device.
+    n_threads : None
     device : KernelDevice
 
     Raises
     ------
     ValueError
-        Activations that the device has no kernels for.
+        Activations that the device has no kernels for, or a number of threads.
     """
+    refuse_n_threads(device, n_threads)
+    shape = shapes[0]
+    if len(shapes) > 1:
+        shape = (*shape[:-2], sum(each[-2] for each in shapes), shape[-1])
     return _plan(
-        n, block.qtype, tuple(shape), activations, device.architecture, device.max_shared_bytes,
+        n, block.qtype, shape, activations, device.architecture, device.max_shared_bytes,
         device.n_multiprocessors,
     )  # fmt: skip
 
@@ -112,6 +118,12 @@ def plan_matmul(n, block, shape, activations, device):
 @functools.lru_cache(maxsize=512)
 def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multiprocessors):
     block, columns = FORMATS[qtype], shape[-1]
+    if block not in MULTIPLIED:
+        names = ", ".join(row.name for row in MULTIPLIED)
+        raise ValueError(
+            f"t: there are no products with {block.name} on GPUs; quant.dequantize decodes it there, and "
+            f"the CPU multiplies with it; types that GPUs multiply with: {names}"
+        )
     n_experts = shape[0] if len(shape) == 3 else None
     # A matrix meets so many rows of x, if experts are asked for alike.
     rows_each = n if n_experts is None else -(-n // max(1, n_experts))
@@ -155,13 +167,13 @@ def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multip
     if n_experts is not None:
         parts["order"] = "int32", n_slots
         parts["groups"] = "int32", most_groups * GROUP_FIELDS + 1  # and how many there are
-    sections, at = {}, 0
+    placed, at = {}, 0
     for name, (dtype, n_items) in parts.items():
-        sections[name] = at, dtype, n_items
+        placed[name] = at, dtype, n_items
         n_bytes = n_items * (1 if dtype == "uint8" else 4)
         at += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
     return MatmulPlan(
-        path, activations, width, tile, x_columns, n_slots, most_groups, sections, at
+        path, activations, width, tile, x_columns, n_slots, most_groups, placed, at
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ _PIECE = 16
 MAX_ROWS = 2**30
 
 
-def run(plan, device, x, matrices, out, experts, scratch):
+def run(plan, device, x, matrices, out, experts, x_rows, scratch):
     """Fill `out`, in the order of the device's other work; everything is checked, see quant.matmul.
 
     Parameters
@@ -55,6 +55,8 @@ def run(plan, device, x, matrices, out, experts, scratch):
         Of one format and one number of columns and experts.
     experts : array of int, (n,), or None
         On the host, sorted out there, or on the device (int32 or int64), of which the host knows nothing.
+    x_rows : None
+        For products on the CPU.
     scratch : array of uint8
         At least plan.scratch_bytes.
     """

@@ -18,17 +18,17 @@ from gguf import GGUFEndian, GGUFWriter
 from lowlevel.cpu.threads import resolve_n_threads
 from lowlevel.sizes import format_size
 
-from ...formats import BlockFormat, block_format
+from ...formats import BlockFormat
 from ...gguf.header import DEFAULT_ALIGNMENT
-from ...quantize import quantize
+from ...quantize import check_quantised, quantize
 from ..named_geometries import named_geometry
 from .metadata import check_vocab, model_metadata
 from .random_weights import slabs
 from .tensor_list import TensorSpec, tensor_list
-from .type_mix import tensor_type
+from .type_mix import check_type_map, mix_of, outline_of, tensor_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from quant.models.geometry import ModelGeometry
@@ -62,6 +62,7 @@ def plan_tensors(
     qtype: QType = "Q8_0",
     *,
     types: Mapping[str, Any] | None = None,
+    type_map: Sequence[tuple[str, Any]] = (),
     pure: bool = False,
     only_attention: bool = False,
 ) -> list[PlannedTensor]:
@@ -87,7 +88,10 @@ def plan_tensors(
     if unknown:
         roles = sorted({spec.kind.role for spec in specs})
         raise ValueError(f"types: no tensor has the role {min(unknown)!r}; roles are {roles}")
-    return [PlannedTensor(spec, tensor_type(spec, qtype, types, pure)) for spec in specs]
+    check_type_map(type_map, specs)
+    _, mix = mix_of(qtype, pure)
+    model = outline_of(geometry, specs)
+    return [PlannedTensor(spec, tensor_type(spec, mix, model, types, type_map)) for spec in specs]
 
 
 def make_gguf(
@@ -96,6 +100,7 @@ def make_gguf(
     qtype: QType = "Q8_0",
     *,
     types: Mapping[str, Any] | None = None,
+    type_map: Sequence[tuple[str, Any]] = (),
     pure: bool = False,
     only_attention: bool = False,
     seed: int = 0,
@@ -114,12 +119,16 @@ def make_gguf(
     geometry : ModelGeometry or str
         Or the name of one in `quant.models.named_geometries.GEOMETRIES`.
     qtype : gguf.GGMLQuantizationType or str
-        Format of the bulk of the tensors. Norms and routers are float32; some get a better one
-        as llama.cpp's mixes do; columns that do not fill blocks get a fallback (type_mix.py).
+        Format of the bulk of the tensors, or the name of a mix: "Q4_K_M", "UD-Q2_K_XL", ... Norms and
+        routers are float32; some get a better one as in llama.cpp's files of that name; columns that do
+        not fill blocks get a fallback (type_mix.py).
     types : dict of str to type, optional
         Formats by role: "output", "token_embd", "attention", "attn_v", "ffn_down", ...
+    type_map : sequence of (str, type)
+        Formats by regular expression, found anywhere in a tensor's name; the first that matches counts,
+        and is stronger than all else but float32 for norms, biases and routers.
     pure : bool
-        No exceptions but those of float32.
+        The bulk's format for all, but for float32, `types` and `type_map`.
     only_attention : bool
         Only the attention's tensors: enough for kqcap, not a whole model.
     seed : int
@@ -145,12 +154,16 @@ def make_gguf(
     """
     path = pathlib.Path(path)
     geometry = _checked_geometry(geometry)
-    bulk = block_format(qtype).qtype
+    name, mix = mix_of(qtype, pure)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed: a whole number from 0 to {MAX_SEED}; got {seed!r}")
     n_threads = resolve_n_threads(n_threads)
-    tensors = plan_tensors(geometry, bulk, types=types, pure=pure, only_attention=only_attention)
-    metadata = model_metadata(geometry, bulk)
+    tensors = plan_tensors(
+        geometry, qtype, types=types, type_map=type_map, pure=pure, only_attention=only_attention
+    )
+    for tensor in tensors:
+        check_quantised(tensor.block)
+    metadata = model_metadata(geometry, mix.file_type or name)
     _check_target(path, overwrite)
     n_bytes = sum(map(_padded_bytes, tensors))
     _check_disk(path, n_bytes)

@@ -16,8 +16,6 @@ from ..tokenizer.vocabulary import SPACE, byte_token_texts
 if TYPE_CHECKING:
     from typing import Any
 
-    from gguf import GGMLQuantizationType
-
     from quant.models.geometry import ModelGeometry
 
 
@@ -46,22 +44,20 @@ WORD_LENGTHS = range(2, 5)
 MAX_VOCAB = N_FIXED + sum(len(string.ascii_lowercase) ** length for length in WORD_LENGTHS)
 
 
-def file_type(qtype: GGMLQuantizationType) -> LlamaFileType:
-    """The gguf.LlamaFileType of a file whose bulk is of a type: where mixes have sizes, the small one's."""
-    names = (f"ALL_{qtype.name}", f"MOSTLY_{qtype.name}", f"MOSTLY_{qtype.name}_S")
+def file_type(name: str) -> LlamaFileType:
+    """The gguf.LlamaFileType of a file of a type or mix."""
+    names = (f"ALL_{name}", f"MOSTLY_{name}", f"MOSTLY_{name}_S", f"MOSTLY_{name}_MOE")
     return next(LlamaFileType[name] for name in names if name in LlamaFileType.__members__)
 
 
-def model_metadata(
-    geometry: ModelGeometry, qtype: GGMLQuantizationType
-) -> list[tuple[str, Any, Any]]:
+def model_metadata(geometry: ModelGeometry, file_type_name: str) -> list[tuple[str, Any, Any]]:
     """All metadata of a model file: a list of (key, gguf.GGUFValueType, value).
 
     Parameters
     ----------
     geometry : ModelGeometry
-    qtype : gguf.GGMLQuantizationType
-        The bulk's type, for general.file_type.
+    file_type_name : str
+        The type or mix that general.file_type is named after.
 
     Raises
     ------
@@ -76,7 +72,7 @@ def model_metadata(
         *sizes,
         *tokenizer(geometry),
         ("general.quantization_version", U32, QUANTIZATION_VERSION),
-        ("general.file_type", U32, int(file_type(qtype))),
+        ("general.file_type", U32, int(file_type(file_type_name))),
     ]
 
 

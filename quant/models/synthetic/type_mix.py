@@ -1,71 +1,309 @@
-"""Which block format each tensor of a model gets: the bulk's, but for the table's exceptions."""
+"""Which block format each tensor of a model gets, as real files have them: a mix is a type for the bulk and rules.
+
+The rules by tensor, layer and model are those of llama.cpp's quantiser without an importance matrix (llama-quant.cpp,
+llama_tensor_get_type), as are the fallbacks where a row does not fill blocks. "UD-" mixes stand for files that others
+make with one, tensor by tensor as they measured: here by class, of the types that such a file has.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import re
+from typing import TYPE_CHECKING, NamedTuple
 
-from gguf import GGMLQuantizationType as QType
-
-from ...formats import KV_FORMATS, block_format
+from ...formats import FORMATS, BlockFormat, block_format
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from quant.formats import BlockFormat
     from quant.models.synthetic.tensor_list import TensorSpec
+
+    from ..geometry import ModelGeometry
 
 
 # Always float32, as llama.cpp keeps them: they are small, and precision counts.
 F32_ROLES = ("norm", "bias", "router", "rope_freqs")
-# bulk type -> role -> type. Q2_K is as in the DeepSeek R1 file of the PR's log.
-EXCEPTIONS = {
-    QType.Q2_K: {
-        "output": QType.Q6_K,
-        "attn_v": QType.Q3_K,
-        "attn_output": QType.Q3_K,
-        "ffn_down": QType.Q3_K,
-    },
-    QType.Q3_K: {"output": QType.Q6_K},
-    QType.Q4_K: {"output": QType.Q6_K},
-    QType.Q4_0: {"output": QType.Q6_K},
-    QType.IQ4_NL: {"output": QType.Q6_K},
+
+
+class Outline(NamedTuple):
+    """What rules ask of a model."""
+
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    n_expert: int
+    has_output: bool  # as a tensor of its own
+
+    @property
+    def shares_kv(self) -> bool:
+        """Whether four query heads or more share one of K and V."""
+        return self.n_head >= 4 * self.n_head_kv
+
+
+def outline_of(geometry: ModelGeometry, specs: Sequence[TensorSpec]) -> Outline:
+    """The `Outline` of a model with these tensors."""
+    return Outline(
+        geometry.n_layer,
+        geometry.n_head,
+        geometry.n_head_kv,
+        geometry.n_expert,
+        any(spec.name == "output.weight" for spec in specs),
+    )
+
+
+# ---------------------------------------------------------------- rules
+# Conditions take the layer's number and the model.
+
+
+def _always(il: int, model: Outline) -> bool:
+    return True
+
+
+def _shared_kv(il: int, model: Outline) -> bool:
+    return model.shares_kv
+
+
+def _eight_experts(il: int, model: Outline) -> bool:
+    return model.n_expert == 8
+
+
+def _some_experts(il: int, model: Outline) -> bool:
+    return model.n_expert > 0
+
+
+def _more_bits(il: int, model: Outline) -> bool:
+    """The first and the last eighth of the layers, and each third one between them."""
+    eighth = model.n_layer // 8
+    return il < eighth or il >= 7 * model.n_layer // 8 or (il - eighth) % 3 == 2
+
+
+def _first(n: int) -> Callable[[int, Outline], bool]:
+    return lambda il, model: il < n
+
+
+def _first_part(divisor: int) -> Callable[[int, Outline], bool]:
+    return lambda il, model: il < model.n_layer // divisor
+
+
+class Rule(NamedTuple):
+    """Tensors whose stem (``"attn_v"``, ``"ffn_down_exps"``, ...) a pattern matches get a type where a condition holds."""
+
+    stems: str
+    type: str
+    where: Callable[[int, Outline], bool] = _always
+
+
+class Mix(NamedTuple):
+    """Of the rules that hold for a tensor the first counts; `file_type`: what general.file_type is named after."""
+
+    bulk: str
+    rules: tuple[Rule, ...] = ()
+    file_type: str = ""
+
+
+_ATTN_V, _ATTN_OUTPUT, _ATTN_QKV, _FFN_DOWN = "attn_v", "attn_output", "attn_qkv", "ffn_down.*"
+_OUTPUT = Rule("output", "Q6_K")
+# With eight experts attention is small beside them.
+_OF_EIGHT = (Rule("attn_[kv]", "Q8_0", _eight_experts), Rule("attn_output", "Q5_K", _eight_experts))
+
+MIXES: dict[str, Mix] = {
+    "Q4_0": Mix("Q4_0", (_OUTPUT,)),
+    "Q4_1": Mix("Q4_1", (_OUTPUT,)),
+    "Q5_0": Mix("Q5_0", (_OUTPUT,)),
+    "Q5_1": Mix("Q5_1", (_OUTPUT,)),
+    "IQ4_NL": Mix("IQ4_NL", (_OUTPUT, *_OF_EIGHT, Rule(_ATTN_V, "Q5_K", _shared_kv))),
+    "IQ4_XS": Mix("IQ4_XS", (_OUTPUT, *_OF_EIGHT, Rule(_ATTN_V, "Q5_K", _shared_kv))),
+    "Q2_K": Mix(
+        "Q2_K",
+        (
+            _OUTPUT,
+            *_OF_EIGHT,
+            Rule(_ATTN_V, "Q4_K", _shared_kv),
+            Rule(f"{_ATTN_V}|{_ATTN_OUTPUT}|{_FFN_DOWN}", "Q3_K"),
+        ),
+    ),
+    "Q3_K_S": Mix("Q3_K", (_OUTPUT, *_OF_EIGHT)),
+    "Q3_K_M": Mix(
+        "Q3_K",
+        (
+            _OUTPUT,
+            *_OF_EIGHT,
+            Rule(_ATTN_V, "Q5_K", _first(2)),
+            Rule(_FFN_DOWN, "Q5_K", _first_part(16)),
+            Rule(f"{_ATTN_V}|{_ATTN_OUTPUT}|{_ATTN_QKV}|{_FFN_DOWN}", "Q4_K"),
+        ),
+    ),
+    "Q3_K_L": Mix(
+        "Q3_K",
+        (
+            _OUTPUT,
+            Rule("attn_[kv]", "Q8_0", _eight_experts),
+            Rule(_ATTN_QKV, "Q4_K"),
+            Rule(f"{_ATTN_V}|{_ATTN_OUTPUT}|{_FFN_DOWN}", "Q5_K"),
+        ),
+    ),
+    "Q4_K_S": Mix(
+        "Q4_K",
+        (
+            _OUTPUT,
+            *_OF_EIGHT,
+            Rule(_ATTN_V, "Q5_K", _first(4)),
+            Rule(_FFN_DOWN, "Q5_K", _first_part(8)),
+        ),
+    ),
+    "Q4_K_M": Mix(
+        "Q4_K",
+        (
+            _OUTPUT,
+            *_OF_EIGHT,
+            Rule(_ATTN_QKV, "Q5_K"),
+            Rule(f"{_ATTN_V}|{_FFN_DOWN}", "Q6_K", _more_bits),
+        ),
+    ),
+    "Q5_K_S": Mix("Q5_K", (_OUTPUT, Rule("attn_[kv]", "Q8_0", _eight_experts))),
+    "Q5_K_M": Mix(
+        "Q5_K",
+        (
+            _OUTPUT,
+            Rule("attn_[kv]", "Q8_0", _eight_experts),
+            Rule(_ATTN_QKV, "Q6_K"),
+            Rule(f"{_ATTN_V}|{_FFN_DOWN}", "Q6_K", _more_bits),
+        ),
+    ),
+    # DeepSeek V3's and R1's files of that name have q8_0, q2_K, q3_K, q4_K, q5_K and q6_K: routed experts in the
+    # lowest, what every token passes through in more.
+    "UD-Q2_K_XL": Mix(
+        "Q2_K",
+        (
+            _OUTPUT,
+            Rule("token_embd", "Q4_K"),
+            Rule("attn_k_b|attn_v_b|attn_kv_a_mqa|attn_kv_b", "Q8_0"),
+            Rule(f"{_ATTN_V}|.*_shexp", "Q6_K"),
+            Rule("attn_.*", "Q5_K"),
+            Rule("ffn_down|ffn_down_exps", "Q4_K", _more_bits),
+            Rule("ffn_down|ffn_down_exps", "Q3_K"),
+            Rule("ffn_gate|ffn_up", "Q4_K", _some_experts),  # of leading dense layers
+        ),
+        file_type="Q2_K",
+    ),
+    # gpt-oss: routed experts alone.
+    "MXFP4_MOE": Mix("Q8_0", (Rule("ffn_.*_exps", "MXFP4"),)),
+}
+# A format's name is the mix of that bulk; of those whose mixes have sizes, the small one.
+_SMALL = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}
+# What a tensor gets whose rows do not fill blocks; F16 where that does not fit either.
+FALLBACKS = {
+    "Q2_K": "IQ4_NL",
+    "Q3_K": "IQ4_NL",
+    "IQ4_XS": "IQ4_NL",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    "TQ1_0": "Q4_0",
+    "TQ2_0": "Q4_0",
+    **{row.name: "IQ4_NL" for row in FORMATS.values() if row.grid},
 }
 
 
-def _finer(block, columns):
-    """The next format that is no coarser and whose blocks `columns` weights fill: of as many bits the last."""
-    fitting = [
-        row
-        for row in (*reversed(KV_FORMATS), block_format("F16"))
-        if columns % row.block_weights == 0 and row.bits_per_weight >= block.bits_per_weight
-    ]
-    return min(fitting, key=lambda row: row.bits_per_weight)
+def mix_of(qtype: Any, pure: bool = False) -> tuple[str, Mix]:
+    """The name and the `Mix` of a type, which may be a mix's name in any case, or a format.
+
+    Parameters
+    ----------
+    qtype : str, gguf.GGMLQuantizationType or BlockFormat
+    pure : bool
+        The bulk's type alone.
+
+    Raises
+    ------
+    ValueError
+        No such type or mix.
+    """
+    name = qtype.upper() if isinstance(qtype, str) else block_format(qtype).name
+    if name not in MIXES:
+        try:
+            block_format(name)
+        except ValueError as error:
+            raise ValueError(f"{error}; mixes: {', '.join(MIXES)}") from None
+        name = _SMALL.get(name, name)
+    mix = MIXES.get(name) or Mix(name)
+    if pure:
+        mix = Mix(mix.bulk, file_type=mix.file_type)
+    return name, mix
+
+
+# ---------------------------------------------------------------- a tensor's type
+
+_NAME = re.compile(r"(?:blk\.(\d+)\.)?(.+?)(?:\.(?:weight|bias))?")
+
+
+@functools.cache
+def _layer_and_stem(name):
+    layer, stem = _NAME.fullmatch(name).groups()
+    return int(layer or 0), stem
+
+
+def _by_rules(spec, mix, model):
+    layer, stem = _layer_and_stem(spec.name)
+    if stem == "token_embd" and not model.has_output:
+        stem = "output"  # it is multiplied with as that
+    for rule in mix.rules:
+        if re.fullmatch(rule.stems, stem) and rule.where(layer, model):
+            return rule.type
+    return mix.bulk
 
 
 def tensor_type(
     spec: TensorSpec,
-    bulk: QType | str | BlockFormat,
+    mix: Mix,
+    model: Outline,
     overrides: Mapping[str, Any] | None = None,
-    pure: bool = False,
+    type_map: Sequence[tuple[str, Any]] = (),
 ) -> BlockFormat:
     """The `BlockFormat` for one tensor.
 
     Parameters
     ----------
     spec : TensorSpec
-    bulk : gguf.GGMLQuantizationType, str or BlockFormat
-        For all tensors without an exception.
+    mix : Mix
+    model : Outline
     overrides : dict of str to type, optional
-        Types by role ("output", "token_embd", "attn_v", ...), stronger than the exceptions.
-    pure : bool
-        Leave the table of exceptions out; norms and routers stay float32.
+        Types by role ("output", "token_embd", "attn_v", ...), stronger than the mix.
+    type_map : sequence of (str, type)
+        Types by regular expression, found anywhere in the tensor's name; stronger than all else, the first
+        that matches counts. Norms, biases and routers stay float32.
     """
-    role = spec.kind.role
-    if role in F32_ROLES:
+    if is_f32(spec):
         return block_format("F32")
-    bulk = block_format(bulk).qtype
-    exception = bulk if pure else EXCEPTIONS.get(bulk, {}).get(role, bulk)
-    chosen = block_format((overrides or {}).get(role, exception))
-    columns = spec.shape[-1]
-    return _finer(chosen, columns) if columns % chosen.block_weights else chosen
+    chosen = (overrides or {}).get(spec.kind.role) or _by_rules(spec, mix, model)
+    chosen = next((qtype for form, qtype in type_map if re.search(form, spec.name)), chosen)
+    return _fitting(block_format(chosen), spec.shape[-1])
+
+
+def is_f32(spec: TensorSpec) -> bool:
+    """Whether a tensor is float32 whatever the mix."""
+    return spec.kind.role in F32_ROLES
+
+
+def _fitting(block, columns):
+    """`block`, or what takes its place in rows of so many columns."""
+    while columns % block.block_weights:
+        block = block_format(FALLBACKS.get(block.name, "F16"))
+    return block
+
+
+def check_type_map(type_map: Sequence[tuple[str, Any]], specs: Sequence[TensorSpec]) -> None:
+    """Raise ValueError for an expression that is none, or that no tensor which has a type of its own matches."""
+    names = [spec.name for spec in specs if not is_f32(spec)]
+    for form, qtype in type_map:
+        block_format(qtype)
+        try:
+            found = any(re.search(form, name) for name in names)
+        except re.error as error:
+            raise ValueError(f"type_map: {form!r} is no regular expression: {error}") from None
+        if not found:
+            raise ValueError(
+                f"type_map: no tensor's name matches {form!r} (norms, biases and routers are float32 always); "
+                f"names are such as {', '.join(names[:3])}"
+            )

@@ -1,0 +1,489 @@
+"""What the blocks in layers.py are written against: each method notes one operation, and gives the rows that it makes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lowlevel import ops
+
+from ..embed import embed
+from ..matmul import matmul, matmul_scratch_bytes
+from .buffers import Buffer, Rows, place
+from .kv_cache import latent_types, stores
+from .step import ABSORBED, DECOMPRESSED, AttentionSizes, Operation, Pass
+
+if TYPE_CHECKING:
+    from lowlevel.attention.kv_source import KVType
+
+    from .config import LayerConfig, ModelConfig, Rope
+    from .runner import Bound
+    from .step import Choices
+    from .tensors import Weight
+
+
+class Recorder:
+    """Notes the operations of one pass; see layers.py for how they make a model.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    choices : Choices
+    n_tokens, n_outputs : int
+    """
+
+    def __init__(
+        self, config: ModelConfig, choices: Choices, n_tokens: int, n_outputs: int
+    ) -> None:
+        self.config, self.choices = config, choices
+        self.made = Pass(n_tokens, n_outputs, choices)
+        self._scope = ""
+        self._constants: dict[tuple[str, int], Buffer] = {}
+
+    def finish(self) -> Pass:
+        """The pass, its buffers placed."""
+        self.made.activation_bytes = place(self.made.buffers)
+        return self.made
+
+    def scope(self, name: str) -> None:
+        """What later operations are of: "blk.3"."""
+        self._scope = name
+
+    def new(self, name: str, n: int, columns: int, dtype: str | None = None) -> Rows:
+        """A buffer of rows; it lives from the first operation that writes it to the last that reads it."""
+        full_name = f"{self._scope}.{name}" if self._scope else name
+        buffer = Buffer(full_name, (n, columns), dtype or self.choices.rows)
+        self.made.buffers.append(buffer)
+        return Rows(buffer, (n, columns))
+
+    def note(
+        self,
+        kind: str,
+        name: str,
+        rows: tuple[Rows, ...],
+        bind: Callable[[Bound], Callable[[], Any]],
+        **facts: Any,
+    ) -> None:
+        """One more operation, on some rows."""
+        number = len(self.made.operations)
+        for each in rows:
+            each.buffer.touch(number)
+        full_name = f"{self._scope}.{name}" if self._scope else name
+        self.made.operations.append(Operation(kind, full_name, bind, **facts))
+
+    # ------------------------------------------------------------ operations on rows
+
+    def embed(self, table: Weight) -> Rows:
+        """The embeddings of the tokens: rows of a table that stays on the host."""
+        out = self.new("residual", self.made.n_tokens, self.config.n_embd, "float32")
+        scale, n_threads = self.config.embedding_scale, self.choices.n_threads
+
+        def bind(bound):
+            rows, weight, staged = bound.array(out), bound.host_weight(table), bound.staging(out)
+
+            def run():
+                embed(weight, bound.tokens, staged, n_threads=n_threads)
+                if staged is not rows:
+                    bound.upload(rows, staged)
+                if scale != 1.0:
+                    ops.scale(rows, scale, n_threads=n_threads)
+
+            return run
+
+        self.note("embed", "token_embd", (out,), bind)
+        return out
+
+    def rms_norm(
+        self, x: Rows, weight: Weight, out: Rows | None = None, dtype: str | None = None
+    ) -> Rows:
+        """`lowlevel.ops.rms_norm` of rows, to a buffer of their own or to `out`."""
+        name = weight.name.split(".")[-2]
+        if out is None:
+            out = self.new(name, x.shape[0], x.shape[1], dtype)
+        target, eps, n_threads = out, self.config.eps, self.choices.n_threads
+
+        def bind(bound):
+            return functools.partial(
+                ops.rms_norm,
+                bound.array(x),
+                bound.floats(weight),
+                eps=eps,
+                out=bound.array(target),
+                n_threads=n_threads,
+            )
+
+        self.note("norm", name, (x, out), bind, vectors=(weight,))
+        return out
+
+    def product(
+        self,
+        x: Rows,
+        weights: Weight | tuple[Weight, ...],
+        *,
+        bias: Weight | None = None,
+        name: str = "",
+        dtype: str | None = None,
+    ) -> Rows:
+        """``x @ weight.T + bias``; products with several weights stand side by side."""
+        parts = weights if isinstance(weights, tuple) else (weights,)
+        name = name or parts[0].name.split(".")[-2]
+        out = self.new(name, x.shape[0], sum(part.shape[0] for part in parts), dtype)
+        at = 0
+        for together in _of_one_format(parts):
+            n_rows = sum(part.shape[0] for part in together)
+            target = out.columns(at, at + n_rows)
+            self._product(x, together, target, "+".join(_short(part) for part in together))
+            at += n_rows
+        if bias is not None:
+            self.add_vector(out, bias)
+        return out
+
+    def _product(self, x, weights, out, name, kind="product", experts=None, x_rows=None):
+        """One call of `quant.matmul`, with one matrix or several of one format."""
+        exact, n_threads = self.choices.exact, self.choices.n_threads
+        n = out.shape[0]
+
+        def bind(bound):
+            tensors = [bound.weight(weight) for weight in weights]
+            return functools.partial(
+                matmul,
+                bound.array(x),
+                tensors[0] if len(tensors) == 1 else tensors,
+                pool=bound.scratch,
+                out=bound.array(out),
+                experts=None if experts is None else bound.array(experts),
+                x_rows=None if x_rows is None else bound.array(x_rows),
+                exact=exact,
+                n_threads=n_threads,
+            )
+
+        n_matrices = weights[0].shape[0] if experts is not None else 1
+        n_bytes = sum(weight.n_bytes for weight in weights)
+        self.note(
+            kind,
+            name,
+            tuple(rows for rows in (x, out, experts, x_rows) if rows is not None),
+            bind,
+            scratch_bytes=self._matmul_scratch(n, weights),
+            flops=2 * n * out.shape[1] * x.shape[1],
+            weight_bytes=n_bytes * min(n_matrices, n) // n_matrices,
+            matrices=tuple(weights),
+        )
+
+    def _matmul_scratch(self, n, weights):
+        outlines = [weight.outline for weight in weights]
+        return matmul_scratch_bytes(
+            n,
+            outlines if len(outlines) > 1 else outlines[0],
+            exact=self.choices.exact,
+            n_threads=self.choices.n_threads,
+            device=self.choices.device,
+        )
+
+    def head_product(self, x: Rows, weight: Weight, out: Rows, n_head: int) -> None:
+        """Each head's rows times its own matrix: x (n_tokens n_head, columns), weight (n_head, rows, columns)."""
+        heads = self.constant("head_ids", lambda n: np.tile(np.arange(n_head), n), n_head)
+        self._product(x, (weight,), out, _short(weight), experts=heads.rows(0, x.shape[0]))
+
+    def constant(self, name: str, make: Callable[[int], np.ndarray], per_token: int) -> Rows:
+        """Ids of int32, (n_tokens per_token,), that are the same in every pass: the beginning of ``make(n_ubatch)``."""
+        key = name, per_token
+        if key not in self._constants:
+            n = self.choices.n_ubatch
+            self._constants[key] = Buffer(f"{name} {per_token}", (n * per_token,), "int32")
+            self.made.constants[key] = self._constants[key], functools.partial(make, n)
+        return Rows(self._constants[key], self._constants[key].shape)
+
+    def add(self, x: Rows, y: Rows) -> None:
+        """``x += y``"""
+        n_threads = self.choices.n_threads
+
+        def bind(bound):
+            return functools.partial(ops.add, bound.array(x), bound.array(y), n_threads=n_threads)
+
+        self.note("add", "residual", (x, y), bind)
+
+    def add_vector(self, x: Rows, bias: Weight, experts: Rows | None = None) -> None:
+        """A bias to every row, or to each row its expert's."""
+        n_threads = self.choices.n_threads
+
+        def bind(bound):
+            ids = None if experts is None else bound.array(experts)
+            return functools.partial(
+                ops.add,
+                bound.array(x),
+                bound.floats(bias),
+                row_ids=ids,
+                n_threads=n_threads,
+            )
+
+        rows = (x,) if experts is None else (x, experts)
+        self.note("add", _short(bias) + "_bias", rows, bind, vectors=(bias,))
+
+    def copy(self, x: Rows, out: Rows, name: str) -> None:
+        """The same values in other rows."""
+        n_threads = self.choices.n_threads
+
+        def bind(bound):
+            return functools.partial(
+                ops.cast, bound.array(x), bound.array(out), n_threads=n_threads
+            )
+
+        self.note("copy", name, (x, out), bind)
+
+    def rope(self, x: Rows, rope: Rope, offset: int = 0, name: str = "q") -> None:
+        """Turn heads, (n_head, n, d), of the last n tokens by their positions, in place."""
+        n_threads, n_tokens = self.choices.n_threads, self.made.n_tokens
+
+        def bind(bound):
+            return functools.partial(
+                ops.rope,
+                bound.array(x),
+                bound.positions[n_tokens - x.shape[1] : n_tokens],
+                bound.frequencies(rope),
+                pairs=rope.pairs,
+                offset=offset,
+                n_threads=n_threads,
+            )
+
+        self.note("rope", f"rope_{name}", (x,), bind)
+
+    def gated(self, gate: Rows, up: Rows) -> None:
+        """The gated activation of this architecture, over `gate`."""
+        call, n_threads = getattr(ops, self.config.traits.activation), self.choices.n_threads
+
+        def bind(bound):
+            return functools.partial(call, bound.array(gate), bound.array(up), n_threads=n_threads)
+
+        self.note("gated", self.config.traits.activation, (gate, up), bind)
+
+    # ------------------------------------------------------------ attention
+
+    def store(self, layer: LayerConfig, *rows: Rows) -> None:
+        """New rows, (heads, n_tokens, d), to the layer's cache."""
+        n_threads, n_tokens = self.choices.n_threads, rows[0].shape[1]
+        kept = stores(layer, self.choices.n_ctx, self.choices.n_ubatch, self.choices.kv_type)
+
+        def bind(bound):
+            cache, arrays = bound.caches[layer.index], tuple(bound.array(x) for x in rows)
+
+            def run():
+                cache.make_room(bound.n_kv, n_tokens)
+                cache.write(arrays, bound.n_kv, bound.scratch, n_threads)
+
+            return run
+
+        scratch = max(store.staging_bytes(n_tokens) for store in kept)
+        self.note("store", "kv_cache", rows, bind, scratch_bytes=scratch)
+
+    def attend(self, layer: LayerConfig, q: Rows, out: Rows, form: str | None = None) -> None:
+        """Attention of q, (n_head, n_tokens, d_k), over the layer's cache, to out, (n_head, n_tokens, d_v)."""
+        kind, turned = self.choices.kv_type, False
+        types: tuple[KVType, KVType] = (kind, kind)
+        matrices: tuple[Weight, ...] = ()
+        if form == DECOMPRESSED:
+            turned = "k_b" not in layer.tensors
+            types = latent_types(layer, kind, turned)
+            matrices = layer.tensors["k_b_turned" if turned else "k_b"], layer.tensors["v_b"]
+        sizes = AttentionSizes(
+            n_head=layer.n_head,
+            n_head_kv=layer.n_head_kv if form is None else 1 if form == ABSORBED else layer.n_head,
+            n_tokens=q.shape[1],
+            d_k=q.shape[2],
+            d_v=out.shape[2],
+            kv_dtype=types,
+            v_in_k=form == ABSORBED,
+            window=layer.window,
+        )
+        sinks = layer.tensors.get("attn_sinks.weight")
+
+        def bind(bound):
+            source = bound.kv_reader(layer, sizes, form, turned)
+            return bound.attention(
+                source,
+                sizes,
+                bound.array(q),
+                bound.array(out),
+                scale=layer.scale,
+                window=layer.window or None,
+                softcap=layer.softcap or None,
+                sinks=None if sinks is None else bound.host_floats(sinks),
+            )
+
+        self.note("attention", "attention", (q, out), bind, attention=sizes, matrices=matrices)
+
+    # ------------------------------------------------------------ experts
+
+    def route(self, layer: LayerConfig, logits: Rows) -> tuple[Rows, Rows]:
+        """Experts of each token and their weights: (n_tokens, n_expert_used) of int32 and float32."""
+        routing, n = layer.routing, logits.shape[0]
+        assert routing is not None
+        ids = self.new("expert_ids", n, routing.n_expert_used, "int32")
+        weights = self.new("expert_weights", n, routing.n_expert_used, "float32")
+        bias, n_threads = layer.tensors.get("exp_probs_b.bias"), self.choices.n_threads
+
+        def bind(bound):
+            return functools.partial(
+                ops.top_k_routing,
+                bound.array(logits),
+                bound.array(ids),
+                bound.array(weights),
+                gating=routing.gating,
+                bias=None if bias is None else bound.floats(bias),
+                n_group=routing.n_group,
+                n_group_used=routing.n_group_used,
+                normalise=routing.normalise,
+                scale=routing.scale,
+                n_threads=n_threads,
+            )
+
+        vectors = () if bias is None else (bias,)
+        self.note("routing", "top_k", (logits, ids, weights), bind, vectors=vectors)
+        return ids, weights
+
+    def expert_rows(self, ids: Rows, weights: Rows) -> ExpertRows:
+        """Each choice of each token a row: sorted by expert, or token after token where rows are gathered."""
+        n_tokens, n_used = ids.shape
+        n = n_tokens * n_used
+        if self.choices.gathers:
+            tokens = self.constant("row_tokens", lambda m: np.repeat(np.arange(m), n_used), n_used)
+            return ExpertRows(tokens.rows(0, n), ids.flat(), weights.flat(), n_used)
+        tokens = self.new("row_tokens", n, 1, "int32").flat()
+        experts = self.new("row_experts", n, 1, "int32").flat()
+        sorted_weights = self.new("row_weights", n, 1, "float32").flat()
+
+        def bind(bound):
+            outs = [bound.array(each) for each in (tokens, experts, sorted_weights)]
+            return functools.partial(
+                ops.sort_by_expert, bound.array(ids), bound.array(weights), *outs
+            )
+
+        self.note("routing", "by_expert", (ids, weights, tokens, experts, sorted_weights), bind)
+        return ExpertRows(tokens, experts, sorted_weights, 1)
+
+    def expert_product(
+        self,
+        x: Rows,
+        weights: tuple[Weight, ...],
+        experts: Rows,
+        name: str,
+        tokens: Rows | None = None,
+    ) -> Rows:
+        """Row i: ``x[tokens[i]] @ weight[experts[i]].T``, without tokens ``x[i]``; several weights side by side."""
+        if tokens is not None and self.choices.gathers:
+            x, tokens = self._gather(x, tokens), None
+        n = experts.shape[0]
+        out = self.new(name, n, sum(weight.shape[1] for weight in weights))
+        at = 0
+        for together in _of_one_format(weights):
+            n_rows = sum(weight.shape[1] for weight in together)
+            target, label = out.columns(at, at + n_rows), "+".join(_short(w) for w in together)
+            self._product(x, together, target, label, "experts", experts, tokens)
+            at += n_rows
+        return out
+
+    def _gather(self, x, tokens):
+        out = self.new("gathered", tokens.shape[0], x.shape[1])
+        n_threads = self.choices.n_threads
+
+        def bind(bound):
+            arrays = [bound.array(each) for each in (x, tokens, out)]
+            return functools.partial(ops.gather_rows, *arrays, n_threads=n_threads)
+
+        self.note("experts", "gather", (x, tokens, out), bind)
+        return out
+
+    def scatter_add(self, rows: Rows, out: Rows, of: ExpertRows, start: int) -> None:
+        """``out[tokens[i]] += weights[i] * rows[i]``, for rows from `start` on."""
+        n, n_threads = rows.shape[0], self.choices.n_threads
+        weights = of.weights.rows(start, start + n)
+        tokens = None if self.choices.gathers else of.tokens.rows(start, start + n)
+        if self.choices.gathers:
+            out = out.rows(start // of.per_token, (start + n) // of.per_token)
+        plan = ops.plan_scatter_add(
+            n, out.shape[0], in_order=tokens is None, device=self.choices.device
+        )
+
+        def bind(bound):
+            return functools.partial(
+                ops.scatter_add,
+                bound.array(rows),
+                bound.array(out),
+                tokens=None if tokens is None else bound.array(tokens),
+                weights=bound.array(weights),
+                pool=bound.scratch,
+                n_threads=n_threads,
+            )
+
+        touched = tuple(each for each in (rows, out, tokens, weights) if each is not None)
+        self.note("experts", "scatter_add", touched, bind, scratch_bytes=plan.scratch_bytes)
+
+    # ------------------------------------------------------------ output
+
+    def logits(self, x: Rows, weight: Weight, n_rows: int) -> None:
+        """``x @ weight.T`` to where the caller of the pass wants logits, `n_rows` tokens at a time."""
+        exact, n_threads, n = self.choices.exact, self.choices.n_threads, x.shape[0]
+        block = self.new("logits", n_rows, weight.shape[0], "float32")
+
+        def bind(bound):
+            rows, table, part = bound.array(x), bound.weight(weight), bound.array(block)
+
+            def run():
+                for start in range(0, n, n_rows):
+                    stop = min(start + n_rows, n)
+                    matmul(
+                        rows[start:stop],
+                        table,
+                        pool=bound.scratch,
+                        out=part[: stop - start],
+                        exact=exact,
+                        n_threads=n_threads,
+                    )
+                    bound.give_logits(part[: stop - start], start)
+
+            return run
+
+        self.note(
+            "output",
+            "output",
+            (x, block),
+            bind,
+            scratch_bytes=self._matmul_scratch(n_rows, (weight,)),
+            flops=2 * n * int(np.prod(weight.shape, dtype=np.int64)),
+            weight_bytes=weight.n_bytes,
+            matrices=(weight,),
+        )
+
+
+class ExpertRows(NamedTuple):
+    """Tokens' choices as rows.
+
+    Attributes
+    ----------
+    tokens, experts : Rows
+        int32, (n_rows,): each row's token and expert.
+    weights : Rows
+        float32, (n_rows,)
+    per_token : int
+        Groups of rows begin at multiples of it.
+    """
+
+    tokens: Rows
+    experts: Rows
+    weights: Rows
+    per_token: int
+
+
+def _short(weight):
+    """A tensor's name without its layer and ending."""
+    return weight.name.split(".")[-2]
+
+
+def _of_one_format(weights):
+    """Weights that one product takes: all of one format, or each alone."""
+    if len({weight.format.name for weight in weights}) == 1:
+        return [weights]
+    return [(weight,) for weight in weights]
