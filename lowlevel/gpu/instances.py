@@ -75,7 +75,7 @@ JOIN = {
 }
 # The types that attention's kernels are made for, and their names there.
 FLOAT_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "Bfloat16"}
-ATTENTION_CALL = "V176"  # attention_call.cuh's AttentionCall, attention.py's CALL
+ATTENTION_CALL = "V184"  # attention_call.cuh's AttentionCall, attention.py's CALL
 
 
 class FusedShape(NamedTuple):
@@ -87,6 +87,11 @@ class FusedShape(NamedTuple):
     blocks: int  # at work on one multiprocessor, as registers and shared memory allow
     latent: bool = False  # attention_latent.cuh: reads V out of K's rows
     k_stages: int = 1  # STAGES_K: tiles of K in shared memory, unless latent
+
+    @property
+    def counts_keys(self):
+        """Whether its kernels can read how many keys there are where they run: all without KEYS_FROM_HOST."""
+        return self.latent or self.rows < 128
 
 
 # (d_k, d_v) -> tile
@@ -121,6 +126,7 @@ FUSED = {
         parameters=(
             *["const u2*"] * (2 if shape.latent else 3),  # q, k, v
             *("V*", *_ROW_OPERANDS, *_STATE),
+            *(["const i4*"] if shape.counts_keys else []),  # n_kv
             *(["i4"] if shape.latent else []),  # stages
             ATTENTION_CALL,
         ),
@@ -153,7 +159,9 @@ WGMMA = {
         f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
         parameters=(
             *["map"] * (1 if shape.latent else 2),  # k, v
-            *("const u2*", "V*", *_ROW_OPERANDS, *_STATE, ATTENTION_CALL),
+            *("const u2*", "V*", *_ROW_OPERANDS, *_STATE),
+            *(["const i4*"] if shape.counts_keys else []),  # n_kv
+            ATTENTION_CALL,
         ),
         block=32 * shape.warps,
         architecture="90a",
@@ -269,6 +277,7 @@ SCALE = _of_one("add.cu", "scale", ("{0}", "f4", ROWS_CALL))
 ROPE = _of_one("rope.cu", "rope", ("{0}", "const i4*", "const u8*", "V64"))
 ROUTE = _of_one("routing.cu", "route", ("const {0}", "const f4*", "i4*", "f4*", "V56"), block=128)
 GATHER_ROWS = _row_operations("rows.cu", "gather_rows", ("const {0}", "const i4*", "{1}", "V48"))
+PUT_ROWS = _row_operations("rows.cu", "put_rows", ("const {0}", "const i4*", "{1}", "V64"))
 SCATTER_ORDER = Kernel(
     package="lowlevel.gpu",
     file="rows.cu",
@@ -283,7 +292,7 @@ SCATTER_ADD = _row_operations(
 )
 OPERATIONS = (
     *(kernel for table in (RMS_NORM, GATED, ADD, SCALE, ROPE, ROUTE) for kernel in table.values()),
-    *(SCATTER_ORDER, *GATHER_ROWS.values(), *SCATTER_ADD.values()),
+    *(SCATTER_ORDER, *GATHER_ROWS.values(), *PUT_ROWS.values(), *SCATTER_ADD.values()),
 )
 KERNELS = (
     *COPY.values(),
