@@ -20,7 +20,7 @@ from gguf import GGMLQuantizationType as QType
 from tools.bench.model_peers.libraries import IK, LLAMA_CPP, WHEELS, libraries
 
 HERE = pathlib.Path(__file__).parent
-__all__ = ["IK", "LLAMA_CPP", "PeerError", "Setting", "missing", "peer_logits"]
+__all__ = ["IK", "LLAMA_CPP", "PeerError", "Setting", "missing", "peer_loads", "peer_logits"]
 TIMEOUT = 120  # seconds
 
 
@@ -40,7 +40,7 @@ class Setting(NamedTuple):
     type_v: str = "F16"
     flash_attention: bool = False
     mla: int = 0
-    n_threads: int = 2
+    n_threads: int = 1
 
 
 @functools.cache
@@ -79,21 +79,37 @@ def peer_logits(engine: str, path, tokens, setting: Setting | None = None) -> np
     PeerError
         It does not load the file, or died.
     """
-    setting = Setting() if setting is None else setting
+    return _peer_logits(engine, path, tuple(map(int, tokens)), setting or Setting())
+
+
+@functools.cache
+def _peer_logits(engine, path, tokens, setting):
     with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "logits.npy")
         job = {
-            "engine": engine,
-            "libraries": [str(library) for library in libraries(engine)],
-            "path": str(path),
-            "tokens": [int(token) for token in tokens],
-            "out": os.path.join(folder, "logits.npy"),
+            "paths": [str(path)],
+            "tokens": tokens,
             **setting._asdict(),
             "type_k": int(QType[setting.type_k]),
             "type_v": int(QType[setting.type_v]),
         }
-        child = [sys.executable, str(HERE / "peer_child.py"), json.dumps(job)]
-        done = subprocess.run(child, capture_output=True, timeout=TIMEOUT)
-        if done.returncode:
-            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise PeerError(f"{engine} ended with {done.returncode}:\n" + "\n".join(said[-12:]))
-        return np.load(job["out"])
+        _run(engine, job, out)
+        return np.load(out)
+
+
+def peer_loads(engine: str, paths) -> list[bool]:
+    """Which of some files an engine loads, none of which it dies of."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "loaded.npy")
+        _run(engine, {"paths": [str(path) for path in paths], "tokens": [], "mla": 0}, out)
+        return np.load(out).tolist()
+
+
+def _run(engine, job, out):
+    paths = [str(library) for library in libraries(engine)]
+    job = json.dumps({"engine": engine, "libraries": paths, "out": out, **job})
+    child = [sys.executable, str(HERE / "peer_child.py"), job]
+    done = subprocess.run(child, capture_output=True, timeout=TIMEOUT)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise PeerError(f"{engine} ended with {done.returncode}:\n" + "\n".join(said[-12:]))
