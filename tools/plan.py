@@ -279,6 +279,9 @@ def _print(args, geometry, rows, warnings):
         "sizes in MiB; ik: ik_llama.cpp's {ik_path} path".format(**geometry)
     )
     tables.print_sweep(title, rows, PARAMETERS, COLUMNS, _cells, n_keys=3)  # n_kv, amb, method
+    paths = sorted({row["plan"]["path"] for row in rows if row["plan"]})
+    if paths:
+        tables.note(f"the kernels that run: {', '.join(paths)}")
     for reason in sorted({row["ik"]["reason"] for row in rows} - {""}):
         tables.note(f"ik_llama.cpp: {reason}")
     tables.note_what_cannot_run(
