@@ -136,6 +136,11 @@ class AttentionPlan:
             )
         }  # fmt: skip
 
+    @functools.cached_property
+    def remembered(self) -> dict[Any, Any]:
+        """What launchers have found out for the plan, so that calls alike need not again."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -212,6 +217,23 @@ def plan_attention(
     BudgetError
         The smallest tile (for "steps": one head) does not fit; names the smallest budget that does.
     """
+    where = devices.get(device)
+    arguments: Any = (
+        n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, budget, kv_dtype, q_dtype, out_dtype, method, assemble, device,
+        v_in_k, kv_strided, precision, where.resolve_n_threads(n_threads), where.plan_limits,
+    )  # fmt: skip
+    try:
+        return _checked_plan(*arguments)
+    except TypeError:  # of the wrong kind, or one that cannot be looked up
+        return _checked_plan.__wrapped__(*arguments)
+
+
+@functools.lru_cache(maxsize=256, typed=True)  # most calls are of few sizes
+def _checked_plan(
+    n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, budget, kv_dtype, q_dtype, out_dtype, method, assemble, device,
+    v_in_k, kv_strided, precision, n_threads, limits,
+):  # fmt: skip
+    """See `plan_attention`; `limits`: what plans of the device go by besides."""
     n_head = _count("n_head", n_head, 1)
     n_head_kv = n_head if n_head_kv is None else _count("n_head_kv", n_head_kv, 1)
     if n_head % n_head_kv:
@@ -260,13 +282,13 @@ def plan_attention(
         method=method,
         assemble=assemble,
         budget=None if budget is None else parse_size(budget),
-        n_threads=where.resolve_n_threads(n_threads),
+        n_threads=n_threads,
     )
     if sizes["n_tokens"] == 0:
         # Nothing to compute, and nothing to take.
         nothing = dict(heads=n_head, rows=1, keys=1, n_splits=1, n_workers=1, n_steps=0, scratch=())
         return _as_plan(sizes, path="nothing", **nothing)
-    return _plan(tuple(sizes.items()), where.plan_limits)
+    return _plan(tuple(sizes.items()), limits)
 
 
 def _as_plan(sizes, **decided):

@@ -89,6 +89,11 @@ class Widths(NamedTuple):
     v_stride: int
 
 
+def counts_keys(sizes):
+    """Whether kernels read how many keys there are when they run: the call knows it here."""
+    return False
+
+
 def round_up(n, multiple):
     """`n` rounded up to a multiple."""
     return -(-n // multiple) * multiple

@@ -15,7 +15,7 @@ def run(plan, operands, scratch):
     ----------
     plan : AttentionPlan
     operands : Operands
-        Checked by `lowlevel.attention`; arrays of the plan's device, but for alibi_slopes and sinks.
+        Checked by `lowlevel.attention`; arrays of the plan's device, but that alibi_slopes and sinks may be NumPy's.
     scratch : dict of str to array
         The plan's blocks as float32 arrays, 1-D.
     """
@@ -32,4 +32,6 @@ def run(plan, operands, scratch):
 
 
 def _on_device(device, values):
-    return None if values is None else device.from_host(values)
+    if values is None or device.address(values) is not None:
+        return values
+    return device.from_host(values)

@@ -90,6 +90,13 @@ def fused_shape(sizes):
     return shape if fused_shared_bytes(sizes, shape, 1) <= most else None
 
 
+def counts_keys(sizes):
+    """Whether the kernels can read how many keys there are where they run: see `lowlevel.attention`'s n_kv."""
+    if not is_fused(sizes) or is_decoded(sizes):
+        return False
+    return fused_shape(sizes).counts_keys
+
+
 def fused_stages(sizes, shape):
     """Tiles of K that the latent kernel keeps in shared memory: two where the device holds them."""
     most = devices.get(sizes["device"]).max_shared_bytes
