@@ -18,7 +18,7 @@ def _structure(block):
     """What CUDA kernels of formats have different code by: those of one structure differ in how a unit is unpacked."""
     of = constants(block)
     fold = min(of.fold_offset, 1)
-    return block.block_weights, of._replace(alignment=min(of.alignment, 4), fold_offset=fold)
+    return block.block_weights, of._replace(alignment=min(of.alignment, 2), fold_offset=fold)
 
 
 _BY_NAME = {block.name: block for block in FORMATS.values()}
