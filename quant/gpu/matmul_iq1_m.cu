@@ -15,7 +15,7 @@ struct IQ1_M : Blocks256x16<constants::IQ1_M> {
     read_last_words(block, kScales, scales);
     raw.scales = 0;
     // Runs 8 half + 2 run + part have bits 3 (2 run + part) of either 16 bits of their word.
-    const unsigned own = scales[half];
+    const unsigned own = half ? scales[1] : scales[0];
 #pragma unroll
     for (int run = 0; run < 4; ++run) {
       const unsigned tops = read_half_word(block, kQh + 8 * half + 2 * run) >> (8 * part) & 255;
