@@ -24,25 +24,24 @@ def _weights(digits, d):
 
 
 @kernel(inline=True)
-def _write_digits(write, destination, index, step, q, d):
-    """The first digits of 16 bytes (i32x16), then the second ones `step` weights further on, ..."""
-    for digit in range(5):
-        q = (q & 255) * 3
-        write(destination, index + step * digit, _weights(q, d))
-
-
-@kernel(inline=True)
 def decode_blocks(write, source, n_blocks, destination):
-    """See runs.py. Bytes are fractions of 256 in base 3: the first digit of 32 bytes, their second, ...; of 16; of 4."""
+    """See runs.py. Bytes are fractions of 256 in base 3: the first digit of 32 bytes, their second, ...; of 16; of 4.
+
+    Weights are written in their order: past the caches, another would take five times as long.
+    """
     for i in range(n_blocks):
         block, index = source + i * BLOCK_BYTES, i * BLOCK_WEIGHTS
         d = simd.splat_half(simd.read_u16(block + D))
-        q = simd.widen(simd.read_u8x16(block + QS))
-        _write_digits(write, destination, index, 32, q, d)
-        q = simd.widen(simd.read_u8x16(block + QS + 16))
-        _write_digits(write, destination, index + 16, 32, q, d)
+        first = simd.widen(simd.read_u8x16(block + QS))
+        second = simd.widen(simd.read_u8x16(block + QS + 16))
+        for digit in range(5):
+            first, second = (first & 255) * 3, (second & 255) * 3
+            write(destination, index + 32 * digit, _weights(first, d))
+            write(destination, index + 32 * digit + 16, _weights(second, d))
         q = simd.widen(simd.read_u8x16(block + QS + 32))
-        _write_digits(write, destination, index + 160, 16, q, d)
+        for digit in range(5):
+            q = (q & 255) * 3
+            write(destination, index + 160 + 16 * digit, _weights(q, d))
         q = simd.widen(simd.read_u8x16(block + BLOCK_BYTES - 16))
         q = simd.lookup16(q, simd.load_i32x16(_LAST_AT, 0)) * simd.load_i32x16(_LAST_POWERS, 0)
         write(destination, index + 240, _weights((q & 255) * 3, d))
