@@ -165,6 +165,9 @@ class Model:
                 array = taken.empty(buffer.shape, buffer.dtype, tag="inputs")
                 self._device.upload(array, make().astype(buffer.dtype))
                 self._state.constants[key] = array
+            if memory.host:
+                shape = choices.n_ubatch, self.config.n_embd
+                self._state.staged = np.empty(shape, np.float32)
             for rope in self._plans.ropes():
                 self._state.ropes[rope] = rope_angles(rope, weights)
         self._scratch = Pool(memory.scratch, device=self.pool.device, memory=scratch)

@@ -47,6 +47,8 @@ class Memory:
         Of attention (within amb), and of products.
     inputs : int
         Positions of a u-batch, and what is the same in every pass.
+    host : int
+        Beside the pool, on the host: embeddings on their way to a device. 0 on the CPU.
     """
 
     weights: int
@@ -56,6 +58,7 @@ class Memory:
     activations: int
     scratch: int
     inputs: int
+    host: int
 
     @property
     def compute(self) -> int:
@@ -193,6 +196,7 @@ class Planned:
             activations=self.activation_bytes,
             scratch=self.scratch_bytes,
             inputs=inputs,
+            host=0 if is_mapped else 4 * choices.n_ubatch * config.n_embd,
         )
 
 

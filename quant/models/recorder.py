@@ -77,21 +77,23 @@ class Recorder:
     # ------------------------------------------------------------ operations on rows
 
     def embed(self, table: Weight) -> Rows:
-        """The embeddings of the tokens."""
+        """The embeddings of the tokens: rows of a table that stays on the host."""
         out = self.new("residual", self.made.n_tokens, self.config.n_embd, "float32")
         scale, n_threads = self.config.embedding_scale, self.choices.n_threads
 
         def bind(bound):
-            rows, weight = bound.array(out), bound.weight(table)
+            rows, weight, staged = bound.array(out), bound.host_weight(table), bound.staging(out)
 
             def run():
-                embed(weight, bound.tokens, rows, n_threads=n_threads)
+                embed(weight, bound.tokens, staged, n_threads=n_threads)
+                if staged is not rows:
+                    bound.upload(rows, staged)
                 if scale != 1.0:
                     ops.scale(rows, scale, n_threads=n_threads)
 
             return run
 
-        self.note("embed", "token_embd", (out,), bind, matrices=(table,))
+        self.note("embed", "token_embd", (out,), bind)
         return out
 
     def rms_norm(

@@ -72,6 +72,10 @@ class Weights:
         self._device.upload(memory, made)
         return QuantTensor(memory, weight.format, weight.shape)
 
+    def host_tensor(self, weight: Weight) -> QuantTensor:
+        """A matrix where the file is mapped."""
+        return weight.view(self._file[weight.name])
+
     def host_floats(self, weight: Weight) -> np.ndarray:
         """A vector or table as float32 on the host."""
         return weight.floats_of(self._file)
@@ -105,6 +109,8 @@ class State:
         With those of the pass.
     logits : numpy.ndarray of float32, (n_outputs, n_vocab)
         On the host, to be written.
+    staged : numpy.ndarray of float32, (n_ubatch, n_embd), or None
+        Embeddings on their way to a device; None on the CPU.
     ropes, constants : dict
         Angles by `Rope`; arrays by what `Pass.constants` calls them.
     """
@@ -112,6 +118,7 @@ class State:
     tokens: np.ndarray
     positions: Any
     logits: Any
+    staged: np.ndarray | None = None
 
     def __init__(self, choices: Choices, attention_bytes: int) -> None:
         self.n_kv = self.n_total = 0
@@ -187,6 +194,19 @@ class Bound:
     def weight(self, weight: Weight) -> QuantTensor:
         """A weight as products take it."""
         return self._weights.tensor(weight)
+
+    def host_weight(self, weight: Weight) -> QuantTensor:
+        """A weight where the file is mapped."""
+        return self._weights.host_tensor(weight)
+
+    def staging(self, rows: Rows) -> Any:
+        """Memory on the host for `rows`: they themselves, where they lie there."""
+        array = self.array(rows)
+        return array if self.state.staged is None else self.state.staged[: len(array)]
+
+    def upload(self, rows: Any, staged: np.ndarray) -> None:
+        """Rows from the host."""
+        self._device.upload(rows, staged)
 
     def floats(self, weight: Weight) -> Any:
         """A vector or table of float32 on the device."""

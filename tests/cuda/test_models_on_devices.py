@@ -1,0 +1,76 @@
+"""Whole models on a device: logits as the CPU's, memory as planned, the same bits again."""
+
+import numpy as np
+import pytest
+from small_models import small
+
+import lowlevel
+import quant
+from lowlevel import BudgetError
+from quant.models.synthetic.make_gguf import make_gguf
+
+# Head sizes that the fused kernels have; vocabularies of 300.
+MODELS = {
+    "heads": ("llama-8b", dict(n_embd=256, n_head=4, n_head_kv=2, d_k=64, d_v=64, n_rot=64)),
+    "latents": (
+        "deepseek-v2-lite",
+        dict(n_head=2, d_k=192, d_v=128, n_rot=64, kv_lora_rank=512, n_ff_expert=256),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def path(request, tmp_path_factory):
+    name, sizes = MODELS[request.param]
+    path = tmp_path_factory.mktemp("models") / "small.gguf"
+    make_gguf(path, small(name, **sizes), "IQ4_NL")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(5).integers(0, 300, 40)
+
+
+def load(path, device="cpu", **options):
+    return quant.load(path, device=device, **dict(n_ctx=64, n_ubatch=16) | options)
+
+
+def error(logits, expected):
+    return np.sqrt(((logits - expected) ** 2).mean() / (expected**2).mean())
+
+
+def test_logits_are_the_cpus(path, tokens, device):
+    """Bound: bfloat16 rows lose 2**-9 at every hand-over, and int8 products of both sides more (matmul's docstring)."""
+    with load(path, exact=True) as net:
+        expected = net.prefill(tokens, all_logits=True)
+        next_one = net.decode(7)
+    with load(path, exact=True) as net, load(path, device) as there:
+        assert there.pool.used == there.memory.pool
+        for _ in range(2):
+            there.truncate(0)
+            found = there.prefill(tokens, all_logits=True)
+            last = there.decode(7)
+            assert error(found, expected) < 0.03
+            assert error(last, next_one) < 0.03
+        there.truncate(30)
+        again = there.prefill(tokens[30:])
+        assert error(again, expected[-1]) < 0.03
+        assert there.pool.used == there.pool.peak == there.memory.pool
+        assert there.compute_peak <= there.memory.compute
+        first = there.prefill(tokens[:8])
+        there.truncate(there.n_kv - 8)
+        np.testing.assert_array_equal(there.prefill(tokens[:8]), first)
+
+
+def test_a_pool_that_is_too_small_is_refused_before_loading(path, device):
+    with load(path, device) as net:
+        needed = net.memory
+    assert needed.weights_copied > needed.kv_cache
+    with lowlevel.Pool(needed.weights_copied, device=device) as pool:
+        with pytest.raises(BudgetError, match="pool") as refusal:
+            load(path, device, pool=pool)
+        assert refusal.value.smallest_budget > pool.budget
+        assert pool.peak == 0
+    with pytest.raises(ValueError, match="n_threads"):
+        load(path, device, n_threads=2)
