@@ -218,7 +218,7 @@ def plan_attention(
         The smallest tile (for "steps": one head) does not fit; names the smallest budget that does.
     """
     where = devices.get(device)
-    arguments = (
+    arguments: Any = (
         n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, budget, kv_dtype, q_dtype, out_dtype, method, assemble, device,
         v_in_k, kv_strided, precision, where.resolve_n_threads(n_threads), where.plan_limits,
     )  # fmt: skip
