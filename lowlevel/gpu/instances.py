@@ -1,15 +1,12 @@
-"""Every CUDA kernel and template instance: the one table that the loader, the tests and
-``python -m lowlevel.gpu.resources`` share.
+"""Every CUDA kernel and template instance: the one table that the loader, the tests and the table of
+resources (lowlevel/gpu/resources.py) share.
 
-The ground's own kernels stand here. A floor above lists its own in a module of the same shape, named
-in `TABLES` and imported only by those who want all there is. Where sources include headers that are made
-from a table, that module has them too: ``GENERATED``, name -> text.
+The ground's own kernels stand here. A floor above hands in its own when the module that lists them is imported
+(`register`), with the sources and headers that are no files but made from a table.
 """
 
-import importlib
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
-
-TABLES = ("lowlevel.gpu.instances", "quant.gpu.instances")
 
 
 class Kernel(NamedTuple):
@@ -308,21 +305,42 @@ KERNELS = (
 )
 
 
+_kernels: dict[str, tuple] = {}  # package -> its kernels
+_generated: dict[
+    str, Mapping[str, str]
+] = {}  # package -> {file: text} of sources that are no files
+
+
+def register(
+    package: str, kernels: Iterable[Kernel], made: Mapping[str, str] | None = None
+) -> None:
+    """Let all know a package's kernels, and the text of its files that are `made`, not there: {name: text}."""
+    _kernels[package], _generated[package] = tuple(kernels), made or {}
+
+
+register("lowlevel.gpu", KERNELS)
+
+
 def all_kernels():
-    """Every `Kernel` of all floors."""
-    return tuple(kernel for table in TABLES for kernel in importlib.import_module(table).KERNELS)
+    """Every `Kernel` of all packages that have been imported."""
+    return tuple(kernel for kernels in _kernels.values() for kernel in kernels)
 
 
-def _table_of(package):
-    (table,) = (name for name in TABLES if name.rpartition(".")[0] == package)
-    return importlib.import_module(table)
+def packages() -> tuple[str, ...]:
+    """The packages that have kernels."""
+    return tuple(_kernels)
 
 
 def of_source(source):
     """The kernels of one file, (package, file): they are compiled together."""
-    return tuple(k for k in _table_of(source[0]).KERNELS if k.source == source)
+    return tuple(k for k in _kernels[source[0]] if k.source == source)
 
 
 def generated(package: str, file: str) -> str | None:
-    """The text of a header that a package makes from its tables; None if it makes none of that name."""
-    return getattr(_table_of(package), "GENERATED", {}).get(file)
+    """The text of a source or header that a package makes; None if it makes none of that name."""
+    return _generated.get(package, {}).get(file)
+
+
+def generated_files(package: str) -> tuple[str, ...]:
+    """The names of all that a package makes."""
+    return tuple(_generated[package])

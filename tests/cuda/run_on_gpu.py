@@ -31,6 +31,7 @@ def main():
 
 def compile_all():
     """Every kernel into CuPy's disk cache, a process a source."""
+    import quant.gpu  # noqa: F401  (its kernels are registered)
     from lowlevel.gpu import instances
 
     sources = sorted({kernel.source for kernel in instances.all_kernels()})
@@ -41,6 +42,7 @@ def compile_all():
 
 
 def compile_source(source):
+    import quant.gpu  # noqa: F401
     from lowlevel import devices
     from lowlevel.gpu import instances
 
