@@ -45,7 +45,8 @@ class AttentionPlan:
         The call's sizes.
     path : str
         The kernels that run: on the CPU "panels", "panels bf16", "few rows float16" (K and V of that type
-        are read where they lie) or "steps"; on a device "fused" or "tiles".
+        are read where they lie) or "steps"; on a device "fused wgmma" (products of warpgroups; rows of K and V
+        that the copy engine cannot read go by the next), "fused mma.sync", "fused few rows" or "tiles".
     precision : str
         "float32" or "bf16", as asked for; `path` tells what comes of it.
     q_dtype, out_dtype : str
@@ -62,6 +63,8 @@ class AttentionPlan:
         Bytes allowed; None: no cap.
     heads, rows, keys : int
         One tile: query heads, tokens and keys whose scores are worked on together.
+    stages : int
+        In fused kernels, tiles of K in shared memory at a time; elsewhere 0.
     n_splits : int
         Parts into which a tile's keys are split among workers and merged afterwards.
     n_workers : int
@@ -108,6 +111,7 @@ class AttentionPlan:
     pass_heads: int = 0
     pass_rows: int = 0
     pass_keys: int = 0
+    stages: int = 0
 
     @property
     def k_dtype(self) -> str:
@@ -323,7 +327,7 @@ def _plan_tiles(sizes):
         if n_workers >= min(tile.least_workers, most_workers):
             return _as_plan(
                 sizes,
-                path=planner.path_of(sizes, tile),
+                **planner.decided(sizes, tile),
                 heads=tile.heads,
                 rows=tile.rows,
                 keys=tile.keys,
@@ -331,9 +335,6 @@ def _plan_tiles(sizes):
                 n_workers=n_workers,
                 n_steps=n_tiles * -(-sizes["n_kv"] // tile.keys),
                 scratch=blocks(n_workers),
-                pass_heads=tile.pass_heads,
-                pass_rows=tile.pass_rows,
-                pass_keys=tile.pass_keys,
             )
         needed = taken(blocks(1))
         smallest = needed if smallest is None else min(smallest, needed)

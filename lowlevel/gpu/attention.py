@@ -24,10 +24,10 @@ def run(plan, operands, scratch):
         alibi_slopes=_on_device(device, operands.alibi_slopes),
         sinks=_on_device(device, operands.sinks),
     )
-    if layout.is_fused(plan.sizes):
-        from . import attention_fused as way
-    else:
+    if plan.path == layout.TILES:
         from . import attention_tiles as way
+    else:
+        from . import attention_fused as way
     way.run(device, plan, operands, scratch)
 
 

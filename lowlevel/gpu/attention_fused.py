@@ -12,7 +12,7 @@ from lowlevel.attention.passes import passes
 
 from . import layout
 from .attention_call import describe, set_strides
-from .instances import FUSED, MERGE, WGMMA_SHAPES, Kernel
+from .instances import FUSED, MERGE, WGMMA, WGMMA_SHAPES, Kernel
 from .passes import chunk_reader
 from .tensor_map import TensorMap, describable
 
@@ -66,16 +66,15 @@ def _run_whole(device, plan, o, scratch):
     `_Launch`, which the plan remembers."""
     k, v, mask = o.k.data, o.v.data, o.mask
     aligned = tuple([_is_aligned(device, array) for array in (o.q, k, v)])
-    by_warpgroups = layout.kernel_of_warpgroups(plan.sizes, _is_general(o))
     key = (
-        by_warpgroups is None, aligned, o.q.strides, k.strides, v.strides, o.out.strides,
+        aligned, o.q.strides, k.strides, v.strides, o.out.strides,
         None if o.lse is None else o.lse.strides, None if mask is None else (mask.shape, mask.strides),
         o.v_column, o.causal, o.window, o.scale, o.softcap, o.alibi_slopes is None,
     )  # fmt: skip
     launch = plan.remembered.get(key)
     if launch is None:
         keys = _Keys(plan.n_kv, plan.n_kv - plan.n_tokens, True, True)
-        call = _describe(plan, o, slice(0, plan.n_head_kv))
+        call = _describe(plan, o, slice(0, plan.n_head_kv), plan.heads)
         launch = _launch(device, plan, o, call, k, v, keys, all(aligned))
         if len(plan.remembered) < _MOST_REMEMBERED:
             plan.remembered[key] = launch
@@ -118,13 +117,17 @@ def _run_pass(device, plan, each, scratch):
         launch.merge(device, plan, o, state)
 
 
-def _describe(plan, o, kv_heads):
-    """A pass as kernels see it (see `attention_call`), without its keys."""
+def _describe(plan, o, kv_heads, heads=None):
+    """A pass as kernels see it (see `attention_call`), without its keys.
+
+    `heads`: of a group in one tile, where the plan says it; the passes of one that decodes pack what they have.
+    """
     n_tokens = o.q.shape[1]
     rows = layout.fused_shape(plan.sizes).rows
     call = describe(o, kv_heads, splits=plan.n_splits)
     group = int(call["group"])
-    heads = layout.packed_heads(group, n_tokens, rows)
+    if heads is None:
+        heads = layout.packed_heads(group, n_tokens, rows)
     tokens = min(n_tokens, rows // heads)
     call["tile_heads"], call["head_tiles"] = heads, -(-group // heads)
     call["tile_tokens"], call["token_tiles"] = tokens, -(-n_tokens // tokens)
@@ -148,20 +151,20 @@ def _launch(device, plan, o, call, k, v, keys, aligned):
         merge_call = call.copy()
         if general:
             merge_call["scale"] = 1  # maxima are of whole scores, not of q.k
-    kernel = layout.kernel_of_warpgroups(plan.sizes, general)
+    by_warpgroups = plan.path == layout.FUSED_WGMMA
     # attention_latent_wgmma.cuh wants V to be whole panels of K, all but the first or the last one.
     v_in_panels = not shape.latent or o.v_column in (0, plan.d_k - plan.d_v)
-    by_boxes = kernel is not None and aligned and v_in_panels
+    by_boxes = by_warpgroups and aligned and v_in_panels
     by_boxes = by_boxes and _are_describable(device, (k,) if shape.latent else (k, v))
     box_keys = 0
     if by_boxes:
+        kernel = WGMMA[plan.d_k, plan.d_v, plan.q_dtype, general]
         box_keys = WGMMA_SHAPES[plan.d_k, plan.d_v].keys
         shared_bytes, last = layout.wgmma_shared_bytes(plan.sizes), (call,)
     else:
         kernel = FUSED[plan.d_k, plan.d_v, shape.rows, plan.q_dtype, general]
-        stages = layout.fused_stages(plan.sizes, shape)
-        shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, stages)
-        last = (stages, call) if shape.latent else (call,)
+        shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, plan.stages)
+        last = (plan.stages, call) if shape.latent else (call,)
     n_blocks = plan.n_splits * n_tiles
     return _Launch(
         kernel, shape.latent, shape.counts_keys, box_keys, n_blocks, shared_bytes, last, merge_call
