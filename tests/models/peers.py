@@ -56,6 +56,14 @@ def missing(engine: str) -> str | None:
     return None
 
 
+def need(engine: str) -> None:
+    """Skip the test where an engine cannot be asked; fail it in CI, which has both."""
+    import pytest
+
+    if reason := missing(engine):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
 def peer_logits(engine: str, path, tokens, setting: Setting | None = None) -> np.ndarray:
     """What an engine makes of a prompt.
 
