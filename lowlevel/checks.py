@@ -14,6 +14,7 @@ Messages begin with the argument's name, say what was given and what would work.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 FLOATS: tuple[str, ...] = ("float32", "float16", "bfloat16")
 # The least float32 whose reciprocal is one.
 LEAST_POSITIVE = float(np.finfo(np.float32).tiny)
+# What rounds to infinity: for float32 its largest number and half a step.
+_TOO_LARGE = {"float32": (2 - 2.0**-24) * 2.0**127, "float64": math.inf}
 
 
 class Rows(NamedTuple):
@@ -152,18 +155,16 @@ def real_number(value: Any, name: str, least: float | None = None, dtype: str = 
     ValueError
         Not finite there, or below `least`.
     """
+    if isinstance(value, np.floating):
+        value = float(value)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    if is_number and -_TOO_LARGE[dtype] < value < _TOO_LARGE[dtype]:
+        number = float(value)
+        if least is None or number >= least:
+            return number
     at_least = "" if least is None else f", at least {least:.2g}"
-    wanted = f"expected a number that is finite in {dtype}{at_least}"
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: {wanted}, got {value!r}")
-    try:
-        with np.errstate(over="ignore"):
-            held = np.dtype(dtype).type(float(value))
-    except OverflowError:  # an int beyond any float
-        held = np.float32(np.inf)
-    if not np.isfinite(held) or (least is not None and held < least):
-        raise ValueError(f"{name}: {wanted}, got {value!r}")
-    return float(value)
+    kind = ValueError if is_number else TypeError
+    raise kind(f"{name}: expected a number that is finite in {dtype}{at_least}, got {value!r}")
 
 
 def whole_number(value: Any, name: str, low: int, high: int | None = None) -> int:
@@ -198,9 +199,10 @@ def check_shape(array: Array, name: str, shape: tuple[int, ...], what: str = "")
 
 def check_alignment(array: Array, name: str, device: Device) -> None:
     """Raise ValueError unless every item of `array` stands at a multiple of its size."""
-    item = array.itemsize
-    if not array.size:
+    # NumPy knows of its own arrays: start and strides against the dtype's alignment, which is its size here.
+    if not array.size or getattr(array.flags, "aligned", False):
         return
+    item = array.itemsize
     start = device.address(array) % item
     if start or any(s % item for n, s in zip(array.shape, array.strides, strict=True) if n > 1):
         raise ValueError(

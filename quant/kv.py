@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lowlevel.attention.kv_source import DenseSource, KVType, register_kv_type
+from lowlevel.attention.kv_source import KVType, register_kv_type
 
 from .formats import KV_FORMATS
 
 if TYPE_CHECKING:
+    from lowlevel.arrays import Array
     from lowlevel.devices import Device
 
-    from .tensor import QuantTensor
+    from .formats import BlockFormat
 
 KV_TYPES = {row.name: KVType(row.name, row.block_weights) for row in KV_FORMATS}
 for _kv_type in KV_TYPES.values():
@@ -30,9 +31,9 @@ class QuantSource:
     data : array of uint8, (n_head_kv, n_kv, row bytes)
     """
 
-    def __init__(self, t: QuantTensor) -> None:
-        self.shape, self.data, self.type = t.shape, t.data, KV_TYPES[t.format.name]
-        self._format = t.format
+    def __init__(self, block: BlockFormat, data: Array, shape: tuple[int, ...]) -> None:
+        self.shape, self.data, self.type = shape, data, KV_TYPES[block.name]
+        self._format = block
 
     @property
     def arrays(self) -> tuple:
@@ -55,21 +56,3 @@ class QuantSource:
             decode_blocks(self._format, self.data[heads, keys], out, device)
 
         return read
-
-
-def kv_source(t: QuantTensor) -> QuantSource | DenseSource:
-    """The source of a `QuantTensor`; see `QuantTensor.kv_source`."""
-    if len(t.shape) != 3:
-        raise ValueError(
-            f"K/V: expected (n_head_kv, n_kv, d), got {t.format.name} of shape {t.shape}; "
-            "QuantTensor.reshape can split rows into heads"
-        )
-    if t.format.is_float:
-        return DenseSource(t.as_array(), t.format.name)
-    if t.format not in KV_FORMATS:
-        raise ValueError(
-            f"K/V: {t.format.name} packs {t.format.block_weights} weights in a block, which does "
-            "not divide head sizes such as 64, 128 or 192; types that work for K and V: "
-            f"{', '.join(row.name for row in KV_FORMATS)}, F32, F16, BF16"
-        )
-    return QuantSource(t)

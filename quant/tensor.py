@@ -10,8 +10,10 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from lowlevel import arrays, checks, devices
+from lowlevel.attention.kv_source import DenseSource
 
 from .formats import BlockFormat, block_format
+from .kv import KV_TYPES, QuantSource
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -150,9 +152,21 @@ class QuantTensor:
         ValueError
             Not three axes, or a format in super-blocks of 256 weights.
         """
-        from .kv import kv_source
-
-        return kv_source(self)
+        name = self.format.name
+        if self.ndim != 3:
+            raise ValueError(
+                f"K/V: expected (n_head_kv, n_kv, d), got {name} of shape {self.shape}; "
+                "QuantTensor.reshape can split rows into heads"
+            )
+        if self.format.is_float:
+            return DenseSource(self.as_array(), name)
+        if name not in KV_TYPES:
+            raise ValueError(
+                f"K/V: {name} packs {self.format.block_weights} weights in a block, which does "
+                "not divide head sizes such as 64, 128 or 192; types that work for K and V: "
+                f"{', '.join(KV_TYPES)}, F32, F16, BF16"
+            )
+        return QuantSource(self.format, self.data, self.shape)
 
     def to(self, device: str, pool: Pool | None = None) -> QuantTensor:
         """This tensor on a device.

@@ -168,6 +168,18 @@ def gather(rng, device, n_rows, n, n_tokens, source="float32", target="float32")
     held(out, exact.wide(table)[ids], 0, target)
 
 
+def put(rng, device, shape, n_rows, source="float32", target="float32"):
+    """`shape`: of the rows, to different places among `n_rows`; what is between them stays."""
+    rows = random_rows(rng, shape, source)
+    old = random_rows(rng, (*shape[:-2], n_rows, shape[-1]), target)
+    ids = rng.permutation(n_rows)[: shape[-2]].astype(np.int32)
+    out = placed(rng, old, device)
+    assert ops.put_rows(placed(rng, rows, device), asarray(ids, device), out) is out
+    wanted = exact.wide(old)
+    wanted[..., ids, :] = exact.wide(rows)
+    held(out, wanted, 0, target)
+
+
 def scatter(rng, device, n_rows, n_tokens, n, source="float32", target="float32", pool=None):
     """With ids in any order, as many of each token in order, with weights and without."""
     rows, start = random_rows(rng, (n_rows, n), source), random_rows(rng, (n_tokens, n), target)

@@ -31,8 +31,8 @@ class Operands(NamedTuple):
 
     q, out: (n_head, n_tokens, d) with contiguous last axis; lse: (n_head, n_tokens) or None;
     k, v: KV sources; v_column: V's first column in K where the plan says v_in_k; mask: view of shape
-    (1 or n_head, n_tokens, n_kv), or None; alibi_slopes, sinks:
-    (n_head,) float32 NumPy arrays or None.
+    (1 or n_head, n_tokens, n_kv), or None; alibi_slopes, sinks: (n_head,) float32 arrays, of NumPy or of the
+    device, or None; n_kv: int32 array of the device, or None.
     """
 
     q: Any
@@ -49,6 +49,7 @@ class Operands(NamedTuple):
     scale: float
     softcap: float | None
     precision: str = "float32"
+    n_kv: Any = None
 
 
 def attention(
@@ -64,6 +65,7 @@ def attention(
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
     sinks: ArrayLike | None = None,
+    n_kv: Array | None = None,
     out: Array | None = None,
     method: str = "auto",
     assemble: str = "write",
@@ -112,7 +114,13 @@ def attention(
         Sliding window: a query sees the last `window` positions up to its own.
     softcap : float, optional
     alibi_slopes, sinks : array_like of n_head floats, optional
-        A sink is one more logit of its head in the maximum and the sum, without a value.
+        A sink is one more logit of its head in the maximum and the sum, without a value. A contiguous float32
+        array on the device of q stays there, and nobody looks whether it is finite.
+    n_kv : array of int32, (1,), optional
+        On the device of q: how many keys there are, the first of k and v, read by the kernels when they run. For
+        calls in a CUDA graph, which is launched again while a cache grows: k and v are the whole cache, query row i
+        sits at ``n_kv - n_tokens + i``, and what lies behind is not used, whatever it holds. On devices only, where
+        a K/V head has at most 64 query rows or V lies in K, in the fused kernels, K and V not quantised.
     out : array, float32, (n_head, n_tokens, d_v), optional
         Written and returned; on a device also float16 or bfloat16; None: a new one of q's type.
         Any strides with a contiguous last axis, for example
@@ -166,7 +174,7 @@ def attention(
     device = devices.of_array(q, "q")
     n_head, n_tokens, d_k = _check_q(q, device)
     k_source, v_source = as_kv_source(k, "k"), as_kv_source(v, "v")
-    n_head_kv, n_kv, d_v = _check_kv(n_head, d_k, k_source, v_source)
+    n_head_kv, n_keys, d_v = _check_kv(n_head, d_k, k_source, v_source)
     out_shape = (n_head, n_tokens, d_v)
     if out is not None:
         _check_out(out, out_shape, device)
@@ -179,9 +187,10 @@ def attention(
         out=out,
         lse=None,
         v_column=_column_of_v(k_source, v_source, device),
-        mask=_check_mask(mask, n_head, n_tokens, n_kv, device),
-        alibi_slopes=_check_per_head(alibi_slopes, "alibi_slopes", n_head),
-        sinks=_check_per_head(sinks, "sinks", n_head),
+        mask=_check_mask(mask, n_head, n_tokens, n_keys, device),
+        alibi_slopes=_check_per_head(alibi_slopes, "alibi_slopes", n_head, device),
+        sinks=_check_per_head(sinks, "sinks", n_head, device),
+        n_kv=n_kv,
         causal=checks.flag(causal, "causal"),
         window=None if window is None else checks.whole_number(window, "window", 1),
         scale=1 / math.sqrt(d_k) if scale is None else checks.real_number(scale, "scale"),
@@ -190,6 +199,8 @@ def attention(
         else checks.real_number(softcap, "softcap", checks.LEAST_POSITIVE),
         precision=_check_precision(precision, plan),
     )
+    if n_kv is not None:
+        checks.check_vector(n_kv, "n_kv", device, ("int32",), 1)
     if out is not None:
         _check_overlap(operands, device)
     out_dtype = q.dtype if out is None else out.dtype
@@ -197,7 +208,7 @@ def attention(
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_tokens=n_tokens,
-        n_kv=n_kv,
+        n_kv=n_keys,
         d_k=d_k,
         d_v=d_v,
         kv_dtype=(k_source.type, v_source.type),
@@ -220,6 +231,8 @@ def attention(
 
     def compute(plan, blocks):
         nonlocal operands
+        if n_kv is not None and not device.planner.counts_keys(plan.sizes):
+            raise ValueError(_NOT_COUNTED)
         # Outputs are made after everything that can be refused was accepted.
         if out is None:
             operands = operands._replace(out=device.empty(out_shape, out_dtype))
@@ -355,9 +368,18 @@ def _check_mask(mask, n_head, n_tokens, n_kv, device):
     return mask if mask.ndim == 3 else mask[None]
 
 
-def _check_per_head(values, name, n_head):
+_NOT_COUNTED = (
+    "n_kv: read by kernels of a GPU, where they are fused (float16, bfloat16), K and V are not quantised and a K/V head "
+    "has at most 64 query rows or V lies in K; leave it out and give k[:, :n_kv] and v[:, :n_kv]"
+)
+
+
+def _check_per_head(values, name, n_head, device):
     if values is None:
         return None
+    if _stays_there(values, device):
+        checks.check_vector(values, name, device, ("float32",), n_head)
+        return values
     given = np.asarray(asnumpy(values, name))
     if given.dtype.kind not in "fiu" and dtype_name(given.dtype) != "bfloat16":
         raise TypeError(f"{name}: expected {n_head} real numbers, one per head, got {values!r}")
@@ -371,6 +393,16 @@ def _check_per_head(values, name, n_head):
     if not allowed.all():
         raise ValueError(f"{name}: expected values that are finite in float32, got {given}")
     return array
+
+
+def _stays_there(values, device):
+    """Whether they are an array that kernels of a device can read: bringing it to the host would wait for the GPU."""
+    return (
+        device.has_streams
+        and device.address(values) is not None
+        and dtype_name(values.dtype) == "float32"
+        and (values.ndim != 1 or len(values) < 2 or values.strides[0] == 4)
+    )
 
 
 def _check_precision(precision, plan):

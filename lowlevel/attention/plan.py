@@ -45,7 +45,8 @@ class AttentionPlan:
         The call's sizes.
     path : str
         The kernels that run: on the CPU "panels", "panels bf16", "few rows float16" (K and V of that type
-        are read where they lie) or "steps"; on a device "fused" or "tiles".
+        are read where they lie) or "steps"; on a device "fused wgmma" (products of warpgroups; rows of K and V
+        that the copy engine cannot read go by the next), "fused mma.sync", "fused few rows" or "tiles".
     precision : str
         "float32" or "bf16", as asked for; `path` tells what comes of it.
     q_dtype, out_dtype : str
@@ -62,6 +63,8 @@ class AttentionPlan:
         Bytes allowed; None: no cap.
     heads, rows, keys : int
         One tile: query heads, tokens and keys whose scores are worked on together.
+    stages : int
+        In fused kernels, tiles of K in shared memory at a time; elsewhere 0.
     n_splits : int
         Parts into which a tile's keys are split among workers and merged afterwards.
     n_workers : int
@@ -108,6 +111,7 @@ class AttentionPlan:
     pass_heads: int = 0
     pass_rows: int = 0
     pass_keys: int = 0
+    stages: int = 0
 
     @property
     def k_dtype(self) -> str:
@@ -135,6 +139,11 @@ class AttentionPlan:
                 "q_dtype", "kv_types", "k_dtype", "v_dtype", "v_in_k", "kv_strided", "out_dtype", "device",
             )
         }  # fmt: skip
+
+    @functools.cached_property
+    def remembered(self) -> dict[Any, Any]:
+        """What launchers have found out for the plan, so that calls alike need not again."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -212,6 +221,23 @@ def plan_attention(
     BudgetError
         The smallest tile (for "steps": one head) does not fit; names the smallest budget that does.
     """
+    where = devices.get(device)
+    arguments: Any = (
+        n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, budget, kv_dtype, q_dtype, out_dtype, method, assemble, device,
+        v_in_k, kv_strided, precision, where.resolve_n_threads(n_threads), where.plan_limits,
+    )  # fmt: skip
+    try:
+        return _checked_plan(*arguments)
+    except TypeError:  # of the wrong kind, or one that cannot be looked up
+        return _checked_plan.__wrapped__(*arguments)
+
+
+@functools.lru_cache(maxsize=256, typed=True)  # most calls are of few sizes
+def _checked_plan(
+    n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, budget, kv_dtype, q_dtype, out_dtype, method, assemble, device,
+    v_in_k, kv_strided, precision, n_threads, limits,
+):  # fmt: skip
+    """See `plan_attention`; `limits`: what plans of the device go by besides."""
     n_head = _count("n_head", n_head, 1)
     n_head_kv = n_head if n_head_kv is None else _count("n_head_kv", n_head_kv, 1)
     if n_head % n_head_kv:
@@ -260,13 +286,13 @@ def plan_attention(
         method=method,
         assemble=assemble,
         budget=None if budget is None else parse_size(budget),
-        n_threads=where.resolve_n_threads(n_threads),
+        n_threads=n_threads,
     )
     if sizes["n_tokens"] == 0:
         # Nothing to compute, and nothing to take.
         nothing = dict(heads=n_head, rows=1, keys=1, n_splits=1, n_workers=1, n_steps=0, scratch=())
         return _as_plan(sizes, path="nothing", **nothing)
-    return _plan(tuple(sizes.items()), where.plan_limits)
+    return _plan(tuple(sizes.items()), limits)
 
 
 def _as_plan(sizes, **decided):
@@ -301,7 +327,7 @@ def _plan_tiles(sizes):
         if n_workers >= min(tile.least_workers, most_workers):
             return _as_plan(
                 sizes,
-                path=planner.path_of(sizes, tile),
+                **planner.decided(sizes, tile),
                 heads=tile.heads,
                 rows=tile.rows,
                 keys=tile.keys,
@@ -309,9 +335,6 @@ def _plan_tiles(sizes):
                 n_workers=n_workers,
                 n_steps=n_tiles * -(-sizes["n_kv"] // tile.keys),
                 scratch=blocks(n_workers),
-                pass_heads=tile.pass_heads,
-                pass_rows=tile.pass_rows,
-                pass_keys=tile.pass_keys,
             )
         needed = taken(blocks(1))
         smallest = needed if smallest is None else min(smallest, needed)

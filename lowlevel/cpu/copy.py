@@ -1,5 +1,7 @@
 """Copies between NumPy arrays that never copy twice, and the question whether two arrays share memory."""
 
+import functools
+
 import numpy as np
 
 # Elements copied at a time where NumPy may put a temporary in between.
@@ -38,10 +40,14 @@ def overlap(first, second):
 
 def overlaps_itself(array):
     """Whether two indices of an array may mean one place: whether an axis steps within what smaller strides span."""
-    if array.size <= 1:
+    return _overlaps_itself(array.shape, array.strides, array.itemsize)
+
+
+@functools.lru_cache(maxsize=1024)  # most calls are of few layouts
+def _overlaps_itself(shape, strides, span):
+    if 0 in shape:
         return False
-    span = array.itemsize
-    for stride, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+    for stride, length in sorted(zip(map(abs, strides), shape, strict=True)):
         if length > 1:
             if stride < span:
                 return True

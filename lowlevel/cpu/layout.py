@@ -89,6 +89,11 @@ class Widths(NamedTuple):
     v_stride: int
 
 
+def counts_keys(sizes):
+    """Whether kernels read how many keys there are when they run: the call knows it here."""
+    return False
+
+
 def round_up(n, multiple):
     """`n` rounded up to a multiple."""
     return -(-n // multiple) * multiple
@@ -190,8 +195,17 @@ def _chunk_scratch(sizes, tile):
     return tuple(blocks)
 
 
-def path_of(sizes, tile):
-    """Which kernels run, as `AttentionPlan.path` says it."""
+def decided(sizes, tile):
+    """What a plan says besides its tile: the kernels that run, and the passes that decode K and V."""
+    return dict(
+        path=_path_of(sizes, tile),
+        pass_heads=tile.pass_heads,
+        pass_rows=tile.pass_rows,
+        pass_keys=tile.pass_keys,
+    )
+
+
+def _path_of(sizes, tile):
     n_rows = tile.heads * tile.rows
     if n_rows <= FEWEST_ROWS:
         return f"few rows {_type_in_place(sizes)}"

@@ -6,12 +6,13 @@ streams. What runs on a GPU alone, and no test without one can show:
 here               load (_driver_major and _how_to_install say what is missing), check_device,
                    compute_capability, architecture, n_multiprocessors, max_shared_bytes;
                    compile_module: NVRTC as CuPy calls it, its disk cache (that every kernel compiles is shown by
-                   ``python -m lowlevel.gpu.resources``); _SpecificModule: kernels of one architecture ("90a"),
+                   ``python -m quant.gpu.resources``); _SpecificModule: kernels of one architecture ("90a"),
                    compiled by _compile_cubin and kept beside CuPy's own (cubin_folder) by _write_whole
 device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it; address, plain, writable, freeze
                    fill, holds: what debug pools write and look for
                    from_host, upload, to_host, copy_flat: copies; tensor_map: what TMA reads by
-                   launch, start: which GPU is current, shared memory's opt-in, the call itself
+                   launch, start: which GPU is current, shared memory's opt-in, the call itself;
+                   start_in_haste: the driver's call (what it is handed: packed_launch.py, which a test reads)
                    gemm (cublas.py: the workspace that cuBLAS is given, row-major products, TF32)
                    current_stream, record, wait, synchronise, finish: CuPy's streams and events
 

@@ -11,9 +11,10 @@ import numpy as np
 from lowlevel.sizes import format_size
 
 from ..gpu import tensor_map
-from ..gpu.kernel_device import KernelDevice
+from ..gpu.kernel_device import KernelDevice, parsed
 from ..gpu.loader import Library
 from . import cublas, cupy_api
+from .packed_launch import PackedLaunch
 
 # Of all GPUs: CuPy loads a module on each that needs it.
 _LIBRARY = Library(cupy_api.compile_module)
@@ -21,6 +22,16 @@ _DEFAULT_SHARED = 48 << 10
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _DEVICE_TO_DEVICE = 3
 _PER_THREAD = 2  # cudaStreamPerThread: another stream in each thread under one name
+
+_NO_WAIT = (
+    "pool: a graph is being captured, and cannot wait for what other streams did with this memory; give the calls of a "
+    "graph a pool of their own, or use that pool on the captured stream alone"
+)
+
+
+def _is_captured(stream):
+    """Whether work for a stream goes into a graph; CUDA's default stream (0) cannot be captured."""
+    return stream.ptr != 0 and stream.is_capturing()
 
 
 class CudaDevice(KernelDevice):
@@ -32,6 +43,8 @@ class CudaDevice(KernelDevice):
         self._cupy = cupy_api.load()
         self._index = index
         self._null = np.uintp(0)
+        self._launch_kernel = self._cupy.cuda.driver.launchKernel
+        self._packed = {}  # id of a kernel -> (kernel, function, the driver's handle, PackedLaunch)
         self._shared_bytes = {}  # id of a function -> (function, shared memory that it may have)
         self.name = f"cuda:{index}"
         self.n_multiprocessors = cupy_api.n_multiprocessors(index)
@@ -135,19 +148,49 @@ class CudaDevice(KernelDevice):
         if event is None:
             with self._current():
                 event = self._cupy.cuda.Event(disable_timing=True)
-        event.record(stream)
+        if not _is_captured(
+            stream
+        ):  # what is captured runs later, and no other stream may wait for it
+            event.record(stream)
         return event
 
     def wait(self, stream, event):
+        if _is_captured(stream):
+            raise RuntimeError(_NO_WAIT)
         stream.wait_event(event)
 
     def finish(self):
+        if _is_captured(self._cupy.cuda.get_current_stream(self._index)):
+            raise RuntimeError(_NO_WAIT)
         with self._current():
             self._cupy.cuda.runtime.deviceSynchronize()
 
     def launch(self, kernel, n_blocks, arguments, shared_mem=0):
+        if self._cupy.cuda.runtime.getDevice() == self._index:
+            super().launch(kernel, n_blocks, arguments, shared_mem)
+            return
         with self._current():  # compiling looks at the current GPU too
             super().launch(kernel, n_blocks, arguments, shared_mem)
+
+    def start_in_haste(self, kernel, n_blocks, arguments, shared_mem):
+        known = self._packed.get(id(kernel))
+        if known is None:
+            function = self._library.function(kernel)
+            packed = PackedLaunch(
+                parsed(kernel.parameters), self._cupy.ndarray, self._index, self.tensor_map
+            )
+            known = self._packed[id(kernel)] = kernel, function, function.kernel.ptr, packed
+        _, function, entry, packed = known
+        if shared_mem > _DEFAULT_SHARED:
+            self._allow_shared(function, shared_mem)
+        stream = self._cupy.cuda.get_current_stream(self._index).ptr
+
+        def launch(places):
+            self._launch_kernel(
+                entry, n_blocks, 1, 1, kernel.block, 1, 1, shared_mem, stream, places, 0
+            )
+
+        return packed(arguments, launch)
 
     def start(self, function, grid, block, arguments, shared_mem):
         if shared_mem > _DEFAULT_SHARED:

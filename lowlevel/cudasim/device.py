@@ -99,6 +99,9 @@ class CudaSimDevice(KernelDevice):
         streams.touch(kernel.name, reads, writes)
         super().launch(kernel, n_blocks, arguments, shared_mem)
 
+    def start_in_haste(self, kernel, n_blocks, arguments, shared_mem):
+        return False
+
     def start(self, function, grid, block, arguments, shared_mem):
         if shared_mem > function.max_dynamic_shared_size_bytes:
             function.max_dynamic_shared_size_bytes = shared_mem

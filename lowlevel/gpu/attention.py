@@ -15,7 +15,7 @@ def run(plan, operands, scratch):
     ----------
     plan : AttentionPlan
     operands : Operands
-        Checked by `lowlevel.attention`; arrays of the plan's device, but for alibi_slopes and sinks.
+        Checked by `lowlevel.attention`; arrays of the plan's device, but that alibi_slopes and sinks may be NumPy's.
     scratch : dict of str to array
         The plan's blocks as float32 arrays, 1-D.
     """
@@ -24,12 +24,14 @@ def run(plan, operands, scratch):
         alibi_slopes=_on_device(device, operands.alibi_slopes),
         sinks=_on_device(device, operands.sinks),
     )
-    if layout.is_fused(plan.sizes):
-        from . import attention_fused as way
-    else:
+    if plan.path == layout.TILES:
         from . import attention_tiles as way
+    else:
+        from . import attention_fused as way
     way.run(device, plan, operands, scratch)
 
 
 def _on_device(device, values):
-    return None if values is None else device.from_host(values)
+    if values is None or device.address(values) is not None:
+        return values
+    return device.from_host(values)

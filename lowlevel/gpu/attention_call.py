@@ -18,7 +18,7 @@ _INTS = (
 CALL = np.dtype(
     [(field, "<i8") for fields in STRIDES.values() for field in fields]
     + [(field, "<i4") for field in _INTS]
-    + [("scale", "<f4"), ("softcap", "<f4")]
+    + [("scale", "<f4"), ("softcap", "<f4"), ("unused", "<u8")]
 )
 # A window this long leaves nothing out.
 NO_WINDOW = 2**31 - 1

@@ -4,45 +4,98 @@ Dense K and V take one launch. Quantised ones are decoded a chunk of keys at a t
 the kernel goes on from chunk to chunk with its rows' sums, maxima and denominators in scratch.
 """
 
-from lowlevel.attention.passes import Pass, passes
+from typing import NamedTuple
+
+import numpy as np
+
+from lowlevel.attention.passes import passes
 
 from . import layout
 from .attention_call import describe, set_strides
-from .instances import FUSED, MERGE
+from .instances import FUSED, MERGE, WGMMA, Kernel
 from .passes import chunk_reader
 from .tensor_map import TensorMap, describable
 
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
 # Between them, log2(e) times a scale is a normal float32.
 _SCALES_WITHIN_RANGE = 1e-37, 1e38
+_MOST_REMEMBERED = 16  # of one plan
 
 
 def run(device, plan, operands, scratch):
     """Compute ``operands.out`` (and lse); see `attention.run`."""
     if layout.is_decoded(plan.sizes):
         for each in passes(plan, operands, plan.heads, plan.rows):
-            _run_pass(device, plan, each, plan.keys, scratch)
-        return
-    everything = Pass(
-        operands=operands,
-        kv_heads=slice(0, plan.n_head_kv),
-        keys=range(plan.n_kv),
-        first_position=plan.n_kv - plan.n_tokens,
-    )
-    _run_pass(device, plan, everything, max(plan.n_kv, 1), scratch)
+            _run_pass(device, plan, each, scratch)
+    else:
+        _run_whole(device, plan, operands, scratch)
 
 
-def _run_pass(device, plan, each, chunk_keys, scratch):
-    o, shape = each.operands, layout.fused_shape(plan.sizes)
-    n_head, n_tokens = o.q.shape[:2]
-    call = describe(o, each.kv_heads, splits=plan.n_splits)
-    group = int(call["group"])
-    heads = layout.packed_heads(group, n_tokens, shape.rows)
-    tokens = min(n_tokens, shape.rows // heads)
-    tiles = dict(head_tiles=-(-group // heads), token_tiles=-(-n_tokens // tokens))
-    fields = dict(tile_heads=heads, tile_tokens=tokens, out_is_float32=plan.out_dtype == "float32")
-    for name, value in {**fields, **tiles}.items():
-        call[name] = value
+class _Launch(NamedTuple):
+    """The launches of one pass over some keys, but for addresses."""
+
+    kernel: Kernel
+    by_boxes: bool  # K and V are read by the copy engine
+    n_blocks: int
+    shared_bytes: int
+    last: tuple  # arguments behind n_kv
+    merge_call: np.ndarray | None
+
+    def __call__(self, device, plan, o, k, v, mask, state):
+        shape = layout.fused_shape(plan.sizes)
+        rows = (k,) if shape.latent else (k, v)
+        options = (o.lse, mask, o.alibi_slopes, o.sinks, *state)
+        counted = (o.n_kv,) if shape.counts_keys else ()
+        if self.by_boxes:
+            rows = _boxes(rows, layout.WGMMA_SHAPES[plan.d_k, plan.d_v].keys)
+            arguments = (*rows, o.q, o.out, *options, *counted, *self.last)
+        else:
+            arguments = (o.q, *rows, o.out, *options, *counted, *self.last)
+        device.launch(self.kernel, self.n_blocks, arguments, shared_mem=self.shared_bytes)
+
+    def merge(self, device, plan, o, state):
+        """Of the states that splits of the keys have left."""
+        n_head, n_tokens = o.q.shape[:2]
+        arguments = (*state, o.sinks, o.out, o.lse, plan.d_v, self.merge_call)
+        device.launch(MERGE[plan.q_dtype], n_head * n_tokens, arguments)
+
+
+def _run_whole(device, plan, o, scratch):
+    """K and V lie in memory: one launch, and one that merges splits. Calls that are alike but for addresses share a
+    `_Launch`, which the plan remembers."""
+    k, v, mask = o.k.data, o.v.data, o.mask
+    aligned = tuple([_is_aligned(device, array) for array in (o.q, k, v)])
+    key = (
+        aligned, o.q.strides, k.strides, v.strides, o.out.strides,
+        None if o.lse is None else o.lse.strides, None if mask is None else (mask.shape, mask.strides),
+        o.v_column, o.causal, o.window, o.scale, o.softcap, o.alibi_slopes is None,
+    )  # fmt: skip
+    launch = plan.remembered.get(key)
+    if launch is None:
+        keys = _Keys(plan.n_kv, plan.n_kv - plan.n_tokens, True, True)
+        call = _describe(plan, o, slice(0, plan.n_head_kv), plan.heads)
+        launch = _launch(device, plan, o, call, k, v, keys, all(aligned))
+        if len(plan.remembered) < _MOST_REMEMBERED:
+            plan.remembered[key] = launch
+    state = scratch.get("partial results"), scratch.get("row state")
+    launch(device, plan, o, k, v, mask, state)
+    if plan.n_splits > 1:
+        launch.merge(device, plan, o, state)
+
+
+class _Keys(NamedTuple):
+    """A chunk of keys, as a launch is told of it."""
+
+    n_keys: int
+    first_position: int
+    is_first: bool
+    is_last: bool
+
+
+def _run_pass(device, plan, each, scratch):
+    """K or V are decoded a chunk at a time."""
+    o = each.operands
+    call = _describe(plan, o, each.kv_heads)
     state = scratch.get("partial results"), scratch.get("row state")
     own = scratch.get("decode k"), scratch.get("decode v")
     read_k = chunk_reader(device, o.k, each.kv_heads, scratch.get("k chunk"), plan.q_dtype, own[0])
@@ -50,61 +103,66 @@ def _run_pass(device, plan, each, chunk_keys, scratch):
         read_v = chunk_reader(
             device, o.v, each.kv_heads, scratch.get("v chunk"), plan.q_dtype, own[1]
         )
-    launch = _launcher(device, plan, o, state, call)
     q_aligned = _is_aligned(device, o.q)
-    for keys, position, is_first, is_last in each.chunks(chunk_keys):
+    for keys, position, is_first, is_last in each.chunks(plan.keys):
         k = read_k(keys)
         v = k[..., o.v_column : o.v_column + plan.d_v] if plan.v_in_k else read_v(keys)
-        set_strides(call, "k", k)
-        set_strides(call, "v", v)
-        n_keys = keys.stop - keys.start
-        for name, value in dict(
-            n_keys=n_keys,
-            keys_per_split=layout.keys_per_split(n_keys, plan.n_splits, shape.keys),
-            first_position=position,
-            v_column=o.v_column if shape.latent else 0,
-            aligned=q_aligned and _is_aligned(device, k) and _is_aligned(device, v),
-            resume=not is_first,
-            finish=is_last and plan.n_splits == 1,
-        ).items():
-            call[name] = value
-        launch(k, v, keys)
+        aligned = q_aligned and _is_aligned(device, k) and _is_aligned(device, v)
+        chunk = _Keys(keys.stop - keys.start, position, is_first, is_last)
+        launch = _launch(device, plan, o, call.copy(), k, v, chunk, aligned)
+        mask = None if o.mask is None else o.mask[..., keys]
+        launch(device, plan, o, k, v, mask, state)
     if plan.n_splits > 1:
-        if _is_general(o):
-            call["scale"] = 1  # maxima are of whole scores, not of q.k
-        merged = (*state, o.sinks, o.out, o.lse, plan.d_v, call)
-        device.launch(MERGE[plan.q_dtype], n_head * n_tokens, merged)
+        launch.merge(device, plan, o, state)
 
 
-def _launcher(device, plan, operands, state, call):
-    """``launch(k, v, keys)``: the kernel on a chunk, all that does not change with it found before."""
-    o, shape = operands, layout.fused_shape(plan.sizes)
-    stages = layout.fused_stages(plan.sizes, shape)
-    shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, stages)
-    general = _is_general(o)
-    kernel = FUSED[plan.d_k, plan.d_v, shape.rows, plan.q_dtype, general]
-    by_warpgroups = layout.kernel_of_warpgroups(plan.sizes, general)
+def _describe(plan, o, kv_heads, heads=None):
+    """A pass as kernels see it (see `attention_call`), without its keys.
+
+    `heads`: of a group in one tile, where the plan says it; the passes of one that decodes pack what they have.
+    """
+    n_tokens = o.q.shape[1]
+    rows = layout.fused_shape(plan.sizes).rows
+    call = describe(o, kv_heads, splits=plan.n_splits)
+    group = int(call["group"])
+    if heads is None:
+        heads = layout.packed_heads(group, n_tokens, rows)
+    tokens = min(n_tokens, rows // heads)
+    call["tile_heads"], call["head_tiles"] = heads, -(-group // heads)
+    call["tile_tokens"], call["token_tiles"] = tokens, -(-n_tokens // tokens)
+    call["out_is_float32"] = plan.out_dtype == "float32"
+    return call
+
+
+def _launch(device, plan, o, call, k, v, keys, aligned):
+    """The `_Launch` of a pass over some keys; `call` is written to."""
+    shape, general = layout.fused_shape(plan.sizes), _is_general(o)
+    set_strides(call, "k", k)
+    set_strides(call, "v", v)
+    call["n_keys"], call["first_position"] = keys.n_keys, keys.first_position
+    call["keys_per_split"] = layout.keys_per_split(keys.n_keys, plan.n_splits, shape.keys)
+    call["v_column"] = o.v_column if shape.latent else 0
+    call["aligned"], call["resume"] = aligned, not keys.is_first
+    call["finish"] = keys.is_last and plan.n_splits == 1
     n_tiles = int(call["n_head_kv"]) * int(call["head_tiles"]) * int(call["token_tiles"])
-    last = (stages, call) if shape.latent else (call,)
+    merge_call = None
+    if plan.n_splits > 1:
+        merge_call = call.copy()
+        if general:
+            merge_call["scale"] = 1  # maxima are of whole scores, not of q.k
+    by_warpgroups = plan.path == layout.FUSED_WGMMA
     # attention_latent_wgmma.cuh wants V to be whole panels of K, all but the first or the last one.
     v_in_panels = not shape.latent or o.v_column in (0, plan.d_k - plan.d_v)
-
-    def launch(k, v, keys):
-        mask = None if o.mask is None else o.mask[..., keys]
-        rows = (k,) if shape.latent else (k, v)
-        options = (mask, o.alibi_slopes, o.sinks)
-        boxes = None
-        if by_warpgroups is not None and call["aligned"] and v_in_panels:
-            boxes = _boxes(device, rows, layout.WGMMA_SHAPES[plan.d_k, plan.d_v].keys)
-        if boxes is not None:
-            arguments = (*boxes, o.q, o.out, o.lse, *options, *state, call)
-            shared = layout.wgmma_shared_bytes(plan.sizes)
-            device.launch(by_warpgroups, plan.n_splits * n_tiles, arguments, shared_mem=shared)
-            return
-        arguments = (o.q, *rows, o.out, o.lse, *options, *state, *last)
-        device.launch(kernel, plan.n_splits * n_tiles, arguments, shared_mem=shared_bytes)
-
-    return launch
+    by_boxes = by_warpgroups and aligned and v_in_panels
+    by_boxes = by_boxes and _are_describable(device, (k,) if shape.latent else (k, v))
+    if by_boxes:
+        kernel = WGMMA[plan.d_k, plan.d_v, plan.q_dtype, general]
+        shared_bytes, last = layout.wgmma_shared_bytes(plan.sizes), (call,)
+    else:
+        kernel = FUSED[plan.d_k, plan.d_v, shape.rows, plan.q_dtype, general]
+        shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, plan.stages)
+        last = (plan.stages, call) if shape.latent else (call,)
+    return _Launch(kernel, by_boxes, plan.n_splits * n_tiles, shared_bytes, last, merge_call)
 
 
 def _is_aligned(device, array):
@@ -115,16 +173,22 @@ def _is_aligned(device, array):
     return all(start % _ALIGNMENT == 0 for start in starts)
 
 
-def _boxes(device, arrays, keys):
-    """How the copy engine reads K and V, `keys` at a time; None: it cannot."""
-    boxes = []
-    for array in arrays:
-        if array.shape[0] > 1 and array.strides[0] == 0:  # the same for all heads
-            array = array[:1]
-        if not describable(device.address(array), array.shape, array.strides):
-            return None
-        boxes.append(TensorMap(array, keys))
-    return boxes
+def _one_head(array):
+    """The array, or its first head if that is the same for all."""
+    return array[:1] if array.shape[0] > 1 and array.strides[0] == 0 else array
+
+
+def _are_describable(device, arrays):
+    """Whether the copy engine can read K and V."""
+    return all(
+        describable(device.address(array), array.shape, array.strides)
+        for array in map(_one_head, arrays)
+    )
+
+
+def _boxes(arrays, keys):
+    """How it reads them, `keys` at a time."""
+    return [TensorMap(_one_head(array), keys) for array in arrays]
 
 
 def _is_general(operands):

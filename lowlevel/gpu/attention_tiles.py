@@ -10,7 +10,6 @@ import math
 
 from lowlevel.attention.passes import passes
 
-from . import layout
 from .attention_call import describe, set_strides
 from .instances import FINISH, SCAN, SOFTMAX, WIDEN
 from .passes import chunk_reader
@@ -102,7 +101,7 @@ class _Tile:
     def _keys(self, keys):
         """K's chunk as the product takes it: where it lies, if it can be and V is not cleaned in it."""
         k = self.read_k(keys)
-        dtype_name = self._dense_type(self.plan.k_dtype)
+        dtype_name = self._dense_type(self.plan.kv_types[0])
         if dtype_name == "float32" and not self.plan.v_in_k and _has_plain_rows(k):
             return k
         widened = self.scratch.part("kv chunk", *k.shape)
@@ -111,7 +110,7 @@ class _Tile:
 
     def _is_in_chunk(self):
         """Whether `_values` lie in the block "kv chunk"."""
-        return self.plan.v_in_k or layout.is_quantised(self.plan.v_dtype)
+        return self.plan.v_in_k or not self.plan.kv_types[1].is_dense
 
     def _values(self, keys):
         """V's chunk, NaN and inf still in it, and its type; decoded, it takes K's place in scratch."""
@@ -120,11 +119,12 @@ class _Tile:
             k = self.scratch.part("kv chunk", self.n_head_kv, n_keys, plan.d_k)
             column = self.operands.v_column
             return k[..., column : column + plan.d_v], "float32"
-        return self.read_v(keys), self._dense_type(plan.v_dtype)
+        return self.read_v(keys), self._dense_type(plan.kv_types[1])
 
     @staticmethod
-    def _dense_type(dtype_name):
-        return "float32" if layout.is_quantised(dtype_name) else dtype_name
+    def _dense_type(kind):
+        """The name of what a source's values are read as: what is decoded is float32."""
+        return kind.name if kind.is_dense else "float32"
 
     def _widen(self, dtype_name, source, target, clean=False):
         """Copy (heads, rows, d) to float32."""

@@ -1,15 +1,12 @@
-"""Every CUDA kernel and template instance: the one table that the loader, the tests and
-``python -m lowlevel.gpu.resources`` share.
+"""Every CUDA kernel and template instance: the one table that the loader, the tests and the table of
+resources (lowlevel/gpu/resources.py) share.
 
-The ground's own kernels stand here. A floor above lists its own in a module of the same shape, named
-in `TABLES` and imported only by those who want all there is. Where sources include headers that are made
-from a table, that module has them too: ``GENERATED``, name -> text.
+The ground's own kernels stand here. A floor above hands in its own when the module that lists them is imported
+(`register`), with the sources and headers that are no files but made from a table.
 """
 
-import importlib
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
-
-TABLES = ("lowlevel.gpu.instances", "quant.gpu.instances")
 
 
 class Kernel(NamedTuple):
@@ -78,7 +75,7 @@ JOIN = {
 }
 # The types that attention's kernels are made for, and their names there.
 FLOAT_TYPES = {"float32": "Float32", "float16": "Float16", "bfloat16": "Bfloat16"}
-ATTENTION_CALL = "V176"  # attention_call.cuh's AttentionCall, attention.py's CALL
+ATTENTION_CALL = "V184"  # attention_call.cuh's AttentionCall, attention.py's CALL
 
 
 class FusedShape(NamedTuple):
@@ -90,6 +87,11 @@ class FusedShape(NamedTuple):
     blocks: int  # at work on one multiprocessor, as registers and shared memory allow
     latent: bool = False  # attention_latent.cuh: reads V out of K's rows
     k_stages: int = 1  # STAGES_K: tiles of K in shared memory, unless latent
+
+    @property
+    def counts_keys(self):
+        """Whether its kernels can read how many keys there are where they run: all without KEYS_FROM_HOST."""
+        return self.latent or self.rows < 128
 
 
 # (d_k, d_v) -> tile
@@ -124,6 +126,7 @@ FUSED = {
         parameters=(
             *["const u2*"] * (2 if shape.latent else 3),  # q, k, v
             *("V*", *_ROW_OPERANDS, *_STATE),
+            *(["const i4*"] if shape.counts_keys else []),  # n_kv
             *(["i4"] if shape.latent else []),  # stages
             ATTENTION_CALL,
         ),
@@ -156,7 +159,9 @@ WGMMA = {
         f"<{FLOAT_TYPES[dtype]}, {str(general).lower()}>",
         parameters=(
             *["map"] * (1 if shape.latent else 2),  # k, v
-            *("const u2*", "V*", *_ROW_OPERANDS, *_STATE, ATTENTION_CALL),
+            *("const u2*", "V*", *_ROW_OPERANDS, *_STATE),
+            *(["const i4*"] if shape.counts_keys else []),  # n_kv
+            ATTENTION_CALL,
         ),
         block=32 * shape.warps,
         architecture="90a",
@@ -272,6 +277,7 @@ SCALE = _of_one("add.cu", "scale", ("{0}", "f4", ROWS_CALL))
 ROPE = _of_one("rope.cu", "rope", ("{0}", "const i4*", "const u8*", "V64"))
 ROUTE = _of_one("routing.cu", "route", ("const {0}", "const f4*", "i4*", "f4*", "V56"), block=128)
 GATHER_ROWS = _row_operations("rows.cu", "gather_rows", ("const {0}", "const i4*", "{1}", "V48"))
+PUT_ROWS = _row_operations("rows.cu", "put_rows", ("const {0}", "const i4*", "{1}", "V64"))
 SCATTER_ORDER = Kernel(
     package="lowlevel.gpu",
     file="rows.cu",
@@ -286,7 +292,7 @@ SCATTER_ADD = _row_operations(
 )
 OPERATIONS = (
     *(kernel for table in (RMS_NORM, GATED, ADD, SCALE, ROPE, ROUTE) for kernel in table.values()),
-    *(SCATTER_ORDER, *GATHER_ROWS.values(), *SCATTER_ADD.values()),
+    *(SCATTER_ORDER, *GATHER_ROWS.values(), *PUT_ROWS.values(), *SCATTER_ADD.values()),
 )
 KERNELS = (
     *COPY.values(),
@@ -299,21 +305,42 @@ KERNELS = (
 )
 
 
+_kernels: dict[str, tuple] = {}  # package -> its kernels
+_generated: dict[
+    str, Mapping[str, str]
+] = {}  # package -> {file: text} of sources that are no files
+
+
+def register(
+    package: str, kernels: Iterable[Kernel], made: Mapping[str, str] | None = None
+) -> None:
+    """Let all know a package's kernels, and the text of its files that are `made`, not there: {name: text}."""
+    _kernels[package], _generated[package] = tuple(kernels), made or {}
+
+
+register("lowlevel.gpu", KERNELS)
+
+
 def all_kernels():
-    """Every `Kernel` of all floors."""
-    return tuple(kernel for table in TABLES for kernel in importlib.import_module(table).KERNELS)
+    """Every `Kernel` of all packages that have been imported."""
+    return tuple(kernel for kernels in _kernels.values() for kernel in kernels)
 
 
-def _table_of(package):
-    (table,) = (name for name in TABLES if name.rpartition(".")[0] == package)
-    return importlib.import_module(table)
+def packages() -> tuple[str, ...]:
+    """The packages that have kernels."""
+    return tuple(_kernels)
 
 
 def of_source(source):
     """The kernels of one file, (package, file): they are compiled together."""
-    return tuple(k for k in _table_of(source[0]).KERNELS if k.source == source)
+    return tuple(k for k in _kernels[source[0]] if k.source == source)
 
 
 def generated(package: str, file: str) -> str | None:
-    """The text of a header that a package makes from its tables; None if it makes none of that name."""
-    return getattr(_table_of(package), "GENERATED", {}).get(file)
+    """The text of a source or header that a package makes; None if it makes none of that name."""
+    return _generated.get(package, {}).get(file)
+
+
+def generated_files(package: str) -> tuple[str, ...]:
+    """The names of all that a package makes."""
+    return tuple(_generated[package])

@@ -4,6 +4,8 @@ A device adds: `allocate`, `view`, `address`, `fill`, `holds`, `empty`, `plain`,
 lowlevel/devices.py), `from_host`, `to_host`, and
 
     start(function, grid, block, arguments, shared_mem)   one launch
+    start_in_haste(kernel, n_blocks, arguments, shared_mem)   one launch without much of a look at arguments; False:
+                                                       something is unusual, or it cannot; nothing was done
     copy_flat(target, source)                          equal shapes, both without gaps, in one order
     upload(target, array)                              a NumPy array into one without gaps, of its dtype
     gemm(workspace)                                    context that yields a matrix product; see below
@@ -64,7 +66,9 @@ class KernelDevice:
             raise ValueError(
                 f"{kernel.name}: a grid of {n_blocks} blocks; 1 to {_MAX_GRID} will do"
             )
-        parameters = _parsed(kernel.parameters)
+        if self.start_in_haste(kernel, n_blocks, arguments, shared_mem):
+            return
+        parameters = parsed(kernel.parameters)
         if len(arguments) != len(parameters):
             raise TypeError(
                 f"{kernel.name}: {len(arguments)} arguments for {len(parameters)} parameters"
@@ -178,7 +182,7 @@ class _Parameter(NamedTuple):
 
 
 @functools.cache
-def _parsed(parameters):
+def parsed(parameters):
     """The `_Parameter` of each code of a kernel's `parameters`."""
     return tuple(map(_parsed_one, parameters))
 

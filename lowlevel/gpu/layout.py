@@ -12,7 +12,6 @@ heads and tokens whose states lie in scratch from chunk to chunk.
 from typing import NamedTuple
 
 from lowlevel import devices
-from lowlevel.attention.kv_source import DENSE_DTYPES
 
 from .instances import FEW_ROWS_SHAPES, FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
 
@@ -35,6 +34,11 @@ ENOUGH_KEYS, MOST_KEYS, LEAST_KEYS = 1024, 2048, 16
 LEAST_WORKSPACE, MOST_WORKSPACE = 16 << 10, 4 << 20
 
 
+# `AttentionPlan.path`
+FUSED_WGMMA, FUSED_MMA, FUSED_FEW_ROWS = "fused wgmma", "fused mma.sync", "fused few rows"
+TILES = "tiles"
+
+
 class Tile(NamedTuple):
     """Query heads, tokens and keys whose scores are worked on together, and key splits per tile.
 
@@ -45,26 +49,17 @@ class Tile(NamedTuple):
     rows: int
     keys: int
     splits: int
-    # Of the CPU's plans alone: here a decoded pass is the tile.
-    pass_heads: int = 0
-    pass_rows: int = 0
-    pass_keys: int = 0
     least_workers: int = 1
 
 
 def is_fused(sizes):
     """Whether a call of these sizes (see `candidate_tiles`) takes the fused kernels."""
-    q_dtype, others = sizes["q_dtype"], (sizes["k_dtype"], sizes["v_dtype"])
+    q_dtype = sizes["q_dtype"]
     if q_dtype not in ("float16", "bfloat16") or fused_shape(sizes) is None:
         return False
     if sizes["out_dtype"] not in (q_dtype, "float32"):  # what store_out can write
         return False
-    return all(dtype == q_dtype or is_quantised(dtype) for dtype in others)
-
-
-def is_quantised(dtype_name):
-    """Whether K or V of this type must be decoded."""
-    return dtype_name not in DENSE_DTYPES
+    return all(kind.name == q_dtype or not kind.is_dense for kind in sizes["kv_types"])
 
 
 def is_decoded(sizes):
@@ -75,7 +70,8 @@ def is_decoded(sizes):
 def _decoded(sizes):
     """Which of "k" and "v" are decoded; V inside K is not decoded again."""
     names = "k" if sizes["v_in_k"] else "kv"
-    return [name for name in names if is_quantised(sizes[f"{name}_dtype"])]
+    types = zip(names, sizes["kv_types"], strict=False)
+    return [name for name, kind in types if not kind.is_dense]
 
 
 def fused_shape(sizes):
@@ -88,6 +84,13 @@ def fused_shape(sizes):
     shape = next((few for few in FEW_ROWS_SHAPES.get((d_k, d_v), ()) if rows <= few.rows), shape)
     most = devices.get(sizes["device"]).max_shared_bytes
     return shape if fused_shared_bytes(sizes, shape, 1) <= most else None
+
+
+def counts_keys(sizes):
+    """Whether the kernels can read how many keys there are where they run: see `lowlevel.attention`'s n_kv."""
+    if not is_fused(sizes) or is_decoded(sizes):
+        return False
+    return fused_shape(sizes).counts_keys
 
 
 def fused_stages(sizes, shape):
@@ -121,9 +124,9 @@ def wgmma_shared_bytes(sizes):
     return 2 * (shape.rows * d_k + WGMMA_STAGES * shape.keys * (d_k + d_v)) + copies
 
 
-def kernel_of_warpgroups(sizes, general=False):
-    """The kernel on a warpgroup's products, where the device runs it; or None. `general`: scores with options."""
-    kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"], general))
+def kernel_of_warpgroups(sizes):
+    """The kernel on a warpgroup's products, where the device runs it; or None."""
+    kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"], False))
     device = devices.get(sizes["device"])
     if kernel is None or not device.runs(kernel):
         return None
@@ -145,9 +148,16 @@ def count_tiles(sizes, tile):
 tiles_at_once = count_tiles
 
 
-def path_of(sizes, tile):
-    """Which kernels run, as `AttentionPlan.path` says it."""
-    return "fused" if is_fused(sizes) else "tiles"
+def decided(sizes, tile):
+    """What a plan says besides its tile: the kernels that run, and how many tiles of K they hold."""
+    if not is_fused(sizes):
+        return dict(path=TILES)
+    shape = fused_shape(sizes)
+    if kernel_of_warpgroups(sizes):
+        return dict(path=FUSED_WGMMA, stages=WGMMA_STAGES)
+    is_few = shape.rows < FUSED_SHAPES[sizes["d_k"], sizes["d_v"]].rows
+    stages = fused_stages(sizes, shape) if shape.latent else shape.k_stages
+    return dict(path=FUSED_FEW_ROWS if is_few else FUSED_MMA, stages=stages)
 
 
 def scratch_parts(sizes, tile):
@@ -178,9 +188,11 @@ def _fused_candidates(sizes):
         return
     shape = fused_shape(sizes)
     heads = packed_heads(sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"], shape.rows)
-    tile = Tile(heads, min(sizes["n_tokens"], shape.rows // heads), shape.keys, 1)
-    # Of warpgroups there is one block a multiprocessor: a second one would wait for the first, and then be merged.
-    slots = sizes["n_threads"] if kernel_of_warpgroups(sizes) else _slots(sizes)
+    keys, slots = shape.keys, _slots(sizes)
+    if kernel_of_warpgroups(sizes):
+        # One block a multiprocessor: a second one would wait for the first, and then be merged.
+        keys, slots = WGMMA_SHAPES[sizes["d_k"], sizes["d_v"]].keys, sizes["n_threads"]
+    tile = Tile(heads, min(sizes["n_tokens"], shape.rows // heads), keys, 1)
     n_splits = min(slots // count_tiles(sizes, tile), sizes["n_kv"] // MIN_KEYS_PER_SPLIT)
     while n_splits > 1:
         yield tile._replace(splits=n_splits)

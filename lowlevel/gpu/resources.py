@@ -1,4 +1,4 @@
-"""``python -m lowlevel.gpu.resources``: what each kernel takes of a GPU, measured without one.
+"""What each kernel takes of a GPU, measured without one: ``python -m quant.gpu.resources``, which imports those of all floors.
 
 Compiles every kernel and template instance with NVRTC, reads registers, stack, spills and shared memory
 from its log, prints them, and holds them against resources.json beside this file. Exit code 1: a
@@ -188,7 +188,7 @@ def print_table(measured):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
-        prog="python -m lowlevel.gpu.resources", description=__doc__.split("\n", 1)[0]
+        prog="python -m quant.gpu.resources", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument(
         "--arch",
@@ -233,7 +233,3 @@ def main(arguments=None):
         print_table(measured)
         print("\n".join(problems) or f"all {len(table['kernels'])} kernels hold (NVRTC {version})")
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

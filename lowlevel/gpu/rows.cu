@@ -1,4 +1,4 @@
-// Rows by index. Gathered: a thread a piece. Added up by token in the order of rows: a thread has a piece of a token and
+// Rows by index. Gathered and put: a thread a piece. Added up by token in the order of rows: a thread has a piece of a token and
 // goes through the token's rows, which scatter_order has put side by side.
 #include "rows.cuh"
 
@@ -25,6 +25,28 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kPiece; ++i) v[i] = __uint_as_float(0x7fc00000u);
   }
   store_piece<Out>(out + piece.row * call.out_row + piece.column, left, call.aligned, v);
+}
+
+struct PutCall {
+  long long rows_plane, rows_row, out_plane, out_row, id_step;  // strides in items
+  long long n_rows;                                             // of all planes
+  int plane_rows, columns;
+  int out_rows;  // of a plane
+  int aligned;
+};
+
+template <class Row, class Out>
+__global__ void __launch_bounds__(kThreads)
+    put_rows(const typename Row::Bits* __restrict__ rows, const int* __restrict__ ids,
+             typename Out::Bits* __restrict__ out, const PutCall call) {
+  const Piece piece(call.columns);
+  if (piece.row >= call.n_rows) return;
+  const long long plane = piece.row / call.plane_rows, row = piece.row - plane * call.plane_rows;
+  const int left = call.columns - piece.column, id = ids[row * call.id_step];
+  if (id < 0 || id >= call.out_rows) return;  // none of out's
+  float v[kPiece];
+  load_piece<Row>(rows + plane * call.rows_plane + row * call.rows_row + piece.column, left, call.aligned, v);
+  store_piece<Out>(out + plane * call.out_plane + id * call.out_row + piece.column, left, call.aligned, v);
 }
 
 // order: rows sorted by token, stably; starts[t]: how many rows are of tokens below t (n_tokens + 1 of them). A thread has a row or a

@@ -11,7 +11,7 @@ from .gated import clamped_swiglu, geglu, swiglu
 from .norm import rms_norm
 from .rope import RopeFrequencies, rope, rope_frequencies
 from .routing import GATINGS, top_k_routing
-from .rows import ScatterPlan, gather_rows, plan_scatter_add, scatter_add
+from .rows import ScatterPlan, gather_rows, plan_scatter_add, put_rows, scatter_add
 from .sorting import sort_by_expert
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "gather_rows",
     "geglu",
     "plan_scatter_add",
+    "put_rows",
     "rms_norm",
     "rope",
     "rope_frequencies",

@@ -58,6 +58,45 @@ def gather_rows(table: Array, ids: Array, out: Array, *, n_threads: int | None =
     return out
 
 
+def put_rows(rows: Array, ids: Array, out: Array, *, n_threads: int | None = None) -> Array:
+    """``out[..., ids[i], :] = rows[..., i, :]``, rounded to nearest even where out has fewer bits: into a K/V cache.
+
+    Parameters
+    ----------
+    rows : array of float32, float16 or bfloat16, (n_tokens, n) or (planes, n_tokens, n)
+        A contiguous last axis.
+    ids : array of int32, (n_tokens,)
+        On the device of the rows, all different: which of two rows would stay, nobody says.
+    out : array of one of those types, (n_rows, n) or (planes, n_rows, n)
+        Memory of its own; a contiguous last axis. Rows that ids do not name stay as they are.
+    n_threads : int, optional
+        Default: all CPUs of this process. Not for a GPU.
+
+    Returns
+    -------
+    array
+        `out`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument that does not fit; nothing has been written.
+    IndexError
+        An id that out does not have; nothing has been written. (On a GPU ids are not brought to the host to look:
+        their rows are left out.)
+    """
+    device = devices.of_array(rows, "rows")
+    source = checks.rows_of(rows, "rows", device, checks.FLOATS)
+    checks.check_array(out, "out", device, checks.FLOATS)
+    shape = (*rows.shape[:-2], out.shape[-2] if out.ndim > 1 else 0, rows.shape[-1])
+    checks.check_vector(ids, "ids", device, ("int32",), rows.shape[-2])
+    target = checks.check_result(
+        out, "out", device, checks.FLOATS, shape, {"rows": rows, "ids": ids}
+    )
+    devices.kernels("lowlevel", device, "ops.rows").put(device, source, ids, target, n_threads)
+    return out
+
+
 @dataclass(frozen=True)
 class ScatterPlan:
     """What `scatter_add` does: see `plan_scatter_add`.

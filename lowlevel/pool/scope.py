@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from lowlevel.sure_exit import SureExit
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from lowlevel.pool.pool import Pool
 
 
 class OfThread(threading.local):
@@ -28,6 +23,18 @@ class OfThread(threading.local):
         return found[::-1]
 
 
+class _Pool(Protocol):
+    """What a scope asks of its pool."""
+
+    _of_thread: OfThread
+
+    def _check_open(self) -> None: ...
+
+    def _free_scope(self, scope: Scope) -> None: ...
+
+    def _mend(self) -> None: ...
+
+
 class Scope:
     """What `Pool.scope` returns; see there.
 
@@ -37,7 +44,7 @@ class Scope:
         "attention"; "layer 0/attention" once entered.
     """
 
-    def __init__(self, pool: Pool, name: str) -> None:
+    def __init__(self, pool: _Pool, name: str) -> None:
         self.name = name
         self.path = name
         self.arrays: dict[Any, Any] = {}  # id(array) -> array, in the order they were taken

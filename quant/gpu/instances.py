@@ -7,15 +7,25 @@ formats.py says of it, they include as "constants/name.cuh".
 
 from typing import NamedTuple
 
-from lowlevel.gpu.instances import Kernel
+from lowlevel.gpu.instances import Kernel, register
 
 from ..formats import FORMATS, BlockFormat
 from .constants import constants, header
 
 PACKAGE = "quant.gpu"
+# Formats that there are products with.
+MULTIPLIED = tuple(row for row in FORMATS.values() if "products on GPUs" not in row.lacks)
+# Headers with a format's numbers, and sources that only say which format's kernels they are.
 GENERATED = {
     f"constants/{block.name.lower()}.cuh": header(block)
     for block in FORMATS.values()
+    if not block.is_float
+} | {
+    f"matmul_wgmma_{block.name.lower()}.cu": (
+        f"// Products of many rows of x with {block.name}.\n"
+        f'#include "{block.name.lower()}.cu"\n#include "matmul_wgmma.cuh"\n'
+    )
+    for block in MULTIPLIED
     if not block.is_float
 }
 # dtype name -> the struct of float_types.cuh, its Bits, how many make 16 bytes
@@ -80,10 +90,6 @@ class WgmmaTile(NamedTuple):
 WGMMA_TILES = (WgmmaTile(512, 64), WgmmaTile(512, 128), WgmmaTile(384, 256))
 WGMMA_ROWS = 128  # of weights: kTileRows
 WGMMA_ARCHITECTURE = "90a"
-
-
-# Formats that there are products with.
-MULTIPLIED = tuple(row for row in FORMATS.values() if "products on GPUs" not in row.lacks)
 
 
 def _product(block, name, parameters, n_threads):
@@ -201,3 +207,4 @@ PRODUCTS = (
     ),
 )
 KERNELS = (*DEQUANTIZE.values(), *PRODUCTS)
+register(PACKAGE, KERNELS, GENERATED)

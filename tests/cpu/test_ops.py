@@ -46,6 +46,12 @@ def test_gather(rng, source, n):
     ops_checks.gather(rng, "cpu", 11, n, 6, source)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 37), (3, 4, 64), (0, 16)], ids=str)
+@pytest.mark.parametrize("target", ops_checks.DTYPES)
+def test_put(rng, target, shape):
+    ops_checks.put(rng, "cpu", shape, 11, target=target)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (24, 6, 37), (7, 3, 300), (0, 2, 5)], ids=str)
 def test_scatter(rng, sizes):
     ops_checks.scatter(rng, "cpu", *sizes)
@@ -199,6 +205,7 @@ def test_threads_change_no_bits(rng, monkeypatch):
             ops.scatter_add(x, np.ones((9, 300), np.float32), tokens=tokens, n_threads=n),
             ops.scatter_add(x, np.ones((41, 300), np.float32), n_threads=n),
             ops.gather_rows(up, tokens, np.empty_like(x), n_threads=n),
+            ops.put_rows(up, positions[::-1], np.empty_like(x), n_threads=n),
             ops.rope(heads, positions, frequencies, n_threads=n),
             *ops.top_k_routing(x, ids, weights, n_threads=n),
         ]
@@ -230,7 +237,7 @@ def test_nothing_is_allocated(rng):
     out, ids = np.empty_like(x), np.zeros(2048, np.int32)
     chosen, weights = np.empty((2048, 8), np.int32), np.empty((2048, 8), np.float32)
     heads, frequencies = x.reshape(2048, 4, 128).transpose(1, 0, 2), ops.rope_frequencies(128)
-    half = np.empty(x.shape, np.float16)
+    half, positions = np.empty(x.shape, np.float16), np.arange(2048, dtype=np.int32)
 
     def all_of_them():
         ops.rms_norm(x, out=out)
@@ -241,6 +248,7 @@ def test_nothing_is_allocated(rng):
         ops.rope(heads, ids, frequencies)
         ops.top_k_routing(x, chosen, weights)
         ops.gather_rows(x, ids, out)
+        ops.put_rows(x, positions, half)
         ops.scatter_add(x, out, tokens=ids)
 
     all_of_them()
@@ -298,6 +306,9 @@ CHOSEN, WEIGHTS = np.zeros((4, 2), np.int32), np.zeros((4, 2), np.float32)
         (ValueError, "weights: expected shape", lambda: ops.top_k_routing(F4, CHOSEN, WEIGHTS[:3])),
         (TypeError, "normalise: expected True or False", lambda: ops.top_k_routing(F4, CHOSEN, WEIGHTS, normalise=1)),
         (IndexError, "ids: table has rows 0 to 1; got -1", lambda: ops.gather_rows(F4[:2].copy(), IDS - 1, F4)),
+        (IndexError, "ids: out has rows 0 to 1; got 2", lambda: ops.put_rows(F4, IDS + 2, F4[:2].copy())),
+        (ValueError, "ids: expected shape", lambda: ops.put_rows(F4, IDS[:3], F4.copy())),
+        (ValueError, r"out: expected shape \(4, 32\)", lambda: ops.put_rows(F4, IDS, F4[None].copy())),
         (ValueError, "tokens: 4 rows do not make 3", lambda: ops.scatter_add(F4, F4[:3].copy())),
         (IndexError, "tokens: out has rows 0 to 1; got 7", lambda: ops.scatter_add(F4, F4[:2].copy(), tokens=IDS + 7)),
         (TypeError, "pool: expected", lambda: ops.scatter_add(F4, F4.copy(), pool="1MiB")),

@@ -9,6 +9,7 @@ from attention_cases import random_mask
 from comparison import assert_close
 
 import lowlevel
+from lowlevel.attention import plan as planner
 from lowlevel.attention.reference import attention_float64
 from lowlevel.gpu.instances import FUSED_SHAPES
 from lowlevel.gpu.kernel_device import KernelDevice
@@ -26,7 +27,16 @@ def products_by(way):
         return
     of_any = lambda device, kernel: kernel.architecture is None  # noqa: E731
     with mock.patch.object(KernelDevice, "runs", of_any):
+        forget_plans()
         yield
+    forget_plans()
+
+
+def forget_plans():
+    """Plans are remembered by what a device has, which a test may change."""
+    planner._checked_plan.cache_clear()
+    planner._plan.cache_clear()
+    planner._is_made_anew.cache_clear()
 
 
 def bound_for(q, bound):

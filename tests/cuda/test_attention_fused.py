@@ -372,3 +372,27 @@ def test_same_bits_again(device, way, dtype, rng):
     operands = random_operands(rng, 4, 2, 70, 150, 192, 128, dtype)
     first, second = (attend(device, operands, {})[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_plans_name_their_kernels():
+    """Family, tile, heads that share one, splits and stages; what runs obeys `path` (see `launched` above)."""
+
+    def planned(n_tokens, d_k, d_v, n_head_kv=8, **options):
+        sizes = dict(n_head=32, n_head_kv=n_head_kv, n_tokens=n_tokens, n_kv=4096, d_k=d_k, d_v=d_v)
+        given = dict(q_dtype="float16", kv_dtype="float16", out_dtype="float16", device="cudasim")
+        data = lowlevel.plan_attention(**sizes, **given | options).to_dict()
+        return {name: data[name] for name in ("path", "heads", "rows", "keys", "stages")}
+
+    wgmma = dict(path="fused wgmma", stages=2, keys=128)
+    latent = dict(n_head_kv=1, v_in_k=True)
+    assert planned(512, 128, 128) == wgmma | dict(heads=4, rows=32)
+    assert planned(512, 576, 512, **latent) == wgmma | dict(heads=32, rows=2, keys=64)
+    few = planned(1, 192, 128)
+    assert few == dict(path="fused few rows", heads=4, rows=1, keys=64, stages=1)
+    with products_by("mma"):
+        mma = dict(path="fused mma.sync", keys=64)
+        assert planned(512, 64, 64) == mma | dict(heads=4, rows=32, stages=2)
+        assert planned(512, 576, 512, **latent) == mma | dict(heads=32, rows=2, stages=2)
+    assert planned(512, 128, 128)["path"] == "fused wgmma"
+    float32 = dict(q_dtype="float32", kv_dtype="float32", out_dtype="float32")
+    assert planned(64, 128, 128, **float32)["path"] == "tiles"

@@ -232,6 +232,7 @@ def test_same_bits_again(device, rng):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_nothing_grows_beside_the_pool(rng):
     """Of all ways, once kernels and cuBLAS's handle are there."""
     cupy = pytest.importorskip("cupy")

@@ -182,6 +182,10 @@ CALLS = {
         for key, kernel in instances.GATHER_ROWS.items()
     },
     **{
+        kernel: (operates, "put", (2, 5, 37), 11, *key)
+        for key, kernel in instances.PUT_ROWS.items()
+    },
+    **{
         kernel: (operates, "scatter", 24, 6, 40, *key)
         for key, kernel in instances.SCATTER_ADD.items()
     },

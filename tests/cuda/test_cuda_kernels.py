@@ -40,13 +40,16 @@ def test_every_kernel_has_a_test():
 
 
 def test_every_source_is_in_the_table():
-    packages = {table.rpartition(".")[0] for table in instances.TABLES}
     there = {
-        (package, file.name)
-        for package in packages
-        for file in importlib.resources.files(package).iterdir()
-        if file.name.endswith(".cu")
+        (package, name)
+        for package in instances.packages()
+        for name in (
+            *(file.name for file in importlib.resources.files(package).iterdir()),
+            *instances.generated_files(package),
+        )
+        if name.endswith(".cu")
     }
+    assert {package for package, _ in there} == {"lowlevel.gpu", "quant.gpu"}
     assert there == set(SOURCES)
 
 
@@ -153,9 +156,10 @@ def test_launchers_know_the_shared_memory_of_warpgroups(block, nvrtc_version):
     holds(f"matmul_wgmma_{block.name.lower()}.cu", facts)
 
 
-def test_lines_are_the_files_own(tmp_path):
-    text = loader.source_text("quant.gpu", "q2_k.cu").split("\n")
-    assert text[0] == '#line 1 "quant/gpu/q2_k.cu"'
+@pytest.mark.parametrize("source", ["q2_k.cu", "matmul_wgmma_q2_k.cu"])
+def test_lines_are_the_files_own(source):
+    text = loader.source_text("quant.gpu", source).split("\n")
+    assert text[0] == f'#line 1 "quant/gpu/{source}"'
     file, number = None, 0
     for line in text:
         marker = re.fullmatch(r'#line (\d+) "(.*)"', line)

@@ -345,8 +345,13 @@ def test_beyond_32_bits(n, rng):
     data[...] = 1
     data[-64:] = asarray(few.data, device.name)
     x = random_x(rng, n, 1024)
-    y = matmul(asarray(x, device.name), QuantTensor(data, "Q8_0", (n_rows, 1024)))
-    check_product(asnumpy(y[:, -64:]), x, few, False)
+    for activations in ("int8", "bfloat16"):
+        y = matmul(
+            asarray(x, device.name),
+            QuantTensor(data, "Q8_0", (n_rows, 1024)),
+            activations=activations,
+        )
+        check_product(asnumpy(y[:, -64:]), x, few, activations)
 
 
 # ---------------------------------------------------------------- scratch

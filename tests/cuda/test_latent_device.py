@@ -65,7 +65,7 @@ def test_attention_over_latents(device, name, k_transposed, dtype, rng):
         except BudgetError:
             break
         shapes.add((plan.heads, plan.rows, plan.keys))
-        assert plan.path == ("tiles" if dtype == "float32" else "fused")
+        assert plan.path.startswith("tiles" if dtype == "float32" else "fused ")
         with lowlevel.Pool(plan.scratch_bytes, device=device) as pool:
             out = lowlevel.asarray(np.full((3, 9, 64), np.nan, "f4"), device)
             _, lse = lowlevel.attention(

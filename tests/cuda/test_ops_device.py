@@ -35,6 +35,7 @@ def test_every_kernel_is_launched(rng, device, launched):
         ops_checks.add(rng, device, (2, 8), source, target)
         ops_checks.gated(rng, device, "swiglu", (2, 8), source, target)
         ops_checks.gather(rng, device, 3, 8, 2, source, target)
+        ops_checks.put(rng, device, (2, 8), 3, source, target)
         ops_checks.scatter(rng, device, 4, 2, 8, source, target)
         if source != target:
             ops_checks.cast(rng, device, (2, 8), source, target)
@@ -60,6 +61,8 @@ def test_scale(rng, device, dtype):
 def test_rows_by_index(rng, device, source, target):
     for sizes in ((1, 1, 1), (11, 37, 6), (9, 64, 5)):
         ops_checks.gather(rng, device, *sizes, source, target)
+    for shape in ((1, 1), (5, 37), (3, 4, 64)):
+        ops_checks.put(rng, device, shape, 11, source, target)
     for sizes in ((1, 1, 1), (24, 6, 40), (7, 3, 33)):
         ops_checks.scatter(rng, device, *sizes, source, target)
 
@@ -180,6 +183,8 @@ def test_ids_that_are_not_there(device):
     np.testing.assert_array_equal(np.isnan(asnumpy(out)).all(1), bad)
     added = ops.add(on(np.zeros((3, 16), np.float32)), on(table.copy()), row_ids=on(ids))
     np.testing.assert_array_equal(np.isnan(asnumpy(added)).all(1), bad)
+    kept = ops.put_rows(on(table.copy()), on(ids), on(np.zeros((3, 16), np.float32)))
+    np.testing.assert_array_equal(asnumpy(kept), np.float32([[0], [1], [0]]) * np.ones((3, 16)))
     total = ops.scatter_add(on(table.copy()), on(np.zeros((3, 16), np.float32)), tokens=on(ids))
     np.testing.assert_array_equal(asnumpy(total), np.float32([[0], [1], [0]]) * np.ones((3, 16)))
 
@@ -208,6 +213,7 @@ def test_no_call_waits_allocates_or_reads(rng, device, monkeypatch):
     ops.rope(heads, ids, frequencies)
     ops.top_k_routing(x, chosen, weights)
     ops.gather_rows(x, ids, half)
+    ops.put_rows(x, ids, half)
     ops.scatter_add(x, out, tokens=ids, pool=pool)
     ops.scatter_add(x, out)
     monkeypatch.undo()

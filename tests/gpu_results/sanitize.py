@@ -111,6 +111,7 @@ def counted(word, text):
 def not_launched(results, tool):
     """Keys of the kernels that no process of a tool launched."""
     sys.path.insert(0, str(ROOT))
+    import quant.gpu  # noqa: F401  (its kernels are registered)
     from lowlevel.gpu import instances, resources
 
     launched = {key for result in results if result["tool"] == tool for key in result["launched"]}

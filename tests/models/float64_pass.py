@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import gguf
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 
 class Float64Pass(NamedTuple):
@@ -42,6 +43,13 @@ def float64_pass(path, tokens, n_ctx: int = 0) -> Float64Pass:
         The context that is reserved: decides between Phi 3's two sets of RoPE factors, and on nothing else.
     """
     file = path if isinstance(path, File) else File(path)
+    with threadpool_limits(
+        1, "blas"
+    ):  # products are small: more threads would only wait for each other
+        return _float64_pass(file, tokens, n_ctx)
+
+
+def _float64_pass(file, tokens, n_ctx):
     tokens = np.asarray(tokens)
     x = file["token_embd.weight"][tokens]
     if file.traits.scales_embedding:

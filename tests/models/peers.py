@@ -49,7 +49,7 @@ class Setting(NamedTuple):
     type_v: str = "F16"
     flash_attention: bool = False
     mla: int = 0
-    n_threads: int = 2
+    n_threads: int = 1
 
 
 @functools.cache
@@ -88,24 +88,40 @@ def peer_logits(engine: str, path, tokens, setting: Setting | None = None) -> np
     PeerError
         It does not load the file, or died.
     """
-    setting = Setting() if setting is None else setting
+    return _peer_logits(engine, path, tuple(map(int, tokens)), setting or Setting())
+
+
+@functools.cache
+def _peer_logits(engine, path, tokens, setting):
     with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "logits.npy")
         job = {
-            "engine": engine,
-            "libraries": [str(library) for library in _library(engine)],
-            "path": str(path),
-            "tokens": [int(token) for token in tokens],
-            "out": os.path.join(folder, "logits.npy"),
+            "paths": [str(path)],
+            "tokens": tokens,
             **setting._asdict(),
             "type_k": int(QType[setting.type_k]),
             "type_v": int(QType[setting.type_v]),
         }
-        child = [sys.executable, str(HERE / "peer_child.py"), json.dumps(job)]
-        done = subprocess.run(child, capture_output=True, timeout=TIMEOUT)
-        if done.returncode:
-            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise PeerError(f"{engine} ended with {done.returncode}:\n" + "\n".join(said[-12:]))
-        return np.load(job["out"])
+        _run(engine, job, out)
+        return np.load(out)
+
+
+def peer_loads(engine: str, paths) -> list[bool]:
+    """Which of some files an engine loads, none of which it dies of."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "loaded.npy")
+        _run(engine, {"paths": [str(path) for path in paths], "tokens": [], "mla": 0}, out)
+        return np.load(out).tolist()
+
+
+def _run(engine, job, out):
+    libraries = [str(library) for library in _library(engine)]
+    job = json.dumps({"engine": engine, "libraries": libraries, "out": out, **job})
+    child = [sys.executable, str(HERE / "peer_child.py"), job]
+    done = subprocess.run(child, capture_output=True, timeout=TIMEOUT)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise PeerError(f"{engine} ended with {done.returncode}:\n" + "\n".join(said[-12:]))
 
 
 # ---------------------------------------------------------------- the libraries
@@ -137,7 +153,7 @@ def _for_older_glibc(folder, version):
         with tempfile.TemporaryDirectory(dir=cache) as unfinished:
             shim = os.path.join(unfinished, "libshim.so")
             source = str(HERE / "glibc_shim.c")
-            subprocess.run(["gcc", "-O1", "-shared", "-fPIC", source, "-o", shim], check=True)
+            subprocess.run(["cc", "-O1", "-shared", "-fPIC", source, "-o", shim], check=True)
             for library in folder.glob("lib*.so*"):
                 data = bytearray(library.read_bytes())
                 _make_optional(data, b"GLIBC_2.38")

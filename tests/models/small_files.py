@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -124,6 +125,7 @@ CLEAR_QUANTISED = 0.03
 MOST_ROUNDS = 4
 
 
+@functools.cache
 def clear_prompt(path: pathlib.Path, n_tokens: int, qtype: str, n_ctx: int = 512) -> Prompt:
     """Seeded random tokens, without those whose choice of experts is a matter of rounding.
 

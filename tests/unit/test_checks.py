@@ -88,6 +88,8 @@ def test_a_pool_that_does_not_fit(call):
         (lambda: checks.real_number("1", "n"), TypeError),
         (lambda: checks.real_number(1e39, "n"), ValueError),
         (lambda: checks.real_number(10**400, "n"), ValueError),
+        (lambda: checks.real_number(-checks._TOO_LARGE["float32"], "n"), ValueError),
+        (lambda: checks.real_number(float("nan"), "n", dtype="float64"), ValueError),
         (lambda: checks.real_number(-0.1, "n", 0.0), ValueError),
         (lambda: checks.choice(None, "n", ("a", "b")), TypeError),
         (lambda: checks.choice(["a"], "n", ("a", "b")), TypeError),
@@ -104,6 +106,9 @@ def test_plain_values_that_fit():
     assert checks.whole_number(np.int32(7), "n", 0, 7) == 7
     assert type(checks.whole_number(np.int32(7), "n", 0, 7)) is int
     assert checks.real_number(np.float32(0.5), "n", 0.5) == 0.5
+    below = np.nextafter(checks._TOO_LARGE["float32"], 0)
+    assert np.float32(checks.real_number(below, "n")) == np.finfo(np.float32).max
+    assert checks.real_number(1e300, "n", dtype="float64") == 1e300
     assert checks.choice("b", "n", ("a", "b")) == "b"
     assert checks.flag(np.True_, "n") is True
 

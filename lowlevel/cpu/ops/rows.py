@@ -44,6 +44,35 @@ def gather(device, table, ids, out, n_threads):
     frame.run(rows, integers, (0,), n_rows, row_bytes, n_threads)
 
 
+@functools.cache
+def _put_kernel(source, target):
+    convert = row_converter(source, target)
+
+    @kernel(inline=True)
+    def put_rows(integers, floats, first, stop):
+        plane_rows = integers[7]
+        for index in range(first, stop):
+            plane, row = index // plane_rows, index % plane_rows
+            row_id = np.int64(read_i32(integers[4] + row * integers[5]))
+            place = integers[2] + plane * integers[9] + row_id * integers[3]
+            convert(integers[0] + plane * integers[8] + row * integers[1], place, integers[6], _ONE)
+
+    return frame.rows_kernel(put_rows)
+
+
+def put(device, rows, ids, out, n_threads):
+    """See `lowlevel.ops.put_rows`; rows and out as `lowlevel.checks.Rows`."""
+    check_ids(ids, out.shape[1], "ids", "out")
+    _, plane_rows, columns = rows.shape
+    integers = (
+        frame.address(rows.array), rows.row, frame.address(out.array), out.row,
+        frame.address(ids), ids.strides[0], columns, plane_rows, rows.plane, out.plane,
+    )  # fmt: skip
+    run = _put_kernel(dtype_name(rows.array.dtype), dtype_name(out.array.dtype))
+    row_bytes = columns * (rows.array.itemsize + out.array.itemsize)
+    frame.run(run, integers, (0,), rows.n_rows, row_bytes, n_threads)
+
+
 def scatter_scratch(n_rows, n_tokens):
     """What `scatter_add` takes: see `lowlevel.ops.ScatterPlan.scratch`. Nothing here."""
     return ()

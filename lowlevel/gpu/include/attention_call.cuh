@@ -20,7 +20,33 @@ struct AttentionCall {
   int out_is_float32;  // else out has the type of Q
   int resume, finish;  // continue from the state; write the result, not the state
   float scale, softcap;  // softcap 0: none; attention_merge: scale of the states' maxima
+  // Set by kernels, see `counting`: where the number of keys stands, n_keys at most; or nullptr.
+  const volatile int* n_kv;
 };
+
+// The call, with its number of keys in the device's memory unless `n_kv` is nullptr: for launches that a graph repeats
+// while a cache grows. first_position and keys_per_split follow from it.
+__device__ __forceinline__ AttentionCall counting(AttentionCall call, const int* n_kv) {
+  call.n_kv = n_kv;
+  return call;
+}
+
+#ifdef KEYS_FROM_HOST  // the largest tiles have no registers for more
+__device__ __forceinline__ bool keys_are_counted(const AttentionCall& call) { return false; }
+__device__ __forceinline__ int keys_there(const AttentionCall& call) { return call.n_keys; }
+__device__ __forceinline__ int first_position(const AttentionCall& call) { return call.first_position; }
+#else
+__device__ __forceinline__ bool keys_are_counted(const AttentionCall& call) { return call.n_kv != nullptr; }
+
+// How many keys there are. Volatile, and asked for anew each time: a register that held it would be one too many.
+__device__ __forceinline__ int keys_there(const AttentionCall& call) {
+  return keys_are_counted(call) ? max(0, min(*call.n_kv, call.n_keys)) : call.n_keys;
+}
+
+__device__ __forceinline__ int first_position(const AttentionCall& call) {
+  return keys_are_counted(call) ? keys_there(call) - call.n_tokens : call.first_position;
+}
+#endif
 
 // Where a block works: grid index = (((split * n_head_kv) + head_kv) * head_tiles + head tile) *
 // token_tiles + token tile, the last tokens first, because under causality they take longest.
@@ -65,20 +91,27 @@ struct KeyRange {
 };
 
 __device__ __forceinline__ KeyRange visible_keys(const AttentionCall& call, int token) {
-  const long long position = (long long)call.first_position + token;
-  KeyRange range = {0, call.n_keys};
-  if (call.causal) range.high = (int)max(0ll, min((long long)call.n_keys, position + 1));
-  range.low = (int)max(0ll, min((long long)call.n_keys, position - call.window + 1));
+  const long long position = (long long)first_position(call) + token;
+  KeyRange range = {0, keys_there(call)};
+  if (call.causal) range.high = (int)max(0ll, min((long long)keys_there(call), position + 1));
+  range.low = (int)max(0ll, min((long long)keys_there(call), position - call.window + 1));
   return range;
 }
 
+// Of each split: whole tiles of keys.
+__device__ __forceinline__ int keys_of_split(const AttentionCall& call, int tile_keys) {
+  if (!keys_are_counted(call)) return call.keys_per_split;
+  const int tiles = max(1, (keys_there(call) + tile_keys - 1) / tile_keys);
+  return (tiles + call.splits - 1) / call.splits * tile_keys;
+}
+
 // Keys that any token of the tile may see, within the block's split.
-__device__ __forceinline__ KeyRange keys_of_tile(const AttentionCall& call, const TilePlace& place) {
-  const long long first = (long long)place.split * call.keys_per_split;
+__device__ __forceinline__ KeyRange keys_of_tile(const AttentionCall& call, const TilePlace& place, int tile_keys) {
+  const long long first = (long long)place.split * keys_of_split(call, tile_keys);
   KeyRange range = {visible_keys(call, place.first_token).low,
                     visible_keys(call, place.first_token + place.n_tokens - 1).high};
   range.low = max(range.low, (int)min(first, (long long)call.n_keys));
-  range.high = min(range.high, (int)min(first + call.keys_per_split, (long long)call.n_keys));
+  range.high = min(range.high, (int)min(first + keys_of_split(call, tile_keys), (long long)call.n_keys));
   return range;
 }
 

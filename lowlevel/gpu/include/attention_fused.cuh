@@ -54,6 +54,9 @@
 #define BLOCKS_PER_SM 2
 #endif
 
+#if TILE_ROWS >= 128
+#define KEYS_FROM_HOST
+#endif
 #include "attention_rows.cuh"
 
 constexpr int M_TILES = TILE_ROWS / (16 * WARPS);
@@ -174,7 +177,12 @@ __global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM)
                     void* __restrict__ out, float* __restrict__ lse, const float* __restrict__ mask,
                     const float* __restrict__ slopes, const float* __restrict__ sinks,
                     float* __restrict__ state_sums, float* __restrict__ state_rows,
+#ifdef KEYS_FROM_HOST
                     const __grid_constant__ AttentionCall call) {
+#else
+                    const int* n_kv, const __grid_constant__ AttentionCall given) {
+  const AttentionCall call = counting(given, n_kv);
+#endif
   constexpr int kAhead = general ? KEY_PARTS - 1 : AHEAD;
   extern __shared__ __align__(128) Element shared[];
   Element* const q_tile = shared;
@@ -182,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM)
   Element* const v_tile = k_tile + STAGES_K * TILE_KEYS * HEAD_K;
 
   const TilePlace place = place_of_block(call, blockIdx.x);
-  const KeyRange keys = keys_of_tile(call, place), seen_by_all = keys_of_all(call, place);
+  const KeyRange keys = keys_of_tile(call, place, TILE_KEYS), seen_by_all = keys_of_all(call, place);
   k += place.head_kv * call.k_head;
   v += place.head_kv * call.v_head;
   const Element* const k_source = copy_source(k, call.k_key);

@@ -161,8 +161,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     attention_latent(const Element* __restrict__ q, const Element* __restrict__ k, void* __restrict__ out,
                      float* __restrict__ lse, const float* __restrict__ mask, const float* __restrict__ slopes,
                      const float* __restrict__ sinks, float* __restrict__ state_sums,
-                     float* __restrict__ state_rows, const int stages,
-                     const __grid_constant__ AttentionCall call) {
+                     float* __restrict__ state_rows, const int* n_kv, const int stages,
+                     const __grid_constant__ AttentionCall given) {
+  const AttentionCall call = counting(given, n_kv);
   extern __shared__ __align__(128) Element shared[];
   Element* const q_tile = shared;
   Element* const weight_tile = q_tile + TILE_ROWS * HEAD_K;
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Exchange& exchange = *reinterpret_cast<Exchange*>(k_tiles + stages * TILE_KEYS * HEAD_K);
 
   const TilePlace place = place_of_block(call, blockIdx.x);
-  const KeyRange keys = keys_of_tile(call, place), seen_by_all = keys_of_all(call, place);
+  const KeyRange keys = keys_of_tile(call, place, TILE_KEYS), seen_by_all = keys_of_all(call, place);
   k += place.head_kv * call.k_head;
   const int warp = threadIdx.x / 32, half = warp % 2, first_row = warp / 2 * 16;
   const int first_column = warp * WARP_COLUMNS;

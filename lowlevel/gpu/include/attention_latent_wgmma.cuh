@@ -152,7 +152,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     attention_latent_wgmma(const __grid_constant__ ptx::TensorMap k, const Element* __restrict__ q,
                            void* __restrict__ out, float* __restrict__ lse, const float* __restrict__ mask, const float* __restrict__ slopes,
                            const float* __restrict__ sinks, float* __restrict__ state_sums,
-                           float* __restrict__ state_rows, const __grid_constant__ AttentionCall call) {
+                           float* __restrict__ state_rows, const int* n_kv,
+                           const __grid_constant__ AttentionCall given) {
+  const AttentionCall call = counting(given, n_kv);
   extern __shared__ __align__(1024) Element shared[];
   Element* const q_tile = shared;
   Element* const k_tiles = q_tile + TILE_ROWS * HEAD_K;
@@ -161,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Copies& copies = *reinterpret_cast<Copies*>(&exchange + 1);
 
   const TilePlace place = place_of_block(call, blockIdx.x);
-  const KeyRange keys = keys_of_tile(call, place), seen_by_all = keys_of_all(call, place);
+  const KeyRange keys = keys_of_tile(call, place, TILE_KEYS), seen_by_all = keys_of_all(call, place);
   const int n_tiles = keys.low < keys.high ? (keys.high - keys.low + TILE_KEYS - 1) / TILE_KEYS : 0;
   // The same in all lanes, as far as the compiler can see too.
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroup, 0);

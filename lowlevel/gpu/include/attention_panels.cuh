@@ -55,7 +55,7 @@ __device__ __forceinline__ void adjust_by_options(const AttentionCall& call, con
       }
       if (slopes != nullptr && row.exists) {
         const float slope = slopes[row.head];
-        const float distance = (float)(call.first_position + row.token - first);
+        const float distance = (float)(first_position(call) + row.token - first);
         each([&](float& score, int key) { score -= slope * fabsf(distance - (float)key); });
       }
       if (masked)

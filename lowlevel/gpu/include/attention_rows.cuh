@@ -45,7 +45,7 @@ __device__ __forceinline__ void adjust_scores(const AttentionCall& call, const T
           if (key < range.low || key >= range.high)
             score = -infinity();
           else if (general)
-            score = general_score<false>(call, score, mask_row, key, slope, call.first_position + row.token);
+            score = general_score<false>(call, score, mask_row, key, slope, first_position(call) + row.token);
         }
     }
 }

@@ -27,6 +27,7 @@
 #define WARPS 12
 #endif
 
+#define KEYS_FROM_HOST
 #include "attention_panels.cuh"
 
 constexpr int kConsumers = TILE_ROWS / 64;
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Copies& copies = *reinterpret_cast<Copies*>(v_tiles + STAGES * V_TILE);
 
   const TilePlace place = place_of_block(call, blockIdx.x);
-  const KeyRange keys = keys_of_tile(call, place), seen_by_all = keys_of_all(call, place);
+  const KeyRange keys = keys_of_tile(call, place, TILE_KEYS), seen_by_all = keys_of_all(call, place);
   const int n_tiles = keys.low < keys.high ? (keys.high - keys.low + TILE_KEYS - 1) / TILE_KEYS : 0;
   // Tiles first_clean <= t < end_of_clean hold nothing but keys that all rows see.
   const int first_clean = max(0, seen_by_all.low - keys.low + TILE_KEYS - 1) / TILE_KEYS;

@@ -2,13 +2,20 @@
 
 import numpy as np
 
-from ..instances import GATHER_ROWS, SCATTER_ADD, SCATTER_ORDER
+from ..instances import GATHER_ROWS, PUT_ROWS, SCATTER_ADD, SCATTER_ORDER
 from . import launch
 
-# rows.cu's GatherCall and ScatterCall.
+# rows.cu's GatherCall, PutCall and ScatterCall.
 GATHER_CALL = np.dtype(
     [(name, "<i8") for name in ("table_row", "out_row", "id_step", "n_tokens")]
     + [(name, "<i4") for name in ("table_rows", "columns", "aligned", "unused")]
+)
+PUT_CALL = np.dtype(
+    [
+        (name, "<i8")
+        for name in ("rows_plane", "rows_row", "out_plane", "out_row", "id_step", "n_rows")
+    ]
+    + [(name, "<i4") for name in ("plane_rows", "columns", "out_rows", "aligned")]
 )
 SCATTER_CALL = np.dtype(
     [(name, "<i8") for name in ("rows_row", "out_row")]
@@ -30,6 +37,23 @@ def gather(device, table, ids, out, n_threads):
     call["aligned"] = launch.is_aligned(device, table.array, out.array)
     n_blocks = launch.n_blocks(kernel, out.n_rows, out.shape[2])
     device.launch(kernel, n_blocks, (table.array, ids, out.array, call))
+
+
+def put(device, rows, ids, out, n_threads):
+    """See `lowlevel.ops.put_rows`; rows and out as `lowlevel.checks.Rows`."""
+    launch.refuse_n_threads(device, n_threads)
+    if not rows.array.size:
+        return
+    kernel, call = PUT_ROWS[launch.kinds(rows, out)], np.zeros((), PUT_CALL)
+    for name, operand in (("rows", rows), ("out", out)):
+        item = operand.array.itemsize
+        call[f"{name}_plane"], call[f"{name}_row"] = operand.plane // item, operand.row // item
+    call["id_step"] = ids.strides[0] // ids.itemsize
+    call["n_rows"], (_, call["plane_rows"], call["columns"]) = rows.n_rows, rows.shape
+    call["out_rows"] = out.shape[1]
+    call["aligned"] = launch.is_aligned(device, rows.array, out.array)
+    n_blocks = launch.n_blocks(kernel, rows.n_rows, rows.shape[2])
+    device.launch(kernel, n_blocks, (rows.array, ids, out.array, call))
 
 
 def scatter_scratch(n_rows, n_tokens):

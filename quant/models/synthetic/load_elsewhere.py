@@ -1,14 +1,14 @@
 """Which of the model files that `make_gguf` writes llama.cpp and ik_llama.cpp refuse to load, and why.
 
-A rule is a row. Those of ik_llama.cpp were tried on its Python wheel (ik_llama_cpp_python 0.1.5), those of
-llama.cpp are read from its source (autumn 2026). Loading is all that is said here: not that what runs then
-makes sense.
+A rule is a row, tried on wheels: ik_llama_cpp_python 0.1.5 and llama-cpp-py-sync 0.11739 (llama.cpp b11739). Loading
+is all that is said here, and dying at the first token: not that what runs then makes sense.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..geometry import Llama3Scaling, ModelGeometry
+from ..architectures import architecture_of
+from ..geometry import Llama3Scaling, LongRope, ModelGeometry
 
 __all__ = ["LoadFailure", "load_failures"]
 
@@ -64,19 +64,82 @@ def _has_experts(geometry):
     return geometry.n_expert > 0 and geometry.n_layer_dense < geometry.n_layer
 
 
+def _of_whole_width(geometry):
+    return geometry.n_head * geometry.d_k == geometry.n_embd
+
+
 _BOTH = (LLAMA_CPP, IK)
 _LAYERS = _Rule(
     _BOTH, lambda g: g.n_layer > MAX_LAYERS, f"{{g.n_layer}} layers; {MAX_LAYERS} is the most there"
 )
+_EXPERTS = _Rule(
+    _BOTH,
+    lambda g: g.n_expert > MAX_EXPERTS,
+    f"{{g.n_expert}} experts; {MAX_EXPERTS} is the most there",
+)
+_WHOLE_ROPE = _Rule(
+    _BOTH,
+    lambda g: g.n_rot != g.d_k,
+    "RoPE must turn whole heads (d_k {g.d_k}) there, not {g.n_rot}",
+)
+_ONE_HEAD_SIZE = _Rule(
+    _BOTH, lambda g: g.d_k != g.d_v, "d_k {g.d_k} and d_v {g.d_v} must be the same there"
+)
+_WIDTH = _Rule(
+    _BOTH,
+    lambda g: not _of_whole_width(g),
+    "{g.n_head} heads of {g.d_k} must make up the width {g.n_embd} there",
+)
+_NEEDS_BIAS = _Rule((IK,), lambda g: not g.qkv_bias, "attn_q.bias is looked for")
+_NEEDS_QK_NORM = _Rule(_BOTH, lambda g: not g.qk_norm, "attn_k_norm is looked for")
+_NEEDS_OUTPUT = _Rule((IK,), lambda g: g.tied_output, "output.weight is looked for")
+_PLAIN = (_LAYERS, _ONE_HEAD_SIZE)
 _RULES = {
     "llama": (
         _LAYERS,
-        _Rule(_BOTH, lambda g: g.n_rot != g.d_k, "RoPE must turn whole heads (d_k {g.d_k}) there, not {g.n_rot}"),
+        _EXPERTS,
+        _WHOLE_ROPE,
         _Rule(
             (IK,),
             lambda g: isinstance(g.rope_scaling, Llama3Scaling) and _head_size(g) != g.n_rot == g.d_k,
             "rope_freqs.weight is looked for with the head size n_embd / n_head = {head_size}; here it is {g.n_rot}",
         ),
+    ),
+    "qwen2": (*_PLAIN, _WHOLE_ROPE, _WIDTH, _NEEDS_BIAS),
+    "qwen3": (*_PLAIN, _WHOLE_ROPE, _NEEDS_QK_NORM),
+    "qwen3moe": (*_PLAIN, _EXPERTS, _WHOLE_ROPE, _NEEDS_QK_NORM),
+    "gemma2": (
+        *_PLAIN,
+        _Rule((IK,), lambda g: True, "it stops at an assertion of its own when it builds the graph of a gemma2"),
+        _Rule(_BOTH, lambda g: not g.tied_output, "output.weight is one tensor more than it expects"),
+    ),
+    "gemma3": (
+        *_PLAIN,
+        _NEEDS_QK_NORM,
+        _Rule(
+            (IK,),
+            lambda g: g.n_layer < architecture_of("gemma3").window_period,
+            "of {g.n_layer} layers none sees all keys there, and it dies at the first token",
+        ),
+    ),
+    "phi3": (
+        *_PLAIN,
+        _WIDTH,
+        _NEEDS_OUTPUT,
+        _Rule((IK,), lambda g: not g.window, "attention.sliding_window is looked for"),
+        _Rule(
+            (IK,),
+            lambda g: isinstance(g.rope_scaling, LongRope) and g.n_rot != _head_size(g),
+            "rope_factors_long.weight is looked for with the head size {head_size}; here it is {g.n_rot}",
+        ),
+    ),
+    "gpt-oss": (*_PLAIN, _EXPERTS, _WHOLE_ROPE, _NEEDS_BIAS),
+    "glm4moe": (
+        *_PLAIN,
+        _EXPERTS,
+        _NEEDS_BIAS,
+        _Rule(_BOTH, lambda g: g.expert_gating != "sigmoid", "exp_probs_b.bias is looked for"),
+        _Rule((LLAMA_CPP,), lambda g: g.fused_experts, "ffn_gate_exps is looked for"),
     ),
     "deepseek2": (
         _LAYERS,
@@ -115,10 +178,13 @@ _RULES = {
             lambda g: _has_experts(g) and not g.n_expert_shared,
             "layers with experts must have a shared one there; ffn_gate_shexp is looked for",
         ),
+        _EXPERTS,
+        _NEEDS_OUTPUT,
+        _Rule((IK,), lambda g: g.n_predictor > 0, "the tensors of predictors are more than it expects"),
         _Rule(
-            _BOTH,
-            lambda g: g.n_expert > MAX_EXPERTS,
-            f"{{g.n_expert}} experts; {MAX_EXPERTS} is the most there",
+            (IK,),
+            lambda g: _has_experts(g) and g.expert_gating == "sqrt-softplus",
+            "it stops at gating by sqrt-softplus when it builds the graph",
         ),
     ),
 }  # fmt: skip

@@ -118,9 +118,8 @@ def _v(geometry):
     return geometry.n_head_kv * geometry.d_v
 
 
-_EMBEDDING = Kind(
-    "token_embd", std=1.0
-)  # what blocks add to it is of that size at most: errors do not grow
+# Larger than what a block adds to it, as in trained models: rounding does not grow from layer to layer.
+_EMBEDDING = Kind("token_embd", std=2.0)
 _TIED_EMBEDDING = Kind("token_embd")
 _OUTPUT = Kind("output")
 _NORM = Kind("norm", fill="norm", std=0.2)
