@@ -14,11 +14,11 @@ from . import installation
 from .options import UsageError
 from .plain_text import make_streams_robust
 
-DESCRIPTION = "Attention over very long contexts on GGUF weights, inside a hard memory budget."
+DESCRIPTION = "Whole GGUF models over very long contexts, inside a hard memory budget."
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
 BAD_USE = 2
 INTERRUPTED = 130
-SUBCOMMANDS = ("plan", "bench", "make-gguf", "pool", "cache")
+SUBCOMMANDS = ("run", "bench", "plan", "make-gguf", "pool", "cache")
 
 
 def version() -> str:

@@ -19,6 +19,8 @@ PARTS = {
     "decompressed": "K, V decompressed",
     "logits": "logits",
     "activations": "activations",
+    "inputs": "positions",
+    "weights_made": "weights made",
     "reserve": "margin",
 }
 SUMS = {"total": "in all", "vram": "of", "free": "free"}
@@ -69,8 +71,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         choices=PLANNED_AS,
-        help="kqcap: whose attention is planned, a GPU's with -t multiprocessors, or this machine's "
-        "CPU (default: cuda, 132 multiprocessors)",
+        help="kqcap: whose passes are counted, a GPU's (of -t multiprocessors: an estimate), or this "
+        "machine's CPU (default: cuda)",
     )
     group.add_argument("--type", metavar="TYPE", help="of a named geometry's bulk (default: Q8_0)")
     group.add_argument("--mla", metavar="FORM", help="of a named geometry: split, fused or both")
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     document = {
         "model": model.name,
         "engine": rule.name,
-        "counted": rule.counted,
+        "counted": rule.counted(model, answer.setting),
         "form": rule.form(model, answer.setting),
         "notes": notes,
         "weights": weights_by_kind(model),

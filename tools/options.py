@@ -114,7 +114,13 @@ def choices(allowed: Collection[str]) -> Callable[[str], str]:
 
 
 def add_sweep(
-    parser: argparse.ArgumentParser, *, context: list[int], ubatch: list[int], amb: list[int]
+    parser: argparse.ArgumentParser,
+    *,
+    context: list[int],
+    ubatch: list[int],
+    amb: list[int],
+    kv_types: Collection[str] = KV_TYPES,
+    least_context: int = 1,
 ) -> None:
     """The options whose every combination is a row: context, u-batch, budget, method, K/V, threads.
 
@@ -122,14 +128,17 @@ def add_sweep(
     ----------
     context, ubatch, amb : list of int
         Defaults. Each option takes a comma list and may be given several times.
+    kv_types : collection of str
+        Those that are taken.
+    least_context : int
     """
     count = whole_numbers(1)
     lists = [
-        (("-p", "-c", "--n-prompt"), "N", count, context, "tokens of the prompt: keys"),
+        (("-p", "-c", "--n-prompt"), "N", whole_numbers(least_context), context, "tokens of the prompt: keys"),
         (("-ub", "--ubatch-size"), "N", count, ubatch, "tokens of a u-batch: query rows"),
         (("-amb", "--attn-max-batch"), "MIB", whole_numbers(0, MOST_MIB, ": it is MiB"), amb, "budget in MiB, 0: no cap"),
         (("--method",), "NAME", choices(METHODS), METHODS, "auto: best tiles; steps: whole K*Q of some heads"),
-        (("--kv-type",), "TYPE", choices(KV_TYPES), ["f32"], f"type of K and V: {', '.join(KV_TYPES)}"),
+        (("-ctk", "--kv-type"), "TYPE", choices(kv_types), ["f32"], f"type of K and V: {', '.join(kv_types)}"),
         (("-t", "--threads"), "N", count, None, "threads"),
     ]  # fmt: skip
     defaults = {}

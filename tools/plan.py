@@ -29,6 +29,10 @@ columns:
   scratch       MiB taken from the pool in all
   K and V       MiB of the operands that the call is given, beside the pool (-mla 0, 3: of all heads,
                 decompressed; -mla 1, 2: latents, which all heads share)
+  K/V cache, compute
+                MiB that the whole model takes, of a model whose passes are modelled: the cache at that
+                context, and what passes work in (activations, scratch, logits), to the byte as
+                `kqcap run` takes them
   ik steps ...  ik_llama.cpp (8337e4cd3): steps, heads per step, K*Q of a step, and by how much
                 that is above -amb
 All but ik's columns is kqcap's. A row that cannot run says what it would need.
@@ -63,6 +67,7 @@ COLUMNS = [
     ("ik K*Q", "right"),
     ("ik over", "right"),
 ]
+MODEL_COLUMNS = [("K/V cache", "right"), ("compute", "right")]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -115,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
     if args.vram:
         return fit.run(args)
     contexts_given = args.n_prompt is not None
+    if args.model is not None:  # whose cache is f16, as everywhere, if nothing else is said
+        args.kv_type = args.kv_type or ["f16"]
     fill_list_defaults(args)
     geometry = _geometry(args)
     warnings = _settle_contexts(args, geometry, contexts_given)
@@ -126,7 +133,12 @@ def run(args: argparse.Namespace) -> int:
         args.threads,
         args.method,
     )
-    rows = [_row(geometry, args.sinks, *combination) for combination in combinations]
+    model, notes = _whole_model(args)
+    warnings += notes
+    rows = [
+        _row(geometry, args.sinks, *combination) | _taken(model, args.attention_mla, *combination)
+        for combination in combinations
+    ]
     _print(args, geometry, rows, warnings)
     if all(row["plan"] is None for row in rows):
         raise UsageError(rows[0]["error"])
@@ -187,6 +199,44 @@ def _model_geometry(path, mla):
         latent = dict(n_head_kv=1, d_k=attention.d_k_latent, d_v=attention.kv_lora_rank)
         geometry.update(latent, v_in_k=True)
     return geometry
+
+
+def _whole_model(args):
+    """The `ModelMemory` whose passes are counted, or None; and what to say."""
+    from quant.models.memory_model import memory_model
+
+    if args.model is None:
+        return None, []
+    try:
+        model = memory_model(args.model, args.type or "Q8_0", args.mla)
+        why = model.unmodelled
+    except ValueError as error:  # a file with enough in its header for the tiles
+        model, why = None, str(error)
+    if model is None or model.config is None:
+        return None, [f"whole passes are not counted: {why}"]
+    return model, list(model.notes)
+
+
+def _taken(model, mla, n_kv, n_ubatch, amb_mib, kv_type, n_threads, method):
+    """What the whole model takes: bytes of its K/V cache, and of compute memory by what it is for."""
+    import lowlevel
+    from quant.models.engines import KQCAP
+    from quant.models.fit import Setting, device_memory
+
+    if model is None:
+        return {}
+    setting = Setting(n_kv, n_ubatch, amb_mib * MIB or None, kv_type, mla, True, method, n_threads)
+    try:
+        (memory,) = device_memory(model, KQCAP, setting, [0], [1])
+    except lowlevel.BudgetError:
+        return dict(kv_cache_bytes=None, compute_bytes=None)
+    made = memory.compute.weights_made
+    return dict(
+        kv_cache_bytes=memory.kv,
+        compute=memory.compute._asdict(),
+        compute_bytes=sum(memory.compute) - made,
+        weights_made_bytes=made,
+    )
 
 
 def _attention(model):
@@ -278,7 +328,11 @@ def _print(args, geometry, rows, warnings):
         "kqcap's attention in one layer of {n_head} heads, {n_head_kv} K/V heads, d_k {d_k}, d_v {d_v}; "
         "sizes in MiB; ik: ik_llama.cpp's {ik_path} path".format(**geometry)
     )
-    tables.print_sweep(title, rows, PARAMETERS, COLUMNS, _cells, n_keys=3)  # n_kv, amb, method
+    columns = COLUMNS + MODEL_COLUMNS * ("kv_cache_bytes" in rows[0])
+    tables.print_sweep(title, rows, PARAMETERS, columns, _cells, n_keys=3)  # n_kv, amb, method
+    paths = sorted({row["plan"]["path"] for row in rows if row["plan"]})
+    if paths:
+        tables.note(f"the kernels that run: {', '.join(paths)}")
     for reason in sorted({row["ik"]["reason"] for row in rows} - {""}):
         tables.note(f"ik_llama.cpp: {reason}")
     tables.note_what_cannot_run(
@@ -311,4 +365,9 @@ def _cells(row):
         str(ik["heads"]),
         mib(ik["kq_bytes"]),
         mib(ik["overshoot_bytes"]) if ik["overshoot_bytes"] else "0",
+        *(
+            [mib(row[key]) for key in ("kv_cache_bytes", "compute_bytes")]
+            if "kv_cache_bytes" in row
+            else []
+        ),
     ]

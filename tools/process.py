@@ -6,6 +6,7 @@ import ctypes
 import pathlib
 
 __all__ = [
+    "anonymous_bytes",
     "available_bytes",
     "hand_back_freed",
     "peak_resident_bytes",
@@ -22,6 +23,11 @@ _CGROUP = pathlib.Path("/sys/fs/cgroup")
 def resident_bytes() -> int | None:
     """Resident memory of this process now (VmRSS)."""
     return _field(_STATUS, "VmRSS")
+
+
+def anonymous_bytes() -> int | None:
+    """Resident memory of this process that is no file's: mapped weights do not count (RssAnon)."""
+    return _field(_STATUS, "RssAnon")
 
 
 def peak_resident_bytes() -> int | None:

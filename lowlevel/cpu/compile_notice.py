@@ -47,6 +47,11 @@ def end():
         _say(f"{text}\033[K\r")  # what is written next goes over it
 
 
+def n_compiled() -> int:
+    """Kernels that this process has compiled: what was timed meanwhile was no measure of them."""
+    return _n_compiled
+
+
 def _say(text):
     file = _file()
     if file is not None:

@@ -12,23 +12,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from lowlevel.attention.plan import plan_attention
-
-from .fit import KV_TYPES, MIB, Compute, phase_bytes, row_bytes
+from . import kqcap_memory
+from .fit import KV_TYPES, MIB, Compute, row_bytes
 from .ik_rule import ik_steps
 
 if TYPE_CHECKING:
-    from typing import Any
-
-    from lowlevel.attention.plan import AttentionPlan
-    from quant.models.fit import Layer, ModelMemory, Setting
+    from quant.models.fit import ModelMemory, Setting
 
 
 # llama.cpp's fit keeps so much of every device free: the driver's context, code, buffers that grow.
 MARGIN = 1024 * MIB
 CELLS = 256  # llama.cpp rounds the rows of its caches up to so many
 # Forms of latent attention: what is cached, and what attention reads.
-HEADS, ABSORBED, DECOMPRESSED = "heads", "absorbed", "decompressed"
+HEADS, ABSORBED, DECOMPRESSED, BY_FLOPS = "heads", "absorbed", "decompressed", "by FLOPs"
 
 
 class LatentForm(NamedTuple):
@@ -44,6 +40,10 @@ FORMS = {
     DECOMPRESSED: LatentForm(
         DECOMPRESSED, "latents are cached, and K and V are decompressed for attention"
     ),
+    BY_FLOPS: LatentForm(
+        BY_FLOPS,
+        "latents are cached; each u-batch reads them as they are or decompressed, whichever takes fewer FLOPs",
+    ),
 }
 
 
@@ -55,23 +55,23 @@ class Engine:
     ----------
     name : str
         As ``--engine`` takes it.
-    counted : str
-        One sentence for the reader: what is counted, and how sure it is.
+    counted : callable
+        (model, setting) -> one sentence for the reader: what is counted, and how sure it is.
     mla : dict of int to str
         Values of ``-mla`` and the form (of FORMS) that a prompt is worked on in; empty: the file decides.
     default_mla : int or None
     options : frozenset of str
         Which of "amb", "flash", "method" it has.
     kv_bytes : callable
-        (model, layer, setting) -> bytes of one layer's K/V cache.
+        (model, number, setting) -> bytes of one layer's K/V cache.
     compute : callable
-        (model, layers, has_output, setting) -> `Compute` of a device with these layers.
+        (model, numbers, has_output, setting) -> `Compute` of a device with the layers of these numbers.
     amb_matters : callable
         (model, setting) -> whether another amb would take other memory.
     """
 
     name: str
-    counted: str
+    counted: Callable
     mla: dict
     default_mla: int | None
     options: frozenset
@@ -157,67 +157,16 @@ def _largest(phases):
 # kqcap
 
 
-def _kqcap_kv_bytes(model, layer, setting):
-    rows = _rows(layer, setting)
-    if layer.latent and KQCAP.form(model, setting) != HEADS:
-        return _latent_bytes(layer, rows, setting.kv_type)
-    return _heads_bytes(layer, rows, setting.kv_type)
-
-
-def kqcap_plan(layer: Layer, setting: Setting, form: str) -> AttentionPlan:
-    """The `AttentionPlan` of one layer's attention at the full context; BudgetError where amb is too little."""
-    absorbed = form == ABSORBED and layer.latent
-    sizes: dict[str, Any] = (
-        dict(n_head_kv=1, d_k=layer.latent + layer.n_rot, d_v=layer.latent, v_in_k=True)
-        if absorbed
-        else dict(n_head_kv=layer.n_head_kv, d_k=layer.d_k, d_v=layer.d_v)
-    )
-    return plan_attention(
-        n_head=layer.n_head,
-        n_tokens=min(setting.n_ubatch, setting.n_ctx),
-        n_kv=_rows(layer, setting),
-        kv_dtype=KV_TYPES[setting.kv_type][0],
-        budget=setting.amb,
-        method=setting.method,
-        n_threads=setting.n_threads,
-        device=setting.device,
-        **sizes,
-    )
-
-
-def _kqcap_compute(model, layers, has_output, setting):
-    form = KQCAP.form(model, setting)
-    n_tokens = min(setting.n_ubatch, setting.n_ctx)
-    kinds = _kinds(layers)
-    decompressed = max(
-        (
-            _heads_bytes(layer, _rows(layer, setting), setting.kv_type)
-            for layer in kinds
-            if layer.latent and form == DECOMPRESSED
-        ),
-        default=0,
-    )
-    activations = [phase_bytes(layer, n_tokens) for layer in layers]
-    for layer in kinds:
-        if layer.latent and form == ABSORBED:  # beside the layer's own the queries as latents
-            widths = _widths(model, layer, setting, absorbed=True)
-            attention = phase_bytes(layer, n_tokens, "attention")
-            activations.append(attention + widths.latent_q + widths.latent_kqv - widths.kqv)
-    # of the last token alone; beside them the hidden state and its norm
-    logits = 4 * model.n_vocab if has_output else 0
-    activations.append(8 * model.n_embd * n_tokens if has_output else 0)
-    return Compute(
-        scratch=max((kqcap_plan(layer, setting, form).scratch_bytes for layer in kinds), default=0),
-        decompressed=decompressed,
-        logits=logits,
-        activations=max(activations),
-    )
+def _kqcap_compute(model, numbers, has_output, setting):
+    absorbed = KQCAP.form(model, setting) != DECOMPRESSED
+    return kqcap_memory.compute(model, numbers, has_output, setting, absorbed)
 
 
 # llama.cpp
 
 
-def _llama_kv_bytes(model, layer, setting):
+def _llama_kv_bytes(model, number, setting):
+    layer = model.layers[number]
     rows = _rows(layer, setting, CELLS)
     if layer.latent and LLAMA_CPP.form(model, setting) != HEADS:
         return _latent_bytes(layer, rows, setting.kv_type)
@@ -234,7 +183,8 @@ def _llama_masks(layers, setting):
     )
 
 
-def _llama_compute(model, layers, has_output, setting):
+def _llama_compute(model, numbers, has_output, setting):
+    layers = [model.layers[number] for number in numbers]
     n_tokens = min(setting.n_ubatch, setting.n_ctx)
     absorbed = LLAMA_CPP.form(model, setting) == ABSORBED
     mask = _llama_masks(layers, setting)
@@ -279,7 +229,8 @@ def _ik_rows(setting):
     return -(-setting.n_ctx // cells) * cells
 
 
-def _ik_kv_bytes(model, layer, setting):
+def _ik_kv_bytes(model, number, setting):
+    layer = model.layers[number]
     rows = _ik_rows(setting)
     form = IK.form(model, setting)
     if not layer.latent or form == HEADS:
@@ -290,7 +241,8 @@ def _ik_kv_bytes(model, layer, setting):
     )
 
 
-def _ik_compute(model, layers, has_output, setting):
+def _ik_compute(model, numbers, has_output, setting):
+    layers = [model.layers[number] for number in numbers]
     form = IK.form(model, setting)
     n_tokens = min(setting.n_ubatch, setting.n_ctx)
     mask = _ik_rows(setting) * n_tokens * (2 if setting.flash else 4)
@@ -365,21 +317,28 @@ def _ik_amb_matters(model, setting):
     )
 
 
+_ESTIMATED = "the compute buffer is an estimate, its logits are those of a whole u-batch"
+
+
+def _ik_counted(model, setting):
+    windows = any(layer.window for layer in model.layers)
+    rest = "; windowed layers cache the whole context there" if windows else ""
+    return f"ik_llama.cpp's: {_ESTIMATED}{rest}"
+
+
 KQCAP = Engine(
     name="kqcap",
-    counted="kqcap's: attention's scratch as it is taken, to the byte; the logits of one token; activations are an "
-    "estimate",
-    mla={0: HEADS, 1: ABSORBED, 2: ABSORBED, 3: DECOMPRESSED},
-    default_mla=1,
+    counted=kqcap_memory.counted,
+    mla={0: DECOMPRESSED, 1: ABSORBED, 2: ABSORBED, 3: BY_FLOPS},
+    default_mla=3,
     options=frozenset(("amb", "method")),
-    kv_bytes=_kqcap_kv_bytes,
+    kv_bytes=kqcap_memory.kv_bytes,
     compute=_kqcap_compute,
     amb_matters=lambda model, setting: setting.method == "steps",
 )
 IK = Engine(
     name="ik",
-    counted="ik_llama.cpp's: the compute buffer is an estimate, its logits are those of a whole u-batch; windowed "
-    "layers cache the whole context there",
+    counted=_ik_counted,
     mla={0: HEADS, 1: ABSORBED, 2: DECOMPRESSED, 3: DECOMPRESSED},
     default_mla=3,
     options=frozenset(("amb", "flash")),
@@ -389,7 +348,7 @@ IK = Engine(
 )
 LLAMA_CPP = Engine(
     name="llama.cpp",
-    counted="llama.cpp's: the compute buffer is an estimate, its logits are those of a whole u-batch",
+    counted=lambda model, setting: f"llama.cpp's: {_ESTIMATED}",
     mla={},
     default_mla=None,
     options=frozenset(("flash",)),

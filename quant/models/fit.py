@@ -100,6 +100,12 @@ class ModelMemory:
         How its tensors hold the decompression of latents: "split", "fused", "both"; "": none.
     notes : tuple of str
         What a reader of the numbers should know of the file.
+    config : ModelConfig or None
+        What its passes are planned by; None: they are not modelled.
+    unmodelled : str
+        Why they are not.
+    passes : dict
+        Plans of passes that were made so far.
     """
 
     name: str
@@ -110,6 +116,9 @@ class ModelMemory:
     n_embd: int
     mla_form: str = ""
     notes: tuple = ()
+    config: Any = None
+    unmodelled: str = ""
+    passes: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 class Setting(NamedTuple):
@@ -155,6 +164,10 @@ class Compute(NamedTuple):
     logits : int
     activations : int
         The rest.
+    inputs : int
+        Positions of a u-batch, where they are counted by themselves.
+    weights_made : int
+        Of weights that the file has in another form.
     """
 
     scratch: int = 0
@@ -162,6 +175,8 @@ class Compute(NamedTuple):
     decompressed: int = 0
     logits: int = 0
     activations: int = 0
+    inputs: int = 0
+    weights_made: int = 0
 
 
 class DeviceMemory(NamedTuple):
@@ -318,15 +333,14 @@ def device_memory(
     devices = []
     for index, size in enumerate(vram):
         numbers = [number for number, device in enumerate(device_of[:-1]) if device == index]
-        layers = [model.layers[number] for number in numbers]
         has_output = device_of[-1] == index
         devices.append(
             DeviceMemory(
                 layers=numbers,
                 has_output=has_output,
                 weights=weights[index],
-                kv=sum(rule.kv_bytes(model, layer, setting) for layer in layers),
-                compute=rule.compute(model, layers, has_output, setting),
+                kv=sum(rule.kv_bytes(model, number, setting) for number in numbers),
+                compute=rule.compute(model, numbers, has_output, setting),
                 reserve=reserve,
                 vram=size,
             )

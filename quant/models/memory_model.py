@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from typing import TYPE_CHECKING
 
 from ..gguf.model_file import ModelFileError
 from ..gguf.model_file import open as open_model
+from .config import ModelConfig
 from .fit import INPUT, OUTPUT, FeedForward, Layer, ModelMemory, Weight
 from .named_geometries import GEOMETRIES, named_geometry
+from .planned_file import PlannedFile
 from .synthetic.make_gguf import plan_tensors
 
 if TYPE_CHECKING:
@@ -75,7 +78,8 @@ def memory_model(
         notes = (
             f"type {', '.join(bounded)}: of unknown size, bounded by where the next tensor begins",
         ) * bool(bounded)
-        return _memory_model(str(model), tensors, attention, n_expert_used, form, notes)
+        found = _memory_model(str(model), tensors, attention, n_expert_used, form, notes)
+        return _with_config(found, file)
 
 
 def of_geometry(geometry: ModelGeometry, qtype: str) -> ModelMemory:
@@ -85,7 +89,16 @@ def of_geometry(geometry: ModelGeometry, qtype: str) -> ModelMemory:
         for tensor in plan_tensors(geometry, qtype)
     ]
     form = geometry.mla_form if geometry.kv_lora_rank else ""
-    return _memory_model(geometry.name, tensors, geometry.attention, geometry.n_expert_used, form)
+    found = _memory_model(geometry.name, tensors, geometry.attention, geometry.n_expert_used, form)
+    return _with_config(found, PlannedFile(geometry, qtype))
+
+
+def _with_config(found, file):
+    """With what its passes are planned by, where they are modelled."""
+    try:
+        return dataclasses.replace(found, config=ModelConfig.from_file(file))
+    except ValueError as error:  # the reason why this file does not run
+        return dataclasses.replace(found, unmodelled=str(error))
 
 
 def _mla_form(file):

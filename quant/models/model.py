@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +16,18 @@ from lowlevel.sizes import format_size, parse_size
 
 from ..gguf.model_file import open as open_model
 from .config import ModelConfig
-from .kv_cache import LayerCache, kv_type
-from .plan import Memory, Planned, choose, plan_pass
+from .kv_cache import LayerCache
+from .kv_cache import kv_type as kv_type_named
+from .plan import Memory, Planned, check_machine, choose, plan_pass
 from .runner import Bound, State, Weights, rope_angles
 from .step import MLA, Choices
 
 if TYPE_CHECKING:
+    from lowlevel.devices import Device
     from lowlevel.sizes import Size
 
+    from ..gguf.model_file import ModelFile
+    from .planned_file import PlannedFile
     from .sampling import SamplingParams
     from .step import Pass
     from .tokenizer import Tokenizer
@@ -125,9 +130,16 @@ class Model:
             self.config, choices = _checked(self._file, where, options)
             room = None if pool is None else pool.largest_free
             planned, self.memory = choose(self.config, choices, self._file.n_bytes, room)
+            if room is None and where.room == "cpu":
+                check_machine(self.memory)
         except BaseException:
             self._file.close()
             raise
+        if choices.n_ctx > self.config.context_length:
+            warnings.warn(
+                f"n_ctx: {choices.n_ctx} is beyond the model's context of {self.config.context_length}",
+                stacklevel=3,
+            )
         self.choices = planned.choices
         self._plans = planned
         self._device = where
@@ -318,6 +330,8 @@ class Model:
         if self.closed:
             return
         self.closed = True
+        for bound in self._bound.values():
+            bound.close()
         self._bound.clear()
         scratch = self.__dict__.pop("_scratch", None)
         if scratch is not None:
@@ -401,6 +415,46 @@ class Model:
         return ids.astype(np.int32)
 
 
+def plan_model(
+    file: ModelFile | PlannedFile,
+    device: str = "cpu",
+    *,
+    room: int | None = None,
+    passes: dict[Choices, dict] | None = None,
+    **options: Any,
+) -> tuple[Planned, Memory]:
+    """What `load` would take, from a header alone: nothing is taken here.
+
+    Parameters
+    ----------
+    file : ModelFile or quant.models.planned_file.PlannedFile
+        An open file, or one that need not exist.
+    device : str
+    room : int, optional
+        Bytes that it must fit, as `load` fits a pool; None: the best plan.
+    passes : dict, optional
+        Where passes are kept: those of one file serve all budgets, contexts and u-batches.
+    **options
+        As `load` takes them, without `pool`; all of them have `load`'s defaults.
+
+    Raises
+    ------
+    ValueError, lowlevel.BudgetError
+        As `load`.
+    """
+    parameters = inspect.signature(load).parameters.values()
+    defaults = {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "pool"
+    }
+    unknown = options.keys() - defaults.keys()
+    if unknown:
+        raise TypeError(
+            f"options: expected some of {', '.join(defaults)}; got {', '.join(sorted(unknown))}"
+        )
+    config, choices = _checked(file, devices.get(device), {**defaults, **options})
+    return choose(config, choices, file.n_bytes, room, passes)
+
+
 class Taken:
     """A pool as those see it who keep what they take: all of it is given back at once."""
 
@@ -421,49 +475,63 @@ class Taken:
 
 
 def _checked(file, where, options):
-    """(ModelConfig, Choices) of checked arguments."""
-    n_ctx, n_ubatch = options["n_ctx"], options["n_ubatch"]
-    for name, value in (("n_ctx", n_ctx), ("n_ubatch", n_ubatch)):
-        if value is None and name == "n_ctx":
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name}: expected an int, got {value!r}")
-        if not 1 <= value <= MOST_CONTEXT:
-            raise ValueError(f"{name}: expected 1 to {MOST_CONTEXT}, got {value}")
-    if options["mla"] not in MLA or isinstance(options["mla"], bool):
-        raise ValueError(f"mla: expected one of {MLA}, got {options['mla']!r}")
-    if not isinstance(options["exact"], (bool, np.bool_)):
-        raise TypeError(f"exact: expected True or False, got {options['exact']!r}")
-    if options["method"] not in ("auto", "steps"):
-        raise ValueError(f"method: expected 'auto' or 'steps', got {options['method']!r}")
-    amb = None if options["amb"] is None else parse_size(options["amb"])
-    kind = kv_type(options["kv_type"])
+    """What a file is and how it is run, by checked arguments of `load`."""
+    n_ctx = options["n_ctx"]
+    if n_ctx is not None:
+        _check_tokens("n_ctx", n_ctx)
     config = ModelConfig.from_file(file, n_ctx)
-    n_ctx = int(n_ctx or min(config.context_length, DEFAULT_CONTEXT))
-    if n_ctx > config.context_length:
-        warnings.warn(
-            f"n_ctx: {n_ctx} is beyond the model's context of {config.context_length}", stacklevel=4
-        )
+    return config, choices_of(config, where, **options)
+
+
+def choices_of(
+    config: ModelConfig,
+    where: Device,
+    *,
+    n_ctx: int | None,
+    n_ubatch: int,
+    amb: Size | None,
+    kv_type: str,
+    mla: int | str,
+    exact: bool,
+    method: str,
+    n_threads: int | None,
+) -> Choices:
+    """How a model is run on a device, by checked arguments of `load`."""
+    n_ctx = min(config.context_length, DEFAULT_CONTEXT) if n_ctx is None else n_ctx
+    for name, value in (("n_ctx", n_ctx), ("n_ubatch", n_ubatch)):
+        _check_tokens(name, value)
+    if mla not in MLA or isinstance(mla, bool):
+        raise ValueError(f"mla: expected one of {MLA}, got {mla!r}")
+    if not isinstance(exact, (bool, np.bool_)):
+        raise TypeError(f"exact: expected True or False, got {exact!r}")
+    if method not in ("auto", "steps"):
+        raise ValueError(f"method: expected 'auto' or 'steps', got {method!r}")
+    kind = kv_type_named(kv_type)
     is_host = where.room == "cpu"
     heads = "float32" if is_host else kind.name if kind.name in HALVES else "bfloat16"
-    n_threads = options["n_threads"]
     if not is_host and n_threads is not None:
         raise ValueError(f"n_threads: {where.name} has no use for it; leave it out")
-    choices = Choices(
-        n_ctx=n_ctx,
-        n_ubatch=min(int(n_ubatch), n_ctx),
+    return Choices(
+        n_ctx=int(n_ctx),
+        n_ubatch=min(int(n_ubatch), int(n_ctx)),
         kv_type=kind,
-        amb=amb,
-        mla=options["mla"],
-        exact=bool(options["exact"]),
-        method=options["method"],
+        amb=None if amb is None else parse_size(amb, "amb"),
+        mla=mla,
+        exact=bool(exact),
+        method=method,
         n_threads=where.resolve_n_threads(n_threads) if is_host else None,
         device=where.name,
-        rows="float32" if is_host or options["exact"] else "bfloat16",
+        rows="float32" if is_host or exact else "bfloat16",
         heads=heads,
         gathers=not is_host,
     )
-    return config, choices
+
+
+def _check_tokens(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if not 1 <= value <= MOST_CONTEXT:
+        raise ValueError(f"{name}: expected 1 to {MOST_CONTEXT}, got {value}")
 
 
 def _checked_logits(out, shape):
@@ -475,4 +543,4 @@ def _checked_logits(out, shape):
     return out
 
 
-__all__ = ["Memory", "Model", "Planned", "Taken", "load", "plan_pass"]
+__all__ = ["Memory", "Model", "Planned", "Taken", "choices_of", "load", "plan_model", "plan_pass"]

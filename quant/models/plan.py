@@ -101,22 +101,32 @@ class Planned:
     ----------
     config : ModelConfig
     choices : Choices
+    passes : dict, optional
+        Where passes are kept; those of one config and one `pass_key` serve all contexts, u-batches and budgets.
     """
 
-    def __init__(self, config: ModelConfig, choices: Choices) -> None:
+    def __init__(
+        self, config: ModelConfig, choices: Choices, passes: dict[tuple, Pass] | None = None
+    ) -> None:
         self.config, self.choices = config, choices
-        self._passes: dict[tuple, Pass] = {}
+        self._passes = {} if passes is None else passes
         self._passes_at: dict[tuple, tuple[int, int, int]] = {}
         self.activation_bytes = self.attention_bytes = fixed = 0
-        brief = config.of_each_kind()
+        brief, refused = config.of_each_kind(), []
         for n_tokens in _some_sizes(choices.n_ubatch):
             for n_kv in self._contexts(n_tokens):
                 for n_outputs in {0, 1, n_tokens}:
                     made = self._of(brief, n_tokens, n_outputs, n_kv)
                     self.activation_bytes = max(self.activation_bytes, made.activation_bytes)
                     fixed = max(fixed, made.fixed_scratch_bytes)
-                    attention = made.attention_bytes(n_kv, choices.amb)
+                    try:
+                        attention = made.attention_bytes(n_kv, choices.amb)
+                    except BudgetError as error:
+                        refused.append(error)
+                        continue
                     self.attention_bytes = max(self.attention_bytes, attention)
+        if refused:  # what holds the most demanding pass holds all
+            raise max(refused, key=lambda error: error.requested)
         self.scratch_bytes = max(fixed, self.attention_bytes)
 
     def _contexts(self, n_tokens):
@@ -142,8 +152,8 @@ class Planned:
         key = config is self.config, n_tokens, n_outputs, *forms
         if key not in self._passes:
             self._passes[key] = record_pass(config, self.choices, n_tokens, n_outputs, n_kv)
-            if n_outputs:
-                self._passes_at[tuple(forms)] = n_tokens, n_outputs, n_kv
+        if n_outputs:
+            self._passes_at[tuple(forms)] = n_tokens, n_outputs, n_kv
         return self._passes[key]
 
     def fits(self, made: Pass) -> bool:
@@ -156,9 +166,7 @@ class Planned:
     @functools.cached_property
     def whole_passes(self) -> tuple[Pass, ...]:
         """Passes of all layers that between them need every weight and constant."""
-        return tuple(
-            record_pass(self.config, self.choices, *sizes) for sizes in self._passes_at.values()
-        )
+        return tuple(self._of(self.config, *sizes) for sizes in list(self._passes_at.values()))
 
     def weights(self) -> tuple[dict[Weight, None], dict[Weight, None]]:
         """(those that are needed in their blocks, those that are needed as float32), each once."""
@@ -205,8 +213,17 @@ def _some_sizes(most):
     return sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
 
 
+def pass_key(choices: Choices) -> Choices:
+    """What passes depend on: choices that differ elsewhere have the same ones."""
+    return dataclasses.replace(choices, n_ctx=0, n_ubatch=0, amb=None)
+
+
 def choose(
-    config: ModelConfig, choices: Choices, weight_bytes: int, room: int | None
+    config: ModelConfig,
+    choices: Choices,
+    weight_bytes: int,
+    room: int | None,
+    passes: dict[Choices, dict] | None = None,
 ) -> tuple[Planned, Memory]:
     """The best plan that fits.
 
@@ -217,34 +234,32 @@ def choose(
     weight_bytes : int
         Of the file.
     room : int or None
-        Bytes that there are; None: as many as it takes, if the machine has them.
+        Bytes that there are; None: as many as it takes.
+    passes : dict, optional
+        Where passes of this config are kept, by `pass_key`.
 
     Raises
     ------
     BudgetError
         Nothing fits, or amb is below the smallest tile; says what would do.
-    MemoryError
-        Without `room`: the machine has not so much.
     """
+    passes = {} if passes is None else passes
     refused: Memory | None = None
-    below: BudgetError | None = None
+    below: dict[int | str, BudgetError] = {}  # by the form of latent attention
     for candidate in candidates(choices):
-        if below is not None and candidate.mla == choices.mla:
+        if candidate.mla in below:
             continue
         try:
-            planned = Planned(config, candidate)
+            planned = Planned(config, candidate, passes.setdefault(pass_key(candidate), {}))
         except BudgetError as error:  # amb is below the smallest tile, and will be
-            below = error
+            below[candidate.mla] = error
             continue
         memory = planned.memory(weight_bytes)
-        if room is None and devices.get(choices.device).room == "cpu":
-            check_machine(memory)
         if room is None or memory.pool <= room:
             return planned, memory
         refused = memory
     if refused is None:
-        assert below is not None
-        raise _below_amb(below, choices)
+        raise _below_amb(min(below.values(), key=lambda error: error.requested), choices)
     raise _too_small(refused, room)
 
 

@@ -185,6 +185,12 @@ class Bound:
             spent = time.perf_counter() - start
             clock[operation.kind] = clock.get(operation.kind, 0.0) + spent
 
+    def close(self) -> None:
+        """Let go of all memory: the calls hold this object, which a reference count alone would never end."""
+        self._calls.clear()
+        self._arrays.clear()
+        self._memory = None
+
     # ------------------------------------------------------------ what operations ask for
 
     def array(self, rows: Rows) -> Any:

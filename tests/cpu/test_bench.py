@@ -1,4 +1,4 @@
-"""kqcap bench for real, tiny: its rows, its checks, its default file."""
+"""kqcap bench --attention for real, tiny: its rows, its checks, its default file."""
 
 import importlib.metadata
 import json
@@ -42,7 +42,7 @@ def grouped_model(tmp_path_factory):
 
 
 def bench(capsys, *argv, code=0):
-    assert main(["bench", *argv, "--json"]) == code
+    assert main(["bench", "--attention", *argv, "--json"]) == code
     return json.loads(capsys.readouterr().out)
 
 
@@ -98,7 +98,7 @@ def test_a_row_that_cannot_run_says_what_it_would_need(capsys, latent_model):
     assert steps["needs_bytes"] == -(-4200 * last * 4 // 256) * 256 > MIB
     assert str(steps["needs_bytes"]) in steps["cannot_run"] and steps["seconds"] == []
     # the only one: bad use, and the table still says it
-    assert main(["bench", *argv, "--method", "steps"]) == 2
+    assert main(["bench", "--attention", *argv, "--method", "steps"]) == 2
     captured = capsys.readouterr()
     assert f"needs {steps['needs_bytes'] / MIB:.2f}" in captured.out
     assert str(steps["needs_bytes"]) in captured.err and captured.err.count("\n") == 1
@@ -119,7 +119,9 @@ def test_scratch_beyond_free_memory_is_not_tried(capsys, latent_model, monkeypat
 
 
 def test_table(capsys, latent_model):
-    assert main(["bench", "-m", latent_model, *TINY, "-amb", "0,1", "-ub", "32"]) == 0
+    assert (
+        main(["bench", "--attention", "-m", latent_model, *TINY, "-amb", "0,1", "-ub", "32"]) == 0
+    )
     captured = capsys.readouterr()
     lines = [line for line in captured.out.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 4 and len({len(line) for line in lines}) == 1
@@ -145,7 +147,7 @@ def test_a_bar_takes_nothing_from_standard_output(capsys, monkeypatch):
 def test_spread_is_of_three_runs_at_least(capsys, latent_model):
     for n_runs, has_spread in ((2, False), (3, True)):
         argv = ["-m", latent_model, "-p", "256", "-ub", "64", "-amb", "0", "--method", "auto"]
-        assert main(["bench", *argv, "-r", str(n_runs)]) == 0
+        assert main(["bench", "--attention", *argv, "-r", str(n_runs)]) == 0
         assert ("±" in capsys.readouterr().out) == has_spread
 
 
@@ -175,7 +177,7 @@ def test_an_interrupt_keeps_what_is_measured(capsys, latent_model, monkeypatch):
     monkeypatch.setattr(measure.Prompt, "run", interrupted)
     argv = ["-m", latent_model, "-p", "100", "-ub", "16", "-amb", "0", "-r", "3"]
     argv += ["--method", "auto", "--kv-type", "f32,f16,q8_0"]
-    assert main(["bench", *argv]) == 130
+    assert main(["bench", "--attention", *argv]) == 130
     out, err = capsys.readouterr()
     assert out.count("type_kv f32") == out.count("type_kv f16") == 1 and "q8_0" not in out
     assert "timed runs: 2" in out and "interrupted; 2 rows are measured" in err
@@ -190,7 +192,10 @@ def test_an_error_without_text_is_no_row_that_can_run(capsys, latent_model, monk
         raise MemoryError
 
     monkeypatch.setattr(measure.Prompt, "run", no_memory)
-    assert main(["bench", "-m", latent_model, *TINY, "-amb", "0", "--method", "auto"]) == 2
+    assert (
+        main(["bench", "--attention", "-m", latent_model, *TINY, "-amb", "0", "--method", "auto"])
+        == 2
+    )
     out, err = capsys.readouterr()
     assert "cannot run: out of memory" in out and "out of memory" in err
 
@@ -246,7 +251,7 @@ def test_broken_limits_give_exit_code_1(capsys, latent_model, monkeypatch, misbe
 
 
 def test_bad_layer_and_missing_tensor(capsys, latent_model, tmp_path):
-    assert main(["bench", "-m", latent_model, *TINY, "--layer", "2"]) == 2
+    assert main(["bench", "--attention", "-m", latent_model, *TINY, "--layer", "2"]) == 2
     assert "layer: the model has layers 0 to 1; got 2" in capsys.readouterr().err
 
 

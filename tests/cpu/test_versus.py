@@ -394,7 +394,7 @@ def test_bad_use(capsys, argv, message):
 def test_an_unknown_peer_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--vs", "gguf,mkl"])
-    assert "'mkl' is not one of torch, ggml, gguf, numpy" in capsys.readouterr().err
+    assert "'mkl' is not one of torch, ggml, gguf, numpy, ik" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- comparison and verdicts

@@ -6,13 +6,9 @@ An engine runs in a child process (peer_child.py), so that its crash is a `PeerE
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
-import platform
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,15 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from gguf import GGMLQuantizationType as QType
 
-from lowlevel import cache_folder
+from tools.bench.model_peers.libraries import IK, LLAMA_CPP, WHEELS, libraries
 
 HERE = pathlib.Path(__file__).parent
-LLAMA_CPP, IK = "llama.cpp", "ik_llama.cpp"
-# engine -> package on PyPI, its module
-WHEELS = {
-    LLAMA_CPP: ("llama-cpp-py-sync", "llama_cpp_py_sync"),
-    IK: ("ik-llama-cpp-python", "ik_llama_cpp"),
-}
+__all__ = ["IK", "LLAMA_CPP", "PeerError", "Setting", "missing", "peer_loads", "peer_logits"]
 TIMEOUT = 120  # seconds
 
 
@@ -55,14 +46,22 @@ class Setting(NamedTuple):
 @functools.cache
 def missing(engine: str) -> str | None:
     """Why an engine cannot be asked on this machine, or None: it can."""
-    package, module = WHEELS[engine]
-    if importlib.util.find_spec(module) is None:
-        return f"NOT CHECKED against {engine}: {package} is not installed"
+    package, _ = WHEELS[engine]
     try:
-        _library(engine)
+        libraries(engine)
+    except ImportError as error:
+        return f"NOT CHECKED against {engine}: {error}"
     except (OSError, subprocess.CalledProcessError) as error:
         return f"NOT CHECKED against {engine}: {package} is of no use here: {error}"
     return None
+
+
+def need(engine: str) -> None:
+    """Skip the test where an engine cannot be asked; fail it in CI, which has both."""
+    import pytest
+
+    if reason := missing(engine):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 def peer_logits(engine: str, path, tokens, setting: Setting | None = None) -> np.ndarray:
@@ -115,84 +114,10 @@ def peer_loads(engine: str, paths) -> list[bool]:
 
 
 def _run(engine, job, out):
-    libraries = [str(library) for library in _library(engine)]
-    job = json.dumps({"engine": engine, "libraries": libraries, "out": out, **job})
+    paths = [str(library) for library in libraries(engine)]
+    job = json.dumps({"engine": engine, "libraries": paths, "out": out, **job})
     child = [sys.executable, str(HERE / "peer_child.py"), job]
     done = subprocess.run(child, capture_output=True, timeout=TIMEOUT)
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise PeerError(f"{engine} ended with {done.returncode}:\n" + "\n".join(said[-12:]))
-
-
-# ---------------------------------------------------------------- the libraries
-
-
-@functools.cache
-def _library(engine):
-    """Shared libraries to load in this order: the last is the engine's own."""
-    package, module = WHEELS[engine]
-    folder = pathlib.Path(importlib.util.find_spec(module).origin).parent
-    if engine == IK:
-        return (folder / "lib" / "libllama.so",)
-    if _glibc() >= (2, 38):
-        return (folder / "libllama.so",)
-    return _for_older_glibc(folder, importlib.metadata.version(package))
-
-
-def _glibc():
-    return tuple(map(int, platform.libc_ver()[1].split(".")[:2]))
-
-
-def _for_older_glibc(folder, version):
-    """Copies of the wheel's libraries that glibc 2.36 loads, and the functions they miss, in the cache folder."""
-    cache = next(cache_folder.usable("peers"), None)
-    if cache is None:
-        raise OSError("there is no folder for copies of its libraries")
-    copies = cache / f"llama.cpp-{version}"
-    if not copies.is_dir():
-        with tempfile.TemporaryDirectory(dir=cache) as unfinished:
-            shim = os.path.join(unfinished, "libshim.so")
-            source = str(HERE / "glibc_shim.c")
-            subprocess.run(["cc", "-O1", "-shared", "-fPIC", source, "-o", shim], check=True)
-            for library in folder.glob("lib*.so*"):
-                data = bytearray(library.read_bytes())
-                _make_optional(data, b"GLIBC_2.38")
-                pathlib.Path(unfinished, library.name).write_bytes(data)
-            try:
-                os.rename(unfinished, copies)
-            except OSError:
-                if not copies.is_dir():  # another process was faster otherwise
-                    raise
-            else:
-                os.mkdir(unfinished)  # for TemporaryDirectory to remove
-    return copies / "libshim.so", copies / "libllama.so"
-
-
-SHT_GNU_VERNEED, VER_FLG_WEAK = 0x6FFFFFFE, 2
-
-
-def _make_optional(elf: bytearray, version: bytes):
-    """Mark a version of symbols as one that a 64-bit ELF library may be loaded without, in place.
-
-    The symbols themselves are then looked for in all libraries that are loaded.
-    """
-    (sections_at,) = struct.unpack_from("<Q", elf, 0x28)
-    section_size, n_sections = struct.unpack_from("<HH", elf, 0x3A)
-    # sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link, ...
-    sections = [
-        struct.unpack_from("<IIQQQQI", elf, sections_at + index * section_size)
-        for index in range(n_sections)
-    ]
-    for _, kind, _, _, at, _, names in sections:
-        while kind == SHT_GNU_VERNEED:
-            _, n_versions, _, first, next_file = struct.unpack_from("<HHIII", elf, at)
-            entry = at + first
-            for _ in range(n_versions):
-                _, flags, _, name, next_entry = struct.unpack_from("<IHHII", elf, entry)
-                name += sections[names][4]
-                if elf[name : elf.index(0, name)] == version:
-                    struct.pack_into("<H", elf, entry + 4, flags | VER_FLG_WEAK)
-                entry += next_entry
-            if not next_file:
-                break
-            at += next_file

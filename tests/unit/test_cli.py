@@ -110,7 +110,7 @@ def test_ik_path_can_be_chosen(capsys):
         (["plan", "llama-8b", "--vram", "24GiG"], "write MiB (24576), 24GiB, 24G or 24GB"),
         (["plan", "-ub", "0"], "0 is below 1"),
         (["plan", "--method", "best"], "'best' is not one of auto, steps"),
-        (["bench", "--kv-type", "f64"], "'f64' is not one of f32, f16, q8_0"),
+        (["bench", "--kv-type", "f64"], "'f64' is not one of f32, f16, bf16, "),
         (["bench", "-r", "1,2"], "one number"),
         (["bench", "-r", "0"], "0 is below 1"),
     ],
@@ -162,6 +162,7 @@ def test_version_and_help(capsys):
         ["--help"],
         ["plan", "--help"],
         ["bench", "--help"],
+        ["run", "--help"],
         ["make-gguf", "--help"],
     ):
         with pytest.raises(SystemExit) as exit_:

@@ -10,7 +10,9 @@ from quant.models.engines import ENGINES, IK, KQCAP, LLAMA_CPP
 from quant.models.fit import MIB, Setting, device_memory, fit
 from quant.models.geometry import AttentionGeometry
 from quant.models.memory_model import _memory_model, memory_model, of_geometry
+from quant.models.model import plan_model
 from quant.models.named_geometries import GEOMETRIES, named_geometry
+from quant.models.planned_file import PlannedFile
 from tools.cli import main
 
 GEMMA3_270M = {
@@ -306,7 +308,7 @@ def test_compute_buffers_are_near_what_was_measured(models, case):
         ("ik", "lite-both", 1, 1, 486),
         ("ik", "lite-both", 0, 2, 486),
         ("ik", "lite", 1, None, 486),
-        ("kqcap", "lite", 1, 0, 4320),
+        ("kqcap", "lite", 1, 0, 486),
         ("kqcap", "lite", 1, None, 486),
     ],
 )
@@ -315,21 +317,38 @@ def test_kv_caches_by_form(models, engine, name, flash, mla, measured):
     assert all_on_one(models[name], ENGINES[engine], 16384, 512, **setting).kv == measured * MIB
 
 
-def test_one_form_of_latent_attention_throughout(models):
-    """Latents cached: scratch is for latents, or K and V of all heads are there decompressed."""
+@pytest.mark.parametrize("mla", [None, 0, 1, 2, 3])
+def test_forms_of_latent_attention_by_their_passes(models, mla):
+    """Latents are cached whatever the form; what is read as it is takes most, of the queries as latents."""
+    geometry = named_geometry("deepseek-v2-lite")
+    asked = "auto" if mla is None else mla
+    options = dict(n_ctx=16384, n_ubatch=512, amb=None, mla=asked, n_threads=1)
+    _, memory = plan_model(PlannedFile(geometry, "Q8_0"), **options)
+    device = all_on_one(models["lite"], KQCAP, 16384, 512, n_threads=1, mla=mla)
+    assert sum(device.compute) + device.kv == memory.pool and not device.compute.decompressed
+    assert device.kv == memory.kv_cache == 27 * 16384 * 576 * 2
+    absorbed = 4 * 512 * 16 * (576 + 512)
+    assert (memory.activations > absorbed) == (mla in (1, 2))
+
+
+def test_what_is_not_modelled_is_estimated(models):
+    """For a GPU of so many multiprocessors: latents as they are, or K and V of all heads."""
     absorbed = plan_attention(
         n_head=16, n_head_kv=1, n_tokens=512, n_kv=16384, d_k=576, d_v=512, kv_dtype="float16",
-        n_threads=1, v_in_k=True,
+        n_threads=1, v_in_k=True, device="cudasim",
     )  # fmt: skip
-    device = all_on_one(models["lite"], KQCAP, 16384, 512, n_threads=1)
-    assert device.compute.scratch == absorbed.scratch_bytes and not device.compute.decompressed
+    setting = dict(n_threads=1, device="cudasim")
+    device = all_on_one(models["lite"], KQCAP, 16384, 512, **setting)
+    assert device.compute.scratch == absorbed.scratch_bytes
     heads = plan_attention(
-        n_head=16, n_tokens=512, n_kv=16384, d_k=192, d_v=128, kv_dtype="float16", n_threads=1
-    )
-    for mla, decompressed in ((0, 0), (3, 16384 * 16 * 320 * 2)):
-        device = all_on_one(models["lite"], KQCAP, 16384, 512, n_threads=1, mla=mla)
-        assert device.compute.scratch == heads.scratch_bytes
-        assert device.compute.decompressed == decompressed
+        n_head=16, n_tokens=512, n_kv=16384, d_k=192, d_v=128, kv_dtype="float16", n_threads=1, device="cudasim"
+    )  # fmt: skip
+    device = all_on_one(models["lite"], KQCAP, 16384, 512, **setting, mla=0)
+    assert device.compute.scratch == heads.scratch_bytes
+    assert device.kv == 486 * MIB
+    for n_threads, words in ((1, "not for -t multiprocessors"), (None, "to the byte")):
+        setting = Setting(16384, 512, n_threads=n_threads, device="cudasim")
+        assert words in KQCAP.counted(models["lite"], setting)
 
 
 def test_advice_about_amb_is_what_fits_and_only_where_it_matters(models):

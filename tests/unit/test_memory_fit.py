@@ -73,7 +73,7 @@ def test_the_pull_requests_fifteen_gpus(capsys):
     assert [device["has_output"] for device in devices] == [False] * 14 + [True]
     plan = plan_attention(**R1_LATENTS, n_threads=2)
     for device in devices:
-        assert device["scratch"] == plan.scratch_bytes
+        assert plan.scratch_bytes < device["scratch"] < 64 * MIB  # products take more
         assert device["compute"] < LOGGED_COMPUTE * MIB / 6
         assert 0 <= device["free"] == 24 * 2**30 - device["total"]
     by_type = {}
@@ -412,7 +412,9 @@ def test_whose_memory_is_counted_is_said(capsys, engine):
     out = capsys.readouterr().out
     name = {"ik": "ik_llama.cpp"}.get(engine, engine)
     assert f"counted: {name}'s" in out and "margin" in out and "1024.00" in out
-    assert "estimate" in out and "latent attention, " in out
+    assert (
+        "to the byte" if engine == "kqcap" else "estimate"
+    ) in out and "latent attention, " in out
     if engine != "kqcap":
         assert "logits" in out and "800.00" in out  # u-batch x vocabulary x 4
 

@@ -1,4 +1,4 @@
-"""``kqcap bench``: attention on a real file's geometry and weights, under budgets and methods."""
+"""``kqcap bench``: which of its forms is asked for; and attention alone, under budgets and methods."""
 
 from __future__ import annotations
 
@@ -8,18 +8,45 @@ import statistics
 import sys
 import time
 
-from ..options import UsageError, add_sweep, choices, fill_list_defaults, new_parser, positive
+from ..loading import MLA
+from ..options import (
+    KV_TYPES,
+    UsageError,
+    add_sweep,
+    choices,
+    fill_list_defaults,
+    new_parser,
+    positive,
+    whole_numbers,
+)
+from .model_peers import INSTALL as ENGINES
 from .peers import INSTALL as PEERS
 
 DESCRIPTION = """\
-Run one layer's attention over a long prompt under several budgets, and check what it takes.
-K, V and the queries are made from a model file's weights and seeded random activations.
-By default that file is a small one of DeepSeek-V2-Lite's geometry (the attention tensors of
-one layer, random weights), made once in the user's cache folder; and what runs is the last
-u-batch of the prompt against all keys. Everything runs in this process, on the CPU."""
+Run a model as llama-bench does, and check what it takes: t/s of prompts (-p) and of single
+tokens (-n), behind -d others, with the memory that was planned and used in the same row.
+Without MODEL it is a small file of DeepSeek-V2-Lite's form (27 layers, narrow, random weights),
+made once in the user's cache folder: t/s and compute memory against -amb, attention in steps
+and by the best tiles; three minutes. Lists: every combination is a row.
+With --attention: one layer's attention alone, on a model file's geometry and weights, with the
+error against float64. With --vs and a MODEL: other engines on the same file."""
 
 EPILOG = """\
 columns:
+  amb           budget in MiB of attention's scratch; 0: no cap. Budgets whose plans are equal are one row
+  test          pp: tokens of a prompt at once; tg: tokens one by one; @ d: behind so many others
+  t/s           median +- half the range, from 3 runs on
+  K/V cache     MiB for the tokens of the test
+  compute planned, used
+                MiB of activations, scratch, logits and positions: what was taken when the model was
+                loaded, and what its passes used of that at most
+  growth        MiB by which the process grew (anonymous resident memory: mapped weights do not count)
+                from before the model was loaded to after its runs: cache and compute, and what else
+Defaults: of a MODEL -p 512 -n 128 -d 0 -ub 2048 -amb 256 -ctk f16 -mla auto, of the small file -p 2048
+-n 0 -amb 0,32,64,128 --method steps,auto. Rows appear when they are finished; Ctrl-C keeps them. Checked
+limits (exit code 1): memory used is within the plan.
+
+With --attention (-p 16384, K and V f32 by default), columns:
   method        auto: the best tiles; steps: ik_llama.cpp's way, whole K*Q of some heads at a time
   amb           budget in MiB of the pool that all scratch comes from; 0: no cap
   tile          heads x query rows x keys whose scores are worked on at a time
@@ -38,7 +65,7 @@ and one row. The rows of a prompt length and type appear when they are finished;
 measured. A row that cannot run says what it would need. Checked limits: pool peak equals the plan and is within the budget; error <= 5e-6
 (growing with the largest score where their standard deviation is over 3).
 
-With --vs: dequantisation, products, attention and start-up, held against other software on the same
+With --vs but no MODEL: dequantisation, products, attention and start-up, held against other software on the same
 inputs, whose results are compared with ours first, and against what this machine can do at most,
 measured in the same rounds. -t is 1,2 by default. About 8 minutes on two idle cores. Columns:
   rate          of ours, in the unit of the case's first limit
@@ -56,6 +83,8 @@ DEFAULT_REPETITIONS = 3
 # Fewer runs have no spread worth the name.
 SPREAD_RUNS = 3
 INTERRUPTED = 130
+# Options that attention alone has no use for.
+WHOLE_ONLY = {"n_gen": "-n", "n_depth": "-d", "attention_mla": "-mla"}
 DEFAULT_SECONDS = 110
 
 PARAMETERS = [
@@ -82,35 +111,54 @@ def add_parser(subparsers):
     parser = new_parser(
         subparsers,
         "bench",
-        help="attention under several budgets and methods: memory, speed, error",
+        help="t/s and memory of a model, against budgets, methods and other engines",
         description=DESCRIPTION,
         epilog=EPILOG,
     )
+    from quant.models.kv_cache import kv_type_names
+
+    parser.add_argument("target", nargs="?", metavar="MODEL", help="as -m")
     parser.add_argument(
         "-m", "--model", metavar="FILE", help="GGUF file (default: a small one, made once)"
     )
-    add_sweep(parser, context=[16384], ubatch=[2048], amb=[0, 64, 128, 256, 512])
+    add_sweep(
+        parser,
+        context=[16384],
+        ubatch=[2048],
+        amb=[0, 64, 128, 256, 512],
+        kv_types=kv_type_names(),
+        least_context=0,
+    )
+    parser.add_argument("-n", "--n-gen", metavar="N", type=whole_numbers(0), action="extend",
+                        help="tokens that are generated one by one; 0: none")  # fmt: skip
+    parser.add_argument("-d", "--n-depth", metavar="N", type=whole_numbers(0), action="extend",
+                        help="tokens in the cache before the test (default: 0)")  # fmt: skip
+    parser.add_argument("-mla", dest="attention_mla", metavar="N", type=choices(MLA), action="extend",
+                        help="latent attention: 0 decompressed, 1 and 2 absorbed, 3 and auto by FLOPs")  # fmt: skip
     parser.add_argument("-r", "--repetitions", metavar="N", type=positive, default=None,
                         help="timed runs of each row (default: 3, or fewer, at least 1, to end "
                         f"within about {DEFAULT_SECONDS} s)")  # fmt: skip
     parser.add_argument(
+        "--attention", action="store_true", help="one layer's attention alone; --full, --layer"
+    )
+    parser.add_argument(
         "--full", action="store_true", help="run the whole prompt, u-batch by u-batch"
     )
     parser.add_argument(
-        "--layer", metavar="N", type=int, default=0, help="layer of the file (default: 0)"
+        "--layer", metavar="N", type=int, default=None, help="layer of the file (default: 0)"
     )
     parser.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of activations and order (default: 0)"
     )
     versus = parser.add_argument_group(
-        "kernels against other software", "each in a process of its own; -t, -r and --seed apply"
+        "against other software", "each in a process of its own; -t, -r and --seed apply"
     )
     versus.add_argument(
         "--vs",
         metavar="PEERS",
-        type=choices(PEERS),
-        help=f"instead of the above: every kernel against a comma list of {', '.join(PEERS)}, "
-        "and against what the machine can do",
+        type=choices(list(dict.fromkeys((*PEERS, *ENGINES)))),
+        help=f"with MODEL: the same file in a comma list of {', '.join(ENGINES)}; without: every kernel against "
+        f"{', '.join(PEERS)}, and against what the machine can do",
     )
     versus.add_argument(
         "--only", metavar="TEXT", action="append", help="only cases with these words in their name"
@@ -132,18 +180,56 @@ def add_parser(subparsers):
 
 
 def run(args):
+    if args.target is not None:
+        if args.model is not None:
+            raise UsageError("MODEL, -m: one model")
+        args.model = args.target
+    return _chosen(args)(args)
+
+
+def _chosen(args):
+    """What is run: a function of the command line."""
     if args.device:
         from . import device_bench
 
-        return device_bench.run(args)
+        return device_bench.run
+    if args.vs and args.model and not args.attention:
+        from . import model_versus
+
+        return model_versus.run
     if args.vs:
         from . import versus
 
-        return versus.run(args)
+        unknown = [name for name in args.vs if name not in PEERS]
+        if unknown:
+            raise UsageError(f"--vs {','.join(unknown)}: for a model: kqcap bench MODEL --vs ...")
+        return versus.run
     if args.only or args.check:
         raise UsageError("--only and --check belong to --vs or --device")
     if args.log2_weights:
         raise UsageError("--log2-weights belongs to --device")
+    if args.attention:
+        return run_attention
+    if args.full or args.layer is not None:
+        raise UsageError("--full and --layer belong to --attention")
+    from . import model_command
+
+    return model_command.run
+
+
+def run_attention(args):
+    """One layer's attention."""
+    whole = [name for name in WHOLE_ONLY if getattr(args, name) is not None]
+    if whole:
+        raise UsageError(
+            f"{', '.join(WHOLE_ONLY[name] for name in whole)}: for whole models, not --attention"
+        )
+    unknown = sorted(set(args.kv_type or ()) - set(KV_TYPES))
+    if unknown:
+        raise UsageError(f"--kv-type {','.join(unknown)}: --attention has {', '.join(KV_TYPES)}")
+    if 0 in (args.n_prompt or ()):
+        raise UsageError("-p 0: attention takes at least one key")
+    args.layer = args.layer or 0
     fill_list_defaults(args)
     deadline = time.monotonic() + DEFAULT_SECONDS
     import quant

@@ -14,6 +14,7 @@ from ..tokenizer.byte_letters import BYTE_LETTERS
 from ..tokenizer.vocabulary import SPACE, byte_token_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from quant.models.geometry import ModelGeometry
@@ -65,7 +66,7 @@ def model_metadata(geometry: ModelGeometry, file_type_name: str) -> list[tuple[s
         A vocabulary too small for one token a byte and three special ones, or too big.
     """
     architecture = geometry.architecture
-    sizes = [(f"{architecture}.{key}", kind, value) for key, kind, value in _sizes(geometry)]
+    sizes = [(f"{architecture}.{key}", kind, value) for key, kind, value in model_sizes(geometry)]
     return [
         ("general.type", TEXT, "model"),
         ("general.name", TEXT, f"{geometry.name} with random weights"),
@@ -76,7 +77,8 @@ def model_metadata(geometry: ModelGeometry, file_type_name: str) -> list[tuple[s
     ]
 
 
-def _sizes(geometry):
+def model_sizes(geometry: ModelGeometry) -> Iterator[tuple[str, Any, Any]]:
+    """The keys of `model_metadata` that say sizes and traits, without the architecture before them."""
     parts = PARTS[geometry.architecture]
     yield "block_count", U32, geometry.n_layer + geometry.n_predictor
     yield "context_length", U32, geometry.context_length

@@ -46,9 +46,13 @@ class Peer:
     Parameters
     ----------
     name : str
-        A module of this package.
+        A module of the package.
     n_threads : int
         The most threads it will be asked to use.
+    package : str
+        Whose ``__main__`` is run.
+    install : mapping of str to str
+        What to install for each name.
 
     Raises
     ------
@@ -58,11 +62,11 @@ class Peer:
         It does not start.
     """
 
-    def __init__(self, name, n_threads):
+    def __init__(self, name, n_threads, package=__package__, install=INSTALL):
         self.name = name
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __package__, name],
+            [sys.executable, "-m", package, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -73,7 +77,7 @@ class Peer:
             hello = self._reply()
             if "missing" in hello:
                 raise PeerMissing(
-                    f"{name}: not installed; {INSTALL.get(name, '')} ({hello['missing']})"
+                    f"{name}: not installed; {install.get(name, '')} ({hello['missing']})"
                 )
         except BaseException:
             self.close()
