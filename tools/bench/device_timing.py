@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import os
-import pathlib
 import statistics
-import subprocess
 import time
 
 import gguf
@@ -26,16 +22,6 @@ _BUSY_BYTES, _BUSY_TIMES = 1 << 29, 8
 
 def is_gpu(device_name):
     return device_name.startswith("cuda:")
-
-
-def gpu_name(device_name):
-    """The GPU's own name, or the simulator's."""
-    if not is_gpu(device_name):
-        return "simulator"
-    import cupy
-
-    index = int(device_name.partition(":")[2])
-    return cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
 
 
 def seconds_of(device_name, call):
@@ -153,31 +139,3 @@ def free_bytes(device_name):
 
     devices.get(device_name).synchronise()
     return cupy.cuda.runtime.memGetInfo()[0]
-
-
-def provenance(device_name):
-    """Where and when: gpu, driver, runtime, date, commit (of the environment's KQCAP_COMMIT, else git's)."""
-    facts = dict(
-        gpu=gpu_name(device_name),
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        commit=os.environ.get("KQCAP_COMMIT") or _output_of(["git", "rev-parse", "HEAD"]),
-    )
-    if is_gpu(device_name):
-        import cupy
-
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        facts.update(
-            driver=_output_of(query),
-            cuda=cupy.cuda.runtime.runtimeGetVersion(),
-            cupy=cupy.__version__,
-        )
-    return facts
-
-
-def _output_of(command):
-    here = pathlib.Path(__file__).parent
-    try:
-        result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
