@@ -20,7 +20,16 @@ from gguf import GGMLQuantizationType as QType
 from tools.bench.model_peers.libraries import IK, LLAMA_CPP, WHEELS, libraries
 
 HERE = pathlib.Path(__file__).parent
-__all__ = ["IK", "LLAMA_CPP", "PeerError", "Setting", "missing", "peer_loads", "peer_logits"]
+__all__ = [
+    "IK",
+    "LLAMA_CPP",
+    "PeerError",
+    "Setting",
+    "missing",
+    "need",
+    "peer_loads",
+    "peer_logits",
+]
 TIMEOUT = 120  # seconds
 
 

@@ -120,11 +120,13 @@ def blocks(device_name, type_name, shape, seed):
                 records[field.name] = rng.uniform(0.001, 0.01, records.shape)
     data = devices.get(device_name).empty((*shape[:-1], row_bytes), np.uint8)
     fill(device_name, data, host.reshape(-1))
-    return quant.QuantTensor(data, block.qtype, tuple(shape))
+    return quant.QuantTensor(data, block, tuple(shape))
 
 
 def host_values(tensor):
-    """What the gguf package makes of a tensor of any device: float32, on the host."""
+    """What the gguf package makes of a tensor of any device, or our CPU where it lacks the type: float32, on the host."""
+    if tensor.format.name in ("Q1_0", "Q2_0"):
+        return quant.dequantize(tensor.to("cpu"))
     data = np.ascontiguousarray(tensor.to("cpu").data)
     return gguf.quants.dequantize(data, tensor.qtype).reshape(tensor.shape)
 
