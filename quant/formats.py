@@ -281,7 +281,7 @@ FORMATS = {
             codes=(-43, 43),
             scales=(1, 31),
             grid="IQ2_XXS",
-            lacks=_ONLY_DECODED_THERE,
+            lacks=("quantize",),
         ),
         _format(
             "IQ2_XS",
@@ -293,7 +293,7 @@ FORMATS = {
             codes=(-43, 43),
             scales=(1, 31),
             grid="IQ2_XS",
-            lacks=_ONLY_DECODED_THERE,
+            lacks=("quantize",),
         ),
         _format(
             "IQ2_S",
@@ -307,7 +307,7 @@ FORMATS = {
             codes=(-43, 43),
             scales=(1, 31),
             grid="IQ2_S",
-            lacks=_ONLY_DECODED_THERE,
+            lacks=("quantize",),
         ),
         _format(
             "IQ3_XXS",
@@ -319,7 +319,7 @@ FORMATS = {
             codes=(-62, 62),
             scales=(1, 31),
             grid="IQ3_XXS",
-            lacks=_ONLY_DECODED_THERE,
+            lacks=("quantize",),
         ),
         _format(
             "IQ3_S",
@@ -333,7 +333,7 @@ FORMATS = {
             codes=(-15, 15),
             scales=(1, 31),
             grid="IQ3_S",
-            lacks=_ONLY_DECODED_THERE,
+            lacks=("quantize",),
         ),
         _format(
             "IQ1_S",
@@ -345,7 +345,7 @@ FORMATS = {
             codes=(-9, 9),
             scales=(1, 15),
             grid="IQ1_S",
-            lacks=_ONLY_DECODED_THERE,
+            lacks=("quantize",),
         ),
         _format(
             "IQ1_M",
@@ -357,7 +357,7 @@ FORMATS = {
             codes=(-9, 9),
             scales=(1, 15),
             grid="IQ1_S",
-            lacks=_ONLY_DECODED_THERE,
+            lacks=("quantize",),
         ),
         _format(
             "TQ1_0",

@@ -18,14 +18,15 @@ def _structure(block):
     """What CUDA kernels of formats have different code by: those of one structure differ in how a unit is unpacked."""
     of = constants(block)
     fold = min(of.fold_offset, 1)
-    return block.block_weights, of._replace(alignment=min(of.alignment, 4), fold_offset=fold)
+    return block.block_weights, of._replace(alignment=min(of.alignment, 2), fold_offset=fold)
 
 
 _BY_NAME = {block.name: block for block in FORMATS.values()}
 _BLOCKS = [block for block in MULTIPLIED if not block.is_float]
 # The first format of the table of each structure. On the simulator every kernel of these runs in every way (orders,
-# race mode, checks of undefined behaviour); of other formats, that have the same kernels but for how they unpack
-# a unit, in one order and under the checks. Compiling all in all ways would double the time that tests take.
+# race mode, checks of undefined behaviour), and is compiled for every architecture. Other formats have the same
+# kernels but for how they unpack a unit: they run in one order, decoding under the checks too, and are compiled
+# for one architecture. All of them in all ways would double the time that tests take.
 FIRST_OF_STRUCTURE = tuple(
     block.name
     for block in _BLOCKS
@@ -48,12 +49,12 @@ def orders_of(names):
     ]
 
 
-def modes_of(names):
-    """(name, mode) for tests in the simulator's checking modes."""
+def modes_of(names, others=()):
+    """(name, mode) for tests in the simulator's checking modes; `others`: of formats that are not first."""
     return [
         (name, mode)
         for name in names
-        for mode in (("race", "ub") if is_checked_in_every_way(name) else ("ub",))
+        for mode in (("race", "ub") if is_checked_in_every_way(name) else others)
     ]
 
 

@@ -51,6 +51,15 @@ SIZES = (
     ("--experts", "n_expert", "experts a layer"),
     ("--experts-used", "n_expert_used", "experts a token"),
     ("--experts-shared", "n_expert_shared", "experts of all tokens"),
+    ("--expert-groups", "n_expert_group", "groups that experts are chosen from (0: none)"),
+    ("--expert-groups-used", "n_expert_group_used", "groups a token"),
+    ("--predictors", "n_predictor", "layers behind the others that predict further tokens"),
+    ("--window", "window", "keys that a layer with a window sees"),
+    (
+        "--window-period",
+        "window_period",
+        "of so many layers the last sees all keys (0: the architecture's own)",
+    ),
     ("--vocab", "n_vocab", "tokens of the vocabulary, at least 260"),
     ("--ctx", "context_length", "context length, in the metadata only"),
 )

@@ -330,6 +330,9 @@ def _print(args, geometry, rows, warnings):
     )
     columns = COLUMNS + MODEL_COLUMNS * ("kv_cache_bytes" in rows[0])
     tables.print_sweep(title, rows, PARAMETERS, columns, _cells, n_keys=3)  # n_kv, amb, method
+    paths = sorted({row["plan"]["path"] for row in rows if row["plan"]})
+    if paths:
+        tables.note(f"the kernels that run: {', '.join(paths)}")
     for reason in sorted({row["ik"]["reason"] for row in rows} - {""}):
         tables.note(f"ik_llama.cpp: {reason}")
     tables.note_what_cannot_run(

@@ -12,7 +12,7 @@ from lowlevel.attention.passes import passes
 
 from . import layout
 from .attention_call import describe, set_strides
-from .instances import FUSED, MERGE, WGMMA, Kernel
+from .instances import FUSED, MERGE, WGMMA, WGMMA_SHAPES, Kernel
 from .passes import chunk_reader
 from .tensor_map import TensorMap, describable
 
@@ -35,19 +35,20 @@ class _Launch(NamedTuple):
     """The launches of one pass over some keys, but for addresses."""
 
     kernel: Kernel
-    by_boxes: bool  # K and V are read by the copy engine
+    latent: bool  # V is read out of K's rows
+    counts_keys: bool
+    box_keys: int  # of the boxes that the copy engine reads K and V by; 0: it does not
     n_blocks: int
     shared_bytes: int
     last: tuple  # arguments behind n_kv
     merge_call: np.ndarray | None
 
     def __call__(self, device, plan, o, k, v, mask, state):
-        shape = layout.fused_shape(plan.sizes)
-        rows = (k,) if shape.latent else (k, v)
+        rows = (k,) if self.latent else (k, v)
         options = (o.lse, mask, o.alibi_slopes, o.sinks, *state)
-        counted = (o.n_kv,) if shape.counts_keys else ()
-        if self.by_boxes:
-            rows = _boxes(rows, layout.WGMMA_SHAPES[plan.d_k, plan.d_v].keys)
+        counted = (o.n_kv,) if self.counts_keys else ()
+        if self.box_keys:
+            rows = _boxes(rows, self.box_keys)
             arguments = (*rows, o.q, o.out, *options, *counted, *self.last)
         else:
             arguments = (o.q, *rows, o.out, *options, *counted, *self.last)
@@ -155,14 +156,19 @@ def _launch(device, plan, o, call, k, v, keys, aligned):
     v_in_panels = not shape.latent or o.v_column in (0, plan.d_k - plan.d_v)
     by_boxes = by_warpgroups and aligned and v_in_panels
     by_boxes = by_boxes and _are_describable(device, (k,) if shape.latent else (k, v))
+    box_keys = 0
     if by_boxes:
         kernel = WGMMA[plan.d_k, plan.d_v, plan.q_dtype, general]
+        box_keys = WGMMA_SHAPES[plan.d_k, plan.d_v].keys
         shared_bytes, last = layout.wgmma_shared_bytes(plan.sizes), (call,)
     else:
         kernel = FUSED[plan.d_k, plan.d_v, shape.rows, plan.q_dtype, general]
         shared_bytes = layout.fused_shared_bytes(plan.sizes, shape, plan.stages)
         last = (plan.stages, call) if shape.latent else (call,)
-    return _Launch(kernel, by_boxes, plan.n_splits * n_tiles, shared_bytes, last, merge_call)
+    n_blocks = plan.n_splits * n_tiles
+    return _Launch(
+        kernel, shape.latent, shape.counts_keys, box_keys, n_blocks, shared_bytes, last, merge_call
+    )
 
 
 def _is_aligned(device, array):

@@ -160,7 +160,18 @@ def new_table(measured, old, version):
 
 
 def write_table(table):
-    """One line a kernel, so that differences read well."""
+    """One line a kernel, so that differences read well.
+
+    Raises
+    ------
+    RuntimeError
+        No floor above has been imported: its kernels' rows would be lost.
+    """
+    if len(instances.packages()) < 2:
+        raise RuntimeError(
+            "resources.json has rows of several packages, and only this one's kernels are known: "
+            "run python -m quant.gpu.resources, or import the others' packages first"
+        )
     head = {name: value for name, value in table.items() if name != "kernels"}
     lines = [f' "{name}": {json.dumps(value)},' for name, value in head.items()]
     rows = [f"  {json.dumps(key)}: {json.dumps(of)}" for key, of in table["kernels"].items()]

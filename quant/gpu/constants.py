@@ -33,6 +33,8 @@ class Constants(NamedTuple):
     interleaved : bool
         Whether the 32 values of x that meet 16 bytes of nibbles come in their order: 0, 16, 1, 17, ... What is
         looked up in a table stays where its nibble was.
+    grid : bool
+        Whether codes are numbers of entries of a table.
     """
 
     alignment: int
@@ -43,6 +45,7 @@ class Constants(NamedTuple):
     minima: bool
     sums: bool
     interleaved: bool
+    grid: bool
 
     @property
     def run_factors(self) -> int:
@@ -70,6 +73,7 @@ def constants(block: BlockFormat) -> Constants:
         minima=block.has_minima,
         sums=block.has_minima or block.block_weights == 256,
         interleaved=bool(block.values),
+        grid=bool(block.grid),
     )
 
 
@@ -94,7 +98,7 @@ def header(block: BlockFormat) -> str:
         "Run": of.run,
         "FoldOffset": of.fold_offset,
     }
-    flags = {"Minima": of.minima, "Sums": of.sums, "Interleaved": of.interleaved}
+    flags = {"Minima": of.minima, "Sums": of.sums, "Interleaved": of.interleaved, "Grid": of.grid}
     offsets = {
         "".join(part.capitalize() for part in field.name.split("_")): field.offset
         for field in block.fields

@@ -1,11 +1,7 @@
 // Weights out of the entries of a table, as the dequantising kernels of IQ1, IQ2 and IQ3 formats have them.
 #pragma once
 #include "dequantize.cuh"
-
-// Of seven sign bits all eight: their number is even.
-__device__ __forceinline__ unsigned even_signs(unsigned seven) {
-  return (seven & 127) | (__popc(seven & 127) & 1) << 7;
-}
+#include "even_signs.cuh"
 
 // Four weights: bytes of a word times `scale`, those whose bit of `signs` (0 to 3) is set negated.
 __device__ __forceinline__ void four_with_signs(unsigned word, unsigned signs, float scale, float* weights) {

@@ -174,6 +174,17 @@ __device__ __forceinline__ void read_last_words(const P& place, int byte, unsign
   for (int i = 0; i < N; ++i) words[i] = ptx::permute(part[i], part[i + 1], selector);
 }
 
+// N words from byte `byte` on, two behind a multiple of 4.
+template <int N, class P>
+__device__ __forceinline__ void read_words_after_half(const P& place, int byte, unsigned (&words)[N]) {
+  const unsigned selector = place.shift ? 0x7654 : 0x5432;
+  unsigned part[N + 1];
+#pragma unroll
+  for (int i = 0; i <= N; ++i) part[i] = word_at(place, byte - 2 + 4 * i);
+#pragma unroll
+  for (int i = 0; i < N; ++i) words[i] = ptx::permute(part[i], part[i + 1], selector);
+}
+
 // A whole block: 16 bits, which are returned, and N words.
 template <int N, class P>
 __device__ __forceinline__ unsigned short read_half_and_words(const P& place, unsigned (&words)[N]) {

@@ -55,8 +55,9 @@ struct ByteSums {
   static constexpr int kBlocks = Format::kUnits > 1 ? 1 : 2;  // of a lane
   static constexpr int kChunkBytes = 32 * kBlocks / Format::kUnits * Format::kBlockBytes;
   // Rows share what is loaded of x; for four of them and many columns only few warps have the registers, and
-  // none those of Q3_K with eight. Long chunks leave no shared memory for more than one or two.
-  static constexpr bool kFew = kChunkBytes > 1500 || (kColumns == 8 && Format::kFoldOffset > 0);
+  // none those of Q3_K and of formats with a grid with eight. Long chunks leave no shared memory for more than one
+  // or two.
+  static constexpr bool kFew = kChunkBytes > 1500 || (kColumns == 8 && (Format::kFoldOffset > 0 || Format::kGrid));
   static constexpr int kRows = (kColumns > 2 ? 2 : 1) * (kFew && kColumns != 2 ? 1 : 2);
   using Rows = Stream<Format, kRows, kBlocks>;
   // A second byte of each weight costs a multiplication for each column.

@@ -13,6 +13,8 @@ import numpy as np
 
 from lowlevel.pool.budget_error import BudgetError
 
+from ..formats import KV_FORMATS
+
 if TYPE_CHECKING:
     from typing import Any
 
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
 
 
 # type of K and V: its name in plans, values that share a block, bytes of a block
-KV_TYPES = {"f32": ("float32", 1, 4), "f16": ("float16", 1, 2), "q8_0": ("Q8_0", 32, 34)}
+KV_TYPES = {
+    "f32": ("float32", 1, 4),
+    "f16": ("float16", 1, 2),
+    **{row.name.lower(): (row.name, row.block_weights, row.block_bytes) for row in KV_FORMATS},
+}
 UBATCHES = (128, 256, 512, 1024, 2048, 4096)
 # Smaller u-batches are slow: they are chosen only where no larger one fits at all.
 GOOD_UBATCH = 512

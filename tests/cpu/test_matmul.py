@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 from matmul_cases import EXACT_ERROR, random_tensor, random_x, weights_of
+from quant_cases import FIRST_OF_STRUCTURE
 
 import lowlevel
 from lowlevel.cpu import simd
@@ -87,10 +88,9 @@ def test_accuracy_of_bytes(rng, name):
 def test_a_few_products_of_each_form(rng):
     """What is checked on lesser CPUs; without AVX2 fewer formats, because they compile slowly."""
     portable = simd.LEVEL == "portable"
-    # Of formats with a grid two stand for all: what differs on lesser CPUs is the same in them.
-    whole = [row.name for row in FORMATS.values() if not row.is_float and not row.lacks]
-    names = ["IQ4_NL", "Q2_K", "Q3_K"] if portable else [*whole, "IQ2_XXS", "IQ1_M", "NVFP4"]
-    for name in names:
+    # What differs on lesser CPUs is the same in formats that are alike.
+    names = [*FIRST_OF_STRUCTURE, "Q5_0", "IQ1_M", "NVFP4"]
+    for name in ["IQ4_NL", "Q2_K", "Q3_K"] if portable else names:
         for n, n_rows in ((1, 19), (7, 33)):
             check_product(rng, name, False, n, n_rows, odd_columns(rng, name))
     for name in ["F16"] if portable else ["F16", "BF16", "Q4_K"]:

@@ -474,6 +474,36 @@ def test_lookup16_words(rng):
         assert_same(out, table[index])
 
 
+def test_lookup_far(rng):
+    """Entries of a table in memory, of one word and of two."""
+
+    @kernel
+    def run(table, index, out):
+        i = simd.load_i32x16(index, 0)
+        simd.store(out, 0, simd.lookup_far(table, i))
+        first, second = simd.lookup_far_pair(table, i)
+        simd.store(out, 16, first)
+        simd.store(out, 32, second)
+
+    table = random_ints(rng, 2048)
+    for _ in range(20):
+        index = rng.integers(0, 1024, LANES, dtype=np.int32)
+        out = np.zeros(3 * LANES, np.int32)
+        run(table, index, out)
+        assert_same(out, np.concatenate([table[index], table[2 * index], table[2 * index + 1]]))
+
+
+def test_bytes_of(rng):
+    @kernel
+    def run(pair, out):
+        simd.store(out, 0, simd.bytes_of(pair[0], pair[1]))
+
+    pair = rng.integers(-(2**63), 2**63, 2, dtype=np.int64)
+    out = np.zeros(16, np.uint8)
+    run(pair, out)
+    assert_same(out, pair.view(np.uint8))
+
+
 def test_bytes16(rng):
     table = rng.integers(0, 256, 640, dtype=np.uint8)
     index = rng.integers(0, 16, 640, dtype=np.uint8)

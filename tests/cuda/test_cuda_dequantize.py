@@ -74,7 +74,7 @@ def test_orders(name, dtype, order, rng):
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("name, mode", modes_of(NAMES))
+@pytest.mark.parametrize("name, mode", modes_of(NAMES, others=("ub",)))
 def test_checking_modes(name, aligned, mode, rng):
     t = random_tensor(rng, name, (2, width(name, 3)))
     on = on_device("cudasim", t, offset=0 if aligned else 1)

@@ -1,6 +1,6 @@
 """Every kernel instance, on its own small call, in every order of threads and blocks, in race mode and
 under the checks of undefined behaviour; of formats that share their kernels' structure the first one, the others
-in one order each (their unpacking goes through the checks elsewhere). A kernel without a call here fails."""
+in one order each. A kernel without a call here fails."""
 
 from unittest import mock
 

@@ -23,6 +23,8 @@ DECODING = [
     ("Q4_0", "dequantize.cuh", "skew(row),", "skew(0),"),
     ("Q6_K", "dequantize.cuh", "__syncthreads();", ""),
     ("F16", "floats.cu", "first + kVector <= row_weights", "first < row_weights"),
+    ("Q5_0", "five_bits.cuh", "high[0] >> (index + 4 * i)", "high[0] >> (4 * i)"),
+    ("IQ1_M", "iq1_m.cu", "top & 8 ?", "top & 4 ?"),
 ]
 
 
@@ -247,6 +249,8 @@ PRODUCTS = [
     ("Q3_K", 9, "128 - kFoldOffset", "127 - kFoldOffset"),
     ("Q8_0", 9, "ptx::cp_async_wait_all();\n    __syncthreads();", "__syncthreads();"),
     ("Q8_0", 2, "cp_async_wait<kStages - 1>();", "cp_async_wait<kStages>();"),
+    ("Q4_1", 9, "(float)sum * scale", "scale"),
+    ("IQ2_XXS", 2, "minus * 255) + minus", "minus * 255)"),
 ]
 
 

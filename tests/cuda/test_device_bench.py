@@ -66,6 +66,6 @@ def test_what_is_missed_or_wrong_is_said():
 
 def test_what_there_is_not_is_named(capsys):
     assert main([*TINY, "--only", "512/512"]) == 2
-    assert "none of ceilings" in capsys.readouterr().err
+    assert "no case has '512/512' in its name; there are: ceilings" in capsys.readouterr().err
     assert main([*TINY, "--vs", "gguf"]) == 2
     assert main(["bench", "--log2-weights", "13"]) == 2

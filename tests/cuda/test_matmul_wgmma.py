@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from matmul_cases import check_product, random_tensor, random_x, weights_of
-from quant_cases import FIRST_OF_STRUCTURE, block_format
+from quant_cases import block_format, modes_of
 
 import quant.gpu.matmul.run as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
@@ -95,10 +95,7 @@ def test_orders(name, order, tile_of, monkeypatch, rng):
         check_product(y[experts == e], x[experts == e], t[e], "bfloat16")
 
 
-@pytest.mark.parametrize("mode", ["race", "ub"])
-@pytest.mark.parametrize(
-    "name", FIRST_OF_STRUCTURE
-)  # the others' decoding is test_cuda_dequantize.py's
+@pytest.mark.parametrize("name, mode", modes_of(BLOCKS))
 def test_checking_modes(name, mode, tile_of, monkeypatch):
     tile_of(WGMMA_TILES[BLOCKS.index(name) % 3])
     rng = np.random.default_rng(1)

@@ -23,8 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import lowlevel  # noqa: E402
 from lowlevel import devices  # noqa: E402
-from tools.bench import device_attention  # noqa: E402
-from tools.bench import device_timing as timing  # noqa: E402
+from tools.bench import device_attention, provenance  # noqa: E402
 
 DEVICE = "cuda:0"
 BUDGETS = (8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024, 2048)  # MiB
@@ -50,7 +49,7 @@ def main():
         draw(document, pathlib.Path(options.draw).with_suffix(".png"))
         return 0
     document = dict(
-        **timing.provenance(DEVICE), n=options.n, heads=options.heads, tokens=options.tokens,
+        **provenance.describe(DEVICE), n=options.n, heads=options.heads, tokens=options.tokens,
         d_k=192, d_v=128, curves={},
     )  # fmt: skip
     for kind, shape in shapes(options.heads).items():
@@ -93,11 +92,11 @@ def write(path, document):
 def measure(shape, options):
     """The rows of a curve: budget (MiB), scratch (bytes), seconds, flop, error."""
     rows = []
-    result = device_attention.measure(
+    measured = device_attention.measure(
         DEVICE, [shape], [options.n], [options.tokens], [f"{mib}MiB" for mib in BUDGETS],
         options.rounds, note=lambda text: print(text, flush=True),
     )  # fmt: skip
-    for mib, row in zip(BUDGETS, result["rows"], strict=True):
+    for mib, row in zip(BUDGETS, measured, strict=True):
         rows.append({key: row[key] for key in ("scratch", "seconds", "flop", "error")})
         rows[-1]["budget"] = mib
     return rows

@@ -33,7 +33,10 @@ JOBS = {
     "test_cuda_copies.py": "test_every_instance or test_every_transposed or test_every_join",
     "test_cuda_dequantize.py": "test_every_instance",
     "test_cuda_matmul.py": "test_every_instance",
+    "test_keys_on_device.py": "test_keys_are_counted and not latent",
+    "test_latent_device.py": "test_states_are_joined or test_casts",
     "test_matmul_wgmma.py": "test_every_instance or test_every_sort",
+    "test_ops_device.py": "test_every_kernel_is_launched",
 }
 _NOTES = "KQCAP_LAUNCHED"  # the file that the plugin writes
 

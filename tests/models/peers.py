@@ -20,7 +20,16 @@ from gguf import GGMLQuantizationType as QType
 from tools.bench.model_peers.libraries import IK, LLAMA_CPP, WHEELS, libraries
 
 HERE = pathlib.Path(__file__).parent
-__all__ = ["IK", "LLAMA_CPP", "PeerError", "Setting", "missing", "peer_loads", "peer_logits"]
+__all__ = [
+    "IK",
+    "LLAMA_CPP",
+    "PeerError",
+    "Setting",
+    "missing",
+    "need",
+    "peer_loads",
+    "peer_logits",
+]
 TIMEOUT = 120  # seconds
 
 
@@ -54,6 +63,14 @@ def missing(engine: str) -> str | None:
     except (OSError, subprocess.CalledProcessError) as error:
         return f"NOT CHECKED against {engine}: {package} is of no use here: {error}"
     return None
+
+
+def need(engine: str) -> None:
+    """Skip the test where an engine cannot be asked; fail it in CI, which has both."""
+    import pytest
+
+    if reason := missing(engine):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 def peer_logits(engine: str, path, tokens, setting: Setting | None = None) -> np.ndarray:

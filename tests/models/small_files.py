@@ -56,6 +56,15 @@ CASES = {
     "qwen3moe": Case("qwen3-30b-a3b", {**_PLAIN, **_EXPERTS, "n_ff_expert": 256}),
     "gemma2": Case("gemma-2-9b", {**_PLAIN, "n_layer": 3, "window": WINDOW, "attn_softcap": 5.0, "final_softcap": 3.0}),
     "gemma3": Case("gemma-3-4b", {**_PLAIN, "n_layer": 7, "window": WINDOW, "n_ff": 256}),
+    # A period that the file says, a cap, an output of its own; and what 62 layers are known by, 27B.
+    "gemma3-period": Case(
+        "gemma-3-4b",
+        {**_PLAIN, "n_layer": 6, "window": WINDOW, "window_period": 3, "n_ff": 256, "final_softcap": 3.0, "tied_output": False},
+    ),
+    "gemma3-27b": Case(
+        "gemma-3-4b",
+        {**_PLAIN, "n_layer": 62, "n_embd": 64, "d_k": 32, "d_v": 32, "n_rot": 32, "n_ff": 64, "window": WINDOW},
+    ),
     "phi3": Case("phi-3-mini", {**_PLAIN, "n_head_kv": 4, "rope_scaling": LongRope(8.0, 256)}),
     "gpt-oss": Case(
         "gpt-oss-20b",
@@ -79,6 +88,10 @@ CASES = {
         "deepseek-v3", dict(**{**_R1, "n_expert": 8}, n_expert_group=4, n_expert_group_used=2)
     ),
     "deepseek-fused-experts": Case("deepseek-r1", dict(**_R1, fused_experts=True, tied_output=True)),
+    "deepseek-softplus": Case(
+        "deepseek-r1", {**_R1, "n_layer": 2, "expert_gating": "sqrt-softplus", "n_predictor": 1}
+    ),
+    "deepseek-selected": Case("deepseek-r1", {**_R1, "n_layer": 2, "expert_gating": "softmax-selected"}),
     "kimi-k2": Case("kimi-k2", {**_R1, "rope_scaling": Yarn(32.0, ORIGINAL, 0.1), "n_layer": 2}),
     "moonlight": Case("moonlight-16b", {**_LATENT, "n_layer": 2}),
     "glm-4.7-flash": Case("glm-4.7-flash", {**_LATENT, "n_layer": 2, "q_lora_rank": 256, "d_k": 192, "d_v": 128}),

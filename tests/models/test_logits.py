@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from peers import IK, LLAMA_CPP, Setting, missing, peer_logits
+from peers import IK, LLAMA_CPP, Setting, need, peer_logits
 from small_files import CASES, clear_prompt, distance, small_file
-from test_peers_agree import BOUNDS, DEEP, N_TOKENS, QUANTISED, WIDER, not_asked
+from test_peers_agree import BOUNDS, N_TOKENS, WIDER, comparable
 
 import quant
 
@@ -55,12 +55,9 @@ def test_exact_products_of_blocks_are_float64s(model_folder, name, qtype):
     assert distance(found, prompt) < EXACT_BOUND
 
 
-@pytest.mark.parametrize(
-    ("name", "qtype"), [*((name, "F16") for name in CASES if name != DEEP), *QUANTISED]
-)
+@pytest.mark.parametrize(("name", "qtype"), comparable(LLAMA_CPP))
 def test_as_llama_cpp_computes_them(model_folder, name, qtype):
-    if reason := not_asked(LLAMA_CPP, name):
-        pytest.skip(reason)
+    need(LLAMA_CPP)
     path = small_file(model_folder, name, qtype)
     prompt = clear_prompt(path, N_TOKENS, qtype)
     theirs = peer_logits(LLAMA_CPP, path, prompt.tokens)
@@ -78,8 +75,7 @@ def test_forms_of_latent_attention(model_folder, name, mla):
     prompt = clear_prompt(path, N_TOKENS, "F16")
     exact = prefill(path, prompt.tokens, mla=mla, exact=True, kv_type="f32")
     assert distance(exact, prompt) < EXACT_BOUND
-    if reason := missing(IK):
-        pytest.skip(reason)
+    need(IK)
     theirs = peer_logits(IK, path, prompt.tokens, Setting(mla=mla))
     found = prefill(path, prompt.tokens, mla=mla)
     assert relative(found, theirs) < BOUNDS["F16"]

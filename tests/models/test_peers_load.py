@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from peers import IK, LLAMA_CPP, missing, peer_loads
+from peers import IK, LLAMA_CPP, need, peer_loads
 from small_files import small_geometry
 
 from quant.models.synthetic.load_elsewhere import load_failures
@@ -62,8 +62,7 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize("engine", [LLAMA_CPP, IK])
 def test_what_is_said_to_load_does(files, engine):
-    if reason := missing(engine):
-        pytest.skip(reason)
+    need(engine)
     rows = [row for row in files if row[1].architecture not in ONLY_AT_RUN[engine]]
     said = [all(failure.engine != engine for failure in load_failures(row[1])) for row in rows]
     found = peer_loads(engine, [path for path, _ in rows])

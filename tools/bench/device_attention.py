@@ -53,8 +53,8 @@ def measure(
 
     Returns
     -------
-    dict
-        gpu, rows: dicts of shape, n_tokens, n_kv, budget, scratch (bytes), seconds (of each round),
+    list of dict
+        shape, n_tokens, n_kv, budget, scratch (bytes), seconds (of each round),
         tflops (multiply-adds counted as two, keys left out by causality not counted), error (over the
         largest output), first_grown and grown (bytes of the GPU's memory that the first call of all
         budgets, which loads kernels, and later ones took beside the pools; None on the simulator), and
@@ -67,7 +67,7 @@ def measure(
                 for row in _measure(device, shape, n, n_kv, budgets, rounds, peers):
                     note(format_row(row))
                     rows.append(row)
-    return dict(gpu=timing.gpu_name(device), rows=rows)
+    return rows
 
 
 def _measure(device, shape, n_tokens, n_kv, budgets, rounds, peers):

@@ -10,7 +10,7 @@ from lowlevel.cudasim.errors import CompilerNotFoundError
 
 from .. import tables
 from ..options import UsageError
-from . import device_attention, device_bars, device_matmul, device_memory
+from . import device_attention, device_bars, device_matmul, device_memory, provenance, selection
 from . import device_timing as timing
 from .peers import INSTALL as PEERS
 
@@ -50,8 +50,9 @@ def _run(args):
         raise UsageError(f"--vs torch: it is not installed; {PEERS['torch']}")
     # With --json the tables go where they do not disturb.
     note = (lambda text: print(text, file=sys.stderr, flush=True)) if args.json else tables.note
-    document = dict(device=device, **timing.provenance(device))
-    note("  ".join(f"{key} {value}" for key, value in document.items()))
+    document = dict(device=device, **provenance.describe(device))
+    facts = {key: value for key, value in document.items() if key != "packages"}
+    note("  ".join(f"{key} {value}" for key, value in facts.items()))
     document["ceilings"] = _ceilings(device, note, "ceilings" in chosen and bool(args.vs))
     bench = _Bench(args, device, document["ceilings"]["copy"], note)
     for section, cases in chosen.items():
@@ -70,18 +71,19 @@ def _run(args):
 
 
 def _chosen(only):
-    """{section: cases} whose name has one of these texts in it; None: all."""
+    """{section: cases} that ``--only`` names; None: all."""
+    named = {
+        case if case == section else f"{section} {case}": (section, case)
+        for section, cases in CASES.items()
+        for case in cases
+    }
+    try:
+        names = selection.select(named, only)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     chosen = {}
-    for section, cases in CASES.items():
-        named = {case if case == section else f"{section} {case}": case for case in cases}
-        found = [
-            case for name, case in named.items() if not only or any(text in name for text in only)
-        ]
-        if found:
-            chosen[section] = found
-    if not chosen:
-        names = "; ".join(f"{section} {', '.join(cases)}" for section, cases in CASES.items())
-        raise UsageError(f"--only: none of {names}")
+    for section, case in map(named.__getitem__, names):
+        chosen.setdefault(section, []).append(case)
     return chosen
 
 
@@ -157,7 +159,7 @@ class _Bench:
             getattr(self._args, name) or default for name, default in _DEFAULTS.items()
         )
         self._note("\n" + device_attention.HEADER)
-        result = device_attention.measure(
+        return device_attention.measure(
             self._device,
             [shape for shape in device_attention.SHAPES if shape.name in names],
             n_kvs,
@@ -167,4 +169,3 @@ class _Bench:
             peers=bool(self._args.vs),
             note=self._note,
         )
-        return result["rows"]

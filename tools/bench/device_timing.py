@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import os
-import pathlib
 import statistics
-import subprocess
 import time
 
 import gguf
@@ -26,16 +22,6 @@ _BUSY_BYTES, _BUSY_TIMES = 1 << 29, 8
 
 def is_gpu(device_name):
     return device_name.startswith("cuda:")
-
-
-def gpu_name(device_name):
-    """The GPU's own name, or the simulator's."""
-    if not is_gpu(device_name):
-        return "simulator"
-    import cupy
-
-    index = int(device_name.partition(":")[2])
-    return cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
 
 
 def seconds_of(device_name, call):
@@ -134,11 +120,13 @@ def blocks(device_name, type_name, shape, seed):
                 records[field.name] = rng.uniform(0.001, 0.01, records.shape)
     data = devices.get(device_name).empty((*shape[:-1], row_bytes), np.uint8)
     fill(device_name, data, host.reshape(-1))
-    return quant.QuantTensor(data, block.qtype, tuple(shape))
+    return quant.QuantTensor(data, block, tuple(shape))
 
 
 def host_values(tensor):
-    """What the gguf package makes of a tensor of any device: float32, on the host."""
+    """What the gguf package makes of a tensor of any device, or our CPU where it lacks the type: float32, on the host."""
+    if tensor.format.name in ("Q1_0", "Q2_0"):
+        return quant.dequantize(tensor.to("cpu"))
     data = np.ascontiguousarray(tensor.to("cpu").data)
     return gguf.quants.dequantize(data, tensor.qtype).reshape(tensor.shape)
 
@@ -151,31 +139,3 @@ def free_bytes(device_name):
 
     devices.get(device_name).synchronise()
     return cupy.cuda.runtime.memGetInfo()[0]
-
-
-def provenance(device_name):
-    """Where and when: gpu, driver, runtime, date, commit (of the environment's KQCAP_COMMIT, else git's)."""
-    facts = dict(
-        gpu=gpu_name(device_name),
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        commit=os.environ.get("KQCAP_COMMIT") or _output_of(["git", "rev-parse", "HEAD"]),
-    )
-    if is_gpu(device_name):
-        import cupy
-
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        facts.update(
-            driver=_output_of(query),
-            cuda=cupy.cuda.runtime.runtimeGetVersion(),
-            cupy=cupy.__version__,
-        )
-    return facts
-
-
-def _output_of(command):
-    here = pathlib.Path(__file__).parent
-    try:
-        result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..options import UsageError
-from . import model_peers, versus_machine
+from . import model_peers, provenance
 from .model_command import (
     INTERRUPTED,
     chosen_cases,
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         head = head_of(args.model, file)
         n_vocab = file.tensor_info("token_embd.weight").shape[0]
     names = list(dict.fromkeys(args.vs))
-    machine = versus_machine.describe()
+    machine = provenance.describe()
     results: list[dict[str, Any]] = []
     interrupted = False
     with contextlib.ExitStack() as stack:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         about = {name: peer.about for name, peer in peers.items()}
     document = dict(
         **head,
-        machine={**machine, "load_after": versus_machine.load()},
+        machine={**machine, "load_after": provenance.load()},
         engines=about,
         missing=missing,
         seed=args.seed,

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from ..options import UsageError
-from . import versus_machine, versus_report, versus_startup
+from . import provenance, versus_report, versus_startup
 from .peers import INSTALL
 from .peers.handle import Peer, PeerError, PeerMissing
 from .versus_cases import select
@@ -96,7 +96,7 @@ def run(args):
     from .. import tables
 
     begun = time.monotonic()
-    machine = versus_machine.describe()
+    machine = provenance.describe()
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(tables.progress())
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kqcap-vs-")))
@@ -116,7 +116,7 @@ def run(args):
             results.append({**result, "took": time.monotonic() - case_begun})
             progress.advance(task)
     document = dict(
-        machine={**machine, "load_after": versus_machine.load()},
+        machine={**machine, "load_after": provenance.load()},
         peers=peers.about,
         missing=list(peers.missing.values()),
         threads=threads,

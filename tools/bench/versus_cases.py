@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from ..options import MIB
+from . import selection
 
 __all__ = ["CASES", "KINDS", "Bar", "Case", "kept_pairs", "select"]
 
@@ -76,24 +77,9 @@ class Case:
 
 
 def select(patterns):
-    """The cases whose names contain any of `patterns` (all words of it, any case); None: all.
-
-    Raises
-    ------
-    ValueError
-        A pattern that no name contains.
-    """
-    if not patterns:
-        return CASES
-    chosen = []
-    for pattern in patterns:
-        words = pattern.lower().split()
-        found = [case for case in CASES if all(word in case.name.lower() for word in words)]
-        if not found:
-            names = ", ".join(case.name for case in CASES)
-            raise ValueError(f"--only: no case has {pattern!r} in its name; there are: {names}")
-        chosen += found
-    return [case for case in CASES if case in chosen]
+    """The cases that ``--only`` names; None: all. ValueError for a pattern that no name contains."""
+    cases = {case.name: case for case in CASES}
+    return [cases[name] for name in selection.select(cases, patterns)]
 
 
 def kept_pairs(n_tokens, n_kv):

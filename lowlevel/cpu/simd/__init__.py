@@ -109,7 +109,7 @@ from .conversion import (
 )
 from .dot import dot_u8s8, emit_dot
 from .level import FEATURES, HAS_VNNI, LEVEL
-from .lookup import bytes16, lookup16, lookup16_words, lookup_far
+from .lookup import bytes16, lookup16, lookup16_words, lookup_far, lookup_far_pair
 from .pairs import (
     even_lanes,
     odd_lanes,

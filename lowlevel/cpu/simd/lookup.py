@@ -1,10 +1,11 @@
 """Table lookups."""
 
 from llvmlite import ir
+from numba.core import types
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from .emit import call, f32, i8, i32, shuffle, simple
+from .emit import call, f32, i8, i32, i64, shuffle, simple
 from .level import LEVEL
 from .vectors import i32x16, u8x32, u8x64, u16x16, u16x32
 
@@ -69,6 +70,28 @@ def lookup_far(typingctx, table, index):
         return result
 
     return signature(i32x16, table, i32x16), codegen_
+
+
+@intrinsic
+def lookup_far_pair(typingctx, table, index):
+    """Entries of two words: ``table[2 * index]`` and ``table[2 * index + 1]`` as `lookup_far` has them: two i32x16."""
+    pair = types.UniTuple(i32x16, 2)
+
+    def codegen_(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        entries = builder.bitcast(data, i64.as_pointer())
+        halves = []
+        for first in (0, 8):
+            half = ir.Constant(ir.VectorType(i64, 8), ir.Undefined)
+            for lane in range(8):
+                at = builder.extract_element(args[1], i32(first + lane))
+                entry = builder.load(builder.gep(entries, [at]), align=4)
+                half = builder.insert_element(half, entry, i32(lane))
+            halves.append(builder.bitcast(half, i32x16.llvm))
+        words = [shuffle(builder, *halves, range(first, 32, 2)) for first in (0, 1)]
+        return context.make_tuple(builder, pair, words)
+
+    return signature(pair, table, i32x16), codegen_
 
 
 def _lookup16_words_avx512(builder, table, index):

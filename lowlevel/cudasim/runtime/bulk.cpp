@@ -97,6 +97,37 @@ void maybe_yield() {
   if (current.launch->order == static_cast<uint32_t>(Order::kRandom)) yield();
 }
 
+// Of a copy to shared memory: it stays inside, overwrites nothing that is not fenced, and completes on the barrier.
+MemoryBarrier& begin_copy(void* shared, unsigned window, int n_bytes, void* address, Site site, const void* pc) {
+  if (!at_window(window, n_bytes)) {
+    char name[120];
+    fail(Fault::kOutOfBounds, site, "out of bounds: a bulk copy of %d bytes to %s", n_bytes,
+         name_of(shared, name, sizeof name));
+  }
+  MemoryBarrier& barrier = use(address, site, pc);
+  for (int offset = 0; offset < n_bytes; offset += kChunk)
+    if (const int writer = unfenced_writer(window + offset); writer >= 0)
+      fail_at(Fault::kRace, pc, nullptr,
+              "a bulk copy overwrites shared memory that thread %d has written without fence.proxy.async afterwards",
+              writer);
+  race_begin_copy(shared, n_bytes, pc);
+  fence_shared_write(shared, n_bytes);  // the engine's own
+  return barrier;
+}
+
+// Until the phase is over the destination holds poison.
+void put(MemoryBarrier& barrier, const Copied& copied) {
+  fill_poison(copied.destination, kChunk);
+  barrier.copies.push_back(copied);
+}
+
+void end_copy(MemoryBarrier& barrier, int n_bytes, Site site) {
+  race_hand_over(barrier.handed_over);
+  barrier.copied_bytes += n_bytes;
+  settle_for_waiting(barrier, site);
+  maybe_yield();
+}
+
 }  // namespace
 
 void make_memory_barrier(void* address, int arrivals, Site site) {
@@ -152,19 +183,7 @@ void copy_box(void* shared, const void* map, int column, int row, int head, void
   if (!find_in_window(shared, &window) || window % kAlignment)
     fail(Fault::kMisaligned, site, "a bulk copy to %p, which is no multiple of %d in shared memory", shared, kAlignment);
   const int n_bytes = (int)(box.box[1] * box.box[2]) * kLine;
-  if (!at_window(window, n_bytes)) {
-    char name[120];
-    fail(Fault::kOutOfBounds, site, "out of bounds: a bulk copy of %d bytes to %s", n_bytes,
-         name_of(shared, name, sizeof name));
-  }
-  MemoryBarrier& barrier = use(address, site, pc);
-  for (int offset = 0; offset < n_bytes; offset += kChunk)
-    if (const int writer = unfenced_writer(window + offset); writer >= 0)
-      fail_at(Fault::kRace, pc, nullptr,
-              "a bulk copy overwrites shared memory that thread %d has written without fence.proxy.async afterwards",
-              writer);
-  race_begin_copy(shared, n_bytes, pc);
-  fence_shared_write(shared, n_bytes);  // the engine's own
+  MemoryBarrier& barrier = begin_copy(shared, window, n_bytes, address, site, pc);
   for (unsigned line = 0; line < box.box[1] * box.box[2]; ++line) {
     const long long at[2] = {(long long)row + line % box.box[1], (long long)head + line / box.box[1]};
     const bool exists = at[0] >= 0 && at[0] < (long long)box.lengths[1] && at[1] >= 0 && at[1] < (long long)box.lengths[2];
@@ -180,14 +199,10 @@ void copy_box(void* shared, const void* map, int column, int row, int head, void
         log_access(source, 2, Access::kRead, pc);
         memcpy(copied.bytes + 2 * i, source, 2);
       }
-      fill_poison(copied.destination, kChunk);
-      barrier.copies.push_back(copied);
+      put(barrier, copied);
     }
   }
-  race_hand_over(barrier.handed_over);
-  barrier.copied_bytes += n_bytes;
-  settle_for_waiting(barrier, site);
-  maybe_yield();
+  end_copy(barrier, n_bytes, site);
 }
 
 void copy_bulk(void* shared, const void* global, int n_bytes, void* address, Site site) {
@@ -197,31 +212,15 @@ void copy_bulk(void* shared, const void* global, int n_bytes, void* address, Sit
       !find_in_window(shared, &window) || window % kChunk)
     fail(Fault::kMisaligned, site, "a bulk copy of %d bytes from %p to %p in shared memory; all are multiples of %d",
          n_bytes, global, shared, kChunk);
-  if (!at_window(window, n_bytes)) {
-    char name[120];
-    fail(Fault::kOutOfBounds, site, "out of bounds: a bulk copy of %d bytes to %s", n_bytes,
-         name_of(shared, name, sizeof name));
-  }
-  MemoryBarrier& barrier = use(address, site, pc);
-  for (int at = 0; at < n_bytes; at += kChunk)
-    if (const int writer = unfenced_writer(window + at); writer >= 0)
-      fail_at(Fault::kRace, pc, nullptr,
-              "a bulk copy overwrites shared memory that thread %d has written without fence.proxy.async afterwards",
-              writer);
-  race_begin_copy(shared, n_bytes, pc);
-  fence_shared_write(shared, n_bytes);  // the engine's own
+  MemoryBarrier& barrier = begin_copy(shared, window, n_bytes, address, site, pc);
   for (int at = 0; at < n_bytes; at += kChunk) {
     Copied copied = {at_window(window + at, kChunk), {}};
     const unsigned char* source = static_cast<const unsigned char*>(global) + at;
     log_access(source, kChunk, Access::kRead, pc);
     memcpy(copied.bytes, source, kChunk);
-    fill_poison(copied.destination, kChunk);
-    barrier.copies.push_back(copied);
+    put(barrier, copied);
   }
-  race_hand_over(barrier.handed_over);
-  barrier.copied_bytes += n_bytes;
-  settle_for_waiting(barrier, site);
-  maybe_yield();
+  end_copy(barrier, n_bytes, site);
 }
 
 bool describe_memory_barriers(char* text, size_t size) {

@@ -12,7 +12,6 @@ from .writers import VALUES
 FORMAT = block_format("TQ1_0")
 BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
 QS, QH, D = FORMAT.offsets("qs", "qh", "d")
-_POWERS = np.array([1, 3, 9, 27, 81], np.int32)
 # The last 16 weights: four in each of the bytes of qh, which are lanes 10 to 13 of the 16 bytes that end with the
 # block.
 _LAST_AT = np.array([QH - (BLOCK_BYTES - 16) + i % 4 for i in range(16)], np.int32)
@@ -20,27 +19,32 @@ _LAST_POWERS = np.array([3 ** (i // 4) for i in range(16)], np.int32)
 
 
 @kernel(inline=True)
-def _digits(q, power, d):
-    """16 weights: the digit that `power` brings to the top of each byte (i32x16), less one, times d."""
-    digits = ((q * power) & 255) * 3 >> 8
-    return simd.to_f32(digits - 1) * d
+def _weights(digits, d):
+    return simd.to_f32((digits >> 8) - 1) * d
 
 
 @kernel(inline=True)
 def decode_blocks(write, source, n_blocks, destination):
-    """See runs.py. Bytes are fractions of 256 in base 3: the first digit of 32 bytes, their second, ...; of 16; of 4."""
+    """See runs.py. Bytes are fractions of 256 in base 3: the first digit of 32 bytes, their second, ...; of 16; of 4.
+
+    Weights are written in their order: past the caches, another would take five times as long.
+    """
     for i in range(n_blocks):
         block, index = source + i * BLOCK_BYTES, i * BLOCK_WEIGHTS
         d = simd.splat_half(simd.read_u16(block + D))
-        for part in range(3):
-            q = simd.widen(simd.read_u8x16(block + QS + 16 * part))
-            first, step = (16 * part, 32) if part < 2 else (160, 16)
-            for digit in range(5):
-                weights = _digits(q, simd.splat(_POWERS[digit]), d)
-                write(destination, index + first + step * digit, weights)
+        first = simd.widen(simd.read_u8x16(block + QS))
+        second = simd.widen(simd.read_u8x16(block + QS + 16))
+        for digit in range(5):
+            first, second = (first & 255) * 3, (second & 255) * 3
+            write(destination, index + 32 * digit, _weights(first, d))
+            write(destination, index + 32 * digit + 16, _weights(second, d))
+        q = simd.widen(simd.read_u8x16(block + QS + 32))
+        for digit in range(5):
+            q = (q & 255) * 3
+            write(destination, index + 160 + 16 * digit, _weights(q, d))
         q = simd.widen(simd.read_u8x16(block + BLOCK_BYTES - 16))
-        q = simd.lookup16(q, simd.load_i32x16(_LAST_AT, 0))
-        write(destination, index + 240, _digits(q, simd.load_i32x16(_LAST_POWERS, 0), d))
+        q = simd.lookup16(q, simd.load_i32x16(_LAST_AT, 0)) * simd.load_i32x16(_LAST_POWERS, 0)
+        write(destination, index + 240, _weights((q & 255) * 3, d))
 
 
 DECODER = make_decoder(decode_blocks, VALUES, BLOCK_WEIGHTS)

@@ -1,5 +1,7 @@
 """Fields of blocks in 16 lanes, as the formats' `unpack` functions pick them apart; see unpack.py."""
 
+import numpy as np
+
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
@@ -66,15 +68,22 @@ def put_looked_up(put, state, offset, table, q):
     return put(state, offset + 448, _looked_up(table, q[3] >> 4))
 
 
-# A multiplication by this puts bits 0, 1, 2, 3 also at 4, 12, 20, 28, and no two bits in one place.
-_SPREAD = 0x02040810
-_FIFTH_BITS = 0x10101010
+# By four bits, what each of four bytes is: all ones or none.
+_MASKS = np.array([sum(255 << 8 * bit for bit in range(4) if n >> bit & 1) for n in range(16)])
+_MASKS = _MASKS.astype(np.uint32).view(np.int32)
+_FIFTH_BITS = _MASKS & 0x10101010
+
+
+@kernel(inline=True)
+def byte_masks(bits):
+    """Of bits 0 to 3 of each lane four bytes: all ones or none."""
+    return simd.lookup16(simd.load_i32x16(_MASKS, 0), bits)
 
 
 @kernel(inline=True)
 def _fifth_bits(high, first):
     """Bits `first` to `first` + 3 of each lane, each as the fifth bit of a byte."""
-    return (((high >> first) & 15) * _SPREAD) & _FIFTH_BITS
+    return simd.lookup16(simd.load_i32x16(_FIFTH_BITS, 0), high >> first)
 
 
 @kernel(inline=True)

@@ -6,24 +6,16 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...grids import grid
-from .bits import BYTES_1
+from .bits import byte_masks
 
 # Added to the weights of IQ2 and IQ3 formats, whose entries are up to 62.
 SHIFT = 64
 _SHIFTS = 0x40404040
-# A multiplication by this puts bits 0 to 3 at 0, 8, 16, 24 too, and no two bits in one place.
-_SPREAD = 0x00204081
 
 
 def words(name, plus=0):
     """The entries of a grid as int32, an entry of eight bytes in two; `plus`: to be added to each byte."""
     return (grid(name) + np.int8(plus)).view("<i4").reshape(-1)
-
-
-@kernel(inline=True)
-def spread_bits(bits):
-    """Bits 0 to 3 of each lane as bytes, 0 or 1."""
-    return ((bits & 15) * _SPREAD) & BYTES_1
 
 
 @kernel(inline=True)
@@ -38,14 +30,15 @@ def even_signs(seven):
 @kernel(inline=True)
 def with_signs(v, bits):
     """Four bytes a lane plus SHIFT, those whose bit of `bits` (0 to 3) is set subtracted: none leaves 2 to 126."""
-    return v + _SHIFTS - ((v & spread_bits(bits) * 255) << 1)
+    return v + _SHIFTS - ((v & byte_masks(bits)) << 1)
 
 
 @kernel(inline=True)
 def put_eight(put, state, offset, table, number, signs):
     """Eight weights: entry `number` (i32 lanes) of a table of two words each, with eight signs."""
-    state = put(state, offset, with_signs(simd.lookup_far(table, number * 2), signs))
-    return put(state, offset + 64, with_signs(simd.lookup_far(table, number * 2 + 1), signs >> 4))
+    first, second = simd.lookup_far_pair(table, number)
+    state = put(state, offset, with_signs(first, signs))
+    return put(state, offset + 64, with_signs(second, signs >> 4))
 
 
 @kernel(inline=True)
@@ -61,5 +54,6 @@ def put_eighths(put, state, offset, table, number, minus):
     The table's bytes are one more than the weights.
     """
     shifts = minus * -0x02020202 + 0x09090909
-    state = put(state, offset, simd.lookup_far(table, number * 2) * 8 + shifts)
-    return put(state, offset + 64, simd.lookup_far(table, number * 2 + 1) * 8 + shifts)
+    first, second = simd.lookup_far_pair(table, number)
+    state = put(state, offset, (first << 3) + shifts)
+    return put(state, offset + 64, (second << 3) + shifts)

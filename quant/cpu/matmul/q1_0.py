@@ -4,19 +4,19 @@ from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
 from . import lanes
-from .bits import half_column
-from .grid_words import spread_bits
+from .bits import byte_masks, half_column
 from .layouts import layout_of
 
 FORMAT = block_format("Q1_0")
 LAYOUT = layout_of(FORMAT, n_segments=1, shift=-FORMAT.codes[0])
 D, QS = FORMAT.offsets("d", "qs")
+_TWOS = 0x02020202
 
 
 @kernel(inline=True)
 def _put_32(put, state, offset, bits):
     for i in range(8):
-        state = put(state, offset + 64 * i, spread_bits(bits >> (4 * i)) << 1)
+        state = put(state, offset + 64 * i, byte_masks(bits >> (4 * i)) & _TWOS)
     return state
 
 

@@ -27,7 +27,8 @@ def stream_sizes(block, exact, n_columns, n_warps):
         at_once = 2 if n_columns == 1 else 1
     else:
         chunk *= 2 if units == 1 else 1  # a lane takes two blocks
-        few = chunk > 1500 or (n_columns == 8 and constants(block).fold_offset > 0)
+        of = constants(block)
+        few = chunk > 1500 or (n_columns == 8 and (of.fold_offset > 0 or of.grid))
         at_once = (2 if n_columns > 2 else 1) * (1 if few and n_columns != 2 else 2)
     return at_once, n_warps * _STAGES * at_once * (chunk + 16)
 

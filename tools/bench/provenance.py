@@ -1,10 +1,12 @@
-"""What the machine is, for the record of a benchmark."""
+"""Where and when figures were measured, for the record of a benchmark."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import pathlib
 import platform
+import subprocess
 from importlib import metadata
 
 from ..process import available_bytes
@@ -14,11 +16,15 @@ __all__ = ["describe", "load"]
 _PACKAGES = ("numpy", "numba", "llvmlite", "gguf", "torch", "llama-cpp-python", "scipy")
 
 
-def describe():
-    """Plain data: CPU, memory, system, versions, load."""
+def describe(device_name="cpu"):
+    """Plain data: date, commit (of the environment's KQCAP_COMMIT, else git's), CPU, memory, system, versions, load;
+    of a GPU also its name, driver and runtime."""
     from lowlevel.cpu.threads import cpu_count
 
     return dict(
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        commit=os.environ.get("KQCAP_COMMIT") or _output_of(["git", "rev-parse", "HEAD"]),
+        **_gpu(device_name),
         cpu=_cpu_model(),
         cpus=cpu_count(),
         memory_available=available_bytes(),
@@ -28,6 +34,31 @@ def describe():
         omp_wait_policy=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         load_before=load(),
     )
+
+
+def _gpu(device_name):
+    if device_name == "cpu":
+        return {}
+    if not device_name.startswith("cuda:"):
+        return dict(gpu="simulator")
+    import cupy
+
+    runtime, index = cupy.cuda.runtime, int(device_name.partition(":")[2])
+    return dict(
+        gpu=runtime.getDeviceProperties(index)["name"].decode(),
+        driver=_output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        cuda=runtime.runtimeGetVersion(),
+        cupy=cupy.__version__,
+    )
+
+
+def _output_of(command):
+    here = pathlib.Path(__file__).parent
+    try:
+        result = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
 
 
 def load():
