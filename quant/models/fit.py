@@ -7,7 +7,7 @@ the rule of an engine (`quant.models.engines`): what it caches, and what it comp
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from lowlevel.pool.budget_error import BudgetError
 from ..formats import KV_FORMATS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
-
-    from quant.models.engines import Engine
 
 
 # type of K and V: its name in plans, values that share a block, bytes of a block
@@ -185,6 +184,22 @@ class Compute(NamedTuple):
     weights_made: int = 0
 
 
+class Rule(Protocol):
+    """Whose memory is counted; those there are, are in `quant.models.engines`, which says what each method is."""
+
+    @property
+    def kv_bytes(self) -> Callable[[ModelMemory, int, Setting], int]: ...
+
+    @property
+    def compute(self) -> Callable[[ModelMemory, list[int], bool, Setting], Compute]: ...
+
+    @property
+    def amb_matters(self) -> Callable[[ModelMemory, Setting], bool]: ...
+
+    def check(self, setting: Setting) -> None:
+        """Raise ValueError where it does not run with a setting."""
+
+
 class DeviceMemory(NamedTuple):
     """Bytes on one device.
 
@@ -298,7 +313,7 @@ def phase_bytes(layer: Layer, n_tokens: int, phase: str | None = None) -> int:
 
 def device_memory(
     model: ModelMemory,
-    rule: Engine,
+    rule: Rule,
     setting: Setting,
     vram: list[int],
     shares: list[int],
@@ -309,7 +324,7 @@ def device_memory(
     Parameters
     ----------
     model : ModelMemory
-    rule : quant.models.engines.Engine
+    rule : Rule
         Whose memory is counted.
     setting : Setting
     vram : sequence of int
@@ -356,7 +371,7 @@ def device_memory(
 
 def fit(
     model: ModelMemory,
-    rule: Engine,
+    rule: Rule,
     vram: list[int],
     *,
     shares: list[int] | None = None,
@@ -370,7 +385,7 @@ def fit(
     Parameters
     ----------
     model : ModelMemory
-    rule : quant.models.engines.Engine
+    rule : Rule
         Whose memory is counted.
     vram : sequence of int
         Bytes of each device.

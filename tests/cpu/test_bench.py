@@ -274,7 +274,7 @@ def test_the_default_file_is_made_once(monkeypatch, tmp_path, blocked):
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     # the real geometry, but narrow: it is made in a moment
     monkeypatch.setattr(
-        "quant.models.geometry.named_geometry",
+        "quant.models.named_geometries.named_geometry",
         lambda name: named_geometry(name).resized(n_embd=64, n_head=1, n_head_kv=1),
     )
     path = default_model.path()

@@ -41,7 +41,8 @@ columns:
                 MiB of activations, scratch, logits and positions: what was taken when the model was
                 loaded, and what its passes used of that at most
   growth        MiB by which the process grew (anonymous resident memory: mapped weights do not count)
-                from before the model was loaded to after its runs: cache and compute, and what else
+                from before the model was loaded to after its runs: cache, compute, weights that are
+                made in another form (-mla auto of files with attn_kv_b), and what else
 Defaults: of a MODEL -p 512 -n 128 -d 0 -ub 2048 -amb 256 -ctk f16 -mla auto, of the small file -p 2048
 -n 0 -amb 0,32,64,128 --method steps,auto. Rows appear when they are finished; Ctrl-C keeps them. Checked
 limits (exit code 1): memory used is within the plan.
