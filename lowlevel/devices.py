@@ -10,7 +10,8 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,6 +82,12 @@ class Device(Protocol):
 
     def synchronise(self) -> None:
         """Wait for what this thread has queued."""
+
+    def own_stream(self) -> AbstractContextManager:
+        """Inside, work is queued apart from all other, and can be captured; it can be entered again and again."""
+
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """What `run` queues, to be queued again by one call: a graph, where there are such; inside `own_stream`."""
 
     def from_host(self, array: np.ndarray) -> Array:
         """A NumPy array's contents as a C-contiguous array of the device."""

@@ -1,5 +1,6 @@
 """The CPU as a device: host memory as NumPy arrays (see `lowlevel.devices`)."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -59,6 +60,12 @@ class CpuDevice:
 
     def synchronise(self):
         """Nothing is ever queued."""
+
+    def own_stream(self):
+        return contextlib.nullcontext()
+
+    def capture(self, run):
+        return run
 
     def writable(self, array):
         return array.flags.writeable

@@ -129,6 +129,19 @@ class CudaDevice(KernelDevice):
         with self._current():
             return self._cupy.asnumpy(array)
 
+    def own_stream(self):
+        with self._current():
+            return self._cupy.cuda.Stream(non_blocking=True)
+
+    def capture(self, run):
+        stream = self._cupy.cuda.get_current_stream(self._index)
+        stream.begin_capture(mode=self._cupy.cuda.runtime.streamCaptureModeGlobal)
+        try:
+            run()
+        finally:
+            graph = stream.end_capture()
+        return lambda: graph.launch(stream)
+
     def synchronise(self):
         with self._current():
             self._cupy.cuda.get_current_stream().synchronize()

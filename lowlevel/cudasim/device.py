@@ -78,6 +78,13 @@ class CudaSimDevice(KernelDevice):
         self.synchronise()
         return asnumpy(array)
 
+    def own_stream(self):
+        return contextlib.nullcontext()
+
+    def capture(self, run):
+        """The simulator has no graphs: everything is launched again."""
+        return run
+
     def synchronise(self):
         streams.current().synchronise()
 

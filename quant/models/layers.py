@@ -28,6 +28,7 @@ def record_pass(
     n_tokens: int,
     n_outputs: int,
     n_kv: int | None = None,
+    counted: bool = False,
 ) -> Pass:
     """The plan of a pass over `n_tokens` tokens that gives logits of the last `n_outputs`.
 
@@ -39,8 +40,10 @@ def record_pass(
         0 outputs: the cache is filled, no more.
     n_kv : int, optional
         Tokens in the cache after it, which latent attention's form goes by. None: n_ctx.
+    counted : bool
+        See `Pass`.
     """
-    s = Recorder(config, choices, n_tokens, n_outputs)
+    s = Recorder(config, choices, n_tokens, n_outputs, counted)
     n_kv = choices.n_ctx if n_kv is None else n_kv
     x = s.embed(config.token_embd)
     for layer in config.layers:

@@ -142,7 +142,7 @@ class Model:
             )
         self.choices = planned.choices
         self._plans = planned
-        self._device = where
+        self._device, self._stream = where, where.own_stream()
         self._own_pool = pool is None
         self.pool = Pool(self.memory.pool, device=where.name) if pool is None else pool
         self._taken = Taken(self.pool)
@@ -150,7 +150,9 @@ class Model:
         self.n_kv = 0
         self.closed = False
         try:
-            self._take()
+            with self._stream:
+                self._take()
+                where.synchronise()
         except BaseException:
             self.close()
             raise
@@ -173,6 +175,7 @@ class Model:
             scratch = taken.empty(memory.scratch, "uint8", tag="scratch")
             self._state = State(choices, self._plans.attention_bytes)
             self._state.positions = taken.empty(choices.n_ubatch, "int32", tag="inputs")
+            self._state.n_keys = taken.empty(1, "int32", tag="inputs")
             for key, (buffer, make) in self._plans.constants().items():
                 array = taken.empty(buffer.shape, buffer.dtype, tag="inputs")
                 self._device.upload(array, make().astype(buffer.dtype))
@@ -231,7 +234,8 @@ class Model:
             is_last = done + size == n
             n_outputs = size if all_logits else 1 if is_last else 0
             target = logits[done : done + size] if all_logits else logits[None]
-            self._pass(ids[done : done + size], n_outputs, target, clock)
+            with self._stream:
+                self._pass(ids[done : done + size], n_outputs, target, clock)
             done += size
             if progress is not None:
                 progress(done, n)
@@ -374,6 +378,7 @@ class Model:
         state.n_kv, state.n_total = self.n_kv, self.n_kv + n
         positions = np.arange(self.n_kv, self.n_kv + n, dtype=np.int32)
         self._device.upload(state.positions[:n], positions)
+        self._device.upload(state.n_keys, np.array([state.n_total], np.int32))
         made = self._plans.of(n, n_outputs, state.n_total)
         self._bound_pass(made).run(clock)
         self._most_activations = max(self._most_activations, made.activation_bytes)

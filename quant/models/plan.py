@@ -16,7 +16,7 @@ from lowlevel.sizes import format_size
 
 from .kv_cache import cache_bytes
 from .layers import record_pass
-from .step import form_changes_at, latent_form
+from .step import DECOMPRESSED, form_changes_at, latent_form
 
 if TYPE_CHECKING:
     from .config import ModelConfig, Rope
@@ -151,10 +151,28 @@ class Planned:
         )
         key = config is self.config, n_tokens, n_outputs, *forms
         if key not in self._passes:
-            self._passes[key] = record_pass(config, self.choices, n_tokens, n_outputs, n_kv)
+            counted = n_tokens == 1 and DECOMPRESSED not in forms and self.counts_tokens
+            self._passes[key] = record_pass(
+                config, self.choices, n_tokens, n_outputs, n_kv, counted
+            )
         if n_outputs:
             self._passes_at[tuple(forms)] = n_tokens, n_outputs, n_kv
         return self._passes[key]
+
+    @functools.cached_property
+    def counts_tokens(self) -> bool:
+        """Whether kernels can read how many keys there are: a decode step is the same launches every time then."""
+        choices, planner = self.choices, devices.get(self.choices.device).planner
+        if not choices.gathers or any(layer.window for layer in self.config.layers):
+            return False
+        made = record_pass(self.config.of_each_kind(), choices, 1, 1, choices.n_ctx, True)
+        try:
+            plans = [
+                each.plan(choices.n_ctx, choices, choices.amb) for each in made.attention_sizes
+            ]
+        except BudgetError:
+            return False
+        return all(planner.counts_keys(plan.sizes) for plan in plans)
 
     def fits(self, made: Pass) -> bool:
         """Whether a pass takes no more than was planned."""
@@ -192,7 +210,7 @@ class Planned:
         copied = sum(map(align_up, whole.values())) + sum(
             align_up(4 * math.prod(weight.shape)) for weight in vectors
         )
-        inputs = align_up(4 * choices.n_ubatch)
+        inputs = align_up(4 * choices.n_ubatch) + align_up(4)
         inputs += sum(buffer.n_bytes for buffer, _ in self.constants().values())
         if not is_mapped:
             inputs += sum(align_up(4 * rope.n_rot) for rope in self.ropes())

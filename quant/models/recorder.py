@@ -33,13 +33,20 @@ class Recorder:
     config : ModelConfig
     choices : Choices
     n_tokens, n_outputs : int
+    counted : bool
+        See `Pass`.
     """
 
     def __init__(
-        self, config: ModelConfig, choices: Choices, n_tokens: int, n_outputs: int
+        self,
+        config: ModelConfig,
+        choices: Choices,
+        n_tokens: int,
+        n_outputs: int,
+        counted: bool = False,
     ) -> None:
         self.config, self.choices = config, choices
-        self.made = Pass(n_tokens, n_outputs, choices)
+        self.made = Pass(n_tokens, n_outputs, choices, counted)
         self._scope = ""
         self._constants: dict[tuple[str, int], Buffer] = {}
 
@@ -93,7 +100,7 @@ class Recorder:
 
             return run
 
-        self.note("embed", "token_embd", (out,), bind)
+        self.note("embed", "token_embd", (out,), bind, on_host=True)
         return out
 
     def rms_norm(
@@ -266,8 +273,11 @@ class Recorder:
         """New rows, (heads, n_tokens, d), to the layer's cache."""
         n_threads, n_tokens = self.choices.n_threads, rows[0].shape[1]
         kept = stores(layer, self.choices.n_ctx, self.choices.n_ubatch, self.choices.kv_type)
+        counted = self.made.counted
 
         def bind(bound):
+            if counted:
+                return bound.counted_store(layer, tuple(bound.array(x) for x in rows))
             cache, arrays = bound.caches[layer.index], tuple(bound.array(x) for x in rows)
 
             def run():
@@ -297,6 +307,7 @@ class Recorder:
             kv_dtype=types,
             v_in_k=form == ABSORBED,
             window=layer.window,
+            counted=self.choices.n_ctx if self.made.counted else 0,
         )
         sinks = layer.tensors.get("attn_sinks.weight")
 
@@ -427,8 +438,28 @@ class Recorder:
         """``x @ weight.T`` to where the caller of the pass wants logits, `n_rows` tokens at a time."""
         exact, n_threads, n = self.choices.exact, self.choices.n_threads, x.shape[0]
         block = self.new("logits", n_rows, weight.shape[0], "float32")
+        facts = dict(
+            scratch_bytes=self._matmul_scratch(n_rows, (weight,)),
+            flops=2 * n * int(np.prod(weight.shape, dtype=np.int64)),
+            weight_bytes=weight.n_bytes,
+            matrices=(weight,),
+        )
 
-        def bind(bound):
+        def bind_product(bound):
+            return functools.partial(
+                matmul,
+                bound.array(x),
+                bound.weight(weight),
+                pool=bound.scratch,
+                out=bound.array(block),
+                exact=exact,
+                n_threads=n_threads,
+            )
+
+        def bind_copy(bound):
+            return functools.partial(bound.give_logits, bound.array(block), 0)
+
+        def bind_parts(bound):
             rows, table, part = bound.array(x), bound.weight(weight), bound.array(block)
 
             def run():
@@ -446,16 +477,11 @@ class Recorder:
 
             return run
 
-        self.note(
-            "output",
-            "output",
-            (x, block),
-            bind,
-            scratch_bytes=self._matmul_scratch(n_rows, (weight,)),
-            flops=2 * n * int(np.prod(weight.shape, dtype=np.int64)),
-            weight_bytes=weight.n_bytes,
-            matrices=(weight,),
-        )
+        if n == n_rows:
+            self.note("output", "output", (x, block), bind_product, **facts)
+            self.note("output", "logits", (block,), bind_copy, on_host=True)
+        else:
+            self.note("output", "output", (x, block), bind_parts, on_host=True, **facts)
 
 
 class ExpertRows(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -103,6 +105,8 @@ class State:
     tokens : numpy.ndarray of int32, (n_tokens,)
     positions : array of int32, (n_ubatch,)
         Of the tokens.
+    n_keys : array of int32, (1,)
+        `n_total`, on the device.
     n_kv : int
         Tokens in the cache before the pass.
     n_total : int
@@ -117,6 +121,7 @@ class State:
 
     tokens: np.ndarray
     positions: Any
+    n_keys: Any
     logits: Any
     staged: np.ndarray | None = None
 
@@ -171,13 +176,21 @@ class Bound:
         for key, (buffer, _) in made.constants.items():
             self._arrays[id(buffer)] = state.constants[key]
         self._calls = [op.bind(self) for op in made.operations]
+        self._replay: Callable[[], None] | None = None
 
     def run(self, clock: dict[str, float] | None = None) -> None:
         """Run every operation in order; into `clock` the seconds of each kind."""
-        if clock is None:
+        if clock is not None:
+            self._timed(clock)
+        elif self._replay is not None:
+            self._replay()
+        else:
             for call in self._calls:
                 call()
-            return
+            if self.made.counted:  # kernels are loaded now, which no capture may do
+                self._replay = self._captured()
+
+    def _timed(self, clock):
         for operation, call in zip(self.made.operations, self._calls, strict=True):
             start = time.perf_counter()
             call()
@@ -185,8 +198,18 @@ class Bound:
             spent = time.perf_counter() - start
             clock[operation.kind] = clock.get(operation.kind, 0.0) + spent
 
+    def _captured(self):
+        """The same operations again: those of the device between the host's own by one graph each."""
+        parts = []
+        pairs = zip(self.made.operations, self._calls, strict=True)
+        for on_host, group in itertools.groupby(pairs, lambda pair: pair[0].on_host):
+            calls = [call for _, call in group]
+            parts += calls if on_host else [self._device.capture(functools.partial(_all, calls))]
+        return functools.partial(_all, parts)
+
     def close(self) -> None:
         """Let go of all memory: the calls hold this object, which a reference count alone would never end."""
+        self._replay = None
         self._calls.clear()
         self._arrays.clear()
         self._memory = None
@@ -248,6 +271,11 @@ class Bound:
     ) -> Callable[[], tuple[Any, Any]]:
         """A function that gives K and V as attention takes them."""
         cache, state = self.caches[layer.index], self.state
+        if sizes.counted:
+            whole = (
+                cache.absorbed(sizes.counted) if form else cache.read(sizes.counted, sizes.counted)
+            )
+            return lambda: whole
         if form == DECOMPRESSED:
             k_b = self.weight(layer.tensors["k_b_turned" if turned else "k_b"])
             v_b = self.weight(layer.tensors["v_b"])
@@ -261,6 +289,18 @@ class Bound:
             return lambda: cache.absorbed(state.n_total)
         return lambda: cache.read(state.n_total, sizes.n_keys(state.n_total))
 
+    def counted_store(self, layer: LayerConfig, rows: tuple[Any, ...]) -> Callable[[], Any]:
+        """New rows to where their positions say."""
+        n_ctx, n = self.made.choices.n_ctx, self.made.n_tokens
+        targets = self.caches[layer.index].read(n_ctx, n_ctx)
+        positions = self.state.positions[:n]
+
+        def run():
+            for x, target in zip(rows, targets, strict=True):
+                ops.put_rows(x, positions, target)
+
+        return run
+
     def attention(
         self,
         source: Callable[[], tuple[Any, Any]],
@@ -271,6 +311,8 @@ class Bound:
     ) -> Callable[[], Any]:
         """A call of attention by the pass's plan."""
         state, scratch = self.state, self.scratch
+        if sizes.counted:
+            options["n_kv"] = state.n_keys
 
         def run():
             k, v = source()
@@ -294,3 +336,8 @@ def rope_angles(rope: Rope, weights: Weights) -> ops.RopeFrequencies:
         n_ctx_orig=rope.n_ctx_orig,
     )
     return ops.RopeFrequencies(weights.on_device(made.turns, "rope"), made.magnitude)
+
+
+def _all(calls):
+    for call in calls:
+        call()

@@ -91,6 +91,8 @@ class Operation(NamedTuple):
         Of the weights that it reads, at most.
     matrices, vectors : tuple of Weight
         What it needs as weights in their blocks, and as float32.
+    on_host : bool
+        The host works on its rows: no graph can hold it.
     """
 
     kind: str
@@ -102,11 +104,15 @@ class Operation(NamedTuple):
     weight_bytes: int = 0
     matrices: tuple[Weight, ...] = ()
     vectors: tuple[Weight, ...] = ()
+    on_host: bool = False
 
 
 @dataclass(frozen=True)
 class AttentionSizes:
-    """One layer's attention but for n_kv, which grows."""
+    """One layer's attention but for n_kv, which grows.
+
+    `counted`: so many keys are planned for, and kernels read how many there are when they run; 0: a call says it.
+    """
 
     n_head: int
     n_head_kv: int
@@ -116,9 +122,12 @@ class AttentionSizes:
     kv_dtype: tuple[KVType, KVType]
     v_in_k: bool
     window: int
+    counted: int = 0
 
     def n_keys(self, n_kv: int) -> int:
-        """Keys that are read when there are `n_kv` tokens."""
+        """Keys that are planned for when there are `n_kv` tokens."""
+        if self.counted:
+            return self.counted
         return min(n_kv, self.window - 1 + self.n_tokens) if self.window else n_kv
 
     def plan(self, n_keys: int, choices: Choices, budget: int | None) -> AttentionPlan:
@@ -157,6 +166,8 @@ class Pass:
     buffers : list of Buffer
     constants : dict
         Of what is the same in every pass, by name and width: (Buffer, a function that makes the ids).
+    counted : bool
+        Kernels read how many tokens there are when they run: the same launches serve a cache that grows.
     activation_bytes : int
         Of the stretch of memory in which all buffers lie.
     """
@@ -164,6 +175,7 @@ class Pass:
     n_tokens: int
     n_outputs: int
     choices: Choices
+    counted: bool = False
     operations: list[Operation] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     constants: dict[tuple[str, int], tuple[Buffer, Callable[[], np.ndarray]]] = field(

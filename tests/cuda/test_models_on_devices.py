@@ -58,6 +58,11 @@ def test_logits_are_the_cpus(path, tokens, device):
         assert error(again, expected[-1]) < 0.03
         assert there.pool.used == there.pool.peak == there.memory.pool
         assert there.compute_peak <= there.memory.compute
+        # One token more each time: the same launches, in a graph where there are graphs.
+        assert there.plan(1, 40).counted
+        there.truncate(30)
+        for position in range(30, 36):
+            assert error(there.decode(tokens[position]), expected[position]) < 0.03
         first = there.prefill(tokens[:8])
         there.truncate(there.n_kv - 8)
         np.testing.assert_array_equal(there.prefill(tokens[:8]), first)
