@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Groups of the feed-forward parts are not made smaller than this of themselves: each unpacks its weights anew.
 LEAST_GROUP_ROWS = 256
 # Where rows are gathered, groups have so many an expert: kernels take tiles of rows.
-GATHERED_ROWS = 64
+GATHERED_ROWS = 192
 
 
 def record_pass(

@@ -79,7 +79,7 @@ class Case:
 def select(patterns):
     """The cases that ``--only`` names; None: all. ValueError for a pattern that no name contains."""
     cases = {case.name: case for case in CASES}
-    return [cases[name] for name in selection.select(cases, patterns)]
+    return tuple(cases[name] for name in selection.select(cases, patterns))
 
 
 def kept_pairs(n_tokens, n_kv):

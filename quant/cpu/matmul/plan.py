@@ -301,6 +301,18 @@ def group_columns(counts):
     ends : numpy.ndarray of int64
         Where the groups of each matrix end.
     """
+    if len(counts) == 1 or max(counts) > 1:
+        return _grouped(counts)
+    return _groups_of_one(len(counts))
+
+
+@functools.lru_cache(maxsize=64)
+def _groups_of_one(n):
+    """`group_columns` of one column each, kept: what a token's experts and heads are."""
+    return _grouped([1] * n)
+
+
+def _grouped(counts):
     widest = WIDTHS[-1]
     sources, groups, ends = [], [], []
     slot = column = n_groups = 0
