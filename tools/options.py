@@ -174,7 +174,8 @@ class CommandParser(argparse.ArgumentParser):
 
     _is_intermixed = False
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `argparse.ArgumentParser.parse_known_args`."""
         takes_rest = any(
             action.nargs in (argparse.PARSER, argparse.REMAINDER)
             for action in self._get_positional_actions()
