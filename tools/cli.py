@@ -11,7 +11,7 @@ import sys
 import threading
 
 from . import installation
-from .options import UsageError
+from .options import CommandParser, UsageError
 from .plain_text import make_streams_robust
 
 DESCRIPTION = "Whole GGUF models over very long contexts, inside a hard memory budget."
@@ -31,7 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kqcap", description=DESCRIPTION, epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"kqcap {version()}")
     subparsers = parser.add_subparsers(
-        title="commands", dest="command", metavar="COMMAND", required=True
+        title="commands",
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+        parser_class=CommandParser,
     )
     for name in SUBCOMMANDS:
         _module(name).add_parser(subparsers)

@@ -15,6 +15,7 @@ __all__ = [
     "KV_TYPES",
     "METHODS",
     "MIB",
+    "CommandParser",
     "UsageError",
     "add_sweep",
     "choices",
@@ -163,6 +164,29 @@ def fill_list_defaults(args: argparse.Namespace) -> None:
     for name, default in args.list_defaults.items():
         given = getattr(args, name) or default or [resolve_n_threads(None)]
         setattr(args, name, list(dict.fromkeys(given)))
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A subcommand's parser, which takes positional arguments wherever they stand: ``run MODEL --chat PROMPT``.
+
+    argparse (before 3.13) gives a group of them to all positionals at once, optional ones that come later included.
+    """
+
+    _is_intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `argparse.ArgumentParser.parse_known_args`."""
+        takes_rest = any(
+            action.nargs in (argparse.PARSER, argparse.REMAINDER)
+            for action in self._get_positional_actions()
+        )
+        if self._is_intermixed or takes_rest:
+            return super().parse_known_args(args, namespace)
+        self._is_intermixed = True  # what follows calls this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_intermixed = False
 
 
 def new_parser(subparsers: Any, name: str, **options: Any) -> argparse.ArgumentParser:

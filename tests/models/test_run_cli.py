@@ -220,6 +220,16 @@ def test_bad_ids_and_files(capsys, path, tmp_path):
     assert "token_embd" in fails(capsys, str(tmp_path / "part.gguf"), "--random", "4")
 
 
+def test_a_prompt_may_stand_anywhere(capsys, path):
+    ways = ([path, "ab", "-n", "2"], [path, "-n", "2", "ab"], ["-n", "2", path, "ab"])
+    documents = [run_json(capsys, *way, "--ignore-eos", *RUN) for way in ways]
+    assert documents[0]["tokens"] == documents[1]["tokens"] == documents[2]["tokens"]
+    assert "chat_template" in fails(capsys, path, "--chat", "a text behind an option")
+    with pytest.raises(SystemExit):
+        main(["run", path, "one", "-n", "1", "two"])
+    assert "unrecognized arguments: two" in capsys.readouterr().err
+
+
 def test_a_context_beyond_the_models_is_said(capsys, path):
     assert (
         main(["run", path, "--random", "4", "-n", "1", "-c", "200000", "-ub", "32", "-ctk", "q8_0"])

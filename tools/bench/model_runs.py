@@ -154,12 +154,12 @@ class _Runs:
         self._logits = np.empty(net.config.n_vocab, np.float32)
 
     def once(self, warm_up: bool = False) -> float:
-        """Seconds of one run; to warm up of one u-batch, or one token."""
+        """Seconds of one run; to warm up of some tokens, or one."""
         net, test = self._net, self._test
         self._go_to_depth()
         end = test.n_ctx
         if warm_up:
-            end = test.depth + (min(test.n_prompt, net.choices.n_ubatch) or 1)
+            end = test.depth + (min(test.n_prompt, net.choices.n_ubatch, WARM_UP_TOKENS) or 1)
         tokens = self._tokens[test.depth : end]
         begun = time.perf_counter()
         if test.n_prompt:
