@@ -86,6 +86,9 @@ class Device(Protocol):
     def own_stream(self) -> AbstractContextManager:
         """Inside, work is queued apart from all other, and can be captured; it can be entered again and again."""
 
+    def keep(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """Run it, and give what makes the same launches over the same memory again, without checks where it can."""
+
     def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """What `run` queues, to be queued again by one call: a graph, where there are such; inside `own_stream`."""
 

@@ -1,6 +1,7 @@
 """The CPU as a device: host memory as NumPy arrays (see `lowlevel.devices`)."""
 
 import contextlib
+import functools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from lowlevel.pool.arena import ALIGNMENT
 from lowlevel.sizes import format_size
 
 from . import copy as copies
-from . import layout, threads
+from . import kept, layout, threads
 
 _CACHE_LINE = 64  # bytes
 
@@ -64,6 +65,11 @@ class CpuDevice:
     def own_stream(self):
         return contextlib.nullcontext()
 
+    def keep(self, run):
+        with kept.keeping() as launches:
+            run()
+        return launches[0] if len(launches) == 1 else functools.partial(_all, launches)
+
     def capture(self, run):
         return run
 
@@ -102,6 +108,11 @@ class CpuDevice:
         from . import attention
 
         return attention
+
+
+def _all(launches):
+    for launch in launches:
+        launch()
 
 
 def open_device(index):

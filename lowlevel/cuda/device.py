@@ -133,6 +133,10 @@ class CudaDevice(KernelDevice):
         with self._current():
             return self._cupy.cuda.Stream(non_blocking=True)
 
+    def keep(self, run):
+        run()
+        return run
+
     def capture(self, run):
         stream = self._cupy.cuda.get_current_stream(self._index)
         stream.begin_capture(mode=self._cupy.cuda.runtime.streamCaptureModeGlobal)

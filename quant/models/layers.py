@@ -190,9 +190,10 @@ def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig) -> None:
         s.add_vector(logits, t["ffn_gate_inp.bias"])
     of = s.expert_rows(*s.route(layer, logits))
     n = of.experts.shape[0]
-    step = group_rows(
-        s, layer, n, 2 * n_ff + 2 * n_embd if s.choices.gathers else 2 * n_ff + n_embd
-    )
+    step = group_rows(s, layer, n, 2 * n_ff + n_embd)
+    if s.choices.gathers and s.choices.group_rows is None:
+        assert layer.routing is not None
+        step = min(n, max(step, GATHERED_ROWS * layer.routing.n_expert))
     step = max(1, step // of.per_token) * of.per_token
     for start in range(0, n, step):
         stop = min(start + step, n)

@@ -122,7 +122,7 @@ class Recorder:
                 n_threads=n_threads,
             )
 
-        self.note("norm", name, (x, out), bind, vectors=(weight,))
+        self.note("norm", name, (x, out), bind, vectors=(weight,), fixed=True)
         return out
 
     def product(
@@ -148,7 +148,9 @@ class Recorder:
             self.add_vector(out, bias)
         return out
 
-    def _product(self, x, weights, out, name, kind="product", experts=None, x_rows=None):
+    def _product(
+        self, x, weights, out, name, kind="product", experts=None, x_rows=None, fixed=True
+    ):
         """One call of `quant.matmul`, with one matrix or several of one format."""
         exact, n_threads = self.choices.exact, self.choices.n_threads
         n = out.shape[0]
@@ -178,6 +180,7 @@ class Recorder:
             flops=2 * n * out.shape[1] * x.shape[1],
             weight_bytes=n_bytes * min(n_matrices, n) // n_matrices,
             matrices=tuple(weights),
+            fixed=fixed,
         )
 
     def _matmul_scratch(self, n, weights):
@@ -211,7 +214,7 @@ class Recorder:
         def bind(bound):
             return functools.partial(ops.add, bound.array(x), bound.array(y), n_threads=n_threads)
 
-        self.note("add", "residual", (x, y), bind)
+        self.note("add", "residual", (x, y), bind, fixed=True)
 
     def add_vector(self, x: Rows, bias: Weight, experts: Rows | None = None) -> None:
         """A bias to every row, or to each row its expert's."""
@@ -239,7 +242,7 @@ class Recorder:
                 ops.cast, bound.array(x), bound.array(out), n_threads=n_threads
             )
 
-        self.note("copy", name, (x, out), bind)
+        self.note("copy", name, (x, out), bind, fixed=True)
 
     def rope(self, x: Rows, rope: Rope, offset: int = 0, name: str = "q") -> None:
         """Turn heads, (n_head, n, d), of the last n tokens by their positions, in place."""
@@ -256,7 +259,7 @@ class Recorder:
                 n_threads=n_threads,
             )
 
-        self.note("rope", f"rope_{name}", (x,), bind)
+        self.note("rope", f"rope_{name}", (x,), bind, fixed=True)
 
     def gated(self, gate: Rows, up: Rows) -> None:
         """The gated activation of this architecture, over `gate`."""
@@ -265,7 +268,7 @@ class Recorder:
         def bind(bound):
             return functools.partial(call, bound.array(gate), bound.array(up), n_threads=n_threads)
 
-        self.note("gated", self.config.traits.activation, (gate, up), bind)
+        self.note("gated", self.config.traits.activation, (gate, up), bind, fixed=True)
 
     # ------------------------------------------------------------ attention
 
@@ -352,7 +355,7 @@ class Recorder:
             )
 
         vectors = () if bias is None else (bias,)
-        self.note("routing", "top_k", (logits, ids, weights), bind, vectors=vectors)
+        self.note("routing", "top_k", (logits, ids, weights), bind, vectors=vectors, fixed=True)
         return ids, weights
 
     def expert_rows(self, ids: Rows, weights: Rows) -> ExpertRows:
@@ -392,7 +395,7 @@ class Recorder:
         for together in _of_one_format(weights):
             n_rows = sum(weight.shape[1] for weight in together)
             target, label = out.columns(at, at + n_rows), "+".join(_short(w) for w in together)
-            self._product(x, together, target, label, "experts", experts, tokens)
+            self._product(x, together, target, label, "experts", experts, tokens, fixed=False)
             at += n_rows
         return out
 

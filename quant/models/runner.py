@@ -177,6 +177,7 @@ class Bound:
             self._arrays[id(buffer)] = state.constants[key]
         self._calls = [op.bind(self) for op in made.operations]
         self._replay: Callable[[], None] | None = None
+        self._is_kept = False
 
     def run(self, clock: dict[str, float] | None = None) -> None:
         """Run every operation in order; into `clock` the seconds of each kind."""
@@ -184,11 +185,20 @@ class Bound:
             self._timed(clock)
         elif self._replay is not None:
             self._replay()
-        else:
+        elif self._is_kept:
             for call in self._calls:
                 call()
+        else:
+            self._first_run()
             if self.made.counted:  # kernels are loaded now, which no capture may do
                 self._replay = self._captured()
+
+    def _first_run(self):
+        """Every call with its checks; what it launches is kept where that is the same each time."""
+        keep = self._device.keep
+        pairs = zip(self.made.operations, self._calls, strict=True)
+        kept = [keep(call) if op.fixed else _once(call) for op, call in pairs]
+        self._calls, self._is_kept = kept, True
 
     def _timed(self, clock):
         for operation, call in zip(self.made.operations, self._calls, strict=True):
@@ -336,6 +346,11 @@ def rope_angles(rope: Rope, weights: Weights) -> ops.RopeFrequencies:
         n_ctx_orig=rope.n_ctx_orig,
     )
     return ops.RopeFrequencies(weights.on_device(made.turns, "rope"), made.magnitude)
+
+
+def _once(call):
+    call()
+    return call
 
 
 def _all(calls):

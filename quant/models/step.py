@@ -93,6 +93,8 @@ class Operation(NamedTuple):
         What it needs as weights in their blocks, and as float32.
     on_host : bool
         The host works on its rows: no graph can hold it.
+    fixed : bool
+        It makes the same launches each time, whatever the values: they can be kept.
     """
 
     kind: str
@@ -105,6 +107,7 @@ class Operation(NamedTuple):
     matrices: tuple[Weight, ...] = ()
     vectors: tuple[Weight, ...] = ()
     on_host: bool = False
+    fixed: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lowlevel.cpu import kept
 from lowlevel.cpu.threads import SLICE_SECONDS, run_workers
 
 from . import activations
@@ -59,7 +60,7 @@ def _multiply(part, path, x, t, out, tables, scratch):
     now = activations.COPY if part.copies_x else 0
     if is_small and not part.exact:
         now = activations.QUANTISE
-    activations.begin(
+    places = (
         job,
         part.job_address,
         tables.address,
@@ -72,22 +73,30 @@ def _multiply(part, path, x, t, out, tables, scratch):
         data.strides[-2],
         now,
     )
+    n_quantising = 0
     if not (part.exact or is_small):
-        n_workers = min(part.n_workers, tables.n_groups, 1 + n_values // _QUANTISE_WORTH)
-        _run_kernel(
-            n_workers,
-            lambda counter, i, some: activations.quantise(job, counter, some),
-            tables.n_groups,
-            6 * columns * 8,
-        )
+        n_quantising = min(part.n_workers, tables.n_groups, 1 + n_values // _QUANTISE_WORTH)
     kernel = _kernels(part, path, tables)[part.name]
-    n_panels = -(-t.shape[-2] // ROWS)
-    _run_kernel(
-        part.n_workers,
-        lambda counter, i, some: kernel(job, i, counter, some),
-        n_panels * tables.n_matrices,
-        ROWS * columns * (max(1, tables.n_slots // tables.n_matrices) + 8),
-    )
+    n_tasks = -(-t.shape[-2] // ROWS) * tables.n_matrices
+    task_cost = ROWS * columns * (max(1, tables.n_slots // tables.n_matrices) + 8)
+
+    def again(tables=tables):  # whose address is among the places
+        activations.begin(*places)
+        if n_quantising:
+            _run_kernel(
+                n_quantising,
+                lambda counter, i, some: activations.quantise(job, counter, some),
+                tables.n_groups,
+                6 * columns * 8,
+            )
+        _run_kernel(
+            part.n_workers,
+            lambda counter, i, some: kernel(job, i, counter, some),
+            n_tasks,
+            task_cost,
+        )
+
+    kept.launch(again)
 
 
 def _kernels(part, path, tables):
