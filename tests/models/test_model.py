@@ -9,10 +9,13 @@ from small_models import small
 import lowlevel
 import lowlevel.devices
 import quant
+from lowlevel.sizes import parse_size
 from quant.models.config import LayerConfig, ModelConfig, Rope
 from quant.models.kv_cache import LayerCache, cache_bytes, kv_type
 from quant.models.layers import record_pass
-from quant.models.model import Taken
+from quant.models.model import Taken, plan_model
+from quant.models.named_geometries import named_geometry
+from quant.models.planned_file import PlannedFile
 from quant.models.synthetic.make_gguf import make_gguf
 
 N_CTX, N_UBATCH = 160, 32
@@ -271,6 +274,18 @@ def test_what_changes_the_pass_and_is_not_understood_is_refused(path):
                 continue
             with pytest.raises(ValueError, match=words):
                 ModelConfig.from_file(Header(file, **change))
+
+
+@pytest.mark.parametrize(
+    ("name", "qtype", "most"), [("deepseek-v2-lite", "IQ4_NL", 128), ("deepseek-r1", "Q2_K", 640)]
+)
+@pytest.mark.parametrize("amb", ["1MiB", "64MiB", "256MiB"])
+def test_whole_contexts_of_large_models_take_little(name, qtype, most, amb):
+    """Compute memory at a context of 163840 and u-batches of 2048, in MiB, whatever amb (ik_llama.cpp: 989 and 1313)."""
+    file = PlannedFile(named_geometry(name), qtype)
+    planned, memory = plan_model(file, n_ctx=163840, n_ubatch=2048, amb=amb, n_threads=2)
+    assert memory.compute <= most * 2**20
+    assert planned.attention_bytes <= parse_size(amb)
 
 
 # ---------------------------------------------------------------- windows
