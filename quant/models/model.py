@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MOST_CONTEXT = 2**31 - 64
 DEFAULT_CONTEXT = 16384
+# Passes of different sizes that stay bound to memory: the last u-batches of prompts have any size.
+KEPT_PASSES = 16
 # Dtypes that a cache and attention have in common on devices.
 HALVES = ("float16", "bfloat16")
 
@@ -367,7 +369,7 @@ class Model:
         left, most = n, self.choices.n_ubatch
         while left:
             size = min(left, most)
-            while size > 1 and not self._plans.fits(self._plans.of(size, size, self.n_kv + size)):
+            while size > 1 and not self._plans.fits(size, self.n_kv + size):
                 size = -(-size // 2)
             yield size
             left -= size
@@ -385,10 +387,15 @@ class Model:
         self.n_kv += n
 
     def _bound_pass(self, made):
-        bound = self._bound.get(id(made))
+        bound = self._bound.pop(id(made), None)
         if bound is None:
+            if len(self._bound) == KEPT_PASSES:  # the one that was used the longest time ago
+                oldest = self._bound.pop(next(iter(self._bound)))
+                self._plans.forget(oldest.made)
+                oldest.close()
             parts = self._activations, self._scratch, self._weights, self._caches, self._state
-            bound = self._bound[id(made)] = Bound(made, *parts)
+            bound = Bound(made, *parts)
+        self._bound[id(made)] = bound
         return bound
 
     def _cap(self, logits):
@@ -438,7 +445,7 @@ def plan_model(
     room : int, optional
         Bytes that it must fit, as `load` fits a pool; None: the best plan.
     passes : dict, optional
-        Where passes are kept: those of one file serve all budgets, contexts and u-batches.
+        Where passes are kept: those of one file serve many contexts and budgets.
     **options
         As `load` takes them, without `pool`; all of them have `load`'s defaults.
 

@@ -102,7 +102,7 @@ class Planned:
     config : ModelConfig
     choices : Choices
     passes : dict, optional
-        Where passes are kept; those of one config and one `pass_key` serve all contexts, u-batches and budgets.
+        Where passes are kept; those of one config and one `pass_key` serve all contexts and budgets.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class Planned:
         self.config, self.choices = config, choices
         self._passes = {} if passes is None else passes
         self._passes_at: dict[tuple, tuple[int, int, int]] = {}
+        self._fitting: dict[tuple, bool] = {}
         self.activation_bytes = self.attention_bytes = fixed = 0
         brief, refused = config.of_each_kind(), []
         for n_tokens in _some_sizes(choices.n_ubatch):
@@ -138,17 +139,20 @@ class Planned:
             contexts |= {min(max(1, n_kv), n_ctx) for n_kv in (at, at + 1)}
         return sorted(n_kv for n_kv in contexts if n_kv >= n_tokens)
 
+    def _forms(self, n_tokens, n_outputs, n_kv):
+        """Of latent attention, in the layers before the last one and in that."""
+        layer = self.config.layers[0]
+        if not layer.is_latent:
+            return ()
+        sizes = n_tokens, max(n_outputs, 1)
+        return tuple(latent_form(layer, n, n_kv, self.choices.mla) for n in sizes)
+
     def of(self, n_tokens: int, n_outputs: int, n_kv: int) -> Pass:
         """The pass of a size; those that are alike are one."""
         return self._of(self.config, n_tokens, n_outputs, n_kv)
 
     def _of(self, config, n_tokens, n_outputs, n_kv):
-        layer = self.config.layers[0]
-        forms = (
-            [latent_form(layer, n, n_kv, self.choices.mla) for n in (n_tokens, max(n_outputs, 1))]
-            if layer.is_latent
-            else []
-        )
+        forms = self._forms(n_tokens, n_outputs, n_kv)
         key = config is self.config, n_tokens, n_outputs, *forms
         if key not in self._passes:
             counted = n_tokens == 1 and DECOMPRESSED not in forms and self.counts_tokens
@@ -156,8 +160,13 @@ class Planned:
                 config, self.choices, n_tokens, n_outputs, n_kv, counted
             )
         if n_outputs:
-            self._passes_at[tuple(forms)] = n_tokens, n_outputs, n_kv
+            self._passes_at[forms] = n_tokens, n_outputs, n_kv
         return self._passes[key]
+
+    def forget(self, made: Pass) -> None:
+        """Let go of a pass; it is made anew when it is asked for."""
+        for key in [key for key, each in self._passes.items() if each is made]:
+            del self._passes[key]
 
     @functools.cached_property
     def counts_tokens(self) -> bool:
@@ -174,12 +183,17 @@ class Planned:
             return False
         return all(planner.counts_keys(plan.sizes) for plan in plans)
 
-    def fits(self, made: Pass) -> bool:
-        """Whether a pass takes no more than was planned."""
-        return (
-            made.activation_bytes <= self.activation_bytes
-            and made.fixed_scratch_bytes <= self.scratch_bytes
-        )
+    def fits(self, n_tokens: int, n_kv: int) -> bool:
+        """Whether a pass of a size takes no more than was planned, with logits of all its tokens too."""
+        key = n_tokens, *self._forms(n_tokens, n_tokens, n_kv)
+        if key not in self._fitting:
+            brief = self.config.of_each_kind()
+            made = record_pass(brief, self.choices, n_tokens, n_tokens, n_kv)
+            self._fitting[key] = (
+                made.activation_bytes <= self.activation_bytes
+                and made.fixed_scratch_bytes <= self.scratch_bytes
+            )
+        return self._fitting[key]
 
     @functools.cached_property
     def whole_passes(self) -> tuple[Pass, ...]:
@@ -232,8 +246,12 @@ def _some_sizes(most):
 
 
 def pass_key(choices: Choices) -> Choices:
-    """What passes depend on: choices that differ elsewhere have the same ones."""
-    return dataclasses.replace(choices, n_ctx=0, n_ubatch=0, amb=None)
+    """What passes depend on: choices that differ elsewhere have the same ones.
+
+    Constants are of whole u-batches, and on devices kernels that count keys are planned for the whole context.
+    """
+    n_ctx = choices.n_ctx if choices.gathers else 0
+    return dataclasses.replace(choices, n_ctx=n_ctx, amb=None)
 
 
 def choose(

@@ -13,7 +13,7 @@ from lowlevel.sizes import parse_size
 from quant.models.config import LayerConfig, ModelConfig, Rope
 from quant.models.kv_cache import LayerCache, cache_bytes, kv_type
 from quant.models.layers import record_pass
-from quant.models.model import Taken, plan_model
+from quant.models.model import KEPT_PASSES, Taken, plan_model
 from quant.models.named_geometries import named_geometry
 from quant.models.planned_file import PlannedFile
 from quant.models.synthetic.make_gguf import make_gguf
@@ -104,6 +104,16 @@ def test_a_prompt_continues_from_any_token(path, tokens):
         for _ in range(5):
             last = net.decode(tokens[net.n_kv])
             assert error(last, whole[net.n_kv - 1]) < 1e-5
+
+
+def test_passes_of_many_sizes_do_not_pile_up(path, tokens):
+    with load(path) as net:
+        whole = net.prefill(tokens, all_logits=True)
+        for n in range(1, N_UBATCH):
+            net.truncate(0)
+            assert error(net.prefill(tokens[:n]), whole[n - 1]) < 1e-5
+        assert len(net._bound) == KEPT_PASSES
+        assert sum(key[0] for key in net._plans._passes) <= KEPT_PASSES + 4
 
 
 def test_latents_give_the_same_absorbed_and_decompressed(path, tokens):
