@@ -8,12 +8,13 @@ devices, NCCL and MPI.
 from .comm import Comm, RankError
 from .local import local_group
 from .mpi import mpi_rank, started_by_mpi
-from .plan import CommPlan, plan_transfer
+from .plan import CommPlan, Outline, plan_transfer
 from .threads import RankThreads
 
 __all__ = [
     "Comm",
     "CommPlan",
+    "Outline",
     "RankError",
     "RankThreads",
     "local_group",
