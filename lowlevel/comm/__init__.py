@@ -8,10 +8,11 @@ devices, NCCL and MPI.
 from .comm import Comm, RankError
 from .local import local_group
 from .mpi import mpi_rank, started_by_mpi
-from .plan import CommPlan, Outline, plan_transfer
+from .plan import ALONE, CommPlan, Outline, plan_transfer
 from .threads import RankThreads
 
 __all__ = [
+    "ALONE",
     "Comm",
     "CommPlan",
     "Outline",

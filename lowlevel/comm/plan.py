@@ -42,6 +42,9 @@ class Outline(NamedTuple):
     rank: int = 0
 
 
+ALONE = Outline()
+
+
 @dataclass(frozen=True)
 class CommPlan:
     """The plan of one transfer.

@@ -89,10 +89,9 @@ def load(
         Caps everything that is taken. Where the best plan does not fit, feed-forward parts go by smaller groups, and
         attention by smaller tiles. None: a pool of just what the best plan takes.
     comm : lowlevel.comm.Comm, optional
-        This rank's end of a group, all of which load the same file with the same arguments, each with a pool of its own,
-        and make the same calls: each has the logits then.
+        This rank's end of a group. All ranks load the same file and make the same calls, and have the same logits.
     split : {"tensor"}, optional
-        What the ranks of `comm` divide. "tensor": heads of attention, and columns of feed-forward parts and experts.
+        What they divide. "tensor": heads of attention, and columns of feed-forward parts and experts.
 
     Returns
     -------
@@ -483,8 +482,7 @@ def plan_model(
     passes : dict, optional
         Where passes are kept: those of one file serve many contexts and budgets.
     **options
-        As `load` takes them, without `pool`; all of them have `load`'s defaults. Nothing is asked of `comm` but what it
-        is: ranks need not be there together.
+        As `load` takes them, without `pool`; all of them have `load`'s defaults.
 
     Raises
     ------

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowlevel import checks
-from lowlevel.comm import Comm, Outline
+from lowlevel.comm import ALONE, Comm, Outline
 
 if TYPE_CHECKING:
     from lowlevel import Pool
@@ -39,7 +39,7 @@ def checked_ranks(comm: Any, split: Any, where: Device) -> Outline:
         given = f"split {split!r} alone" if comm is None else f"{comm!r} alone"
         raise ValueError(f"comm, split: expected both or neither, got {given}")
     if comm is None:
-        return Outline()
+        return ALONE
     if not isinstance(comm, Comm):
         raise TypeError(f"comm: expected a lowlevel.comm.Comm, got {comm!r}")
     if comm.device != where.name:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel import plan_attention
-from lowlevel.comm import Outline
+from lowlevel.comm import ALONE, Outline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ class Choices:
     gathers: bool = False
     group_rows: int | None = None
     split: str = ""
-    ranks: Outline = Outline()
+    ranks: Outline = ALONE
 
 
 class Operation(NamedTuple):

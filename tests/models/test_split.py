@@ -8,6 +8,7 @@ import lowlevel
 import quant
 from lowlevel.comm import Outline, RankError, RankThreads, local_group
 from quant.models.config import ModelConfig
+from quant.models.model import plan_model
 from quant.models.split import check_split, split_config
 from quant.models.synthetic.make_gguf import make_gguf
 
@@ -80,14 +81,14 @@ def test_tensors_split_over_ranks_give_the_same(path_of, tokens, name):
 
 
 def test_tensors_split_over_simulated_devices(path_of, tokens):
-    path, options = path_of("deepseek-r1"), dict(n_ctx=64, n_ubatch=32, kv_type="f32", exact=True)
+    path, options = path_of("deepseek-r1"), dict(n_ctx=16, n_ubatch=8, kv_type="f32", exact=True)
     with quant.load(path, "cpu", **options) as net:
-        expected = passes(net, tokens[:40])
-    with quant.load(path, "cudasim", **options) as net:
-        whole = net.memory
-    found = on_ranks(("cudasim", "cudasim:1"), path, tokens[:40], split="tensor", **options)
+        expected = passes(net, tokens[:14])
+    with quant.open(path) as file:
+        _, whole = plan_model(file, "cudasim", **options)
+    found = on_ranks(("cudasim", "cudasim"), path, tokens[:14], split="tensor", **options)
     for logits, memory in found:
-        assert error(logits, expected) < 2e-2
+        assert error(logits, expected) < 1e-4
         assert memory.weights_copied < 0.75 * whole.weights_copied
 
 
@@ -99,7 +100,7 @@ def test_what_one_rank_cannot_take_none_takes(path_of):
             with pytest.raises((lowlevel.BudgetError, RankError), match="pool: 65536 bytes"):
                 quant.load(path, comm=comm, split="tensor", pool=pool, **OPTIONS)
             assert pool.peak == 0
-        with pytest.raises((OSError, RankError), match="no such file|No such file"):
+        with pytest.raises((OSError, RankError), match=r"[Nn]o such file"):
             quant.load(f"{path}{'x' * comm.rank}", comm=comm, split="tensor", **OPTIONS)
 
     with RankThreads(local_group(("cpu", "cpu"))) as threads:
