@@ -88,7 +88,7 @@ def test_tensors_split_over_simulated_devices(path_of, tokens):
         _, whole = plan_model(file, "cudasim", **options)
     found = on_ranks(("cudasim", "cudasim"), path, tokens[:14], split="tensor", **options)
     for logits, memory in found:
-        assert error(logits, expected) < 1e-4
+        assert error(logits, expected) < 1e-2  # of heads in bfloat16
         assert memory.weights_copied < 0.75 * whole.weights_copied
 
 
