@@ -20,7 +20,7 @@ from .config import ModelConfig
 from .kv_cache import LayerCache
 from .kv_cache import kv_type as kv_type_named
 from .plan import Memory, Planned, check_machine, choose, plan_pass
-from .ranks import checked_ranks, least_room, run_alone
+from .ranks import check_alike, checked_ranks, least_room, run_alone
 from .runner import Bound, State, Weights, rope_angles
 from .split import split_config
 from .step import MLA, Choices
@@ -104,7 +104,7 @@ def load(
     lowlevel.BudgetError
         It does not fit `pool`; says what would.
     lowlevel.comm.RankError
-        Another rank refuses it. Nothing has been taken on any.
+        Another rank refuses it.
     """
     return Model(
         path,
@@ -153,9 +153,10 @@ class Model:
                 check_machine(memory)
             return planned, memory
 
-        self._comm = comm
+        self.comm = comm
         try:
             self.config, choices = together(opened)
+            check_alike(comm, choices)
             room = least_room(pool, comm)
             planned, self.memory = together(fitted)
         except BaseException:
@@ -205,9 +206,9 @@ class Model:
             self._activations = taken.empty(memory.activations, "uint8", tag="activations")
             scratch = taken.empty(memory.scratch, "uint8", tag="scratch")
             self._state = State(choices, self._plans.attention_bytes)
-            self._state.comm = self._comm
-            if self._comm is not None:
-                self._comm.reserve(self._plans.staging_bytes)
+            self._state.comm = self.comm
+            if self.comm is not None:
+                self.comm.reserve(self._plans.staging_bytes)
             self._state.positions = taken.empty(choices.n_ubatch, "int32", tag="inputs")
             self._state.n_keys = taken.empty(1, "int32", tag="inputs")
             for key, (buffer, make) in self._plans.constants().items():
@@ -257,7 +258,7 @@ class Model:
         TypeError, ValueError
             Tokens that are none of the vocabulary, or more than the cache has room for: nothing is done.
         KeyboardInterrupt
-            The cache holds every whole u-batch before it; `n_kv` says how many tokens those are.
+            The cache holds every whole u-batch before it, as `n_kv` says.
         """
         ids = self._checked_tokens(tokens)
         n, n_vocab = len(ids), self.config.n_vocab
@@ -310,8 +311,8 @@ class Model:
         logits = self.prefill(tokens, progress=progress)
         for number in range(n):
             token = int(sampler.sample(logits))
-            if self._comm is not None:  # machines may differ in a last bit: the first one's counts
-                token = self._comm.share(token)[0]
+            if self.comm is not None:  # a machine may round otherwise
+                token = self.comm.share(token)[0]
             if token in ends:
                 return
             yield token
@@ -482,7 +483,7 @@ def plan_model(
     passes : dict, optional
         Where passes are kept: those of one file serve many contexts and budgets.
     **options
-        As `load` takes them, without `pool`; all of them have `load`'s defaults.
+        As for `load`, without `pool`, with its defaults.
 
     Raises
     ------

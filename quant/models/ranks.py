@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,8 @@ from lowlevel.comm import ALONE, Comm, Outline
 if TYPE_CHECKING:
     from lowlevel import Pool
     from lowlevel.devices import Device
+
+    from .step import Choices
 
 # What ranks divide; see `quant.load`.
 SPLITS = ("tensor",)
@@ -53,6 +56,22 @@ def least_room(pool: Pool | None, comm: Comm | None) -> int | None:
     if comm is None:
         return room
     return min((each for each in comm.share(room) if each is not None), default=None)
+
+
+def check_alike(comm: Comm | None, choices: Choices) -> None:
+    """Raise ValueError, on all ranks, where they would run differently: their passes would not meet."""
+    if comm is None:
+        return
+    own = {f.name: repr(getattr(choices, f.name)) for f in dataclasses.fields(choices)}
+    first, *others = comm.share(own)
+    for rank, other in enumerate(others, start=1):
+        for name in first.keys() - {"ranks", "device"}:
+            if other[name] != first[name]:
+                error = ValueError(
+                    f"{name}: {first[name]} on rank 0, {other[name]} on rank {rank}; all ranks run alike"
+                )
+                error.on_all_ranks = True  # type: ignore[attr-defined]
+                raise error
 
 
 def run_alone(run: Callable[[], _Result]) -> _Result:
