@@ -140,13 +140,29 @@ class Recorder:
         out = self.new(name, x.shape[0], sum(part.shape[0] for part in parts), dtype)
         at = 0
         for together in _of_one_format(parts):
-            n_rows = sum(part.shape[0] for part in together)
-            target = out.columns(at, at + n_rows)
+            target = out.columns(at, at + sum(part.shape[0] for part in together))
             self._product(x, together, target, "+".join(_short(part) for part in together))
-            at += n_rows
+            for part in together:
+                if part.factor != 1.0:
+                    self._scale(out.columns(at, at + part.shape[0]), part)
+                at += part.shape[0]
         if bias is not None:
             self.add_vector(out, bias)
         return out
+
+    def _scale(self, x, weight):
+        """The factor of a weight, which its products lack."""
+        if x.buffer.dtype == "float16":
+            raise ValueError(
+                f"tensor {weight.name!r} has a factor beside it ({weight.factor:g}), and products without it may be "
+                f"beyond float16, which rows are on {self.choices.device}; it runs with device='cpu'"
+            )
+        n_threads = self.choices.n_threads
+
+        def bind(bound):
+            return functools.partial(ops.scale, bound.array(x), weight.factor, n_threads=n_threads)
+
+        self.note("scale", _short(weight) + "_scale", (x,), bind, fixed=True)
 
     def _product(
         self, x, weights, out, name, kind="product", experts=None, x_rows=None, fixed=True
