@@ -8,7 +8,7 @@ from lowlevel import devices
 from lowlevel.attention.kv_source import padded_width
 from lowlevel.attention.passes import passes
 
-from . import attention_kernel, kv_fill, layout, threads
+from . import attention_kernel, kept, kv_fill, layout, threads
 
 # A window this long leaves nothing out; it keeps positions inside int32.
 NO_WINDOW = 2**31 - 1
@@ -156,16 +156,51 @@ def run(plan, operands, scratch):
     if plan.pass_keys:
         _run_passes(plan, operands, scratch, attend)
         return
-    k = _rows(operands.k)
-    v = k if plan.v_in_k else _rows(operands.v)
-    call = _call(plan, operands, k, v, slice(0, plan.n_head_kv))
-    counter = _walk(plan, call, scratch, attend)
-    if plan.n_splits > 1:
-        counter[0] = 0
-        partial = scratch["partial results"]
-        threads.run_workers(
-            plan.n_workers, lambda _: attention_kernel.merge(call, partial, counter), counter
-        )
+    kept.launch(Walk(plan, operands, scratch, attend))
+
+
+class Walk:
+    """A call whose K and V are read where they lie: called, it runs; `again` runs it when there are other keys."""
+
+    def __init__(self, plan, operands, scratch, attend):
+        self._plan, self._scratch, self._attend = plan, scratch, attend
+        self._operands = operands  # whose addresses the call has
+        k = _rows(operands.k)
+        v = k if plan.v_in_k else _rows(operands.v)
+        self._call = _call(plan, operands, k, v, slice(0, plan.n_head_kv))
+
+    def __call__(self):
+        plan, call = self._plan, self._call
+        counter = _walk(plan, call, self._scratch, self._attend)
+        if plan.n_splits > 1:
+            counter[0] = 0
+            partial = self._scratch["partial results"]
+            threads.run_workers(
+                plan.n_workers, lambda _: attention_kernel.merge(call, partial, counter), counter
+            )
+
+    def again(self, plan, k, v):
+        """The same operands but for `k` and `v`, which lie as they did and have ``plan.n_kv`` keys.
+
+        Returns
+        -------
+        bool
+            False: nothing has run, for `plan` has other tiles or scratch.
+        """
+        if plan is not self._plan and _cut(plan) != _cut(self._plan):
+            return False
+        call, self._plan = self._call, plan
+        call["k"], call["v"] = _address(k), _address(v)
+        call["n_kv"] = call["last_key"] = plan.n_kv
+        call["first_position"] = plan.n_kv - plan.n_tokens
+        self()
+        return True
+
+
+def _cut(plan):
+    """All that a call takes from its plan but the number of keys."""
+    tile = plan.heads, plan.rows, plan.keys
+    return plan.path, tile, plan.n_splits, plan.n_workers, plan.pass_keys, plan.scratch
 
 
 def _walk(plan, call, scratch, attend):
