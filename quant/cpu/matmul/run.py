@@ -3,7 +3,7 @@
 import numpy as np
 
 from lowlevel.cpu import kept
-from lowlevel.cpu.threads import SLICE_SECONDS, run_workers
+from lowlevel.cpu.threads import SLICE_SECONDS, run_tasks
 
 from . import activations
 from . import kernels as matmul_kernels
@@ -95,19 +95,13 @@ class _Product:
             now = activations.QUANTISE
         activations.begin(*self._places, now)
         if not (part.exact or is_small):
-            _run_kernel(
-                min(part.n_workers, n_groups, 1 + self._n_values // _QUANTISE_WORTH),
-                lambda counter, i, some: activations.quantise(job, counter, some),
-                n_groups,
-                6 * self._columns * 8,
-            )
+            n_quantising = min(part.n_workers, n_groups, 1 + self._n_values // _QUANTISE_WORTH)
+            some = _tasks_of_slice(n_groups, 6 * self._columns * 8)
+            run_tasks(n_quantising, activations.quantise.address, job, some)
         kernel = _kernels(part, self._path, n_slots == n_matrices)[part.name]
-        _run_kernel(
-            part.n_workers,
-            lambda counter, i, some: kernel(job, i, counter, some),
-            self._n_panels * n_matrices,
-            ROWS * self._columns * (max(1, n_slots // n_matrices) + 8),
-        )
+        cost = ROWS * self._columns * (max(1, n_slots // n_matrices) + 8)
+        some = _tasks_of_slice(self._n_panels * n_matrices, cost)
+        run_tasks(part.n_workers, kernel.address, job, some)
 
 
 def _kernels(part, path, is_column_each):
@@ -123,8 +117,6 @@ def _address(array):
     return array.__array_interface__["data"][0]
 
 
-def _run_kernel(n_workers, call, n_tasks, task_cost):
-    """Run ``call(counter, worker, max_tasks)`` on every worker, in slices that let Ctrl-C through."""
-    counter = np.zeros(1, np.int64)
-    some = min(n_tasks, max(1, int(SLICE_SECONDS * _RATE / task_cost)))
-    run_workers(n_workers, lambda i: call(counter, i, some), counter)
+def _tasks_of_slice(n_tasks, task_cost):
+    """Tasks that a worker does before it returns, which lets Ctrl-C through."""
+    return min(n_tasks, max(1, int(SLICE_SECONDS * _RATE / task_cost)))
