@@ -96,7 +96,7 @@ class CKernel:
     @functools.cached_property
     def _compiled(self):
         signature = sigutils.normalize_signature(self.signature)
-        options = {"nopython": True, "error_model": "numpy"}
+        options = {"nopython": True, "error_model": "numpy", "_nrt": False}
         compiled = ccallback.CFunc(self.function, signature, locals={}, options=options)
         compiled._cache = _disk_cache(self.function)
         compiled.compile()

@@ -252,7 +252,9 @@ def test_nobody_is_on_the_board_after_an_interrupt():
 
         run()
         assert sweep(run, check, is_counted=lambda path: path.endswith("cpu/threads.py")) > 20
-        if threads._board().lock.locked():  # struck between taking it and knowing: others go without
+        if (
+            threads._board().lock.locked()
+        ):  # struck between taking it and knowing: others go without
             threads._board().lock.release()
 
 
