@@ -1,6 +1,7 @@
 """Task kernels on the board: every task is done once, whoever comes to help, and nobody is at work afterwards."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -50,8 +51,9 @@ def test_helpers_do_their_share():
     """One after the other, as products follow in a pass: those who rest see the next work."""
     if threads.cpu_count() < 2:
         pytest.skip("one CPU: nobody else to help")
-    helped = sum(count(64, 2, steps=20_000)[1][1] for _ in range(30))
-    assert helped > 0
+    until = time.monotonic() + 60  # other processes may have all CPUs for a while
+    while not count(64, 2, steps=20_000)[1][1]:
+        assert time.monotonic() < until
 
 
 def test_many_threads_at_once():
