@@ -104,6 +104,18 @@ class Device(Protocol):
     def to_host(self, array: Array) -> np.ndarray:
         """An array's contents as a NumPy array."""
 
+    def download(self, array: Array, out: np.ndarray) -> None:
+        """Copy one without gaps to a NumPy array of its shape and dtype; it is there when this returns."""
+
+    def pinned(self, n_bytes: int) -> np.ndarray:
+        """Memory of the host that copies reach at full speed: uint8, from a multiple of 256 on."""
+
+    def reach(self, peer: Device) -> None:
+        """See that `receive` from another device of this kind goes directly, where the machine can."""
+
+    def receive(self, target: Array, source: Array) -> None:
+        """Copy from an array of another device of this kind, in this one's order; equal shapes, both without gaps."""
+
     def resolve_n_threads(self, n_threads: int | None) -> int:
         """Threads, or multiprocessors, that a call may use; None: all there are."""
 

@@ -113,6 +113,23 @@ class QuantTensor:
         shape = np.broadcast_to(np.uint8(0), self.shape)[leading].shape
         return QuantTensor(self.data[leading], self.format, shape)
 
+    def column_range(self, start: int, stop: int) -> QuantTensor:
+        """A view of the columns from `start` to `stop`, of every row: whole blocks.
+
+        Raises
+        ------
+        ValueError
+            No range of columns, or one that begins or ends inside a block.
+        """
+        block = self.format.block_weights
+        if not 0 <= start <= stop <= self.columns or start % block or stop % block:
+            raise ValueError(
+                f"start, stop: {self.format.name} packs {block} columns in a block, and there are {self.columns}; "
+                f"got {start} to {stop}"
+            )
+        data = self.data[..., self.format.row_bytes(start) : self.format.row_bytes(stop)]
+        return QuantTensor(data, self.format, (*self.shape[:-1], stop - start))
+
     def reshape(self, *shape: int | Sequence[int]) -> QuantTensor:
         """A view with other leading axes, say (heads * rows, columns) as (heads, rows, columns).
 

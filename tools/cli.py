@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 
-from . import installation
+from . import installation, ranks
 from .options import CommandParser, UsageError
 from .plain_text import make_streams_robust
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_USE
     args = build_parser().parse_args(argv)
     try:
-        with _ended_by_exceptions():
+        with _ended_by_exceptions(), ranks.joined(args):
             return _module(args.command).run(args) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -73,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UsageError, OSError, ValueError, MemoryError) as error:
-        # what the library says of bad input: one line, no traceback
-        print(f"kqcap {args.command}: error: {_one_line(error)}", file=sys.stderr)
+        # what the library says of bad input: one line, no traceback, and of several ranks by the first
+        if ranks.is_first(args):
+            print(f"kqcap {args.command}: error: {_one_line(error)}", file=sys.stderr)
         return BAD_USE
 
 

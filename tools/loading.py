@@ -7,6 +7,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from . import ranks
 from .options import METHODS, MIB, MOST_MIB, UsageError, memory_size, positive, whole_numbers
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "tiles where it asks for them (default: what the best plan takes)",
     )
     group.add_argument("--device", metavar="NAME", default="cpu", help="(default: cpu)")
+    ranks.add_option(group)
 
 
 def _mebibytes(text):
@@ -135,6 +137,8 @@ def opened(args: argparse.Namespace, say: Callable[[str], object], n_ctx: int | 
             method=args.method,
             n_threads=args.threads,
             pool=pool,
+            comm=ranks.comm_of(args),
+            split=args.split,
         )
     except BaseException:
         if pool is not None:

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import loading
+from . import loading, ranks
 from .options import UsageError, new_parser, positive, whole_numbers
 from .token_bar import token_bar
 
@@ -33,7 +33,8 @@ examples:
   kqcap run model.gguf --chat "Why is the sky blue?" --temp 0.7 --top-p 0.9 --seed 1
   kqcap run model.gguf --budget 512MiB -c 16384 - < long_prompt.txt
   kqcap run model.gguf --random 600 -n 8 --json
-  kqcap run model.gguf --tokens ids.txt --logits logits.npy"""
+  kqcap run model.gguf --tokens ids.txt --logits logits.npy
+  mpirun -n 2 kqcap run model.gguf "Once upon a time" --split tensor"""
 
 DEFAULT_TOKENS = 128
 INTERRUPTED = 130
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     from quant.models.sampling import SamplingParams
 
     sampling = SamplingParams(args.temp, args.top_k, args.top_p, args.min_p, args.seed)
-    prompt = _prompt(args)
+    prompt = _prompt_of_ranks(args)
     n = args.n_predict
     if n is None:
         n = 0 if args.logits else DEFAULT_TOKENS
@@ -141,13 +142,27 @@ def _model_line(net, n_prompt):
     c = net.choices
     amb = "none" if c.amb is None else f"{c.amb // 2**20} MiB"
     latent = f", mla {c.mla}" if net.config.layers[0].is_latent else ""
+    comm = net.comm
+    split = "" if comm is None else f"; {comm.size} ranks, split by {c.split}"
     return (
         f"{net.config.architecture}, {len(net.config.layers)} layers; context {c.n_ctx}, u-batch {c.n_ubatch}, "
-        f"amb {amb}, K/V {c.kv_type.name}{latent}, {c.n_threads} threads; prompt {n_prompt} tokens"
+        f"amb {amb}, K/V {c.kv_type.name}{latent}, {c.n_threads} threads{split}; prompt {n_prompt} tokens"
     )
 
 
 # ---------------------------------------------------------------- the prompt
+
+
+def _prompt_of_ranks(args):
+    """The prompt; ranks beside the first have the ids alone, and tell nobody what follows."""
+    own: list[Prompt] = []
+
+    def make():
+        own.append(_prompt(args))
+        return own[0]._replace(tokenizer=None)
+
+    given = ranks.of_first(args, make)
+    return own[0] if own else given
 
 
 def _prompt(args):
@@ -246,6 +261,10 @@ class Session:
         import numpy as np
 
         path, tokens = self.args.logits, self.prompt.tokens
+        if not ranks.is_first(self.args):
+            self.net.prefill(tokens, all_logits=True)
+            self._ids_before_logits = tokens[-1:]
+            return
         unfinished = f"{path}.part"
         shape = len(tokens), self.net.config.n_vocab
         try:
@@ -369,6 +388,8 @@ class Session:
             "kv_type": self.args.kv_type,
             "mla": c.mla,
             "n_threads": c.n_threads,
+            "n_ranks": c.ranks.size,
+            "split": c.split or None,
             "memory": net.memory.to_dict(),
             "compute_peak": net.compute_peak,
             "pool_peak": net.pool.peak,

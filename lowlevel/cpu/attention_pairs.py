@@ -108,8 +108,8 @@ def _value(chunk, j, i):
     """Row j of V from column i on, as rounded."""
     pair = _value_pair(chunk, j, i)
     if j % 2:
-        return simd.as_f32x16(pair & _HIGH_HALF)
-    return simd.as_f32x16(pair << 16)
+        return simd.as_floats(pair & _HIGH_HALF)
+    return simd.as_floats(pair << 16)
 
 
 @kernel(inline=True)

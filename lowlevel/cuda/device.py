@@ -21,6 +21,7 @@ _LIBRARY = Library(cupy_api.compile_module)
 _DEFAULT_SHARED = 48 << 10
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _DEVICE_TO_DEVICE = 3
+_PEER_ALREADY_ENABLED = 704  # cudaErrorPeerAccessAlreadyEnabled
 _PER_THREAD = 2  # cudaStreamPerThread: another stream in each thread under one name
 
 _NO_WAIT = (
@@ -128,6 +129,40 @@ class CudaDevice(KernelDevice):
     def to_host(self, array):
         with self._current():
             return self._cupy.asnumpy(array)
+
+    def download(self, array, out):
+        with self._current():
+            stream = self._cupy.cuda.get_current_stream()
+            array.get(stream=stream, out=out)
+            stream.synchronize()
+
+    def pinned(self, n_bytes):
+        with self._current():
+            memory = self._cupy.cuda.alloc_pinned_memory(n_bytes)
+        return np.frombuffer(memory, np.uint8, n_bytes)
+
+    def reach(self, peer):
+        runtime, other = self._cupy.cuda.runtime, peer._index
+        if other == self._index or not runtime.deviceCanAccessPeer(self._index, other):
+            return  # the driver goes through the host then
+        with self._current():
+            try:
+                runtime.deviceEnablePeerAccess(other)
+            except runtime.CUDARuntimeError as error:
+                if error.status != _PEER_ALREADY_ENABLED:
+                    raise
+
+    def receive(self, target, source):
+        with self._current():
+            stream = self._cupy.cuda.get_current_stream().ptr
+            self._cupy.cuda.runtime.memcpyPeerAsync(
+                target.data.ptr,
+                self._index,
+                source.data.ptr,
+                source.data.device_id,
+                target.nbytes,
+                stream,
+            )
 
     def own_stream(self):
         with self._current():

@@ -147,7 +147,7 @@ def absorbed_attention(s: Recorder, layer: LayerConfig, q: Rows, kqv: Rows) -> N
 def attention_output(s: Recorder, x: Rows, layer: LayerConfig, kqv: Rows, n_active: int) -> None:
     """All heads' results to the residual stream."""
     t = layer.tensors
-    y = s.product(kqv, t["attn_output.weight"], bias=t.get("attn_output.bias"))
+    y = s.summed_product(kqv, t["attn_output.weight"], t.get("attn_output.bias"))
     if "post_attention_norm.weight" in t:
         s.rms_norm(y, t["post_attention_norm.weight"], out=y)
     s.add(x.rows(x.shape[0] - n_active, x.shape[0]), y)
@@ -161,9 +161,11 @@ def feed_forward(s: Recorder, x: Rows, layer: LayerConfig) -> None:
     if layer.routing is None:
         gated_part(s, x, h, layer, "", layer.n_ff)
         return
+    s.keep_on_first_rank(x)
     experts(s, x, h, layer)
     if layer.n_ff_shared:
         gated_part(s, x, h, layer, "_shexp", layer.n_ff_shared)
+    s.all_reduce(x)
 
 
 def gated_part(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, suffix: str, n_ff: int) -> None:
@@ -175,7 +177,8 @@ def gated_part(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, suffix: str, n
         stop = min(start + step, n)
         both = s.product(h.rows(start, stop), (gate, up), name=f"ffn_gate_up{suffix}")
         s.gated(both.columns(0, n_ff), both.columns(n_ff, 2 * n_ff))
-        y = s.product(both.columns(0, n_ff), down)
+        # Shared experts' part is added up with that of the others.
+        y = (s.product if suffix else s.summed_product)(both.columns(0, n_ff), down)
         if "post_ffw_norm.weight" in t:
             s.rms_norm(y, t["post_ffw_norm.weight"], out=y)
         s.add(x.rows(start, stop), y)
@@ -205,7 +208,7 @@ def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig) -> None:
                 s.add_vector(half, t[f"ffn_{name}_exps.bias"], of_expert)
         s.gated(*halves)
         y = s.expert_product(halves[0], (down,), of_expert, "ffn_down_exps")
-        if "ffn_down_exps.bias" in t:
+        if "ffn_down_exps.bias" in t and s.is_first_rank:
             s.add_vector(y, t["ffn_down_exps.bias"], of_expert)
         s.scatter_add(y, x, of, start)
 

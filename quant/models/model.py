@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -19,10 +20,13 @@ from .config import ModelConfig
 from .kv_cache import LayerCache
 from .kv_cache import kv_type as kv_type_named
 from .plan import Memory, Planned, check_machine, choose, plan_pass
+from .ranks import check_alike, checked_ranks, least_room, run_alone
 from .runner import Bound, State, Weights, rope_angles
+from .split import split_config
 from .step import MLA, Choices
 
 if TYPE_CHECKING:
+    from lowlevel.comm import Comm
     from lowlevel.devices import Device
     from lowlevel.sizes import Size
 
@@ -53,6 +57,8 @@ def load(
     method: str = "auto",
     n_threads: int | None = None,
     pool: Pool | None = None,
+    comm: Comm | None = None,
+    split: str | None = None,
 ) -> Model:
     """Open a model file, plan its passes, and take all memory that they will need.
 
@@ -82,6 +88,10 @@ def load(
     pool : lowlevel.Pool, optional
         Caps everything that is taken. Where the best plan does not fit, feed-forward parts go by smaller groups, and
         attention by smaller tiles. None: a pool of just what the best plan takes.
+    comm : lowlevel.comm.Comm, optional
+        This rank's end of a group. All ranks load the same file and make the same calls, and have the same logits.
+    split : {"tensor"}, optional
+        What they divide. "tensor": heads of attention, and columns of feed-forward parts and experts.
 
     Returns
     -------
@@ -93,6 +103,8 @@ def load(
         The file cannot be read, or not be run; an argument that does not fit. Nothing has been taken.
     lowlevel.BudgetError
         It does not fit `pool`; says what would.
+    lowlevel.comm.RankError
+        Another rank refuses it.
     """
     return Model(
         path,
@@ -106,6 +118,8 @@ def load(
         method=method,
         n_threads=n_threads,
         pool=pool,
+        comm=comm,
+        split=split,
     )
 
 
@@ -123,19 +137,31 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str = "cpu", **options: Any) -> None:
-        pool = options.pop("pool")
+        pool, comm = options.pop("pool"), options["comm"]
         where = devices.get(device)
-        if pool is not None and getattr(pool, "device", None) != where.name:
-            raise ValueError(f"pool: expected a lowlevel.Pool on {where.name!r}, got {pool!r}")
-        self._file = open_model(path)
-        try:
-            self.config, choices = _checked(self._file, where, options)
-            room = None if pool is None else pool.largest_free
-            planned, self.memory = choose(self.config, choices, self._file.n_bytes, room)
+        together = run_alone if comm is None else comm.together
+
+        def opened():
+            if pool is not None and getattr(pool, "device", None) != where.name:
+                raise ValueError(f"pool: expected a lowlevel.Pool on {where.name!r}, got {pool!r}")
+            self._file = open_model(path)
+            return _checked(self._file, where, options)
+
+        def fitted():
+            planned, memory = choose(self.config, choices, self._file.n_bytes, room)
             if room is None and where.room == "cpu":
-                check_machine(self.memory)
+                check_machine(memory)
+            return planned, memory
+
+        self.comm = comm
+        try:
+            self.config, choices = together(opened)
+            check_alike(comm, choices)
+            room = least_room(pool, comm)
+            planned, self.memory = together(fitted)
         except BaseException:
-            self._file.close()
+            if "_file" in self.__dict__:
+                self._file.close()
             raise
         if choices.n_ctx > self.config.context_length:
             warnings.warn(
@@ -146,15 +172,19 @@ class Model:
         self._plans = planned
         self._device, self._stream = where, where.own_stream()
         self._own_pool = pool is None
-        self.pool = Pool(self.memory.pool, device=where.name) if pool is None else pool
-        self._taken = Taken(self.pool)
         self._bound: dict[int, Bound] = {}
         self.n_kv = 0
         self.closed = False
-        try:
+
+        def take():
+            self.pool = Pool(self.memory.pool, device=where.name) if pool is None else pool
+            self._taken = Taken(self.pool)
             with self._stream:
                 self._take()
                 where.synchronise()
+
+        try:
+            together(take)
         except BaseException:
             self.close()
             raise
@@ -176,6 +206,9 @@ class Model:
             self._activations = taken.empty(memory.activations, "uint8", tag="activations")
             scratch = taken.empty(memory.scratch, "uint8", tag="scratch")
             self._state = State(choices, self._plans.attention_bytes)
+            self._state.comm = self.comm
+            if self.comm is not None:
+                self.comm.reserve(self._plans.staging_bytes)
             self._state.positions = taken.empty(choices.n_ubatch, "int32", tag="inputs")
             self._state.n_keys = taken.empty(1, "int32", tag="inputs")
             for key, (buffer, make) in self._plans.constants().items():
@@ -225,7 +258,7 @@ class Model:
         TypeError, ValueError
             Tokens that are none of the vocabulary, or more than the cache has room for: nothing is done.
         KeyboardInterrupt
-            The cache holds every whole u-batch before it; `n_kv` says how many tokens those are.
+            The cache holds every whole u-batch before it, as `n_kv` says.
         """
         ids = self._checked_tokens(tokens)
         n, n_vocab = len(ids), self.config.n_vocab
@@ -278,6 +311,8 @@ class Model:
         logits = self.prefill(tokens, progress=progress)
         for number in range(n):
             token = int(sampler.sample(logits))
+            if self.comm is not None:  # a machine may round otherwise
+                token = self.comm.share(token)[0]
             if token in ends:
                 return
             yield token
@@ -344,9 +379,10 @@ class Model:
             scratch.close()
         for name in ("_caches", "_activations", "_state", "_weights"):
             self.__dict__.pop(name, None)
-        self._taken.free()
-        if self._own_pool:
-            self.pool.close()
+        if "_taken" in self.__dict__:  # else it was refused
+            self._taken.free()
+            if self._own_pool:
+                self.pool.close()
         self._file.close()
 
     def __enter__(self) -> Model:
@@ -447,7 +483,7 @@ def plan_model(
     passes : dict, optional
         Where passes are kept: those of one file serve many contexts and budgets.
     **options
-        As `load` takes them, without `pool`; all of them have `load`'s defaults.
+        As for `load`, without `pool`, with its defaults.
 
     Raises
     ------
@@ -492,7 +528,14 @@ def _checked(file, where, options):
     if n_ctx is not None:
         _check_tokens("n_ctx", n_ctx)
     config = ModelConfig.from_file(file, n_ctx)
-    return config, choices_of(config, where, **options)
+    comm, split = options.pop("comm"), options.pop("split")
+    ranks = checked_ranks(comm, split, where)
+    choices = dataclasses.replace(
+        choices_of(config, where, **options), split=split or "", ranks=ranks
+    )
+    if split == "tensor":
+        config = split_config(config, ranks.rank, ranks.size)
+    return config, choices
 
 
 def choices_of(

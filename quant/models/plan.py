@@ -48,7 +48,8 @@ class Memory:
     inputs : int
         Positions of a u-batch, and what is the same in every pass.
     host : int
-        Beside the pool, on the host: embeddings on their way to a device. 0 on the CPU.
+        Beside the pool, on the host: embeddings on their way to a device, and what ranks hand one another by way of the
+        host. 0 on the CPU.
     """
 
     weights: int
@@ -112,7 +113,7 @@ class Planned:
         self._passes = {} if passes is None else passes
         self._passes_at: dict[tuple, tuple[int, int, int]] = {}
         self._fitting: dict[tuple, bool] = {}
-        self.activation_bytes = self.attention_bytes = fixed = 0
+        self.activation_bytes = self.attention_bytes = self.staging_bytes = fixed = 0
         brief, refused = config.of_each_kind(), []
         for n_tokens in _some_sizes(choices.n_ubatch):
             for n_kv in self._contexts(n_tokens):
@@ -120,6 +121,7 @@ class Planned:
                     made = self._of(brief, n_tokens, n_outputs, n_kv)
                     self.activation_bytes = max(self.activation_bytes, made.activation_bytes)
                     fixed = max(fixed, made.fixed_scratch_bytes)
+                    self.staging_bytes = max(self.staging_bytes, made.staging_bytes)
                     try:
                         attention = made.attention_bytes(n_kv, choices.amb)
                     except BudgetError as error:
@@ -220,7 +222,7 @@ class Planned:
         is_mapped = devices.get(choices.device).room == "cpu"
         matrices, vectors = self.weights()
         made = sum(align_up(weight.n_bytes) for weight in matrices if weight.is_turned)
-        whole = {weight.name: weight.whole_bytes for weight in matrices if not weight.is_turned}
+        whole = {(w.name, w.share): w.whole_bytes for w in matrices if not w.is_turned}
         copied = sum(map(align_up, whole.values())) + sum(
             align_up(4 * math.prod(weight.shape)) for weight in vectors
         )
@@ -236,7 +238,7 @@ class Planned:
             activations=self.activation_bytes,
             scratch=self.scratch_bytes,
             inputs=inputs,
-            host=0 if is_mapped else 4 * choices.n_ubatch * config.n_embd,
+            host=self.staging_bytes + (0 if is_mapped else 4 * choices.n_ubatch * config.n_embd),
         )
 
 

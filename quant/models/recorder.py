@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowlevel import ops
+from lowlevel.comm import plan_transfer
 
 from ..embed import embed
 from ..matmul import matmul, matmul_scratch_bytes
@@ -147,6 +148,46 @@ class Recorder:
         if bias is not None:
             self.add_vector(out, bias)
         return out
+
+    def summed_product(self, x: Rows, weight: Weight, bias: Weight | None = None) -> Rows:
+        """``x @ weight.T + bias``, x being this rank's columns of a row that ranks share: the same on all of them."""
+        is_split = self.choices.ranks.size > 1
+        y = self.product(x, weight, dtype="float32" if is_split else None)
+        self.all_reduce(y)
+        if bias is not None:
+            self.add_vector(y, bias)
+        return y
+
+    def all_reduce(self, x: Rows) -> None:
+        """The sum of all ranks' rows, in place; nothing where there is one rank."""
+        ranks, n_threads = self.choices.ranks, self.choices.n_threads
+        if ranks.size == 1:
+            return
+        plan = plan_transfer("all_reduce", x.shape, x.buffer.dtype, ranks)
+
+        def bind(bound):
+            return functools.partial(
+                bound.comm.all_reduce, bound.array(x), pool=bound.scratch, n_threads=n_threads
+            )
+
+        facts = dict(scratch_bytes=plan.scratch_bytes, staging_bytes=plan.staging_bytes)
+        # The host meets the other ranks.
+        self.note("all_reduce", x.buffer.name, (x,), bind, on_host=True, **facts)
+
+    def keep_on_first_rank(self, x: Rows) -> None:
+        """Zeros on all ranks but the first: what they add to these rows is added up by `all_reduce`, x once."""
+        if not self.is_first_rank:
+            n_threads = self.choices.n_threads
+
+            def bind(bound):
+                return functools.partial(ops.scale, bound.array(x), 0.0, n_threads=n_threads)
+
+            self.note("add", "partial", (x,), bind, fixed=True)
+
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this rank adds what is to be added once."""
+        return self.choices.ranks.rank == 0
 
     def _product(self, x, weights, out, name, kind="product", experts=None, x_rows=None):
         """One call of `quant.matmul`, with one matrix or several of one format."""

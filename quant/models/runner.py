@@ -17,6 +17,7 @@ from .step import ABSORBED, DECOMPRESSED
 
 if TYPE_CHECKING:
     from lowlevel import AttentionPlan, Pool
+    from lowlevel.comm import Comm
 
     from ..gguf.model_file import ModelFile
     from .buffers import Rows
@@ -42,7 +43,7 @@ class Weights:
     def __init__(self, file: ModelFile, pool: Any, n_threads: int | None) -> None:
         self._file, self._pool, self._n_threads = file, pool, n_threads
         self._device = devices.get(pool.device)
-        self._whole: dict[str, QuantTensor] = {}
+        self._whole: dict[tuple, QuantTensor] = {}
         self._tensors: dict[Weight, QuantTensor] = {}
         self._floats: dict[Weight, Any] = {}
 
@@ -50,21 +51,20 @@ class Weights:
         """A matrix, or a stack of them."""
         found = self._tensors.get(weight)
         if found is None:
-            found = (
-                self._turned(weight) if weight.is_turned else weight.view(self.whole(weight.name))
-            )
+            found = self._turned(weight) if weight.is_turned else weight.view(self.whole(weight))
             self._tensors[weight] = found
         return found
 
-    def whole(self, name: str) -> QuantTensor:
-        """A tensor of the file."""
-        if name not in self._whole:
-            tensor = self._file[name]
+    def whole(self, weight: Weight) -> QuantTensor:
+        """The tensor of the file that a weight is a view of, or this rank's share of it."""
+        key = weight.name, weight.share
+        if key not in self._whole:
+            tensor = weight.shared(self._file)
             data = self.on_device(tensor.data, "weights")
             if data is not tensor.data:
                 tensor = QuantTensor(data, tensor.format, tensor.shape)
-            self._whole[name] = tensor
-        return self._whole[name]
+            self._whole[key] = tensor
+        return self._whole[key]
 
     def _turned(self, weight):
         n, rows, columns = weight.shape
@@ -76,7 +76,7 @@ class Weights:
 
     def host_tensor(self, weight: Weight) -> QuantTensor:
         """A matrix where the file is mapped."""
-        return weight.view(self._file[weight.name])
+        return weight.view(weight.shared(self._file))
 
     def host_floats(self, weight: Weight) -> np.ndarray:
         """A vector or table as float32 on the host."""
@@ -115,6 +115,8 @@ class State:
         On the host, to be written.
     staged : numpy.ndarray of float32, (n_ubatch, n_embd), or None
         Embeddings on their way to a device; None on the CPU.
+    comm : Comm or None
+        This rank's end of a group.
     ropes, constants : dict
         Angles by `Rope`; arrays by what `Pass.constants` calls them.
     """
@@ -124,6 +126,7 @@ class State:
     n_keys: Any
     logits: Any
     staged: np.ndarray | None = None
+    comm: Comm | None = None
 
     def __init__(self, choices: Choices, attention_bytes: int) -> None:
         self.n_kv = self.n_total = 0
@@ -263,6 +266,12 @@ class Bound:
         """Logits of some outputs, to the host."""
         host = self._device.to_host(rows)
         np.copyto(self.state.logits[start : start + len(host)], host)
+
+    @property
+    def comm(self) -> Comm:
+        """This rank's end of its group."""
+        assert self.state.comm is not None
+        return self.state.comm
 
     @property
     def tokens(self) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel import plan_attention
+from lowlevel.comm import ALONE, Outline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +56,10 @@ class Choices:
         Whether rows of x are gathered for their experts; else products take them where they lie.
     group_rows : int or None
         Rows of the feed-forward parts that are worked on at a time; None: as many as take no more memory than attention.
+    split : str
+        What ranks divide: "" nothing, "tensor" heads and feed-forward columns.
+    ranks : Outline
+        This rank, how many there are, and what plans of their transfers go by.
     """
 
     n_ctx: int
@@ -70,6 +75,8 @@ class Choices:
     heads: str = "float32"
     gathers: bool = False
     group_rows: int | None = None
+    split: str = ""
+    ranks: Outline = ALONE
 
 
 class Operation(NamedTuple):
@@ -95,6 +102,8 @@ class Operation(NamedTuple):
         The host works on its rows: no graph can hold it.
     fixed : bool
         It makes the same launches each time, whatever the values: they can be kept.
+    staging_bytes : int
+        Of the host, where ranks hand one another something by way of it.
     """
 
     kind: str
@@ -108,6 +117,7 @@ class Operation(NamedTuple):
     vectors: tuple[Weight, ...] = ()
     on_host: bool = False
     fixed: bool = False
+    staging_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,6 +206,11 @@ class Pass:
     def fixed_scratch_bytes(self) -> int:
         """The most scratch of an operation other than attention."""
         return max((op.scratch_bytes for op in self.operations), default=0)
+
+    @functools.cached_property
+    def staging_bytes(self) -> int:
+        """The most that transfers between ranks take of the host's memory."""
+        return max((op.staging_bytes for op in self.operations), default=0)
 
     def attention_bytes(self, n_kv: int, budget: int | None) -> int:
         """Scratch of the attention that takes the most when there are `n_kv` tokens, these included."""

@@ -38,7 +38,9 @@ class Weight:
     is_turned : bool
         The last two axes change places: such a tensor has to be made, in floats.
     whole_bytes : int
-        Of the tensor in the file.
+        Of the tensor in the file, or of the share.
+    share : tuple
+        The views that make this rank's share of the tensor, which alone is brought to its device; `views` follow.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Weight:
     views: tuple = ()
     is_turned: bool = False
     whole_bytes: int = 0
+    share: tuple = ()
 
     @property
     def outline(self) -> tuple[BlockFormat, tuple]:
@@ -68,14 +71,27 @@ class Weight:
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
         return replace(self, shape=shape, views=(*self.views, (self.shape, axis, start, stop)))
 
+    def cut(self, rank: int, n_ranks: int, axis: int) -> Weight:
+        """A rank's share, one of `n_ranks` equal ranges along an axis; columns are the last one."""
+        size = self.shape[axis] // n_ranks
+        start, stop = rank * size, rank * size + size
+        shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
+        share = (*self.share, *self.views, (self.shape, axis, start, stop))
+        made = replace(self, shape=shape, views=(), share=share)
+        return replace(made, whole_bytes=made.n_bytes)
+
     def turned(self, exact: bool = False) -> Weight:
         """The matrices of a stack turned, as floats: float16, but where that would lose something that counts."""
         n, rows, columns = self.shape
         made = block_format("F32" if exact or self.format.name in ("F32", "BF16") else "F16")
         return replace(self, shape=(n, columns, rows), format=made, is_turned=True)
 
+    def shared(self, file: ModelFile) -> QuantTensor:
+        """The tensor where the file is mapped, or this rank's share of it."""
+        return _viewed(file[self.name], self.share)
+
     def view(self, whole: QuantTensor) -> QuantTensor:
-        """The view of the file's tensor, wherever that lies; it must not be `is_turned`."""
+        """The view of `shared`, wherever that lies; it must not be `is_turned`."""
         return _viewed(whole, self.views)
 
     def turn(self, file: ModelFile, n_threads: int | None = None) -> np.ndarray:
@@ -83,7 +99,7 @@ class Weight:
         n, rows, columns = self.shape
         made = np.empty((n, rows, self.format.row_bytes(columns)), np.uint8)
         floats = made.view(np.float32 if self.format.name == "F32" else np.float16)
-        source = self.view(file[self.name])
+        source = self.view(self.shared(file))
         for index in range(n):
             floats[index] = dequantize(source[index], n_threads=n_threads).T
         return made
@@ -92,12 +108,16 @@ class Weight:
         """Its values as contiguous float32: where they lie if they are that already, else a copy."""
         values = dequantize(file[self.name]) if self.format.name != "F32" else None
         values = file[self.name].as_array() if values is None else values
-        return np.require(_viewed(values, self.views), np.float32, ["C", "A"])
+        return np.require(_viewed(values, self.share + self.views), np.float32, ["C", "A"])
 
 
 def _viewed(whole: Any, views: tuple) -> Any:
     for shape, axis, start, stop in views:
-        whole = whole.reshape(*shape)[(slice(None),) * axis + (slice(start, stop),)]
+        whole = whole.reshape(*shape)
+        if axis == len(shape) - 1 and isinstance(whole, QuantTensor):
+            whole = whole.column_range(start, stop)
+        else:
+            whole = whole[(slice(None),) * axis + (slice(start, stop),)]
     return whole
 
 
@@ -172,6 +192,12 @@ class LayerTensors:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._taken)
+
+    def replaced(self, others: dict[str, Weight]) -> LayerTensors:
+        """The same layer with other tensors by some names."""
+        made = LayerTensors(self._table, self._prefix)
+        made._taken = {**self._taken, **others}
+        return made
 
     def get(self, name: str) -> Weight | None:
         """A tensor that was found, or None."""

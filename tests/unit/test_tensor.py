@@ -26,6 +26,15 @@ def test_attributes(stack):
     assert repr(stack) == "<QuantTensor IQ4_NL (3, 4, 64), 432 bytes, cpu>"
 
 
+def test_ranges_of_columns_are_whole_blocks(stack):
+    half = stack.column_range(32, 64)
+    assert half.shape == (3, 4, 32) and np.shares_memory(half.data, stack.data)
+    np.testing.assert_array_equal(half.data, stack.data[..., 18:])
+    for start, stop in ((0, 16), (8, 40), (32, 96), (-32, 32), (64, 32)):
+        with pytest.raises(ValueError, match="start, stop: IQ4_NL packs 32 columns in a block"):
+            stack.column_range(start, stop)
+
+
 @pytest.mark.parametrize(
     ("index", "shape"),
     [

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 
+from .. import ranks
 from ..loading import MLA
 from ..options import (
     KV_TYPES,
@@ -151,6 +152,7 @@ def add_parser(subparsers):
     parser.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of activations and order (default: 0)"
     )
+    ranks.add_option(parser)
     versus = parser.add_argument_group(
         "against other software", "each in a process of its own; -t, -r and --seed apply"
     )
@@ -190,6 +192,8 @@ def run(args):
 
 def _chosen(args):
     """What is run: a function of the command line."""
+    if ranks.comm_of(args) and (args.device or args.vs or args.attention or not args.model):
+        raise UsageError("--split: for kqcap bench MODEL, without --vs, --attention and --device")
     if args.device:
         from . import device_bench
 

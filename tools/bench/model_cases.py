@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from lowlevel.comm import Comm
     from quant.models.model import Memory, Planned
 
 
@@ -49,7 +50,10 @@ class BenchTest(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """How the model runs: arguments of `quant.load`, `amb_mib` 0 for no cap."""
+    """How the model runs: arguments of `quant.load`, `amb_mib` 0 for no cap.
+
+    `comm`: this rank's end of those that share it by `split`; None: it runs alone.
+    """
 
     n_ubatch: int
     kv_type: str
@@ -57,6 +61,8 @@ class Setting(NamedTuple):
     n_threads: int
     method: str
     amb_mib: int
+    split: str | None = None
+    comm: Comm | None = None
 
     def options(self, n_ctx: int) -> dict[str, Any]:
         """As `quant.load` takes them."""
@@ -68,7 +74,16 @@ class Setting(NamedTuple):
             mla=self.mla,
             method=self.method,
             n_threads=self.n_threads,
+            split=self.split,
+            comm=self.comm,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        n_ranks = 1 if self.comm is None else self.comm.size
+        values = self._asdict()
+        del values["comm"]
+        return {**values, "n_ranks": n_ranks}
 
 
 class Case(NamedTuple):

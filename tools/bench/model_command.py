@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from .. import loading, token_bar
+from .. import loading, ranks, token_bar
 from ..options import UsageError
 from . import default_model
 from .model_cases import Setting, bench_tests, cases_of
@@ -101,8 +101,9 @@ def chosen_cases(
     tests = bench_tests(args.n_prompt, args.n_gen, args.n_depth)
     if not tests:
         raise UsageError("-p, -n: nothing to run")
+    comm = ranks.comm_of(args)
     settings = [
-        Setting(n_ubatch, kv_type, loading.mla_of(mla), n_threads, method, amb)
+        Setting(n_ubatch, kv_type, loading.mla_of(mla), n_threads, method, amb, args.split, comm)
         for n_ubatch, kv_type, mla, n_threads, method, amb in itertools.product(
             args.ubatch_size,
             args.kv_type,
@@ -185,6 +186,9 @@ def title(head: dict[str, Any], cases: list[Case], tests: list[BenchTest]) -> st
         for key, heading in PARAMETERS
         if key not in _varied(cases)
     ]
+    setting = cases[0].setting
+    if setting.comm is not None:
+        common.append(f"{setting.comm.size} ranks, split by {setting.split}")
     beyond = max(test.n_ctx for test in tests) > head["context_length"]
     return (
         f"{head['model']}: {head['architecture']}, {head['n_layer']} layers, {mib(head['model_bytes'])} MiB; "

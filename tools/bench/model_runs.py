@@ -58,7 +58,7 @@ class Row:
         """Plain data, for JSON."""
         case = self.case
         return {
-            **case.setting._asdict(),
+            **case.setting.to_dict(),
             "ambs": list(case.ambs),
             **case.test._asdict(),
             "test": case.test.name,

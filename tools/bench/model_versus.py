@@ -139,7 +139,7 @@ class _Trial:
             self._asked(name, "drop")
         return dict(
             case=case,
-            **case.setting._asdict(),
+            **case.setting.to_dict(),
             **case.test._asdict(),
             test=case.test.name,
             seconds=seconds,

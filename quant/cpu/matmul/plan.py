@@ -18,6 +18,7 @@ from .layouts import (
     BYTE_CHUNK,
     FLOAT_CHUNK,
     FLOAT_PIECE,
+    FORM,
     LANES,
     ROWS,
     VECTORS,
@@ -32,6 +33,8 @@ _WORTH_A_WORKER = 1 << 21
 _UNPACK_COST = 8
 _CACHE_LINE = 64
 _FLOAT_LAYOUT = PanelLayout(1, 0, 0, 0)
+# Two tiles of the form "pairs", after the panel.
+_TILES_BYTES = 2 * 4 * ROWS * WIDTHS[-1] if FORM == "pairs" else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +185,11 @@ def _part(n, block, n_rows, columns, n_experts, exact, n_threads):
     else:
         layout = LAYOUTS[block.name]
         chunk, piece = BYTE_CHUNK, block.block_weights
-        panel = ROWS * (layout.panel_bytes + 4 * layout.n_scales) * (chunk // piece)
+        panel = ROWS * (layout.panel_bytes + 4 * layout.n_scales) * (chunk // piece) + _TILES_BYTES
         n_blocks = columns // block.block_weights
-        sizes["x_bytes"] = n_slots * n_blocks * layout.panel_bytes
-        sizes["x_scales"] = sizes["x_starts"] = n_slots * n_blocks * layout.n_scales * 4
+        sizes["x_bytes"] = n_slots * n_blocks * layout.x_panel_bytes
+        sizes["x_scales"] = n_slots * n_blocks * layout.n_scales * 4
+        sizes["x_starts"] = n_slots * n_blocks * layout.n_starts * 4
     worker_bytes = 8 * ROWS + panel
     sizes["workers"] = n_workers * worker_bytes
     starts, at = {}, 0
@@ -209,7 +213,7 @@ def _part(n, block, n_rows, columns, n_experts, exact, n_threads):
 
 
 def _spare_bytes(block):
-    """Memory for one unpacked block of 16 rows."""
+    """Memory for one unpacked block of a vector of rows."""
     layout = LAYOUTS.get(block.name)
     if layout is None:
         return 0

@@ -1,0 +1,76 @@
+"""kqcap run and bench under mpiexec: one rank speaks, all end together."""
+
+import json
+
+import numpy as np
+import pytest
+from small_models import small
+from test_mpi import SOON, mpiexec
+
+import quant
+from quant.models.synthetic.make_gguf import make_gguf
+from tools.cli import main
+
+RUN = ("-c", "64", "-ub", "16", "-t", "1")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small.gguf"
+    make_gguf(path, small("deepseek-r1"), "Q8_0")
+    return str(path)
+
+
+def kqcap(n, *arguments):
+    return mpiexec(n, "-m", "tools", *arguments)
+
+
+def test_one_rank_prints_what_one_device_says(path, tmp_path):
+    logits, ids = tmp_path / "logits.npy", tmp_path / "ids.txt"
+    tokens = np.random.default_rng(3).integers(0, 300, 40)
+    ids.write_text(" ".join(map(str, tokens)))
+    options = ("--tokens", str(ids), "-n", "3", "--exact", "--ignore-eos", "--logits", str(logits))
+    code, out, error, _ = kqcap(2, "run", path, *options, *RUN, "--split", "tensor", "--json")
+    assert code == 0, error
+    document = json.loads(out)
+    with quant.load(path, n_ctx=64, n_ubatch=16, n_threads=1, exact=True) as net:
+        expected = net.prefill(tokens, all_logits=True)
+        assert net.memory.scratch <= document["memory"]["scratch"]
+    found = np.load(logits)
+    assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 1e-4
+    assert document["tokens"][0] == found[-1].argmax() and len(document["tokens"]) == 3
+    assert document["n_ranks"] == 2 and document["split"] == "tensor" and not document["broken"]
+    assert document["pool_peak"] == document["memory"]["pool"]
+
+
+def test_bench(path):
+    options = ("-p", "32", "-n", "2", "-r", "1", "-ub", "16", "-t", "1", "--json")
+    code, out, error, _ = kqcap(2, "bench", path, *options, "--split", "tensor")
+    assert code == 0, error
+    rows = json.loads(out)["rows"]
+    assert [row["test"] for row in rows] == ["pp32", "tg2"]
+    assert all(row["n_ranks"] == 2 and row["tokens_per_second"] > 0 for row in rows)
+    assert not any(row["broken"] for row in rows)
+
+
+REFUSED = {
+    "split: 3 ranks do not divide the 4 heads": (3, ["--split", "tensor"]),
+    "--split: mpirun started 2 ranks": (2, []),
+    "pool: 65536 bytes": (2, ["--split", "tensor", "--budget", "64KiB"]),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_bad_use_is_said_once(path, message):
+    n, options = REFUSED[message]
+    code, out, error, seconds = kqcap(n, "run", path, "--random", "4", "-n", "1", *RUN, *options)
+    assert code == 2 and out == "" and seconds < SOON
+    assert error.count("kqcap run: error: ") == 1 and message in error
+
+
+def test_a_split_needs_ranks(capsys, path):
+    assert main(["run", path, "--random", "4", "--split", "tensor"]) == 2
+    assert (
+        "--split tensor: it divides a model among ranks; start them by mpirun"
+        in capsys.readouterr().err
+    )

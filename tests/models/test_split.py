@@ -1,0 +1,155 @@
+"""Models over several ranks: logits within rounding of one device's, memory as planned, refusals on all."""
+
+import numpy as np
+import pytest
+from small_models import small
+
+import lowlevel
+import quant
+from lowlevel.comm import Outline, RankError, RankThreads, local_group
+from quant.models.config import ModelConfig
+from quant.models.model import plan_model
+from quant.models.split import check_split, split_config
+from quant.models.synthetic.make_gguf import make_gguf
+
+OPTIONS = dict(n_ctx=96, n_ubatch=32, n_threads=1)
+# Head counts that odd ratios divide, biases, sinks, experts with biases, latents in all forms of their files.
+FILES = {
+    "deepseek-r1": ("deepseek-r1", "Q8_0", {}),
+    "deepseek-v2-lite": ("deepseek-v2-lite", "Q4_0", dict(n_head=4, n_ff=384, n_ff_expert=128, mla_form="fused")),
+    "qwen2": ("qwen2-7b", "F16", dict(n_ff=128)),
+    "gemma2": ("gemma-2-9b", "Q8_0", dict(n_ff=128, n_head_kv=2)),
+    "gpt-oss": ("gpt-oss-20b", "F16", dict(n_ff_expert=64, n_head_kv=2)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def path_of(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+
+    def path(name):
+        base, qtype, sizes = FILES[name]
+        file = folder / f"{name}.gguf"
+        if not file.exists():
+            make_gguf(file, small(base, **sizes), qtype)
+        return file
+
+    return path
+
+
+@pytest.fixture
+def tokens():
+    return np.random.default_rng(5).integers(0, 300, 70)
+
+
+def error(logits, expected):
+    """Relative root mean square."""
+    return np.sqrt(((logits - expected) ** 2).mean() / (expected**2).mean())
+
+
+def passes(net, tokens):
+    """Logits of a prompt in several u-batches, and of tokens behind it."""
+    logits = [net.prefill(tokens[:-3], all_logits=True)]
+    return np.concatenate([*logits, *(net.decode(token)[None] for token in tokens[-3:])])
+
+
+def on_ranks(names, path, tokens, **options):
+    """What every rank finds, and its peak beside its plan."""
+
+    def run(comm):
+        with quant.load(path, comm.device, comm=comm, **options) as net:
+            assert net.pool.used == net.pool.peak == net.memory.pool
+            logits = passes(net, tokens)
+            assert net.pool.peak == net.memory.pool and net.compute_peak <= net.memory.compute
+            return logits, net.memory
+
+    with RankThreads(local_group(names)) as threads:
+        return threads.run(run)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_tensors_split_over_ranks_give_the_same(path_of, tokens, name):
+    path = path_of(name)
+    options = dict(OPTIONS, kv_type="f32", exact=True)
+    with quant.load(path, **options) as net:
+        expected, whole = passes(net, tokens), net.memory
+    found = on_ranks(("cpu", "cpu"), path, tokens, split="tensor", **options)
+    assert error(found[0][0], expected) < 1e-5
+    np.testing.assert_array_equal(found[0][0], found[1][0])  # every rank has the same bits
+    latent = "deepseek" in name
+    assert all(memory.kv_cache == whole.kv_cache // (1 if latent else 2) for _, memory in found)
+
+
+def test_tensors_split_over_simulated_devices(path_of, tokens):
+    path, options = path_of("deepseek-r1"), dict(n_ctx=16, n_ubatch=8, kv_type="f32", exact=True)
+    with quant.load(path, "cpu", **options) as net:
+        expected = passes(net, tokens[:14])
+    with quant.open(path) as file:
+        _, whole = plan_model(file, "cudasim", **options)
+    found = on_ranks(("cudasim", "cudasim"), path, tokens[:14], split="tensor", **options)
+    for logits, memory in found:
+        assert error(logits, expected) < 1e-2  # of heads in bfloat16
+        assert memory.weights_copied < 0.75 * whole.weights_copied
+
+
+def test_what_one_rank_cannot_take_none_takes(path_of):
+    path = path_of("deepseek-r1")
+
+    def run(comm):
+        with lowlevel.Pool("64KiB" if comm.rank else "64MiB") as pool:
+            with pytest.raises((lowlevel.BudgetError, RankError), match="pool: 65536 bytes"):
+                quant.load(path, comm=comm, split="tensor", pool=pool, **OPTIONS)
+            assert pool.peak == 0
+        with pytest.raises((OSError, RankError), match=r"[Nn]o such file"):
+            quant.load(f"{path}{'x' * comm.rank}", comm=comm, split="tensor", **OPTIONS)
+
+    with RankThreads(local_group(("cpu", "cpu"))) as threads:
+        threads.run(run)
+
+
+REFUSED = {
+    "deepseek-r1": (3, "split: 3 ranks do not divide the 4 heads of layer 0: 4 parts at most; 2 would do"),
+    "qwen2": (4, r"split: 4 ranks do not divide the 2 K/V heads of layer 0: 2 parts at most; 2 would do"),
+    "gemma2": (5, "no number|2 would do"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_divide_is_named(path_of, name):
+    n_ranks, message = REFUSED[name]
+    with quant.open(path_of(name)) as file:
+        config = ModelConfig.from_file(file)
+        with pytest.raises(ValueError, match=message):
+            check_split(config, n_ranks)
+
+
+def test_blocks_are_not_cut(tmp_path):
+    path = tmp_path / "blocks.gguf"
+    make_gguf(path, small("llama-8b", n_ff=512), "Q4_K")
+    with quant.open(path) as file:
+        config = ModelConfig.from_file(file)
+        name = r"axis 1 of blk.0.attn_output.weight \(256, 256\) in blocks of 256: 1 parts at most; no number"
+        with pytest.raises(ValueError, match=name):
+            check_split(config, 2)
+
+
+def test_shares_are_the_whole(path_of):
+    """Every weight's shares side by side are the tensor, and nothing is in two of them."""
+    with quant.open(path_of("gpt-oss")) as file:
+        config = ModelConfig.from_file(file)
+        halves = [split_config(config, rank, 2).layers[1].tensors for rank in range(2)]
+        for name, axis in (("attn_k.bias", 0), ("ffn_down_exps.weight", 2), ("attn_q.weight", 0)):
+            whole = config.layers[1].tensors[name].floats_of(file)
+            parts = [half[name].floats_of(file) for half in halves]
+            np.testing.assert_array_equal(np.concatenate(parts, axis), whole)
+
+
+def test_arguments(path_of):
+    path, comm = path_of("qwen2"), local_group(("cpu",))[0]
+    with pytest.raises(ValueError, match="comm, split: expected both or neither"):
+        quant.load(path, split="tensor")
+    with pytest.raises(ValueError, match='split: expected "tensor"'):
+        quant.load(path, comm=comm, split="rows")
+    with pytest.raises(ValueError, match="comm: expected one of cudasim"):
+        quant.load(path, "cudasim", comm=comm, split="tensor")
+    assert comm.outline == Outline("copies", 1, 0)
