@@ -22,6 +22,7 @@ from .layouts import (
     LANES,
     ROWS,
     VECTORS,
+    WIDTHS,
     Job,
     PanelLayout,
 )
