@@ -133,7 +133,7 @@ def _shared_memory_of(block):
         )
 
 
-@pytest.mark.parametrize("block", products.MULTIPLIED, ids=lambda block: block.name)
+@pytest.mark.parametrize("block", FORMATS.values(), ids=lambda block: block.name)
 def test_launchers_know_the_kernels_shared_memory(block, nvrtc_version):
     file = "matmul_floats.cu" if block.is_float else f"matmul_{block.name.lower()}.cu"
     holds(
@@ -147,7 +147,7 @@ def test_launchers_know_the_kernels_shared_memory(block, nvrtc_version):
 
 
 @pytest.mark.parametrize(
-    "block", [row for row in products.MULTIPLIED if not row.is_float], ids=lambda block: block.name
+    "block", [row for row in FORMATS.values() if not row.is_float], ids=lambda block: block.name
 )
 def test_launchers_know_the_shared_memory_of_warpgroups(block, nvrtc_version):
     facts = [
