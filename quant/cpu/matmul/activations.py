@@ -11,7 +11,7 @@ becomes NaN. A block whose largest value is below 2**-100 counts as zero.
 import numpy as np
 
 from lowlevel.cpu import simd
-from lowlevel.cpu.jit import kernel
+from lowlevel.cpu.jit import kernel, task_kernel
 
 from . import lanes
 from .layouts import FORM, Job
@@ -184,8 +184,8 @@ def _quantise_group(job, group):
             )
 
 
-@kernel
-def quantise(job_at, counter, max_tasks):
+@task_kernel
+def quantise(job_at, worker, counter, max_tasks):
     """Quantise groups of rows until none is left or `max_tasks` are done; whether more are left."""
     job = lanes.load_job(job_at)
     for _ in range(max_tasks):

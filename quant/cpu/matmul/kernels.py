@@ -4,7 +4,7 @@ Each is ``(job_at, worker, counter, max_tasks) -> bool``, with the address of a 
 """
 
 from lowlevel.cpu import float_reads
-from lowlevel.cpu.jit import kernel
+from lowlevel.cpu.jit import kernel, task_kernel
 
 from . import floats, lanes, tiles
 from .block_formats import LAYOUTS, UNPACKERS
@@ -19,7 +19,7 @@ def _make_multiply(unpack, layout):
     def piece(rows, job, memory, v, k, offset, n_k, ahead):
         tiles.unpack_bytes(to_panel, unpack, rows, job, memory, v, k, offset, ahead)
 
-    @kernel
+    @task_kernel
     def multiply(job_at, worker, counter, max_tasks):
         return tiles.panels(piece, pass_group, job_at, worker, counter, max_tasks)
 
@@ -30,7 +30,7 @@ def _make_multiply_column(unpack, layout):
     """One row of x a matrix, as signed bytes."""
     to_product = form.to_product_of(layout)
 
-    @kernel
+    @task_kernel
     def multiply_column(job_at, worker, counter, max_tasks):
         return tiles.single_columns(to_product, unpack, job_at, worker, counter, max_tasks)
 
@@ -44,7 +44,7 @@ def _make_multiply_exact(fill):
     def piece(rows, job, memory, v, k, offset, n_k, ahead):
         tiles.fill_floats(fill, rows, job, memory, v, k, offset, n_k, ahead)
 
-    @kernel
+    @task_kernel
     def multiply_exact(job_at, worker, counter, max_tasks):
         return tiles.panels(piece, tiles.pass_floats, job_at, worker, counter, max_tasks)
 
@@ -54,7 +54,7 @@ def _make_multiply_exact(fill):
 def _make_multiply_column_exact(read, read_one, weight_bytes):
     """One row of x a matrix, in float32, with weights of a float format."""
 
-    @kernel
+    @task_kernel
     def multiply_column_exact(job_at, worker, counter, max_tasks):
         return tiles.single_float_columns(
             read, read_one, weight_bytes, job_at, worker, counter, max_tasks
