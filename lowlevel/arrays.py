@@ -20,7 +20,7 @@ def asarray(x: Any, device: str, name: str = "x") -> Array:
     x : array, or anything that NumPy makes one of
         On any device.
     device : str
-        "cpu", "cuda:N" or "cudasim".
+        "cpu", "cuda:N" or "cudasim:N".
     name : str
         What errors call `x`.
 

@@ -1,4 +1,4 @@
-"""Devices by name: "cpu", "cuda:N" and "cudasim".
+"""Devices by name: "cpu", "cuda:N" and "cudasim:N".
 
 A device is an object that its own package provides as `open_device(index)` in a module named
 `device`, loaded when first asked for; nothing on the ground imports one. `Device` says what all calls ask of it.
@@ -25,7 +25,7 @@ _MODULES = {
     "cuda": "lowlevel.cuda.device",
     "cudasim": "lowlevel.cudasim.device",
 }
-_NAME = re.compile(r"cpu|cudasim|cuda(?::([0-9]+))?", re.ASCII)
+_NAME = re.compile(r"cpu|(?:cudasim|cuda)(?::([0-9]{1,3}))?", re.ASCII)
 
 
 class Device(Protocol):
@@ -107,14 +107,23 @@ class Device(Protocol):
     def download(self, array: Array, out: np.ndarray) -> None:
         """Copy one without gaps to a NumPy array of its shape and dtype; it is there when this returns."""
 
-    def pinned(self, n_bytes: int) -> np.ndarray:
-        """Memory of the host that copies reach at full speed: uint8, from a multiple of 256 on."""
-
     def reach(self, peer: Device) -> None:
         """See that `receive` from another device of this kind goes directly, where the machine can."""
 
     def receive(self, target: Array, source: Array) -> None:
         """Copy from an array of another device of this kind, in this one's order; equal shapes, both without gaps."""
+
+    def pinned(self, n_bytes: int) -> np.ndarray:
+        """Memory of the host that copies reach at full speed: uint8, from a multiple of 256 on."""
+
+    def copy_out(self, array: Array, out: np.ndarray) -> None:
+        """Queue a copy of an array without gaps to pinned memory: nobody waits for it here.
+
+        `upload` from pinned memory is queued likewise.
+        """
+
+    def free_bytes(self) -> int | None:
+        """The most that could be taken now; None: nobody knows."""
 
     def resolve_n_threads(self, n_threads: int | None) -> int:
         """Threads, or multiprocessors, that a call may use; None: all there are."""
@@ -140,6 +149,9 @@ class StreamDevice(Device, Protocol):
     def wait(self, stream: Any, event: Any) -> None:
         """Later work of the stream comes after the event; the program does not wait."""
 
+    def settle(self, event: Any) -> None:
+        """The program waits for an event."""
+
     def finish(self) -> None:
         """Wait for all work of all streams."""
 
@@ -149,7 +161,7 @@ _by_name: dict[str, Device] = {}  # as somebody spelt it -> device
 
 
 def canonical_name(name: str) -> str:
-    """`name` as devices spell it themselves: "cpu", "cuda:0" (for "cuda" too), "cudasim".
+    """`name` as devices spell it themselves: "cpu", "cuda:0" (for "cuda" too), "cudasim" (for "cudasim:0" too).
 
     Raises
     ------
@@ -157,7 +169,7 @@ def canonical_name(name: str) -> str:
         Not a device's name.
     """
     kind, index = _parse(name)
-    return f"cuda:{index}" if kind == "cuda" else kind
+    return f"{kind}:{index}" if kind == "cuda" or index else kind
 
 
 def get(name: str) -> Device:
@@ -195,7 +207,8 @@ def of_array(array: Any, name: str) -> Device:
     if type(array) is np.ndarray:  # as most are: in haste
         return get("cpu")
     if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
-        return get("cudasim" if _is_made_by(array, "lowlevel.cudasim", "CudaSimArray") else "cpu")
+        is_simulated = _is_made_by(array, "lowlevel.cudasim", "CudaSimArray")
+        return get(array.device if is_simulated else "cpu")
     if _is_made_by(array, "cupy", "ndarray"):
         return get(f"cuda:{array.data.device_id}")
     raise TypeError(
@@ -223,5 +236,5 @@ def _parse(name):
         )
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f'device: known are "cpu", "cuda:N" and "cudasim"; got {name!r}')
+        raise ValueError(f'device: known are "cpu", "cuda:N" and "cudasim:N"; got {name!r}')
     return name.partition(":")[0], int(match.group(1) or 0)

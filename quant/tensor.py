@@ -91,7 +91,7 @@ class QuantTensor:
 
     @property
     def device(self) -> str:
-        """Where the bytes lie: "cpu", "cuda:N" or "cudasim"."""
+        """Where the bytes lie: "cpu", "cuda:N" or "cudasim:N"."""
         return devices.of_array(self.data, "data").name
 
     def __len__(self) -> int:
@@ -191,7 +191,7 @@ class QuantTensor:
         Parameters
         ----------
         device : str
-            "cpu", "cuda:N" or "cudasim".
+            "cpu", "cuda:N" or "cudasim:N".
         pool : Pool, optional
             On that device: the copy lies in it, and is given back by ``pool.free(tensor.data)``.
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 
 import numpy as np
 
@@ -96,13 +97,20 @@ class CpuDevice:
     def download(self, array, out):
         self.copy(out, array)
 
-    pinned = allocate
-
     def reach(self, peer):
         """All memory is the same."""
 
     def receive(self, target, source):
         self.copy(target, source)
+
+    pinned = allocate
+
+    def copy_out(self, array, out):
+        self.copy(out, array)
+
+    def free_bytes(self):
+        # All that the machine has: files that are mapped give way.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     copy = staticmethod(copies.copy_disjoint)
 

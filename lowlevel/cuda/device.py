@@ -5,6 +5,7 @@ Everything runs on CuPy's current stream, in order. What pools do about several 
 """
 
 import contextlib
+import threading
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from .packed_launch import PackedLaunch
 _LIBRARY = Library(cupy_api.compile_module)
 _DEFAULT_SHARED = 48 << 10
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-_DEVICE_TO_DEVICE = 3
+_DEVICE_TO_HOST, _DEVICE_TO_DEVICE = 2, 3
 _PEER_ALREADY_ENABLED = 704  # cudaErrorPeerAccessAlreadyEnabled
 _PER_THREAD = 2  # cudaStreamPerThread: another stream in each thread under one name
 
@@ -33,6 +34,28 @@ _NO_WAIT = (
 def _is_captured(stream):
     """Whether work for a stream goes into a graph; CUDA's default stream (0) cannot be captured."""
     return stream.ptr != 0 and stream.is_capturing()
+
+
+class _OwnStream:
+    """A stream as a context that makes its GPU CuPy's current one as well: CuPy enters no other GPU's.
+
+    Threads may be inside at once, and it may be entered again inside.
+    """
+
+    def __init__(self, gpu, stream):
+        self._gpu, self._stream = gpu, stream
+        self._of_thread = threading.local()
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._gpu())
+            stack.enter_context(self._stream)
+            entered = self._of_thread.__dict__.setdefault("entered", [])
+            entered.append(stack.pop_all())
+        return self
+
+    def __exit__(self, *exception):
+        return self._of_thread.entered.pop().__exit__(*exception)
 
 
 class CudaDevice(KernelDevice):
@@ -141,6 +164,18 @@ class CudaDevice(KernelDevice):
             memory = self._cupy.cuda.alloc_pinned_memory(n_bytes)
         return np.frombuffer(memory, np.uint8, n_bytes)
 
+    def copy_out(self, array, out):
+        with self._current():
+            stream = self._cupy.cuda.get_current_stream().ptr
+            self._cupy.cuda.runtime.memcpyAsync(
+                out.ctypes.data, array.data.ptr, array.nbytes, _DEVICE_TO_HOST, stream
+            )
+
+    def free_bytes(self):
+        with self._current():
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+            return free
+
     def reach(self, peer):
         runtime, other = self._cupy.cuda.runtime, peer._index
         if other == self._index or not runtime.deviceCanAccessPeer(self._index, other):
@@ -166,7 +201,7 @@ class CudaDevice(KernelDevice):
 
     def own_stream(self):
         with self._current():
-            return self._cupy.cuda.Stream(non_blocking=True)
+            return _OwnStream(self._current, self._cupy.cuda.Stream(non_blocking=True))
 
     def keep(self, run):
         run()
@@ -214,6 +249,9 @@ class CudaDevice(KernelDevice):
         if _is_captured(stream):
             raise RuntimeError(_NO_WAIT)
         stream.wait_event(event)
+
+    def settle(self, event):
+        event.synchronize()
 
     def finish(self):
         if _is_captured(self._cupy.cuda.get_current_stream(self._index)):

@@ -16,27 +16,47 @@ class CudaSimArray(np.ndarray):
     Calls that dispatch by array type (``lowlevel.attention`` and its kin) run on the simulator when
     they get one. Otherwise it behaves as an ndarray; views and results of NumPy functions are
     CudaSimArrays too.
+
+    Attributes
+    ----------
+    index : int
+        Of the simulated device whose memory it is.
     """
+
+    index = 0
+
+    def __array_finalize__(self, source):
+        index = getattr(source, "index", 0)
+        if index:
+            self.index = index
 
     @property
     def device(self):
-        """The device's name, "cudasim"."""
-        return "cudasim"
+        """The device's name, "cudasim" or "cudasim:1"."""
+        return name_of(self.index)
 
 
-def empty(shape, dtype="float32"):
+def name_of(index):
+    """What a simulated device is called: the first one "cudasim"."""
+    return f"cudasim:{index}" if index else "cudasim"
+
+
+def empty(shape, dtype="float32", index=0):
     """An array whose bytes are poison: NaN as any float type, and unwritten to race mode.
 
     Parameters
     ----------
     shape : int or tuple of int
     dtype : data type
+    index : int
+        Of the simulated device.
     """
     dtype = np.dtype(dtype)
     n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     array = memory[start : start + n_bytes].view(dtype).reshape(shape).view(CudaSimArray)
+    array.index = index
     streams.forget(array.ctypes.data, n_bytes)
     poison(array)
     return array

@@ -1,6 +1,7 @@
 """The simulator as a device (see `lowlevel.devices`): the CUDA path's own code, on the host."""
 
 import contextlib
+import weakref
 
 import numpy as np
 
@@ -11,14 +12,19 @@ from lowlevel.sizes import format_size
 
 from . import streams
 from .arguments import TensorMap
-from .array import CudaSimArray, asnumpy, empty
+from .array import CudaSimArray, asnumpy, empty, name_of
 from .module import Module
 
 
 class CudaSimDevice(KernelDevice):
-    """Memory of the simulated device and launches on it."""
+    """Memory of a simulated device and launches on it.
 
-    name = "cudasim"
+    Parameters
+    ----------
+    index : int
+        Each has memory of its own, although all lies on the host: a call on one refuses the others' arrays.
+    """
+
     n_multiprocessors = 132  # an H100's: plans made here are a GPU's
     max_shared_bytes = 227 << 10
     architecture = "90a"
@@ -26,22 +32,27 @@ class CudaSimDevice(KernelDevice):
     current_stream = staticmethod(streams.current)
     finish = staticmethod(streams.finish)
 
-    def __init__(self):
-        super().__init__(Library(_compile_module))
+    def __init__(self, index):
+        super().__init__(_LIBRARY)
+        self._index = index
+        self.name = name_of(index)
 
     def allocate(self, n_bytes):
         try:
-            return empty(n_bytes, np.uint8)
+            return empty(n_bytes, np.uint8, self._index)
         except (MemoryError, ValueError):  # ValueError: more than an address can say
             raise MemoryError(
                 f"the machine does not give {format_size(n_bytes)} of memory"
             ) from None
 
     def view(self, memory, offset, shape, dtype):
-        return CudaSimArray(shape, dtype, memory, offset)
+        array = CudaSimArray(shape, dtype, memory, offset)
+        array.index = self._index
+        return array
 
     def address(self, array):
-        return array.ctypes.data if isinstance(array, CudaSimArray) else None
+        is_own = isinstance(array, CudaSimArray) and array.index == self._index
+        return array.ctypes.data if is_own else None
 
     def fill(self, memory, start, stop, pattern):
         streams.touch("fill", writes=[memory[start:stop]])
@@ -52,7 +63,7 @@ class CudaSimDevice(KernelDevice):
         return bool((memory[start:stop].view(np.uint16) == pattern).all())
 
     def empty(self, shape, dtype):
-        return empty(shape, dtype)
+        return empty(shape, dtype, self._index)
 
     def plain(self, array):
         return array if type(array) is CudaSimArray else array.view(CudaSimArray)
@@ -64,14 +75,31 @@ class CudaSimDevice(KernelDevice):
         array.flags.writeable = False
 
     def from_host(self, array):
-        target = empty(array.shape, array.dtype)
+        target = empty(array.shape, array.dtype, self._index)
         streams.touch("from_host", writes=[target])
         target[...] = array
         return target
 
     def upload(self, target, array):
-        streams.touch("upload", writes=[target])
+        # What is not pinned may be written again as soon as this returns, as with CUDA.
+        streams.touch("upload", reads=[array] if _is_pinned(array) else [], writes=[target])
         target[...] = array
+
+    def pinned(self, n_bytes):
+        memory = np.asarray(empty(n_bytes, np.uint8))  # plain: it is the host's
+        start = memory.ctypes.data
+        _PINNED[start] = start + n_bytes
+        weakref.finalize(memory, _PINNED.pop, start, None)
+        return memory
+
+    def copy_out(self, array, out):
+        if not _is_pinned(out):
+            raise ValueError("out: expected memory of `pinned`: a GPU would wait for any other")
+        streams.touch("copy_out", reads=[array], writes=[out])
+        np.copyto(out, array, casting="no")
+
+    def free_bytes(self):
+        return None
 
     def to_host(self, array):
         streams.touch("to_host", reads=[array])
@@ -83,9 +111,6 @@ class CudaSimDevice(KernelDevice):
         self.synchronise()
         out[...] = array
 
-    def pinned(self, n_bytes):
-        return np.asarray(empty(n_bytes, np.uint8))  # plain: it is the host's
-
     def reach(self, peer):
         """All memory lies on the host."""
 
@@ -94,7 +119,7 @@ class CudaSimDevice(KernelDevice):
         np.copyto(target, source, casting="no")
 
     def own_stream(self):
-        return contextlib.nullcontext()
+        return streams.Stream()
 
     def keep(self, run):
         run()
@@ -116,6 +141,9 @@ class CudaSimDevice(KernelDevice):
 
     def wait(self, stream, event):
         stream.wait(event)
+
+    def settle(self, event):
+        streams.settle(event)
 
     def launch(self, kernel, n_blocks, arguments, shared_mem=0):
         arrays = [
@@ -164,5 +192,18 @@ def _compile_module(text, name, options, expressions, architecture):
     return Module(name, options, expressions, code=text)
 
 
+# Pinned memory that there is: where it starts, and where it ends.
+_PINNED: dict[int, int] = {}
+
+
+def _is_pinned(array):
+    address = array.ctypes.data
+    return any(start <= address < stop for start, stop in list(_PINNED.items()))
+
+
+# Of all simulated devices.
+_LIBRARY = Library(_compile_module)
+
+
 def open_device(index):
-    return CudaSimDevice()
+    return CudaSimDevice(index)

@@ -81,6 +81,12 @@ def current():
     return _entered()[-1] if _entered() else DEFAULT
 
 
+def settle(event):
+    """Let the program wait for an event."""
+    with _LOG.lock:
+        _join(_LOG.done, event.clock)
+
+
 def finish():
     """Let the program wait for all work of all streams."""
     with _LOG.lock:

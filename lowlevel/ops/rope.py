@@ -40,7 +40,7 @@ class RopeFrequencies:
         return 2 * len(self.turns)
 
     def to(self, device: str) -> RopeFrequencies:
-        """These frequencies on a device: "cpu", "cuda:N" or "cudasim"; themselves if they are there already.
+        """These frequencies on a device: "cpu", "cuda:N" or "cudasim:N"; themselves if they are there already.
 
         Who wants them in a pool makes ``RopeFrequencies(turns, magnitude)`` of a copy there.
         """

@@ -151,7 +151,7 @@ def plan_scatter_add(
     in_order : bool
         For calls without `tokens`.
     device : str
-        "cpu", "cuda:N" or "cudasim".
+        "cpu", "cuda:N" or "cudasim:N".
 
     Raises
     ------

@@ -82,7 +82,7 @@ class Pool:
     budget : int or str
         The cap: bytes, or text such as "256MiB". All of it is usable down to whole 256-byte units.
     device : str
-        "cpu", "cuda:N" or "cudasim".
+        "cpu", "cuda:N" or "cudasim:N".
     debug : bool
         Find misuse, at a cost in time and real memory: every block has its own memory between guard
         bytes, is filled with NaN when taken and when freed, and freed memory is kept aside for a while. A write

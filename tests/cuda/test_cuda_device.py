@@ -62,8 +62,31 @@ def test_what_is_no_array(device):
         asarray(np.ma.array([1, 2], mask=[0, 1]), device)
     with pytest.raises((TypeError, ValueError)):
         asarray(np.array([object()]), device)
-    with pytest.raises(ValueError, match=r'device: known are "cpu", "cuda:N" and "cudasim"'):
+    with pytest.raises(ValueError, match=r'device: known are "cpu", "cuda:N" and "cudasim:N"'):
         asarray([1], "gpu")
+
+
+def test_simulated_devices_are_apart(rng):
+    """Memory of one is none of another, although all lies on the host; "cudasim" is the first."""
+    assert devices.get("cudasim:0") is devices.get("cudasim")
+    assert devices.canonical_name("cudasim:0") == "cudasim"
+    x = rng.standard_normal((3, 40)).astype(np.float32)
+    on = {name: asarray(x, name) for name in ("cudasim", "cudasim:1", "cudasim:2")}
+    for name, array in on.items():
+        for view in (array, array[1:], array.T, array.view("u4"), array.reshape(-1)[::2]):
+            assert devices.of_array(view, "x").name == view.device == name
+        assert devices.get("cudasim:1").address(array) == (
+            array.ctypes.data if name == "cudasim:1" else None
+        )
+    moved = asarray(on["cudasim:1"], "cudasim:2")
+    assert moved.device == "cudasim:2" and np.array_equal(asnumpy(moved), x)
+    with Pool("1KiB", device="cudasim:1") as pool:
+        block = pool.empty((3, 40))
+        lowlevel.ops.cast(on["cudasim:1"], block)
+        assert block.device == pool.device == "cudasim:1" and np.array_equal(asnumpy(block), x)
+        with pytest.raises(TypeError, match=r"cudasim:1.*cudasim:2|cudasim:2.*cudasim:1"):
+            lowlevel.ops.cast(on["cudasim:2"], block)
+        pool.free(block)
 
 
 # ---------------------------------------------------------------- pools

@@ -48,7 +48,7 @@ def test_a_budget_must_be_given():
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", "", "CPU", "cuda:-1"])
 def test_unknown_devices(device):
-    with pytest.raises(ValueError, match=r'known are "cpu", "cuda:N" and "cudasim"'):
+    with pytest.raises(ValueError, match=r'known are "cpu", "cuda:N" and "cudasim:N"'):
         Pool(0, device=device)
 
 
