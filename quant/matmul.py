@@ -163,7 +163,7 @@ def matmul_scratch_bytes(
     exact, activations, n_threads
         As for `matmul`.
     device : str, optional
-        "cpu", "cuda:N" or "cudasim". Default: the tensor's, else "cpu".
+        "cpu", "cuda:N" or "cudasim:N". Default: the tensor's, else "cpu".
 
     Returns
     -------

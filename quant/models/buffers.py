@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel.pool.arena import align_up
 from lowlevel.shapes import array_layout
@@ -78,6 +78,25 @@ class Rows:
         n, width = self.shape
         d = width // n_head
         return self._view((n * n_head, d), lambda a: a.reshape(n * n_head, d))
+
+
+class ExpertRows(NamedTuple):
+    """Tokens' choices as rows.
+
+    Attributes
+    ----------
+    tokens, experts : Rows
+        int32, (n_rows,): each row's token and expert.
+    weights : Rows
+        float32, (n_rows,)
+    per_token : int
+        Groups of rows begin at multiples of it.
+    """
+
+    tokens: Rows
+    experts: Rows
+    weights: Rows
+    per_token: int
 
 
 def _split(a, n_head, d):

@@ -105,6 +105,8 @@ class LayerConfig:
     routing : Routing or None
     tensors : LayerTensors
         By name without "blk.N.".
+    experts_on_host : bool
+        Its routed experts are worked on by the CPU, whatever the device of the rest.
     """
 
     index: int
@@ -123,6 +125,7 @@ class LayerConfig:
     n_ff_shared: int
     routing: Routing | None
     tensors: LayerTensors
+    experts_on_host: bool = False
 
     @property
     def is_latent(self) -> bool:
@@ -133,6 +136,7 @@ class LayerConfig:
         """What its plan goes by: layers of one kind take the same memory."""
         sizes = self.n_head, self.n_head_kv, self.d_k, self.d_v, self.q_lora_rank, self.kv_lora_rank
         parts = self.window, self.n_ff, self.n_ff_expert, self.n_ff_shared, self.routing
+        parts = *parts, self.experts_on_host
         tensors = tuple((name, *self.tensors[name].outline) for name in self.tensors)
         return *sizes, *parts, tensors
 
@@ -144,7 +148,7 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model's sizes and traits.
+    """A model's sizes and traits, or those of some of its layers: `part`.
 
     Attributes
     ----------
@@ -156,9 +160,14 @@ class ModelConfig:
     embedding_scale : float
     final_softcap : float
         Of logits; 0: none.
+    n_layer : int
+        Of the whole model.
     layers : tuple of LayerConfig
     token_embd, output_norm, output : Weight
         `output` is `token_embd` where the file has none.
+    has_input, has_output : bool
+        Passes begin with the embeddings of tokens, and end with logits; else rows come from the part before, and go
+        to the one behind.
     """
 
     architecture: str
@@ -169,15 +178,35 @@ class ModelConfig:
     eps: float
     embedding_scale: float
     final_softcap: float
+    n_layer: int
     layers: tuple[LayerConfig, ...]
     token_embd: Weight
     output_norm: Weight
     output: Weight
+    has_input: bool = True
+    has_output: bool = True
+
+    @property
+    def has_last(self) -> bool:
+        """Whether the model's last layer is among them: behind it only the rows whose logits are asked for matter."""
+        return bool(self.layers) and self.layers[-1].index == self.n_layer - 1
+
+    def part(self, start: int, stop: int, has_input: bool, has_output: bool) -> ModelConfig:
+        """Some of the layers, with or without what stands before and behind them."""
+        layers = self.layers[start:stop]
+        return replace(self, layers=layers, has_input=has_input, has_output=has_output)
+
+    def with_experts_on_host(self, layers: frozenset[int]) -> ModelConfig:
+        """The same model, the routed experts of some layers (by index) worked on by the CPU."""
+        if not layers:
+            return self
+        changed = (replace(x, experts_on_host=x.index in layers) for x in self.layers)
+        return replace(self, layers=tuple(changed))
 
     def of_each_kind(self) -> ModelConfig:
         """The same model with one layer of each kind, and its last: its passes take the same memory."""
         kinds = {layer.kind: layer for layer in reversed(self.layers[:-1])}
-        return replace(self, layers=(*reversed(kinds.values()), self.layers[-1]))
+        return replace(self, layers=(*reversed(kinds.values()), *self.layers[-1:]))
 
     @classmethod
     def from_file(cls, file: ModelFile, n_ctx: int | None = None) -> ModelConfig:
@@ -272,6 +301,7 @@ class _Reader:
             eps=self.real("attention.layer_norm_rms_epsilon"),
             embedding_scale=math.sqrt(n_embd) if self.traits.scaled_embedding else 1.0,
             final_softcap=self.real("final_logit_softcapping", 0.0),
+            n_layer=attention.n_layer,
             layers=layers,
             token_embd=embedding,
             output_norm=norm,

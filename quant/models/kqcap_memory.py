@@ -14,9 +14,9 @@ from lowlevel.attention.plan import plan_attention
 from lowlevel.pool.arena import align_up
 from lowlevel.pool.budget_error import BudgetError
 
+from .choices import choices_of
 from .fit import KV_TYPES, Compute, phase_bytes, row_bytes
 from .kv_cache import kv_type, stores
-from .model import choices_of
 from .plan import Planned, pass_key
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def compute(
     absorbed : bool
         Of the estimate: latents are read as they are.
     """
-    if is_by_passes(model, setting) and numbers:
-        memory = _planned(model, tuple(numbers), setting).memory(0)
+    if is_by_passes(model, setting) and (numbers or has_output):
+        memory = _planned(model, tuple(numbers), has_output, setting).memory(0)
         return Compute(
             scratch=memory.scratch,
             activations=memory.activations,
@@ -84,11 +84,15 @@ def compute(
     )
 
 
-def _planned(model, numbers, setting):
+def _planned(model, numbers, has_output, setting):
     """The `Planned` of some layers; passes that do not change with the context are kept beside the model."""
     config = model.config
-    if len(numbers) < len(config.layers):
-        config = dataclasses.replace(config, layers=tuple(config.layers[n] for n in numbers))
+    if len(numbers) < len(config.layers) or not has_output:
+        layers = tuple(config.layers[n] for n in numbers)
+        has_input = bool(numbers) and numbers[0] == 0
+        config = dataclasses.replace(
+            config, layers=layers, has_input=has_input, has_output=has_output
+        )
     choices = choices_of(
         config,
         devices.get(setting.device),
@@ -102,15 +106,16 @@ def _planned(model, numbers, setting):
         n_threads=setting.n_threads,
     )
     try:
-        return _with_passes(model, numbers, config, choices)
+        return _with_passes(model, (numbers, has_output), config, choices)
     except BudgetError:  # as `quant.load` does: amb holds no tile of decompressed K and V
         if choices.mla not in (3, "auto"):
             raise
-        return _with_passes(model, numbers, config, dataclasses.replace(choices, mla=1))
+        absorbed = dataclasses.replace(choices, mla=1)
+        return _with_passes(model, (numbers, has_output), config, absorbed)
 
 
-def _with_passes(model, numbers, config, choices):
-    return Planned(config, choices, model.passes.setdefault((numbers, pass_key(choices)), {}))
+def _with_passes(model, part, config, choices):
+    return Planned(config, choices, model.passes.setdefault((part, pass_key(choices)), {}))
 
 
 # ---------------------------------------------------------------- the estimate

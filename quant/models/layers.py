@@ -12,7 +12,7 @@ from .recorder import Recorder
 from .step import ABSORBED, Choices, Pass, latent_form
 
 if TYPE_CHECKING:
-    from .buffers import Rows
+    from .buffers import ExpertRows, Rows
     from .config import LayerConfig, ModelConfig
     from .tensors import Weight
 
@@ -37,7 +37,8 @@ def record_pass(
     config : ModelConfig
     choices : Choices
     n_tokens, n_outputs : int
-        0 outputs: the cache is filled, no more.
+        0 outputs: the cache is filled, no more. A part that has the output but no layer is given rows whose logits
+        are asked for alone.
     n_kv : int, optional
         Tokens in the cache after it, which latent attention's form goes by. None: n_ctx.
     counted : bool
@@ -45,10 +46,10 @@ def record_pass(
     """
     s = Recorder(config, choices, n_tokens, n_outputs, counted)
     n_kv = choices.n_ctx if n_kv is None else n_kv
-    x = s.embed(config.token_embd)
+    x = s.embed(config.token_embd) if config.has_input else s.receive_rows()
     for layer in config.layers:
         s.scope(f"blk.{layer.index}")
-        is_last = layer.index == len(config.layers) - 1
+        is_last = layer.index == config.n_layer - 1
         # Behind the last layer's K and V only the rows whose logits are asked for matter.
         n_active = n_outputs if is_last else n_tokens
         attend = latent_attention if layer.is_latent else head_attention
@@ -57,9 +58,32 @@ def record_pass(
         if n_active:
             feed_forward(s, x, layer)
     s.scope("")
-    if n_outputs:
-        most = n_tokens * attention_width(config.layers[-1]) // config.n_vocab
+    is_needed = n_outputs or not config.has_last
+    if not config.has_output:
+        if is_needed:
+            s.send_rows(x)
+    elif n_outputs:
+        width = attention_width(config.layers[-1]) if config.layers else config.n_embd
+        most = n_tokens * width // config.n_vocab
         s.logits(s.rms_norm(x, config.output_norm), config.output, max(1, min(most, n_outputs)))
+    return s.finish()
+
+
+def record_experts(
+    config: ModelConfig, choices: Choices, layer: LayerConfig, n_tokens: int
+) -> Pass:
+    """The plan of the routed experts of one layer alone, on the CPU: see host_experts.py.
+
+    Given are rows of "h", "ids" and "weights"; "y" becomes the sum of each token's experts.
+    """
+    assert layer.routing is not None
+    s = Recorder(config, choices, n_tokens, 0)
+    s.scope(f"blk.{layer.index}")
+    n_used = layer.routing.n_expert_used
+    h, y = (s.given(name, n_tokens, config.n_embd) for name in ("h", "y"))
+    ids = s.given("ids", n_tokens, n_used, "int32")
+    s.clear(y)
+    experts(s, y, h, layer, s.expert_rows(ids, s.given("weights", n_tokens, n_used)))
     return s.finish()
 
 
@@ -161,10 +185,16 @@ def feed_forward(s: Recorder, x: Rows, layer: LayerConfig) -> None:
     if layer.routing is None:
         gated_part(s, x, h, layer, "", layer.n_ff)
         return
+    chosen = routed(s, h, layer)
     s.keep_on_first_rank(x)
-    experts(s, x, h, layer)
-    if layer.n_ff_shared:
+    if layer.experts_on_host:
+        s.hand_to_host(layer, h, *chosen)
+    else:
+        experts(s, x, h, layer, s.expert_rows(*chosen))
+    if layer.n_ff_shared:  # a device works on them while the host works on the others
         gated_part(s, x, h, layer, "_shexp", layer.n_ff_shared)
+    if layer.experts_on_host:
+        s.add(x, s.take_from_host(layer, x.shape[0]))
     s.all_reduce(x)
 
 
@@ -184,14 +214,19 @@ def gated_part(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, suffix: str, n
         s.add(x.rows(start, stop), y)
 
 
-def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig) -> None:
-    """Shazeer et al. (2017): each token's experts, by grouped products over rows sorted by expert, some at a time."""
-    t, n_ff, n_embd = layer.tensors, layer.n_ff_expert, s.config.n_embd
-    gate, up, down = (t[f"ffn_{name}_exps.weight"] for name in ("gate", "up", "down"))
+def routed(s: Recorder, h: Rows, layer: LayerConfig) -> tuple[Rows, Rows]:
+    """The experts that each token chooses, and their weights."""
+    t = layer.tensors
     logits = s.product(h, t["ffn_gate_inp.weight"], dtype="float32")
     if "ffn_gate_inp.bias" in t:
         s.add_vector(logits, t["ffn_gate_inp.bias"])
-    of = s.expert_rows(*s.route(layer, logits))
+    return s.route(layer, logits)
+
+
+def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, of: ExpertRows) -> None:
+    """Shazeer et al. (2017): each token's experts, by grouped products over rows sorted by expert, some at a time."""
+    t, n_ff, n_embd = layer.tensors, layer.n_ff_expert, s.config.n_embd
+    gate, up, down = (t[f"ffn_{name}_exps.weight"] for name in ("gate", "up", "down"))
     n = of.experts.shape[0]
     step = group_rows(s, layer, n, 2 * n_ff + n_embd)
     if s.choices.gathers and s.choices.group_rows is None:

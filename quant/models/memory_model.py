@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -16,7 +17,11 @@ from .planned_file import PlannedFile
 from .synthetic.make_gguf import plan_tensors
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from quant.models.geometry import ModelGeometry
+
+    from ..gguf.model_file import ModelFile
 
 
 _LAYER = re.compile(r"blk\.(\d{1,6})\.")
@@ -80,6 +85,17 @@ def memory_model(
         ) * bool(bounded)
         found = _memory_model(str(model), tensors, attention, n_expert_used, form, notes)
         return _with_config(found, file)
+
+
+def header_of(
+    model: str | os.PathLike[str], qtype: str = "Q8_0", mla_form: str | None = None
+) -> AbstractContextManager[ModelFile | PlannedFile]:
+    """The same as readers of headers take it: an open file, or a named geometry's; arguments as `memory_model`."""
+    if str(model) not in GEOMETRIES:
+        return open_model(model)
+    geometry = named_geometry(str(model))
+    planned = PlannedFile(geometry.resized(mla_form=mla_form) if mla_form else geometry, qtype)
+    return contextlib.nullcontext(planned)
 
 
 def of_geometry(geometry: ModelGeometry, qtype: str) -> ModelMemory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import os
@@ -13,40 +12,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowlevel import Pool, devices
-from lowlevel.sizes import format_size, parse_size
+from lowlevel.sizes import format_size
 
 from ..gguf.model_file import open as open_model
-from .config import ModelConfig
-from .kv_cache import LayerCache
-from .kv_cache import kv_type as kv_type_named
-from .plan import Memory, Planned, check_machine, choose, plan_pass
-from .ranks import check_alike, checked_ranks, least_room, run_alone
-from .runner import Bound, State, Weights, rope_angles
-from .split import split_config
-from .step import MLA, Choices
+from .choices import DEFAULT_CONTEXT, choices_of
+from .loading import Loading, loading_bytes
+from .memory import Memory
+from .model_plan import ModelPlan, plan_parts
+from .pipeline import UBatch, run_pipeline
+from .placement import CPU, device_names
+from .plan import Room, plan_pass
+from .planning import checked_pools, prepare, rooms_of
+from .ranks import check_alike, least_rooms, run_alone
+from .segment import KEPT_PASSES, Segment, Taken
 
 if TYPE_CHECKING:
     from lowlevel.comm import Comm
-    from lowlevel.devices import Device
     from lowlevel.sizes import Size
 
     from ..gguf.model_file import ModelFile
     from .planned_file import PlannedFile
     from .sampling import SamplingParams
-    from .step import Pass
     from .tokenizer import Tokenizer
-
-MOST_CONTEXT = 2**31 - 64
-DEFAULT_CONTEXT = 16384
-# Passes of different sizes that stay bound to memory: the last u-batches of prompts have any size.
-KEPT_PASSES = 16
-# Dtypes that a cache and attention have in common on devices.
-HALVES = ("float16", "bfloat16")
 
 
 def load(
     path: str | os.PathLike[str],
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
     *,
     n_ctx: int | None = None,
     n_ubatch: int = 2048,
@@ -56,7 +48,12 @@ def load(
     exact: bool = False,
     method: str = "auto",
     n_threads: int | None = None,
-    pool: Pool | None = None,
+    n_gpu_layers: int | None = None,
+    tensor_split: Sequence[float] | None = None,
+    cpu_moe: bool | int = False,
+    place: Sequence[tuple[str, str]] = (),
+    pool: Pool | Sequence[Pool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     comm: Comm | None = None,
     split: str | None = None,
 ) -> Model:
@@ -66,8 +63,8 @@ def load(
     ----------
     path : str or os.PathLike
         A GGUF file, or any part of a split one.
-    device : str
-        "cpu".
+    device : str or sequence of str
+        "cpu", "cuda:N"; several, such as ["cuda:0", "cuda:1"], take whole layers in this order.
     n_ctx : int, optional
         Tokens that the cache holds. None: the model's context, at most 16384.
     n_ubatch : int
@@ -84,10 +81,24 @@ def load(
     method : {"auto", "steps"}
         Of attention; see `lowlevel.plan_attention`.
     n_threads : int, optional
-        None: every CPU of this process.
-    pool : lowlevel.Pool, optional
-        Caps everything that is taken. Where the best plan does not fit, feed-forward parts go by smaller groups, and
-        attention by smaller tiles. None: a pool of just what the best plan takes.
+        Of what runs on the CPU. None: every CPU of this process.
+    n_gpu_layers : int, optional
+        As llama.cpp's: the last so many layers are on `device`, and, where it is more than there are layers, the output
+        too; the others on the CPU. None: all.
+    tensor_split : sequence of float, optional
+        As llama.cpp's: a number for each device, in proportion to which layers (and the output, as one more) go there.
+        None: by the memory that the devices have free, evenly where that is not known.
+    cpu_moe : bool or int
+        The routed experts of all layers, or of the first so many, are worked on by the CPU, from the mapped file; the
+        rest of these layers stays where it is. Rows cross through pinned memory; shared experts run meanwhile.
+    place : sequence of (str, str)
+        As llama.cpp's -ot: (regular expression, device), the first that a tensor's name contains says where it lies.
+        What lies together goes together: a layer's experts (to the CPU), all else of a layer, the output with its norm.
+    pool : lowlevel.Pool, or a sequence of them, optional
+        Caps everything that is taken on its device. Where the best plan does not fit, feed-forward parts go by smaller
+        groups, and attention by smaller tiles. None: a pool of just what the best plan takes.
+    progress : callable, optional
+        Called with the bytes of weights that have been copied to devices, and all there are.
     comm : lowlevel.comm.Comm, optional
         This rank's end of a group. All ranks load the same file and make the same calls, and have the same logits.
     split : {"tensor"}, optional
@@ -102,9 +113,15 @@ def load(
     OSError, ModelFileError, ValueError
         The file cannot be read, or not be run; an argument that does not fit. Nothing has been taken.
     lowlevel.BudgetError
-        It does not fit `pool`; says what would.
+        It does not fit `pool`, or what a device has free; says which, and what would.
     lowlevel.comm.RankError
         Another rank refuses it.
+
+    Notes
+    -----
+    Logits of layers split over devices of one kind are the single device's, bit for bit. Those of a CPU and a device
+    differ by what their activations are rounded to: 8 bits in products on both sides (unless `exact`), bfloat16 rows on
+    the device.
     """
     return Model(
         path,
@@ -117,110 +134,133 @@ def load(
         exact=exact,
         method=method,
         n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+        tensor_split=tensor_split,
+        cpu_moe=cpu_moe,
+        place=place,
         pool=pool,
+        progress=progress,
         comm=comm,
         split=split,
     )
 
 
 class Model:
-    """A model on one device; see `load`.
+    """A model on its devices; see `load`.
 
     Attributes
     ----------
     config : ModelConfig
     choices : Choices
+        Of the first device that is not the CPU, or of the CPU.
     memory : Memory
+        Of all devices together.
+    memory_of : dict of str to Memory
+        Of each device; pinned memory of the host for rows between two devices is in `memory` alone.
+    parts : tuple of Part
+        What lies where, in the order of a pass.
     n_kv : int
         Tokens in the cache.
+    pools : dict of str to Pool
+        Of each device.
     pool : Pool
+        Of the device that `choices` is of.
     """
 
-    def __init__(self, path: str | os.PathLike[str], device: str = "cpu", **options: Any) -> None:
-        pool, comm = options.pop("pool"), options["comm"]
-        where = devices.get(device)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str | Sequence[str] = "cpu",
+        **options: Any,
+    ) -> None:
+        pool, progress = options.pop("pool"), options.pop("progress")
+        self.comm = comm = options["comm"]
         together = run_alone if comm is None else comm.together
 
         def opened():
-            if pool is not None and getattr(pool, "device", None) != where.name:
-                raise ValueError(f"pool: expected a lowlevel.Pool on {where.name!r}, got {pool!r}")
+            names = device_names(device)
+            given = checked_pools(pool, names)
             self._file = open_model(path)
-            return _checked(self._file, where, options)
+            rooms = rooms_of(names, given)
+            return given, rooms, prepare(self._file, names, rooms, options)
 
-        def fitted():
-            planned, memory = choose(self.config, choices, self._file.n_bytes, room)
-            if room is None and where.room == "cpu":
-                check_machine(memory)
-            return planned, memory
-
-        self.comm = comm
         try:
-            self.config, choices = together(opened)
-            check_alike(comm, choices)
-            room = least_room(pool, comm)
-            planned, self.memory = together(fitted)
+            given, rooms, prepared = together(opened)
+            check_alike(comm, prepared.first)
+            rooms = least_rooms(rooms, comm)
+            n_bytes = self._file.n_bytes
+            self._plans = together(lambda: plan_parts(*prepared, n_bytes=n_bytes, rooms=rooms))
         except BaseException:
             if "_file" in self.__dict__:
                 self._file.close()
             raise
-        if choices.n_ctx > self.config.context_length:
+        self.config = prepared.config
+        self.choices, self.memory = self._plans.choices, self._plans.memory
+        self.memory_of = self._plans.by_device
+        self.parts = tuple(each.part for each in self._plans.parts)
+        if self.choices.n_ctx > self.config.context_length:
             warnings.warn(
-                f"n_ctx: {choices.n_ctx} is beyond the model's context of {self.config.context_length}",
+                f"n_ctx: {self.choices.n_ctx} is beyond the model's context of {self.config.context_length}",
                 stacklevel=3,
             )
-        self.choices = planned.choices
-        self._plans = planned
-        self._device, self._stream = where, where.own_stream()
-        self._own_pool = pool is None
-        self._bound: dict[int, Bound] = {}
-        self.n_kv = 0
+        self.n_kv = self._n_batches = 0
         self.closed = False
+        self.pools: dict[str, Pool] = {}
+        self._own_pools: list[Pool] = []
+        self._segments: list[Segment] = []
+        self._pinned: Taken | None = None
 
         def take():
-            self.pool = Pool(self.memory.pool, device=where.name) if pool is None else pool
-            self._taken = Taken(self.pool)
-            with self._stream:
-                self._take()
-                where.synchronise()
+            for name, memory in self.memory_of.items():
+                self.pools[name] = given.get(name) or self._own(Pool(memory.pool, device=name))
+            self._take(progress)
 
         try:
             together(take)
         except BaseException:
             self.close()
             raise
+        self.pool = self.pools[self.choices.device]
 
-    def _take(self):
+    def _own(self, pool):
+        self._own_pools.append(pool)
+        return pool
+
+    def _take(self, progress):
         """All memory, before the first token."""
-        choices, memory, taken = self.choices, self.memory, self._taken
-        with self.pool.call("load", planned=memory.pool):
-            weights = self._weights = Weights(self._file, taken, choices.n_threads)
-            matrices, vectors = self._plans.weights()
-            for weight in matrices:
-                weights.tensor(weight)
-            for weight in vectors:
-                weights.floats(weight)
-            self._caches = [
-                LayerCache(layer, choices.n_ctx, choices.n_ubatch, choices.kv_type, taken)
-                for layer in self.config.layers
-            ]
-            self._activations = taken.empty(memory.activations, "uint8", tag="activations")
-            scratch = taken.empty(memory.scratch, "uint8", tag="scratch")
-            self._state = State(choices, self._plans.attention_bytes)
-            self._state.comm = self.comm
-            if self.comm is not None:
-                self.comm.reserve(self._plans.staging_bytes)
-            self._state.positions = taken.empty(choices.n_ubatch, "int32", tag="inputs")
-            self._state.n_keys = taken.empty(1, "int32", tag="inputs")
-            for key, (buffer, make) in self._plans.constants().items():
-                array = taken.empty(buffer.shape, buffer.dtype, tag="inputs")
-                self._device.upload(array, make().astype(buffer.dtype))
-                self._state.constants[key] = array
-            if memory.host:
-                shape = choices.n_ubatch, self.config.n_embd
-                self._state.staged = np.empty(shape, np.float32)
-            for rope in self._plans.ropes():
-                self._state.ropes[rope] = rope_angles(rope, weights)
-        self._scratch = Pool(memory.scratch, device=self.pool.device, memory=scratch)
+        plans = self._plans
+        if self.comm is not None:
+            self.comm.reserve(plans.rank_bytes)
+        n_bytes = self.memory.host - plans.rank_bytes
+        if n_bytes:
+            queued = (devices.get(part.device) for part in self.parts)
+            source = next(each for each in queued if each.has_streams)
+            memory = source.pinned(n_bytes)
+            self._pinned = Taken(self._own(Pool(n_bytes, device=CPU, memory=memory)))
+        crossings = plans.crossings()
+        for crossing in crossings:
+            memory = self._pinned.empty(crossing.pinned_bytes, "uint8", tag="crossing")
+            crossing.take(memory)
+        ends = zip([None, *crossings], [*crossings, None], strict=True)
+        for planned, (before, after) in zip(plans.parts, ends, strict=True):
+            parts = planned, self._file, self.pools, self._pinned, before, after
+            self._segments.append(Segment(*parts))
+            self._segments[-1].state.comm = self.comm
+        for segment in self._segments:
+            segment.take_pinned()
+        total, loading, chunks = plans.loaded_bytes, None, None
+        if total:
+            chunks = Taken(self._pinned.pool)
+            memory = chunks.empty(loading_bytes(total), "uint8", tag="loading")
+            loading = Loading(total, memory, progress)
+        try:
+            for segment in self._segments:
+                pool = self.pools[segment.part.device]
+                with segment.stream, pool.call("load", planned=self.memory_of[pool.device].pool):
+                    segment.take(loading)
+        finally:
+            if chunks is not None:
+                chunks.free()
 
     # ------------------------------------------------------------ tokens in, logits out
 
@@ -264,16 +304,8 @@ class Model:
         n, n_vocab = len(ids), self.config.n_vocab
         shape = (n, n_vocab) if all_logits else (n_vocab,)
         logits = np.empty(shape, np.float32) if out is None else _checked_logits(out, shape)
-        done = 0
-        for size in self._u_batches(n):
-            is_last = done + size == n
-            n_outputs = size if all_logits else 1 if is_last else 0
-            target = logits[done : done + size] if all_logits else logits[None]
-            with self._stream:
-                self._pass(ids[done : done + size], n_outputs, target, clock)
-            done += size
-            if progress is not None:
-                progress(done, n)
+        rows = logits if all_logits else logits[None]
+        self._run(self._batches(ids, all_logits, rows), clock, progress)
         self._cap(logits)
         return logits
 
@@ -332,16 +364,28 @@ class Model:
         if not 0 <= n_kv <= self.n_kv:
             raise ValueError(f"n_kv: expected 0 to {self.n_kv}, the tokens there are; got {n_kv}")
         if n_kv == 0:
-            for cache in self._caches:
+            for _, cache in self._caches():
                 cache.clear()
-        for layer, cache in zip(self.config.layers, self._caches, strict=True):
-            needed = max(0, n_kv - layer.window + 1)
-            if layer.window and cache.first_kept() > needed:
+        for layer, cache in self._caches():
+            if self._has_lost(layer, cache, n_kv):
                 raise ValueError(
                     f"n_kv: the cache of layer {layer.index} has tokens from {cache.first_kept()} on, and its "
-                    f"window of {layer.window} would need them from {needed}; 0 starts anew"
+                    f"window of {layer.window} would need them from {n_kv - layer.window + 1}; 0 starts anew"
                 )
         self.n_kv = int(n_kv)
+
+    def _caches(self):
+        """(layer, its cache) of all layers."""
+        return [
+            (layer, segment.caches[layer.index])
+            for segment in self._segments
+            for layer in segment.config.layers
+        ]
+
+    @staticmethod
+    def _has_lost(layer, cache, n_kv):
+        """Whether a cache has let rows go that tokens from `n_kv` on would need."""
+        return bool(layer.window) and cache.first_kept() > max(0, n_kv - layer.window + 1)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -356,33 +400,37 @@ class Model:
         return self._file.metadata
 
     @property
+    def n_threads(self) -> int | None:
+        """Threads of what runs on the CPU; None: nothing does."""
+        hosts = (each.host for each in self._plans.parts if each.host is not None)
+        plans = [*(each.planned for each in self._plans.parts), *hosts]
+        return next((each.choices.n_threads for each in plans if each.choices.n_threads), None)
+
+    @property
     def compute_peak(self) -> int:
         """Bytes of compute memory that passes have really used at most so far."""
-        return self._most_activations + self._scratch.peak + self.memory.inputs
+        return sum(segment.compute_peak for segment in self._segments) + self.memory.inputs
 
-    _most_activations = 0
+    def plan(self, n_tokens: int, n_kv: int, n_outputs: int = 1) -> Any:
+        """The plan by which a pass over `n_tokens` tokens runs, with `n_kv` in the cache after it: a `Pass`.
 
-    def plan(self, n_tokens: int, n_kv: int, n_outputs: int = 1) -> Pass:
-        """The plan by which a pass over `n_tokens` tokens runs, with `n_kv` in the cache after it."""
-        return self._plans.of(n_tokens, n_outputs, n_kv)
+        Over several devices a tuple of them, one of each part that has something to do.
+        """
+        passes = self._plans.of(n_tokens, n_outputs, n_kv)
+        return passes[0] if len(self.parts) == 1 else tuple(passes)
 
     def close(self) -> None:
         """Give all memory back. A second call does nothing."""
         if self.closed:
             return
         self.closed = True
-        for bound in self._bound.values():
-            bound.close()
-        self._bound.clear()
-        scratch = self.__dict__.pop("_scratch", None)
-        if scratch is not None:
-            scratch.close()
-        for name in ("_caches", "_activations", "_state", "_weights"):
-            self.__dict__.pop(name, None)
-        if "_taken" in self.__dict__:  # else it was refused
-            self._taken.free()
-            if self._own_pool:
-                self.pool.close()
+        for segment in self._segments:
+            segment.close()
+        self._segments.clear()
+        if self._pinned is not None:
+            self._pinned.free()
+        for pool in self._own_pools:
+            pool.close()
         self._file.close()
 
     def __enter__(self) -> Model:
@@ -393,46 +441,45 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.choices
+        where = ", ".join(f"{format_size(m.pool)} on {name}" for name, m in self.memory_of.items())
         return (
             f"<Model {self.config.architecture}, {len(self.config.layers)} layers, n_ctx {c.n_ctx}, "
-            f"n_ubatch {c.n_ubatch}, {format_size(self.memory.pool)} on {c.device}>"
+            f"n_ubatch {c.n_ubatch}, {where}>"
         )
 
     # ------------------------------------------------------------ passes
 
-    def _u_batches(self, n):
-        """Sizes of passes: whole u-batches, then the rest, in halves where it would take more than was planned."""
-        left, most = n, self.choices.n_ubatch
-        while left:
-            size = min(left, most)
-            while size > 1 and not self._plans.fits(size, self.n_kv + size):
+    def _batches(self, ids, all_logits, logits):
+        """Passes: whole u-batches, then the rest, in halves where it would take more than was planned."""
+        n, done, found = len(ids), 0, []
+        while done < n:
+            size = min(n - done, self.choices.n_ubatch)
+            n_kv = self.n_kv + done
+            while size > 1 and not self._plans.fits(size, n_kv + size):
                 size = -(-size // 2)
-            yield size
-            left -= size
+            n_outputs = size if all_logits else int(done + size == n)
+            target = logits[done : done + size] if all_logits else logits
+            number = self._n_batches + len(found)
+            found.append(UBatch(ids[done : done + size], n_kv, n_outputs, target, number))
+            done += size
+        return found
 
-    def _pass(self, ids, n_outputs, logits, clock):
-        state, n = self._state, len(ids)
-        state.tokens, state.logits = ids, logits
-        state.n_kv, state.n_total = self.n_kv, self.n_kv + n
-        positions = np.arange(self.n_kv, self.n_kv + n, dtype=np.int32)
-        self._device.upload(state.positions[:n], positions)
-        self._device.upload(state.n_keys, np.array([state.n_total], np.int32))
-        made = self._plans.of(n, n_outputs, state.n_total)
-        self._bound_pass(made).run(clock)
-        self._most_activations = max(self._most_activations, made.activation_bytes)
-        self.n_kv += n
-
-    def _bound_pass(self, made):
-        bound = self._bound.pop(id(made), None)
-        if bound is None:
-            if len(self._bound) == KEPT_PASSES:  # the one that was used the longest time ago
-                oldest = self._bound.pop(next(iter(self._bound)))
-                self._plans.forget(oldest.made)
-                oldest.close()
-            parts = self._activations, self._scratch, self._weights, self._caches, self._state
-            bound = Bound(made, *parts)
-        self._bound[id(made)] = bound
-        return bound
+    def _run(self, batches, clock=None, progress=None):
+        n_before = self.n_kv
+        n = sum(len(batch.ids) for batch in batches)
+        self._n_batches += len(batches)
+        try:
+            for batch in run_pipeline(self._segments, batches, clock):
+                self.n_kv = batch.n_kv + len(batch.ids)
+                if progress is not None:
+                    progress(self.n_kv - n_before, n)
+        except BaseException:
+            # The first parts may be ahead, and have let go what the next token would need.
+            if len(self._segments) > 1 and any(
+                self._has_lost(*pair, self.n_kv) for pair in self._caches()
+            ):
+                self.truncate(0)
+            raise
 
     def _cap(self, logits):
         cap = np.float32(self.config.final_softcap)
@@ -465,25 +512,25 @@ class Model:
 
 def plan_model(
     file: ModelFile | PlannedFile,
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
     *,
     room: int | None = None,
-    passes: dict[Choices, dict] | None = None,
+    passes: dict[Any, dict] | None = None,
     **options: Any,
-) -> tuple[Planned, Memory]:
+) -> tuple[ModelPlan, Memory]:
     """What `load` would take, from a header alone: nothing is taken here.
 
     Parameters
     ----------
     file : ModelFile or quant.models.planned_file.PlannedFile
         An open file, or one that need not exist.
-    device : str
+    device : str or sequence of str
     room : int, optional
-        Bytes that it must fit, as `load` fits a pool; None: the best plan.
+        Bytes of each device that it must fit, as `load` fits a pool; None: the best plan.
     passes : dict, optional
         Where passes are kept: those of one file serve many contexts and budgets.
     **options
-        As for `load`, without `pool`, with its defaults.
+        As `load` takes them, without `pool` and `progress`; all of them have `load`'s defaults.
 
     Raises
     ------
@@ -492,101 +539,20 @@ def plan_model(
     """
     parameters = inspect.signature(load).parameters.values()
     defaults = {
-        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "pool"
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in ("pool", "progress")
     }
     unknown = options.keys() - defaults.keys()
     if unknown:
         raise TypeError(
             f"options: expected some of {', '.join(defaults)}; got {', '.join(sorted(unknown))}"
         )
-    config, choices = _checked(file, devices.get(device), {**defaults, **options})
-    return choose(config, choices, file.n_bytes, room, passes)
-
-
-class Taken:
-    """A pool as those see it who keep what they take: all of it is given back at once."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool, self.device = pool, pool.device
-        self._arrays: list[Any] = []
-
-    def empty(self, shape: Any, dtype: Any, *, tag: str) -> Any:
-        """See `Pool.empty`."""
-        self._arrays.append(self._pool.empty(shape, dtype, tag=tag))
-        return self._arrays[-1]
-
-    def free(self) -> None:
-        """Give everything back."""
-        while self._arrays:
-            self._pool.free(self._arrays[-1])
-            self._arrays.pop()
-
-
-def _checked(file, where, options):
-    """What a file is and how it is run, by checked arguments of `load`."""
-    n_ctx = options["n_ctx"]
-    if n_ctx is not None:
-        _check_tokens("n_ctx", n_ctx)
-    config = ModelConfig.from_file(file, n_ctx)
-    comm, split = options.pop("comm"), options.pop("split")
-    ranks = checked_ranks(comm, split, where)
-    choices = dataclasses.replace(
-        choices_of(config, where, **options), split=split or "", ranks=ranks
-    )
-    if split == "tensor":
-        config = split_config(config, ranks.rank, ranks.size)
-    return config, choices
-
-
-def choices_of(
-    config: ModelConfig,
-    where: Device,
-    *,
-    n_ctx: int | None,
-    n_ubatch: int,
-    amb: Size | None,
-    kv_type: str,
-    mla: int | str,
-    exact: bool,
-    method: str,
-    n_threads: int | None,
-) -> Choices:
-    """How a model is run on a device, by checked arguments of `load`."""
-    n_ctx = min(config.context_length, DEFAULT_CONTEXT) if n_ctx is None else n_ctx
-    for name, value in (("n_ctx", n_ctx), ("n_ubatch", n_ubatch)):
-        _check_tokens(name, value)
-    if mla not in MLA or isinstance(mla, bool):
-        raise ValueError(f"mla: expected one of {MLA}, got {mla!r}")
-    if not isinstance(exact, (bool, np.bool_)):
-        raise TypeError(f"exact: expected True or False, got {exact!r}")
-    if method not in ("auto", "steps"):
-        raise ValueError(f"method: expected 'auto' or 'steps', got {method!r}")
-    kind = kv_type_named(kv_type)
-    is_host = where.room == "cpu"
-    heads = "float32" if is_host else kind.name if kind.name in HALVES else "bfloat16"
-    if not is_host and n_threads is not None:
-        raise ValueError(f"n_threads: {where.name} has no use for it; leave it out")
-    return Choices(
-        n_ctx=int(n_ctx),
-        n_ubatch=min(int(n_ubatch), int(n_ctx)),
-        kv_type=kind,
-        amb=None if amb is None else parse_size(amb, "amb"),
-        mla=mla,
-        exact=bool(exact),
-        method=method,
-        n_threads=where.resolve_n_threads(n_threads) if is_host else None,
-        device=where.name,
-        rows="float32" if is_host or exact else "bfloat16",
-        heads=heads,
-        gathers=not is_host,
-    )
-
-
-def _check_tokens(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
-    if not 1 <= value <= MOST_CONTEXT:
-        raise ValueError(f"{name}: expected 1 to {MOST_CONTEXT}, got {value}")
+    names = device_names(device)
+    rooms = {} if room is None else {name: Room(room, name) for name in names}
+    prepared = prepare(file, names, rooms, {**defaults, **options})
+    plans = plan_parts(*prepared, n_bytes=file.n_bytes, rooms=rooms, passes=passes)
+    return plans, plans.memory
 
 
 def _checked_logits(out, shape):
@@ -598,4 +564,15 @@ def _checked_logits(out, shape):
     return out
 
 
-__all__ = ["Memory", "Model", "Planned", "Taken", "choices_of", "load", "plan_model", "plan_pass"]
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "KEPT_PASSES",
+    "Memory",
+    "Model",
+    "ModelPlan",
+    "Taken",
+    "choices_of",
+    "load",
+    "plan_model",
+    "plan_pass",
+]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel import devices
-from lowlevel.pool.arena import align_up
+from lowlevel.pool.arena import ALIGNMENT, align_up
 from lowlevel.pool.budget_error import BudgetError
 from lowlevel.sizes import format_size
 
+from .crossing import staging
+from .host_experts import exchange_bytes
 from .kv_cache import cache_bytes
 from .layers import record_pass
+from .memory import Memory, some_sizes
 from .step import DECOMPRESSED, form_changes_at, latent_form
 
 if TYPE_CHECKING:
@@ -26,54 +28,14 @@ if TYPE_CHECKING:
 # Feed-forward parts work on so many rows at a time where a budget asks for it, and no fewer.
 GROUP_ROWS = (None, 1024, 512, 256, 128, 64, 32)
 SMALLEST_AMB = 2**16
+# Positions begin here in a pass's inputs: what stands before is how many tokens there are.
+POSITIONS = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of a model, by what they are for: what is planned is what is taken.
-
-    Attributes
-    ----------
-    weights : int
-        Of the file.
-    weights_copied : int
-        Of weights in the pool: 0 on the CPU, where the file is mapped.
-    weights_made : int
-        Of weights that the file has in another form.
-    kv_cache : int
-    activations : int
-        All buffers of a pass, over each other where they never live at once.
-    scratch : int
-        Of attention (within amb), and of products.
-    inputs : int
-        Positions of a u-batch, and what is the same in every pass.
-    host : int
-        Beside the pool, on the host: embeddings on their way to a device, and what ranks hand one another by way of the
-        host. 0 on the CPU.
-    """
-
-    weights: int
-    weights_copied: int
-    weights_made: int
-    kv_cache: int
-    activations: int
-    scratch: int
-    inputs: int
-    host: int
-
-    @property
-    def compute(self) -> int:
-        """What passes work in: activations, scratch, inputs."""
-        return self.activations + self.scratch + self.inputs
-
-    @property
-    def pool(self) -> int:
-        """What is taken from the pool in all."""
-        return self.weights_copied + self.weights_made + self.kv_cache + self.compute
-
-    def to_dict(self) -> dict[str, int]:
-        """The same as plain values."""
-        return {**dataclasses.asdict(self), "compute": self.compute, "pool": self.pool}
+def input_layout(choices: Choices) -> tuple[tuple[int, ...], str, int]:
+    """Shape, dtype and bytes of what a pass is told: how many tokens there are with its own, and their positions."""
+    n = POSITIONS + choices.n_ubatch
+    return (n,), "int32", 4 * n
 
 
 def plan_pass(
@@ -115,9 +77,9 @@ class Planned:
         self._fitting: dict[tuple, bool] = {}
         self.activation_bytes = self.attention_bytes = self.staging_bytes = fixed = 0
         brief, refused = config.of_each_kind(), []
-        for n_tokens in _some_sizes(choices.n_ubatch):
+        for n_tokens in some_sizes(choices.n_ubatch):
             for n_kv in self._contexts(n_tokens):
-                for n_outputs in {0, 1, n_tokens}:
+                for n_outputs in self._outputs(n_tokens):
                     made = self._of(brief, n_tokens, n_outputs, n_kv)
                     self.activation_bytes = max(self.activation_bytes, made.activation_bytes)
                     fixed = max(fixed, made.fixed_scratch_bytes)
@@ -130,27 +92,45 @@ class Planned:
                     self.attention_bytes = max(self.attention_bytes, attention)
         if refused:  # what holds the most demanding pass holds all
             raise max(refused, key=lambda error: error.requested)
-        self.scratch_bytes = max(fixed, self.attention_bytes)
+        self.scratch_bytes = max(fixed, self.attention_bytes, ALIGNMENT)  # a pool is never empty
+
+    def _outputs(self, n_tokens):
+        """Of how many tokens logits may be asked for, as far as this part's passes differ by it."""
+        config = self.config
+        if config.has_last:
+            return {0, 1, n_tokens}
+        return {n_tokens} if config.has_output else {0}
 
     def _contexts(self, n_tokens):
         """Tokens in the cache after a pass: powers of two, and where the form of latent attention changes."""
-        n_ctx, layer = self.choices.n_ctx, self.config.layers[0]
-        contexts = set(_some_sizes(n_ctx))
+        n_ctx, layer = self.choices.n_ctx, self._first_layer
+        if layer is None:
+            return [n_ctx]
+        contexts = set(some_sizes(n_ctx))
         if layer.is_latent:
             at = form_changes_at(layer, n_tokens)
             contexts |= {min(max(1, n_kv), n_ctx) for n_kv in (at, at + 1)}
         return sorted(n_kv for n_kv in contexts if n_kv >= n_tokens)
 
+    @property
+    def _first_layer(self):
+        return self.config.layers[0] if self.config.layers else None
+
     def _forms(self, n_tokens, n_outputs, n_kv):
         """Of latent attention, in the layers before the last one and in that."""
-        layer = self.config.layers[0]
-        if not layer.is_latent:
+        layer = self._first_layer
+        if layer is None or not layer.is_latent:
             return ()
         sizes = n_tokens, max(n_outputs, 1)
         return tuple(latent_form(layer, n, n_kv, self.choices.mla) for n in sizes)
 
     def of(self, n_tokens: int, n_outputs: int, n_kv: int) -> Pass:
-        """The pass of a size; those that are alike are one."""
+        """The pass of a size; those that are alike are one.
+
+        `n_tokens` are those that reach this part: behind the last layer those with logits alone.
+        """
+        if not self.config.has_last:
+            n_outputs = n_tokens if self.config.has_output else 0
         return self._of(self.config, n_tokens, n_outputs, n_kv)
 
     def _of(self, config, n_tokens, n_outputs, n_kv):
@@ -161,7 +141,7 @@ class Planned:
             self._passes[key] = record_pass(
                 config, self.choices, n_tokens, n_outputs, n_kv, counted
             )
-        if n_outputs:
+        if n_outputs or not self.config.has_last:
             self._passes_at[forms] = n_tokens, n_outputs, n_kv
         return self._passes[key]
 
@@ -174,7 +154,11 @@ class Planned:
     def counts_tokens(self) -> bool:
         """Whether kernels can read how many keys there are: a decode step is the same launches every time then."""
         choices, planner = self.choices, devices.get(self.choices.device).planner
-        if not choices.gathers or any(layer.window for layer in self.config.layers):
+        if (
+            not choices.gathers
+            or not self.config.layers
+            or any(layer.window for layer in self.config.layers)
+        ):
             return False
         made = record_pass(self.config.of_each_kind(), choices, 1, 1, choices.n_ctx, True)
         try:
@@ -190,7 +174,8 @@ class Planned:
         key = n_tokens, *self._forms(n_tokens, n_tokens, n_kv)
         if key not in self._fitting:
             brief = self.config.of_each_kind()
-            made = record_pass(brief, self.choices, n_tokens, n_tokens, n_kv)
+            n_outputs = max(self._outputs(n_tokens))
+            made = record_pass(brief, self.choices, n_tokens, n_outputs, n_kv)
             self._fitting[key] = (
                 made.activation_bytes <= self.activation_bytes
                 and made.fixed_scratch_bytes <= self.scratch_bytes
@@ -226,7 +211,7 @@ class Planned:
         copied = sum(map(align_up, whole.values())) + sum(
             align_up(4 * math.prod(weight.shape)) for weight in vectors
         )
-        inputs = align_up(4 * choices.n_ubatch) + align_up(4)
+        inputs = align_up(input_layout(choices)[2])
         inputs += sum(buffer.n_bytes for buffer, _ in self.constants().values())
         if not is_mapped:
             inputs += sum(align_up(4 * rope.n_rot) for rope in self.ropes())
@@ -238,13 +223,19 @@ class Planned:
             activations=self.activation_bytes,
             scratch=self.scratch_bytes,
             inputs=inputs,
-            host=self.staging_bytes + (0 if is_mapped else 4 * choices.n_ubatch * config.n_embd),
+            host=self.staging_bytes + sum(self.pinned_bytes().values()),
         )
 
-
-def _some_sizes(most):
-    """1, the powers of two, and `most`."""
-    return sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
+    def pinned_bytes(self) -> dict[str, int]:
+        """Pinned memory by what is on its way: "inputs", "embeddings", "experts"."""
+        config, choices = self.config, self.choices
+        device = devices.get(choices.device)
+        rows = choices.n_ubatch, config.n_embd
+        return {
+            "inputs": staging(device, *input_layout(choices)[:2]).pinned_bytes,
+            "embeddings": staging(device, rows).pinned_bytes if config.has_input else 0,
+            "experts": exchange_bytes(config, choices.n_ubatch),
+        }
 
 
 def pass_key(choices: Choices) -> Choices:
@@ -256,46 +247,59 @@ def pass_key(choices: Choices) -> Choices:
     return dataclasses.replace(choices, n_ctx=n_ctx, amb=None)
 
 
+class Room(NamedTuple):
+    """What a plan must fit.
+
+    Attributes
+    ----------
+    n_bytes : int or None
+        None: as many as it takes.
+    what : str
+        Whose they are, for errors: "pool", "cuda:1".
+    """
+
+    n_bytes: int | None = None
+    what: str = "pool"
+
+
 def choose(
-    config: ModelConfig,
-    choices: Choices,
-    weight_bytes: int,
-    room: int | None,
-    passes: dict[Choices, dict] | None = None,
-) -> tuple[Planned, Memory]:
-    """The best plan that fits.
+    makers: Sequence[Callable[[Choices], tuple[Any, Memory]]], choices: Choices, room: Room
+) -> tuple[list[Any], Memory]:
+    """The best plan of one device that fits.
 
     Parameters
     ----------
-    config : ModelConfig
+    makers : sequence of callable
+        (choices) -> (a plan, its bytes): of each part of the model that lies there.
     choices : Choices
-    weight_bytes : int
-        Of the file.
-    room : int or None
-        Bytes that there are; None: as many as it takes.
-    passes : dict, optional
-        Where passes of this config are kept, by `pass_key`.
+    room : Room
+
+    Returns
+    -------
+    (list, Memory)
+        The plans, and their bytes together.
 
     Raises
     ------
     BudgetError
         Nothing fits, or amb is below the smallest tile; says what would do.
     """
-    passes = {} if passes is None else passes
     refused: Memory | None = None
     below: dict[int | str, BudgetError] = {}  # by the form of latent attention
     for candidate in candidates(choices):
         if candidate.mla in below:
             continue
         try:
-            planned = Planned(config, candidate, passes.setdefault(pass_key(candidate), {}))
+            made = [make(candidate) for make in makers]
         except BudgetError as error:  # amb is below the smallest tile, and will be
             below[candidate.mla] = error
             continue
-        memory = planned.memory(weight_bytes)
-        if room is None or memory.pool <= room:
-            return planned, memory
+        memory = sum((each for _, each in made), Memory())
+        if room.n_bytes is None or memory.pool <= room.n_bytes:
+            return [planned for planned, _ in made], memory
         refused = memory
+        if memory.pool - memory.compute > room.n_bytes:  # weights and cache are what they are
+            break
     if refused is None:
         raise _below_amb(min(below.values(), key=lambda error: error.requested), choices)
     raise _too_small(refused, room)
@@ -328,27 +332,24 @@ def _below_amb(error, choices):
 
 
 def _too_small(memory, room):
-    """What to raise where a model does not fit its pool."""
+    """What to raise where a model, or a part of it, does not fit its device."""
     needed = memory.pool
+    what = "a pool of " if room.what == "pool" else ""
     remedy = (
-        f"a pool of {needed} bytes ({format_size(needed)}), or a smaller n_ubatch, n_ctx or kv_type"
+        f"{what}{needed} bytes ({format_size(needed)}), or a smaller n_ubatch, n_ctx or kv_type"
     )
+    if memory.weights_copied:
+        remedy += (
+            ", or fewer layers there (n_gpu_layers, tensor_split), or experts on the CPU (cpu_moe)"
+        )
+    weights = memory.weights_copied + memory.weights_made
+    parts = f"{format_size(weights)} of weights, " * bool(weights)
     return BudgetError(
-        f"pool: {room} bytes ({format_size(room)}) in one piece are too few for this model's passes, which take "
-        f"{format_size(memory.kv_cache)} of K/V cache and {format_size(memory.compute)} of compute memory: "
-        f"give {remedy}",
+        f"{room.what}: {room.n_bytes} bytes ({format_size(room.n_bytes)}) in one piece are too few for this model's "
+        f"passes, which take {parts}{format_size(memory.kv_cache)} of K/V cache and {format_size(memory.compute)} of "
+        f"compute memory: give {remedy}",
         requested=needed,
-        budget=room,
+        budget=room.n_bytes,
         smallest_budget=needed,
         remedy=remedy,
     )
-
-
-def check_machine(memory: Memory) -> None:
-    """Raise MemoryError where a private pool would be more than the machine has: it would fail at token 20000."""
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory.pool > most:
-        raise MemoryError(
-            f"n_ctx: K/V cache and compute memory would take {format_size(memory.pool)}, this machine has "
-            f"{format_size(most)}; give a smaller n_ctx, n_ubatch or kv_type"
-        )

@@ -10,9 +10,9 @@ from lowlevel import checks
 from lowlevel.comm import ALONE, Comm, Outline
 
 if TYPE_CHECKING:
-    from lowlevel import Pool
     from lowlevel.devices import Device
 
+    from .plan import Room
     from .step import Choices
 
 # What ranks divide; see `quant.load`.
@@ -50,12 +50,13 @@ def checked_ranks(comm: Any, split: Any, where: Device) -> Outline:
     return comm.outline
 
 
-def least_room(pool: Pool | None, comm: Comm | None) -> int | None:
-    """Bytes that every rank has, so that all plan alike; None: as many as it takes."""
-    room = None if pool is None else pool.largest_free
+def least_rooms(rooms: dict[str, Room], comm: Comm | None) -> dict[str, Room]:
+    """What every rank has, so that all plan alike; where there are no ranks, `rooms` themselves."""
     if comm is None:
-        return room
-    return min((each for each in comm.share(room) if each is not None), default=None)
+        return rooms
+    own = rooms[comm.device]
+    known = [each for each in comm.share(own.n_bytes) if each is not None]
+    return {comm.device: own._replace(n_bytes=min(known, default=None))}
 
 
 def check_alike(comm: Comm | None, choices: Choices) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from lowlevel.comm import plan_transfer
 
 from ..embed import embed
 from ..matmul import matmul, matmul_scratch_bytes
-from .buffers import Buffer, Rows, place
+from .buffers import Buffer, ExpertRows, Rows, place
 from .kv_cache import latent_types, stores
 from .step import ABSORBED, DECOMPRESSED, AttentionSizes, Operation, Pass
 
@@ -90,12 +90,14 @@ class Recorder:
         scale, n_threads = self.config.embedding_scale, self.choices.n_threads
 
         def bind(bound):
-            rows, weight, staged = bound.array(out), bound.host_weight(table), bound.staging(out)
+            rows, weight = bound.array(out), bound.host_weight(table)
 
             def run():
-                embed(weight, bound.tokens, staged, n_threads=n_threads)
-                if staged is not rows:
-                    bound.upload(rows, staged)
+                bound.state.embeddings.write(
+                    rows,
+                    bound.state.number,
+                    lambda staged: embed(weight, bound.tokens, staged, n_threads=n_threads),
+                )
                 if scale != 1.0:
                     ops.scale(rows, scale, n_threads=n_threads)
 
@@ -103,6 +105,61 @@ class Recorder:
 
         self.note("embed", "token_embd", (out,), bind, on_host=True)
         return out
+
+    def given(self, name: str, n: int, columns: int, dtype: str = "float32") -> Rows:
+        """Rows that lie elsewhere."""
+        buffer = self.made.given[name] = Buffer(name, (n, columns), dtype)
+        return Rows(buffer, (n, columns))
+
+    def clear(self, out: Rows) -> None:
+        """Zeros; of the host's memory."""
+
+        def bind(bound):
+            return functools.partial(bound.array(out).fill, 0)
+
+        self.note("experts", "clear", (out,), bind)
+
+    # ------------------------------------------------------------ rows that cross; see crossing.py
+
+    def receive_rows(self) -> Rows:
+        """The residual stream of the part before."""
+        out = self.new("residual", self.made.n_tokens, self.config.n_embd, "float32")
+
+        def bind(bound):
+            rows, state = bound.array(out), bound.state
+            return lambda: state.before.receive(rows, state.number)
+
+        self.note("cross", "receive", (out,), bind, on_host=True)
+        return out
+
+    def send_rows(self, x: Rows) -> None:
+        """The residual stream to the part behind."""
+
+        def bind(bound):
+            rows, state = bound.array(x), bound.state
+            return lambda: state.after.send(rows, state.number)
+
+        self.note("cross", "send", (x,), bind, on_host=True)
+
+    def hand_to_host(self, layer: LayerConfig, h: Rows, ids: Rows, weights: Rows) -> None:
+        """What the CPU needs for a layer's routed experts; it begins when `take_from_host` runs."""
+
+        def bind(bound):
+            return bound.state.host_experts.sender(*map(bound.array, (h, ids, weights)))
+
+        self.note("cross", "experts_out", (h, ids, weights), bind, on_host=True)
+
+    def take_from_host(self, layer: LayerConfig, n: int) -> Rows:
+        """The sum of each token's experts, by the CPU: (n, n_embd) of float32."""
+        out = self.new("experts_sum", n, self.config.n_embd, "float32")
+
+        def bind(bound):
+            return bound.host_worker(layer, bound.array(out))
+
+        self.note("experts", "on_host", (out,), bind, on_host=True)
+        return out
+
+    # ------------------------------------------------------------ norms, products
 
     def rms_norm(
         self, x: Rows, weight: Weight, out: Rows | None = None, dtype: str | None = None
@@ -544,25 +601,6 @@ class Recorder:
             self.note("output", "logits", (block,), bind_copy, on_host=True)
         else:
             self.note("output", "output", (x, block), bind_parts, on_host=True, **facts)
-
-
-class ExpertRows(NamedTuple):
-    """Tokens' choices as rows.
-
-    Attributes
-    ----------
-    tokens, experts : Rows
-        int32, (n_rows,): each row's token and expert.
-    weights : Rows
-        float32, (n_rows,)
-    per_token : int
-        Groups of rows begin at multiples of it.
-    """
-
-    tokens: Rows
-    experts: Rows
-    weights: Rows
-    per_token: int
 
 
 def _short(weight):

@@ -38,11 +38,20 @@ class Weights:
     pool : object
         With `empty` and `device`: where weights lie that are copied or made.
     n_threads : int or None
+    upload : callable, optional
+        How weights get to the device: (array there, array); None: all of one at once.
     """
 
-    def __init__(self, file: ModelFile, pool: Any, n_threads: int | None) -> None:
+    def __init__(
+        self,
+        file: ModelFile,
+        pool: Any,
+        n_threads: int | None,
+        upload: Callable[[Any, np.ndarray], None] | None = None,
+    ) -> None:
         self._file, self._pool, self._n_threads = file, pool, n_threads
         self._device = devices.get(pool.device)
+        self._upload = upload or self._device.upload
         self._whole: dict[tuple, QuantTensor] = {}
         self._tensors: dict[Weight, QuantTensor] = {}
         self._floats: dict[Weight, Any] = {}
@@ -60,7 +69,7 @@ class Weights:
         key = weight.name, weight.share
         if key not in self._whole:
             tensor = weight.shared(self._file)
-            data = self.on_device(tensor.data, "weights")
+            data = self.on_device(tensor.data, "weights", self._upload)
             if data is not tensor.data:
                 tensor = QuantTensor(data, tensor.format, tensor.shape)
             self._whole[key] = tensor
@@ -70,8 +79,7 @@ class Weights:
         n, rows, columns = weight.shape
         shape = n, rows, weight.format.row_bytes(columns)
         memory = self._pool.empty(shape, "uint8", tag="weights made")
-        made = weight.turn(self._file, self._n_threads)
-        self._device.upload(memory, made)
+        self._upload(memory, weight.turn(self._file, self._n_threads))
         return QuantTensor(memory, weight.format, weight.shape)
 
     def host_tensor(self, weight: Weight) -> QuantTensor:
@@ -85,15 +93,21 @@ class Weights:
     def floats(self, weight: Weight) -> Any:
         """The same on the device."""
         if weight not in self._floats:
-            self._floats[weight] = self.on_device(weight.floats_of(self._file), "weights")
+            values = weight.floats_of(self._file)
+            self._floats[weight] = self.on_device(values, "weights", self._upload)
         return self._floats[weight]
 
-    def on_device(self, array: np.ndarray, tag: str) -> Any:
+    def on_device(
+        self,
+        array: np.ndarray,
+        tag: str,
+        upload: Callable[[Any, np.ndarray], None] | None = None,
+    ) -> Any:
         """An array in the pool, on the CPU itself."""
         if self._device.address(array) is not None:
             return array
         memory = self._pool.empty(array.shape, array.dtype.name, tag=tag)
-        self._device.upload(memory, array)
+        (upload or self._device.upload)(memory, array)
         return memory
 
 
@@ -113,8 +127,14 @@ class State:
         With those of the pass.
     logits : numpy.ndarray of float32, (n_outputs, n_vocab)
         On the host, to be written.
-    staged : numpy.ndarray of float32, (n_ubatch, n_embd), or None
-        Embeddings on their way to a device; None on the CPU.
+    number : int
+        Of the u-batch.
+    embeddings : InPlace or PinnedSlots
+        Where the host writes embeddings, on their way to a device.
+    before, after : Crossing or None
+        What brings rows from the part of the model before this one, and takes them to the one behind.
+    host_experts : HostExperts or None
+        What works on experts on the CPU.
     comm : Comm or None
         This rank's end of a group.
     ropes, constants : dict
@@ -125,11 +145,14 @@ class State:
     positions: Any
     n_keys: Any
     logits: Any
-    staged: np.ndarray | None = None
+    embeddings: Any
+    before: Any = None
+    after: Any = None
+    host_experts: Any = None
     comm: Comm | None = None
 
     def __init__(self, choices: Choices, attention_bytes: int) -> None:
-        self.n_kv = self.n_total = 0
+        self.n_kv = self.n_total = self.number = 0
         self.ropes: dict[Rope, Any] = {}
         self.constants: dict[tuple[str, int], Any] = {}
         self._choices, self._attention_bytes = choices, attention_bytes
@@ -155,8 +178,11 @@ class Bound:
         At least ``made.activation_bytes``.
     scratch : Pool
     weights : Weights
-    caches : list of LayerCache
+    caches : dict of int to LayerCache
+        By the index of their layer.
     state : State
+    given : dict, optional
+        Arrays of ``made.given`` by name.
     """
 
     def __init__(
@@ -165,12 +191,14 @@ class Bound:
         memory: Any,
         scratch: Pool,
         weights: Weights,
-        caches: list[LayerCache],
+        caches: dict[int, LayerCache],
         state: State,
+        given: dict[str, Any] | None = None,
     ) -> None:
         self.made, self.scratch, self.caches, self.state = made, scratch, caches, state
         self._device = devices.get(scratch.device)
         self._memory, self._weights = memory, weights
+        self._parts: list[Bound] = []
         self._arrays = {
             id(b): self._device.view(memory, b.offset, b.shape, b.dtype)
             for b in made.buffers
@@ -178,6 +206,8 @@ class Bound:
         }
         for key, (buffer, _) in made.constants.items():
             self._arrays[id(buffer)] = state.constants[key]
+        for name, buffer in made.given.items():
+            self._arrays[id(buffer)] = (given or {})[name]
         self._calls = [op.bind(self) for op in made.operations]
         self._replay: Callable[[], None] | None = None
         self._is_kept = False
@@ -223,6 +253,9 @@ class Bound:
     def close(self) -> None:
         """Let go of all memory: the calls hold this object, which a reference count alone would never end."""
         self._replay = None
+        for part in self._parts:
+            part.close()
+        self._parts.clear()
         self._calls.clear()
         self._arrays.clear()
         self._memory = None
@@ -241,14 +274,11 @@ class Bound:
         """A weight where the file is mapped."""
         return self._weights.host_tensor(weight)
 
-    def staging(self, rows: Rows) -> Any:
-        """Memory on the host for `rows`: they themselves, where they lie there."""
-        array = self.array(rows)
-        return array if self.state.staged is None else self.state.staged[: len(array)]
-
-    def upload(self, rows: Any, staged: np.ndarray) -> None:
-        """Rows from the host."""
-        self._device.upload(rows, staged)
+    def host_worker(self, layer: LayerConfig, out: Any) -> Callable[[], Any]:
+        """What has the CPU work on a layer's experts."""
+        part, work = self.state.host_experts.worker(layer, out)
+        self._parts.append(part)
+        return work
 
     def floats(self, weight: Weight) -> Any:
         """A vector or table of float32 on the device."""

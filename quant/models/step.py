@@ -183,6 +183,8 @@ class Pass:
         Kernels read how many tokens there are when they run: the same launches serve a cache that grows.
     activation_bytes : int
         Of the stretch of memory in which all buffers lie.
+    given : dict
+        Buffers that lie elsewhere, by name: whoever binds the pass gives their arrays.
     """
 
     n_tokens: int
@@ -195,6 +197,7 @@ class Pass:
         default_factory=dict
     )
     activation_bytes: int = 0
+    given: dict[str, Buffer] = field(default_factory=dict)
 
     @functools.cached_property
     def attention_sizes(self) -> tuple[AttentionSizes, ...]:

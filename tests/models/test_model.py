@@ -15,6 +15,7 @@ from quant.models.kv_cache import LayerCache, cache_bytes, kv_type
 from quant.models.layers import record_pass
 from quant.models.model import KEPT_PASSES, Taken, plan_model
 from quant.models.named_geometries import named_geometry
+from quant.models.pipeline import UBatch
 from quant.models.planned_file import PlannedFile
 from quant.models.synthetic.make_gguf import make_gguf
 
@@ -59,15 +60,17 @@ def test_every_pass_takes_what_its_plan_says(path, tokens, kind, mla):
         for n, n_outputs in ((32, 0), (32, 1), (1, 1), (17, 17), (5, 1)):
             n_kv = net.n_kv + n
             made = net.plan(n, n_kv, n_outputs)
-            net._scratch.reset_peak()
+            (segment,) = net._segments
+            segment.scratch.reset_peak()
             if n_outputs == 0:
                 nothing = np.empty((0, 300), np.float32)
-                net._pass(tokens[net.n_kv : n_kv].astype(np.int32), 0, nothing, None)
+                ids = tokens[net.n_kv : n_kv].astype(np.int32)
+                net._run([UBatch(ids, net.n_kv, 0, nothing, 0)])
             else:
                 net.prefill(tokens[net.n_kv : n_kv], all_logits=n_outputs > 1)
-            assert net._scratch.peak == made.scratch_bytes(n_kv, net._plans.attention_bytes)
+            assert segment.scratch.peak == made.scratch_bytes(n_kv, net._plans.attention_bytes)
             assert made.activation_bytes <= net.memory.activations
-            assert net._scratch.used == 0
+            assert segment.scratch.used == 0
         assert net.pool.peak == net.memory.pool
         assert net.compute_peak <= net.memory.compute
 
@@ -112,8 +115,9 @@ def test_passes_of_many_sizes_do_not_pile_up(path, tokens):
         for n in range(1, N_UBATCH):
             net.truncate(0)
             assert error(net.prefill(tokens[:n]), whole[n - 1]) < 1e-5
-        assert len(net._bound) == KEPT_PASSES
-        assert sum(key[0] for key in net._plans._passes) <= KEPT_PASSES + 4
+        (segment,) = net._segments
+        assert len(segment._bound) == KEPT_PASSES
+        assert sum(key[0] for key in segment.plans._passes) <= KEPT_PASSES + 4
 
 
 def test_latents_give_the_same_absorbed_and_decompressed(path, tokens):
@@ -179,6 +183,7 @@ def test_an_interrupt_leaves_whole_u_batches(path, tokens, monkeypatch):
         expected = net.prefill(tokens)
         net.truncate(0)
         run, calls = lowlevel.ops.rms_norm, []
+        (segment,) = net._segments
 
         def interrupted(*args, **kwargs):
             calls.append(args)
@@ -187,17 +192,17 @@ def test_an_interrupt_leaves_whole_u_batches(path, tokens, monkeypatch):
             return run(*args, **kwargs)
 
         def after_first(done, n):
-            monkeypatch.setattr(net._plans, "_passes", {})
-            net._bound.clear()
+            monkeypatch.setattr(segment.plans, "_passes", {})
+            segment._bound.clear()
             monkeypatch.setattr("lowlevel.ops.rms_norm", interrupted)
 
         with pytest.raises(KeyboardInterrupt):
             net.prefill(tokens, progress=after_first)
         monkeypatch.setattr("lowlevel.ops.rms_norm", run)
-        net._bound.clear()
-        net._plans._passes.clear()
+        segment._bound.clear()
+        segment.plans._passes.clear()
         assert net.n_kv == N_UBATCH
-        assert net._scratch.used == 0
+        assert segment.scratch.used == 0
         assert error(net.prefill(tokens[N_UBATCH:]), expected) < 1e-5
 
 

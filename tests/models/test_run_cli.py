@@ -240,7 +240,7 @@ def test_a_context_beyond_the_models_is_said(capsys, path):
 
 def fill_caches(net):
     """Rows that were never written are no memory yet."""
-    for cache in net._caches:
+    for _, cache in net._caches():
         for array in cache._arrays:
             array.fill(0)
 
