@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .options import MIB, UsageError, memory_list, memory_size, positive
+from .placing import shares
 
 # The simulator plans as a GPU does, and needs none.
 PLANNED_AS = {"cpu": "cpu", "cuda": "cudasim"}
@@ -58,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--tensor-split",
-        type=_shares,
+        type=shares,
         metavar="LIST",
         help="layers a device, in proportion; llama.cpp's rule (default: by --vram)",
     )
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         device=PLANNED_AS[args.device or "cuda"],
     )
     notes = [*model.notes, *_warnings(model, answer.setting)]
+    proposal = _proposal(args, model, rule, answer, vram)
     document = {
         "model": model.name,
         "engine": rule.name,
@@ -118,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         "notes": notes,
         "weights": weights_by_kind(model),
         **answer.to_dict(),
+        "placement": proposal,
     }
     if args.json:
         from .tables import print_json
@@ -126,6 +129,43 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(document)
     return int(not answer.fits)
+
+
+def _proposal(args, model, rule, answer, vram):
+    """A placement that fits, as plain values; None: there is none, or the engine is another one's.
+
+    Where everything fits on the devices at some context, the placement is for that; else for -c, or what `quant.load`
+    takes by itself.
+    """
+    from quant.models.choices import DEFAULT_CONTEXT
+    from quant.models.engines import MARGIN
+    from quant.models.memory_model import header_of
+    from quant.models.propose import propose
+
+    if rule.name != "kqcap" or model.config is None or args.device == "cpu" or args.threads:
+        return None
+    setting = answer.setting
+    n_ctx = setting.n_ctx
+    if not answer.fits:
+        n_ctx = _one(args.n_prompt, "-c") or min(DEFAULT_CONTEXT, model.context_length)
+    options = dict(
+        n_ctx=n_ctx,
+        n_ubatch=setting.n_ubatch,
+        amb=setting.amb,
+        kv_type=setting.kv_type,
+        mla="auto" if setting.mla is None else setting.mla,
+        exact=False,
+        method=setting.method,
+        n_threads=None,
+        comm=None,
+        split=None,
+    )
+    reserve = MARGIN if args.reserve is None else args.reserve
+    with header_of(args.model, args.type or "Q8_0", args.mla) as file:
+        found = propose(file, [size - reserve for size in vram], options)
+    if found is None:
+        return None
+    return {**found.to_dict(), "n_ctx": n_ctx, "n_ubatch": setting.n_ubatch}
 
 
 def _refuse_foreign_options(args, rule):
@@ -213,8 +253,25 @@ def _print(document):
             f"{'-amb may be' if document['fits'] else 'it fits with -amb'} {mib(document['amb_most'], 0)} at most "
             f"({document['engine']}'s -amb)"
         )
+    if document["placement"]:
+        _print_placement(document["placement"])
     for text in document["notes"]:
         note(text)
+
+
+def _print_placement(found):
+    """What to run, and what lies where then."""
+    from .tables import mib, note
+
+    note(
+        f"a placement that fits: kqcap run MODEL {found['arguments']} -c {found['n_ctx']} -ub {found['n_ubatch']}"
+    )
+    for name, memory in found["memory_of"].items():
+        weights = memory["weights_copied"] + memory["weights_made"] or memory["weights"]
+        note(
+            f"  {name}: weights {mib(weights)} MiB{' in the mapped file' * (name == 'cpu')}, K/V cache "
+            f"{mib(memory['kv_cache'])}, compute {mib(memory['compute'])}"
+        )
 
 
 def _device_row(name, device):
@@ -248,13 +305,3 @@ def _one(values, option):
     if values and len(values) > 1:
         raise UsageError(f"{option}: one value with --vram; got {len(values)}")
     return values[0] if values else None
-
-
-def _shares(text):
-    try:
-        shares = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
-    if not all(0 <= share < 1e30 for share in shares) or not sum(shares):
-        raise argparse.ArgumentTypeError(f"{text!r}: numbers of at least 0, not all 0")
-    return shares

@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from . import ranks
+from . import placing, ranks, token_bar
 from .options import METHODS, MIB, MOST_MIB, UsageError, memory_size, positive, whole_numbers
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="cap of all memory beside the weights: K/V cache and compute, such as 512MiB; smaller groups and "
         "tiles where it asks for them (default: what the best plan takes)",
     )
-    group.add_argument("--device", metavar="NAME", default="cpu", help="(default: cpu)")
+    placing.add_options(group)
     ranks.add_option(group)
 
 
@@ -118,16 +118,20 @@ def opened(args: argparse.Namespace, say: Callable[[str], object], n_ctx: int | 
     """
     import lowlevel
 
+    where = placing.Placing.of(args)
     try:
-        lowlevel.devices.get(args.device)
+        for name in where.devices:
+            lowlevel.devices.get(name)
     except ImportError as error:
         raise UsageError(str(error)) from None
-    pool = None if args.budget is None else lowlevel.Pool(args.budget, device=args.device)
+    if args.budget is not None and len(where.devices) > 1:
+        raise UsageError("--budget: for one device; several take what the best plan does")
+    pool = None if args.budget is None else lowlevel.Pool(args.budget, device=where.devices[0])
     try:
         return load(
             args.model,
             say,
-            device=args.device,
+            **where.options(),
             n_ctx=n_ctx,
             n_ubatch=args.ubatch_size,
             amb=args.attn_max_batch * MIB or None,
@@ -150,12 +154,17 @@ def load(path: Any, say: Callable[[str], object], **options: Any) -> Model:
     """`quant.load`, its warnings as lines."""
     import quant
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, token_bar.byte_bar("weights") as progress:
         warnings.simplefilter("always", UserWarning)
-        net = quant.load(path, **options)
+        net = quant.load(path, progress=progress, **options)
     for warning in caught:
         say(f"warning: {warning.message}")
     return net
+
+
+def memory_lines(net: Model) -> str:
+    """What a model takes, by what it is for, and where it lies where there are several devices."""
+    return "\n".join([memory_line(net.memory), *placing.lines_of(net)])
 
 
 def memory_line(memory: Memory) -> str:
@@ -183,8 +192,12 @@ def broken_limits(net: Model) -> list[str]:
         broken.append(
             f"compute memory {net.compute_peak} bytes is over the plan's {net.memory.compute}"
         )
-    if net.pool.peak > net.memory.pool:
-        broken.append(f"the pool's peak {net.pool.peak} bytes is over the plan's {net.memory.pool}")
+    for name, pool in net.pools.items():
+        planned = net.memory_of[name].pool
+        if pool.peak > planned:
+            broken.append(
+                f"the pool's peak on {name}, {pool.peak} bytes, is over the plan's {planned}"
+            )
     return broken
 
 

@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     with loading.opened(args, loading.complain, _n_ctx(args, len(prompt.tokens) + n)) as net:
         if not args.json:
             loading.complain(_model_line(net, len(prompt.tokens)))
-            loading.complain(loading.memory_line(net.memory))
+            loading.complain(loading.memory_lines(net))
         session = Session(net, prompt, args)
         try:
             session.prefill()
@@ -143,10 +143,11 @@ def _model_line(net, n_prompt):
     amb = "none" if c.amb is None else f"{c.amb // 2**20} MiB"
     latent = f", mla {c.mla}" if net.config.layers[0].is_latent else ""
     comm = net.comm
+    where = f"{net.n_threads} threads" if net.n_threads else ", ".join(net.memory_of)
     split = "" if comm is None else f"; {comm.size} ranks, split by {c.split}"
     return (
         f"{net.config.architecture}, {len(net.config.layers)} layers; context {c.n_ctx}, u-batch {c.n_ubatch}, "
-        f"amb {amb}, K/V {c.kv_type.name}{latent}, {c.n_threads} threads{split}; prompt {n_prompt} tokens"
+        f"amb {amb}, K/V {c.kv_type.name}{latent}, {where}{split}; prompt {n_prompt} tokens"
     )
 
 
@@ -387,12 +388,14 @@ class Session:
             "amb": c.amb,
             "kv_type": self.args.kv_type,
             "mla": c.mla,
-            "n_threads": c.n_threads,
+            "n_threads": net.n_threads,
+            "parts": [part.to_dict() for part in net.parts],
+            "memory_of": {name: memory.to_dict() for name, memory in net.memory_of.items()},
             "n_ranks": c.ranks.size,
             "split": c.split or None,
             "memory": net.memory.to_dict(),
             "compute_peak": net.compute_peak,
-            "pool_peak": net.pool.peak,
+            "pool_peak": sum(pool.peak for pool in net.pools.values()),
             "prompt_tokens": self.prompt.tokens,
             "tokens": self.made,
             "text": self.text if self._decoder is not None else None,

@@ -1,4 +1,5 @@
-"""A bar for tokens that pass: done, all, t/s, on standard error where that is a terminal; only once it takes long."""
+"""Bars for tokens that pass and bytes that are loaded: done, all, speed, on standard error where that is a terminal;
+only once it takes long."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
@@ -20,6 +22,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from rich.progress import Task
 
@@ -28,25 +31,42 @@ PATIENCE = 1.0
 
 
 class _SpeedColumn(ProgressColumn):
-    """Tokens a second so far."""
+    """How many a second so far."""
+
+    def __init__(self, unit: str, scale: float) -> None:
+        super().__init__()
+        self._unit, self._scale = unit, scale
 
     def render(self, task: Task) -> Text:
         speed = task.fields["speed"]
-        return Text("- t/s" if speed is None else f"{speed:.1f} t/s")
+        return Text(
+            f"- {self._unit}" if speed is None else f"{speed / self._scale:.1f} {self._unit}"
+        )
 
 
-@contextlib.contextmanager
-def token_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def token_bar(description: str) -> AbstractContextManager[Callable[[int, int], None]]:
     """Yields what `Model.prefill` takes as `progress`: a callable told the tokens done, and all.
 
     Where less is done than before, another run has begun.
     """
+    return _bar(description, MofNCompleteColumn(), _SpeedColumn("t/s", 1.0))
+
+
+def byte_bar(description: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """The same for `quant.load`: bytes that are copied, in GB/s."""
+    return _bar(description, DownloadColumn(), _SpeedColumn("GB/s", 1e9))
+
+
+@contextlib.contextmanager
+def _bar(
+    description: str, n_done_column: ProgressColumn, speed_column: ProgressColumn
+) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        _SpeedColumn(),
+        n_done_column,
+        speed_column,
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 
-from .. import ranks
+from .. import placing, ranks
 from ..loading import MLA
 from ..options import (
     KV_TYPES,
@@ -66,6 +66,9 @@ Runs of all rows are interleaved, in a new order each round; budgets whose plans
 and one row. The rows of a prompt length and type appear when they are finished; Ctrl-C keeps what is
 measured. A row that cannot run says what it would need. Checked limits: pool peak equals the plan and is within the budget; error <= 5e-6
 (growing with the largest score where their standard deviation is over 3).
+
+With --device but no MODEL: ceilings and every kernel on "cuda", "cuda:1", ... or "cudasim", on random
+operands; -p, -ub, -amb (attention's), -r and --only apply, --vs torch compares.
 
 With --vs but no MODEL: dequantisation, products, attention and start-up, held against other software on the same
 inputs, whose results are compared with ours first, and against what this machine can do at most,
@@ -153,6 +156,8 @@ def add_parser(subparsers):
         "--seed", metavar="N", type=int, default=0, help="of activations and order (default: 0)"
     )
     ranks.add_option(parser)
+    where = parser.add_argument_group("where a model lies", "with MODEL; as llama.cpp spells it")
+    placing.add_options(where, default_device=None)
     versus = parser.add_argument_group(
         "against other software", "each in a process of its own; -t, -r and --seed apply"
     )
@@ -165,12 +170,6 @@ def add_parser(subparsers):
     )
     versus.add_argument(
         "--only", metavar="TEXT", action="append", help="only cases with these words in their name"
-    )
-    versus.add_argument(
-        "--device",
-        metavar="NAME",
-        help='instead of the above: ceilings and every kernel on "cuda", "cuda:1", ... or "cudasim", on '
-        "random operands; -p, -ub, -amb (attention's), -r and --only apply, --vs torch compares",
     )
     versus.add_argument(
         "--log2-weights",
@@ -194,7 +193,15 @@ def _chosen(args):
     """What is run: a function of the command line."""
     if ranks.comm_of(args) and (args.device or args.vs or args.attention or not args.model):
         raise UsageError("--split: for kqcap bench MODEL, without --vs, --attention and --device")
-    if args.device:
+    where = placing.Placing.of(args)
+    has_place = where._replace(devices=("cpu",)) != placing.Placing()
+    if (has_place or (args.device and args.model)) and (args.vs or args.attention):
+        raise UsageError(
+            "--device, -ngl, -ts, --cpu-moe, -ot: for kqcap bench MODEL, without --vs and --attention"
+        )
+    if args.device and not args.model:
+        if has_place:
+            raise UsageError("-ngl, -ts, --cpu-moe, -ot: they place a model; name one")
         from . import device_bench
 
         return device_bench.run

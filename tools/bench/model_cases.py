@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..options import MIB
+from ..placing import Placing
 from .measure import unbudgeted
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from lowlevel.comm import Comm
-    from quant.models.model import Memory, Planned
+    from quant.models.model import Memory, ModelPlan
 
 
 class BenchTest(NamedTuple):
@@ -52,21 +53,23 @@ class BenchTest(NamedTuple):
 class Setting(NamedTuple):
     """How the model runs: arguments of `quant.load`, `amb_mib` 0 for no cap.
 
-    `comm`: this rank's end of those that share it by `split`; None: it runs alone.
+    `comm`: this rank's end of those that share it by `split`; None: it runs alone. `placing`: where it lies.
     """
 
     n_ubatch: int
     kv_type: str
     mla: int | str
-    n_threads: int
+    n_threads: int | None
     method: str
     amb_mib: int
     split: str | None = None
     comm: Comm | None = None
+    placing: Placing = Placing()
 
     def options(self, n_ctx: int) -> dict[str, Any]:
         """As `quant.load` takes them."""
         return dict(
+            **self.placing.options(),
             n_ctx=n_ctx,
             n_ubatch=self.n_ubatch,
             amb=self.amb_mib * MIB or None,
@@ -83,6 +86,7 @@ class Setting(NamedTuple):
         n_ranks = 1 if self.comm is None else self.comm.size
         values = self._asdict()
         del values["comm"]
+        values["placing"] = self.placing.options()
         return {**values, "n_ranks": n_ranks}
 
 
@@ -92,7 +96,7 @@ class Case(NamedTuple):
     test: BenchTest
     setting: Setting
     ambs: tuple[int, ...]
-    planned: Planned | None
+    planned: ModelPlan | None
     memory: Memory | None
     cannot_run: str
 
@@ -148,7 +152,8 @@ def _decided(case):
     planned, choices = case.planned, case.planned.choices
     steps = []
     for n_tokens, n_outputs, n_kv in case.test.passes(choices.n_ubatch):
-        for sizes in planned.of(n_tokens, n_outputs, n_kv).attention_sizes:
-            plan = sizes.plan(sizes.n_keys(n_kv), choices, planned.attention_bytes)
-            steps.append(unbudgeted(plan.to_dict()))
+        for made in planned.of(n_tokens, n_outputs, n_kv):
+            for sizes in made.attention_sizes:
+                plan = sizes.plan(sizes.n_keys(n_kv), made.choices, planned.attention_bytes)
+                steps.append(unbudgeted(plan.to_dict()))
     return choices.mla, choices.group_rows, steps

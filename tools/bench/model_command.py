@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from .. import loading, ranks, token_bar
+from .. import loading, placing, ranks, token_bar
 from ..options import UsageError
 from . import default_model
 from .model_cases import Setting, bench_tests, cases_of
@@ -101,9 +101,11 @@ def chosen_cases(
     tests = bench_tests(args.n_prompt, args.n_gen, args.n_depth)
     if not tests:
         raise UsageError("-p, -n: nothing to run")
-    comm = ranks.comm_of(args)
+    comm, where = ranks.comm_of(args), placing.Placing.of(args)
     settings = [
-        Setting(n_ubatch, kv_type, loading.mla_of(mla), n_threads, method, amb, args.split, comm)
+        Setting(
+            n_ubatch, kv_type, loading.mla_of(mla), n_threads, method, amb, args.split, comm, where
+        )
         for n_ubatch, kv_type, mla, n_threads, method, amb in itertools.product(
             args.ubatch_size,
             args.kv_type,
@@ -131,7 +133,9 @@ def fill_defaults(args: argparse.Namespace) -> None:
     for name, default in defaults.items():
         given = getattr(args, name)
         setattr(args, name, list(dict.fromkeys(default if given is None else given)))
-    args.threads = list(dict.fromkeys(args.threads or [resolve_n_threads(None)]))
+    is_cpu = placing.Placing.of(args).is_cpu
+    ours = [resolve_n_threads(None) if is_cpu else None]
+    args.threads = list(dict.fromkeys(args.threads or ours))
 
 
 def _small_file():
@@ -187,6 +191,8 @@ def title(head: dict[str, Any], cases: list[Case], tests: list[BenchTest]) -> st
         if key not in _varied(cases)
     ]
     setting = cases[0].setting
+    if not setting.placing.is_cpu:
+        common.append(str(setting.placing))
     if setting.comm is not None:
         common.append(f"{setting.comm.size} ranks, split by {setting.split}")
     beyond = max(test.n_ctx for test in tests) > head["context_length"]
