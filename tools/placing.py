@@ -159,12 +159,14 @@ def lines_of(net: Model) -> list[str]:
         hosted = (
             [layer for part in net.parts for layer in part.host_experts] if name == "cpu" else []
         )
-        own += [f"experts of {len(hosted)} layers"] if hosted else []
+        own += [f"experts of {len(hosted)} layer{'s' * (len(hosted) > 1)}"] if hosted else []
         weights = memory.weights_copied + memory.weights_made or memory.weights
         where = "" if memory.weights_copied else " where the file is mapped"
         lines.append(
             f"  {name}: {'; '.join(own)}: weights {format_size(weights)}{where}, K/V cache "
             f"{format_size(memory.kv_cache)}, compute {format_size(memory.compute)}"
         )
-    lines.append(f"  pinned on the host, for what crosses: {format_size(net.memory.host)}")
+    lines.append(
+        f"  pinned on the host, to load and for what crosses: {format_size(net.memory.host)}"
+    )
     return lines
