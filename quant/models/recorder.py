@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from lowlevel.comm import plan_transfer
 from ..embed import embed
 from ..matmul import matmul, matmul_scratch_bytes
 from .buffers import Buffer, Rows, place
+from .context import merge_parts, own_rows, plan_merge
 from .kv_cache import latent_types, stores
 from .step import ABSORBED, DECOMPRESSED, AttentionSizes, Operation, Pass
 
@@ -151,8 +153,7 @@ class Recorder:
 
     def summed_product(self, x: Rows, weight: Weight, bias: Weight | None = None) -> Rows:
         """``x @ weight.T + bias``, x being this rank's columns of a row that ranks share: the same on all of them."""
-        is_split = self.choices.ranks.size > 1
-        y = self.product(x, weight, dtype="float32" if is_split else None)
+        y = self.product(x, weight, dtype="float32" if self.sums_over_ranks else None)
         self.all_reduce(y)
         if bias is not None:
             self.add_vector(y, bias)
@@ -161,7 +162,7 @@ class Recorder:
     def all_reduce(self, x: Rows) -> None:
         """The sum of all ranks' rows, in place; nothing where there is one rank."""
         ranks, n_threads = self.choices.ranks, self.choices.n_threads
-        if ranks.size == 1:
+        if not self.sums_over_ranks:
             return
         plan = plan_transfer("all_reduce", x.shape, x.buffer.dtype, ranks)
 
@@ -183,6 +184,16 @@ class Recorder:
                 return functools.partial(ops.scale, bound.array(x), 0.0, n_threads=n_threads)
 
             self.note("add", "partial", (x,), bind, fixed=True)
+
+    @property
+    def sums_over_ranks(self) -> bool:
+        """Whether feed-forward parts are divided."""
+        return self.choices.ranks.size > 1 and self.choices.split in ("tensor", "context")
+
+    @property
+    def divides_heads(self) -> bool:
+        """Whether this rank has some heads only."""
+        return self.choices.ranks.size > 1 and self.choices.split == "tensor"
 
     @property
     def is_first_rank(self) -> bool:
@@ -316,7 +327,7 @@ class Recorder:
     def store(self, layer: LayerConfig, *rows: Rows) -> None:
         """New rows, (heads, n_tokens, d), to the layer's cache."""
         n_threads, n_tokens = self.choices.n_threads, rows[0].shape[1]
-        kept = stores(layer, self.choices.n_ctx, self.choices.n_ubatch, self.choices.kv_type)
+        kept = stores(layer, self.choices.n_cached, self.choices.n_ubatch, self.choices.kv_type)
         counted = self.made.counted
 
         def bind(bound):
@@ -325,8 +336,10 @@ class Recorder:
             cache, arrays = bound.caches[layer.index], tuple(bound.array(x) for x in rows)
 
             def run():
-                cache.make_room(bound.n_kv, n_tokens)
-                cache.write(arrays, bound.n_kv, bound.scratch, n_threads)
+                new, at = own_rows(bound.share, arrays, bound.n_kv)
+                if new[0].shape[1]:
+                    cache.make_room(at, new[0].shape[1])
+                    cache.write(new, at, bound.scratch, n_threads)
 
             return run
 
@@ -354,21 +367,44 @@ class Recorder:
             counted=self.choices.n_ctx if self.made.counted else 0,
         )
         sinks = layer.tensors.get("attn_sinks.weight")
+        divides_keys = self.choices.split == "context"
+        if divides_keys:
+            sizes = replace(sizes, n_ranks=self.choices.ranks.size, out_dtype="float32")
+            sinks = sinks if self.is_first_rank else None  # each row meets its sink once
+            part = self.new("kqv_part", layer.n_head * q.shape[1], out.shape[2], "float32")
+            to = part.planes(layer.n_head), self.new("lse", layer.n_head, q.shape[1], "float32")
+        else:
+            to = (out,)
 
         def bind(bound):
-            source = bound.kv_reader(layer, sizes, form, turned)
-            return bound.attention(
-                source,
+            call = bound.partial_attention if divides_keys else bound.attention
+            return call(
+                bound.kv_reader(layer, sizes, form, turned),
                 sizes,
                 bound.array(q),
-                bound.array(out),
+                *(bound.array(each) for each in to),
                 scale=layer.scale,
                 window=layer.window or None,
                 softcap=layer.softcap or None,
                 sinks=None if sinks is None else bound.host_floats(sinks),
             )
 
-        self.note("attention", "attention", (q, out), bind, attention=sizes, matrices=matrices)
+        self.note("attention", "attention", (q, *to), bind, attention=sizes, matrices=matrices)
+        if divides_keys:
+            self._merge(*to, out)
+
+    def _merge(self, part, lse, out):
+        """All ranks' parts of attention, (n_head, n_tokens, d_v), to `out`."""
+        plan = plan_merge(part.shape, self.choices.ranks)
+
+        def bind(bound):
+            arrays = [bound.array(each) for each in (part, lse, out)]
+            return functools.partial(
+                merge_parts, bound.comm, plan, *arrays, bound.scratch, self.choices.n_threads
+            )
+
+        facts = dict(scratch_bytes=plan.scratch_bytes, staging_bytes=plan.staging_bytes)
+        self.note("merge", "attention", (part, lse, out), bind, on_host=True, **facts)
 
     # ------------------------------------------------------------ experts
 
