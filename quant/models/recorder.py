@@ -391,7 +391,7 @@ class Recorder:
 
         self.note("attention", "attention", (q, *to), bind, attention=sizes, matrices=matrices)
         if divides_keys:
-            self._merge(*to, out)
+            self._merge(part.planes(layer.n_head), to[-1], out)
 
     def _merge(self, part, lse, out):
         """All ranks' parts of attention, (n_head, n_tokens, d_v), to `out`."""
