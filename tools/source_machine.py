@@ -61,8 +61,8 @@ def planned() -> list[dict[str, Any]]:
 
     model = memory_model("deepseek-r1", "Q2_K", None)
     setting = Setting(N_CTX, N_UBATCH, AMB, device=DEVICE)
-    n_devices = len(SHARES)
-    found = device_memory(model, ENGINES["kqcap"], setting, [VRAM] * n_devices, list(SHARES))
+    shares: list[Any] = list(SHARES)
+    found = device_memory(model, ENGINES["kqcap"], setting, [VRAM] * len(shares), shares)
     return [
         {
             "layers": each.layers,
@@ -89,7 +89,8 @@ class Prompts:
         from quant.models.occupancy import layer_flops
         from quant.models.planned_file import PlannedFile
 
-        config = ModelConfig.from_file(PlannedFile(named_geometry("deepseek-r1"), "Q2_K"))
+        file: Any = PlannedFile(named_geometry("deepseek-r1"), "Q2_K")
+        config = ModelConfig.from_file(file)
         choices = _choices(config, n_ubatch)
         self.n_ubatch, self.hop = n_ubatch, 4 * n_ubatch * config.n_embd / LINK
         # Work grows with the keys by a straight line: two points say all.
