@@ -89,6 +89,9 @@ class Device(Protocol):
     def keep(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """Run it, and give what makes the same launches over the same memory again, without checks where it can."""
 
+    def keep_attention(self, run: Callable[[], Any]) -> Callable[[Any, Any, Any], bool]:
+        """Run a call of `attention`, and give ``again(plan, k, v)``, which makes it with other keys, or says that it cannot."""
+
     def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """What `run` queues, to be queued again by one call: a graph, where there are such; inside `own_stream`."""
 

@@ -9,6 +9,7 @@ from lowlevel.version import __version__
 from .dequantize import dequantize
 from .embed import embed
 from .formats import FORMATS, BlockFormat, block_format
+from .gguf.imatrix import Imatrix
 from .gguf.model_file import ModelFile, ModelFileError, open
 from .kv import KV_TYPES  # plans know quantised K and V by name from here on
 from .latent import LatentKV
@@ -21,6 +22,7 @@ __all__ = [
     "FORMATS",
     "KV_TYPES",
     "BlockFormat",
+    "Imatrix",
     "LatentKV",
     "ModelFile",
     "ModelFileError",

@@ -56,8 +56,6 @@ class BlockFormat:
         The least and the greatest integer scale; empty where there is none.
     grid : str
         What codes are numbers of, where they stand for several weights: a name for `grids.grid`; else "".
-    lacks : tuple of str
-        What is not there for it: "quantize", or "products on GPUs".
     """
 
     name: str
@@ -70,7 +68,6 @@ class BlockFormat:
     sub_block: int
     scales: tuple
     grid: str
-    lacks: tuple
 
     @property
     def is_float(self) -> bool:
@@ -154,9 +151,7 @@ class BlockFormat:
         return n_blocks * self.block_weights
 
 
-def _format(
-    name, block_weights, *fields, codes=(), values=(), sub_block=None, scales=(), grid="", lacks=()
-):
+def _format(name, block_weights, *fields, codes=(), values=(), sub_block=None, scales=(), grid=""):
     """A BlockFormat from (field name, dtype, count), which follow each other without gaps."""
     placed, offset = [], 0
     for field_name, dtype, count in fields:
@@ -173,7 +168,6 @@ def _format(
         sub_block=sub_block or block_weights,
         scales=scales,
         grid=grid,
-        lacks=lacks,
     )
 
 
@@ -181,7 +175,6 @@ def _format(
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Twice what the four bits of FP4 formats stand for (E2M1): ggml's kvalues_mxfp4. Scales are half of what they say.
 E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-_ONLY_DECODED_THERE = ("quantize", "products on GPUs")
 # Field names as in ggml-common.h. Codes of formats with a grid are twice to eight times what a scale of one makes
 # of them: what products take as integers.
 FORMATS = {
@@ -281,7 +274,6 @@ FORMATS = {
             codes=(-43, 43),
             scales=(1, 31),
             grid="IQ2_XXS",
-            lacks=("quantize",),
         ),
         _format(
             "IQ2_XS",
@@ -293,7 +285,6 @@ FORMATS = {
             codes=(-43, 43),
             scales=(1, 31),
             grid="IQ2_XS",
-            lacks=("quantize",),
         ),
         _format(
             "IQ2_S",
@@ -307,7 +298,6 @@ FORMATS = {
             codes=(-43, 43),
             scales=(1, 31),
             grid="IQ2_S",
-            lacks=("quantize",),
         ),
         _format(
             "IQ3_XXS",
@@ -319,7 +309,6 @@ FORMATS = {
             codes=(-62, 62),
             scales=(1, 31),
             grid="IQ3_XXS",
-            lacks=("quantize",),
         ),
         _format(
             "IQ3_S",
@@ -333,7 +322,6 @@ FORMATS = {
             codes=(-15, 15),
             scales=(1, 31),
             grid="IQ3_S",
-            lacks=("quantize",),
         ),
         _format(
             "IQ1_S",
@@ -345,7 +333,6 @@ FORMATS = {
             codes=(-9, 9),
             scales=(1, 15),
             grid="IQ1_S",
-            lacks=("quantize",),
         ),
         _format(
             "IQ1_M",
@@ -357,7 +344,6 @@ FORMATS = {
             codes=(-9, 9),
             scales=(1, 15),
             grid="IQ1_S",
-            lacks=("quantize",),
         ),
         _format(
             "TQ1_0",
@@ -366,7 +352,6 @@ FORMATS = {
             ("qh", "u1", 4),
             ("d", "<f2", 1),
             codes=(-1, 1),
-            lacks=_ONLY_DECODED_THERE,
         ),
         _format(
             "TQ2_0",
@@ -374,7 +359,6 @@ FORMATS = {
             ("qs", "u1", 64),
             ("d", "<f2", 1),
             codes=(-1, 2),
-            lacks=_ONLY_DECODED_THERE,
         ),
         _format(
             "NVFP4",
@@ -383,7 +367,6 @@ FORMATS = {
             ("qs", "u1", 32),
             values=E2M1_VALUES,
             sub_block=16,
-            lacks=_ONLY_DECODED_THERE,
         ),
         _format(
             "Q1_0",
@@ -391,7 +374,6 @@ FORMATS = {
             ("d", "<f2", 1),
             ("qs", "u1", 16),
             codes=(-1, 1),
-            lacks=_ONLY_DECODED_THERE,
         ),
         _format(
             "Q2_0",
@@ -399,7 +381,6 @@ FORMATS = {
             ("d", "<f2", 1),
             ("qs", "u1", 16),
             codes=(-1, 2),
-            lacks=_ONLY_DECODED_THERE,
         ),
     )
 }

@@ -20,7 +20,6 @@ from .formats import FORMATS, block_format
 from .tensor import QuantTensor
 
 if TYPE_CHECKING:
-    from .formats import BlockFormat
     from .tensor import QType
 
 # About half a megabyte of float32: stays in a core's cache between check and quantiser.
@@ -31,12 +30,28 @@ _LARGEST_BF16 = np.uint32(0x7F7F7FFF).view(np.float32)
 # No block format reaches this with scales of half precision; far below, nothing in the searches
 # (third powers of the weights) overflows.
 _LARGEST_BLOCK = np.float32(2.0**30)
+# The largest scale of eight bits, times the largest level.
+_LARGEST_NVFP4 = np.float32(448 * 6)
+# Types whose errors ggml does not weigh by an importance matrix.
+_ALL_COUNT_ALIKE = (
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+    "MXFP4",
+    "NVFP4",
+    "TQ1_0",
+    "TQ2_0",
+    "Q1_0",
+    "Q2_0",
+)
 
 
 def quantize(
     x: np.ndarray,
     qtype: QType,
     *,
+    imatrix: np.ndarray | None = None,
     out: np.ndarray | None = None,
     n_threads: int | None = None,
 ) -> QuantTensor:
@@ -45,10 +60,16 @@ def quantize(
     Parameters
     ----------
     x : numpy.ndarray, float32 or float16, (..., rows, columns)
-        Any strides and memory layout. Columns fill whole blocks (256 for K types, 32 for the
-        other quantised ones, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
+        Any strides and memory layout. Columns fill whole blocks (256 for K, IQ and TQ types, 32 for most
+        others, 1 for F32, F16 and BF16). Empty arrays give empty tensors.
     qtype : gguf.GGMLQuantizationType or str
-        A supported type but those that are only decoded (`BlockFormat.lacks`); F16 and BF16 are the nearest, ties to even.
+        A supported type; F16 and BF16 are the nearest, ties to even. Of an NVFP4 tensor all of it is in the
+        blocks, none in a factor beside it.
+    imatrix : numpy.ndarray of float32, (columns,) or (..., columns), optional
+        How much an error in each column counts, not negative: (columns,) for all matrices, or with the leading
+        axes of `x` but its rows, for each expert. `quant.Imatrix` reads them from llama.cpp's files. Q8_0,
+        MXFP4, NVFP4, TQ1_0, TQ2_0, Q1_0, Q2_0 and floats take no notice of it, as in ggml. None: K types and
+        others as ggml without; of IQ2_XXS, IQ2_XS and IQ1_S, for which ggml demands one, all columns count alike.
     out : numpy.ndarray of uint8, (..., rows, row bytes), optional
         C-contiguous memory for the blocks. None: new memory.
     n_threads : int, optional
@@ -64,19 +85,38 @@ def quantize(
     ValueError
         An unknown type, columns that do not fill blocks, a weight that is NaN or infinite, or one
         so large that its block's scale overflows half precision (from 65504 for F16 to about
-        2.7e8 for Q6_K; BF16 and F32 have float32's range). Nothing is returned then.
+        2.7e8 for Q6_K; NVFP4: 2688; BF16 and F32 have float32's range). Nothing is returned then.
+        An `imatrix` of another shape, or one that is not finite or negative somewhere.
     TypeError
-        `x` is no float32 or float16 array.
+        `x` is no float32 or float16 array, or `imatrix` no float32 array.
     """
     block = block_format(qtype)
-    check_quantised(block)
     _check_array(x, block)
+    importance = None if imatrix is None else _checked_imatrix(imatrix, x)
     n_threads = resolve_n_threads(n_threads)
     shape = (*x.shape[:-1], block.row_bytes(x.shape[-1]))
     data = np.empty(shape, np.uint8) if out is None else _checked_out(out, shape, x)
     if data.size:
-        _quantize_chunks(x, block, data.reshape(-1), n_threads)
+        if block.name in _ALL_COUNT_ALIKE:
+            importance = None
+        _quantize_chunks(x, block, data.reshape(-1), n_threads, importance)
     return QuantTensor(data, block, x.shape)
+
+
+def _checked_imatrix(imatrix, x):
+    """The importance of each matrix's columns: float32, (matrices or 1, columns), contiguous."""
+    shapes = x.shape[-1:], (*x.shape[:-2], x.shape[-1])
+    if not isinstance(imatrix, np.ndarray) or imatrix.dtype != np.float32:
+        given = getattr(imatrix, "dtype", type(imatrix).__name__)
+        raise TypeError(f"imatrix: expected a NumPy array of float32, got {given}")
+    if imatrix.shape not in shapes:
+        wanted = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise ValueError(
+            f"imatrix: expected shape {wanted} for weights {x.shape}, got {imatrix.shape}"
+        )
+    if not (np.isfinite(imatrix).all() and (imatrix >= 0).all()):
+        raise ValueError("imatrix: must be finite and not negative everywhere")
+    return np.ascontiguousarray(imatrix).reshape(-1, x.shape[-1])
 
 
 def _checked_out(out, shape, x):
@@ -90,20 +130,6 @@ def _checked_out(out, shape, x):
     return out
 
 
-def check_quantised(block: BlockFormat) -> None:
-    """Raise ValueError for a format that weights are not quantised to."""
-    if "quantize" in block.lacks:
-        raise ValueError(
-            f"qtype: {block.name} is decoded and multiplied with, not quantised to; types that are: "
-            f"{', '.join(_names())}"
-        )
-
-
-def _names():
-    """The types that weights are quantised to."""
-    return [row.name for row in FORMATS.values() if "quantize" not in row.lacks]
-
-
 def _check_array(x, block):
     wanted = "expected a float32 or float16 NumPy array (..., rows, columns)"
     checks.check_device(x, "x", devices.get("cpu"), "what quantize takes")
@@ -113,7 +139,7 @@ def _check_array(x, block):
         raise ValueError(f"x: {wanted}, got a single number")
     columns = x.shape[-1]
     if columns % block.block_weights:
-        fitting = [name for name in _names() if columns % block_format(name).block_weights == 0]
+        fitting = [row.name for row in FORMATS.values() if columns % row.block_weights == 0]
         raise ValueError(
             f"x: {block.name} packs {block.block_weights} weights in a block, and {columns} "
             f"columns are not a multiple of that; with {columns} columns, these types work: "
@@ -121,15 +147,18 @@ def _check_array(x, block):
         )
 
 
-def _quantize_chunks(x, block, out, n_threads):
-    """Quantise `x` into its blocks' bytes `out` (1-D), in chunks of whole rows or blocks."""
+def _quantize_chunks(x, block, out, n_threads, importance=None):
+    """Quantise `x` into its blocks' bytes `out` (1-D), in chunks of whole rows or blocks; with `importance` of one matrix."""
     from .cpu.quantize.check import take
 
-    unit = block.block_weights if x.flags.c_contiguous else x.shape[-1]
+    whole_rows = importance is not None or not x.flags.c_contiguous
+    unit = x.shape[-1] if whole_rows else block.block_weights
     units = x.reshape(-1, unit)
     unit_bytes = block.row_bytes(unit)
     chunk = max(1, _CHUNK_WEIGHTS // unit)
-    n_chunks = -(-len(units) // chunk)
+    n_units = len(units) if importance is None else len(units) // len(importance)  # of a matrix
+    chunks_each = -(-n_units // chunk)
+    n_chunks = len(units) // n_units * chunks_each
     encode = _encoder(block.name)
     counter = np.zeros(1, np.int64)
     bad_chunks = []
@@ -138,11 +167,13 @@ def _quantize_chunks(x, block, out, n_threads):
         task = take(counter)
         if task >= n_chunks:
             return False
-        first, last = task * chunk, min((task + 1) * chunk, len(units))
+        matrix, part = divmod(task, chunks_each)
+        first = matrix * n_units + part * chunk
+        last = min(first + chunk, (matrix + 1) * n_units)
         weights = np.require(units[first:last], np.float32, ["C", "A"]).reshape(-1)
         blocks = out[first * unit_bytes : last * unit_bytes]
         if _fits(weights, block):
-            encode(weights, blocks)
+            encode(weights, blocks, None if importance is None else importance[matrix])
             if _scales_finite(blocks, block):
                 return True
         bad_chunks.append((first, last))
@@ -161,29 +192,36 @@ def _quantize_chunks(x, block, out, n_threads):
 
 @functools.cache
 def _encoder(name):
-    """``encode(weights, out)``: float32 (n,) into the bytes of blocks (uint8, 1-D)."""
+    """``encode(weights, out, importance)``: float32 (n,) into the bytes of blocks (uint8, 1-D).
+
+    `importance`: None, or one for each column of the whole rows that `weights` then are.
+    """
     if name in _FLOAT_ENCODERS:
         return _FLOAT_ENCODERS[name]
     module = importlib.import_module(f".cpu.quantize.{name.lower()}", __package__)
     kernel = getattr(module, f"quantize_{name.lower()}")
     block_weights = block_format(name).block_weights
 
-    def encode(weights, out):
-        kernel(weights.ctypes.data, len(weights) // block_weights, out)
+    def encode(weights, out, importance):
+        blocks = weights.ctypes.data, len(weights) // block_weights, out
+        if importance is None:
+            kernel(*blocks)
+        else:
+            kernel(*blocks, importance.ctypes.data, len(importance) // block_weights)
 
     return encode
 
 
-def _encode_f32(weights, out):
+def _encode_f32(weights, out, importance):
     out.view("<f4")[:] = weights
 
 
-def _encode_f16(weights, out):
+def _encode_f16(weights, out, importance):
     with np.errstate(over="ignore"):  # found by _scales_finite
         out.view("<f2")[:] = weights
 
 
-def _encode_bf16(weights, out):
+def _encode_bf16(weights, out, importance):
     bits = weights.view(np.uint32)
     odd = bits >> 16 & 1
     out.view("<u2")[:] = bits + (odd + 0x7FFF) >> 16
@@ -197,7 +235,8 @@ _FLOAT_ENCODERS = {"F32": _encode_f32, "F16": _encode_f16, "BF16": _encode_bf16}
 
 def _largest_weight(block):
     """What a weight may be at most, before the block's scales are looked at."""
-    return {"F32": _LARGEST_FLOAT32, "BF16": _LARGEST_BF16}.get(block.name, _LARGEST_BLOCK)
+    own = {"F32": _LARGEST_FLOAT32, "BF16": _LARGEST_BF16, "NVFP4": _LARGEST_NVFP4}
+    return own.get(block.name, _LARGEST_BLOCK)
 
 
 def _fits(weights, block):
@@ -213,6 +252,9 @@ def _infinite_scales(blocks, block):
     high_bytes = [field.offset + 1 for field in block.fields if field.dtype == "<f2"]
     rows = blocks.reshape(-1, block.block_bytes)
     infinite = np.zeros(len(rows), bool)
+    if block.name == "IQ1_M":  # the half is spread over the top nibbles of four words
+        exponent = rows[:, -1] & 0x70, rows[:, -3] & 0xC0
+        infinite |= (exponent[0] == 0x70) & (exponent[1] == 0xC0)
     for at in high_bytes:
         infinite |= rows[:, at] & 0x7C == 0x7C
     return infinite
@@ -243,12 +285,12 @@ def _unfit_weight(shape, start, weights, block, blocks):
     if not np.isfinite(weights[at]):
         return ValueError(f"x: weights must be finite; x[{_index(where)}] is {weights[at]}")
     larger = "F32" if block.name == "BF16" else "BF16 or F32"
-    if any(field.dtype == "<f2" for field in block.fields) or block.is_float:
+    if block.name not in ("MXFP4", "NVFP4"):
         what = "the value" if block.is_float else "its block's scale or minimum"
         how = "bfloat16" if block.name == "BF16" else "half precision (at most 65504)"
         why = f"{what} is stored in {how}"
     else:
-        why = f"weights of at most {_LARGEST_BLOCK:g} are taken"
+        why = f"weights of at most {_largest_weight(block):g} are taken"
     return ValueError(
         f"x: x[{_index(where)}] = {weights[at]:g} is too large for {block.name}: {why}; "
         f"scale the weights down or use {larger}"

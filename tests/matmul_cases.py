@@ -31,6 +31,24 @@ def random_tensor(rng, name, *shape):
     return QuantTensor(records.view(np.uint8).reshape(-1), name, shape)
 
 
+EXTREME_BYTES = (0x00, 0xFF, 0x80, 0x7F)
+
+
+def extreme_tensor(name, byte, n_rows, n_blocks):
+    """Of one byte all over, scales of 1."""
+    block = block_format(name)
+    records = np.full(n_rows * n_blocks * block.block_bytes, byte, np.uint8).view(block.block_dtype)
+    for field in block.fields:
+        if field.dtype == "<f2":
+            records[field.name] = 1.0
+        elif field.name == "e":
+            records[field.name] = 127
+    if name == "IQ1_M":  # a scale of 1 in four nibbles
+        records["scales"] = records["scales"] & 0xFFF | np.uint16([0, 0, 0xC000, 0x3000])
+    shape = (n_rows, n_blocks * block.block_weights)
+    return QuantTensor(records.view(np.uint8).reshape(-1), name, shape)
+
+
 def random_x(rng, n, columns):
     return rng.standard_normal((n, columns)).astype(np.float32)
 

@@ -5,7 +5,6 @@ import numpy as np
 
 from quant import FORMATS, QuantTensor
 from quant.gpu.constants import constants
-from quant.gpu.instances import MULTIPLIED
 
 # Zeros, the smallest and largest subnormal and normal numbers, inf, quiet and signalling NaN.
 SPECIAL_HALVES = np.array(
@@ -18,11 +17,16 @@ def _structure(block):
     """What CUDA kernels of formats have different code by: those of one structure differ in how a unit is unpacked."""
     of = constants(block)
     fold = min(of.fold_offset, 1)
-    return block.block_weights, of._replace(alignment=min(of.alignment, 2), fold_offset=fold)
+    of = of._replace(alignment=min(of.alignment, 2), fold_offset=fold)
+    if (
+        32 < block.block_weights < 256
+    ):  # several blocks of several runs in what tiles take at a time
+        return 64, of._replace(units=1)
+    return block.block_weights, of
 
 
 _BY_NAME = {block.name: block for block in FORMATS.values()}
-_BLOCKS = [block for block in MULTIPLIED if not block.is_float]
+_BLOCKS = [block for block in FORMATS.values() if not block.is_float]
 # The first format of the table of each structure. On the simulator every kernel of these runs in every way (orders,
 # race mode, checks of undefined behaviour), and is compiled for every architecture. Other formats have the same
 # kernels but for how they unpack a unit: they run in one order, decoding under the checks too, and are compiled

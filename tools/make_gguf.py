@@ -85,7 +85,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--type",
         default="Q8_0",
-        help="format of the bulk, or a mix such as Q4_K_M, Q5_K_M, IQ4_XS, UD-Q2_K_XL (default: Q8_0)",
+        help="format of the bulk, or a mix such as Q4_K_M, IQ4_XS, IQ2_XXS, UD-Q2_K_XL, UD-IQ1_S (default: Q8_0)",
     )
     parser.add_argument(
         "--type-map",

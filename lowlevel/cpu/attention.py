@@ -8,7 +8,7 @@ from lowlevel import devices
 from lowlevel.attention.kv_source import padded_width
 from lowlevel.attention.passes import passes
 
-from . import attention_kernel, kv_fill, layout, threads
+from . import attention_kernel, kept, kv_fill, layout, threads
 
 # A window this long leaves nothing out; it keeps positions inside int32.
 NO_WINDOW = 2**31 - 1
@@ -46,7 +46,7 @@ def _rows(source):
 
 
 def _call(plan, operands, k, v, kv_heads):
-    """The kernel's view of a plan and its operands, or of a pass of them; k, v: `_Rows`."""
+    """The kernel's view of a plan and its operands, or of a pass of them, an array of one; k, v: `_Rows`."""
     o = operands
     n_head, n_tokens = o.q.shape[:2]
     n_head_kv = kv_heads.stop - kv_heads.start
@@ -118,7 +118,7 @@ def _call(plan, operands, k, v, kv_heads):
     call = np.zeros(1, attention_kernel.CALL)
     for name in attention_kernel.CALL.names:
         call[name] = fields[name]
-    return call[0]
+    return call
 
 
 def _attend_kernel(path):
@@ -150,36 +150,64 @@ def run(plan, operands, scratch):
         from . import steps  # loads threadpoolctl, and kernels of its own
 
         call = _call(plan, operands, _NOWHERE, _NOWHERE, slice(0, plan.n_head_kv))
-        steps.run(plan, operands, scratch, call)
+        steps.run(plan, operands, scratch, call[0])
         return
     attend = _attend_kernel(plan.path)
     if plan.pass_keys:
         _run_passes(plan, operands, scratch, attend)
         return
-    k = _rows(operands.k)
-    v = k if plan.v_in_k else _rows(operands.v)
-    call = _call(plan, operands, k, v, slice(0, plan.n_head_kv))
-    counter = _walk(plan, call, scratch, attend)
-    if plan.n_splits > 1:
-        counter[0] = 0
-        partial = scratch["partial results"]
-        threads.run_workers(
-            plan.n_workers, lambda _: attention_kernel.merge(call, partial, counter), counter
-        )
+    kept.launch(Walk(plan, operands, scratch, attend))
 
 
-def _walk(plan, call, scratch, attend):
-    """All workers over all tiles of a call; the counter they shared."""
-    state = scratch["row state"]
-    partial = scratch.get("partial results", np.empty(0, np.float32))
-    blocks = (scratch["kq"], scratch["kv chunk"], scratch["tile"], state, state.view(np.int32))
-    counter = np.zeros(1, np.int64)
+class Walk:
+    """A call whose K and V are read where they lie: called, it runs; `again` runs it when there are other keys."""
 
-    def work(worker):
-        return attend(call, *blocks, partial, counter, worker)
+    def __init__(self, plan, operands, scratch, attend):
+        self._plan, self._attend = plan, attend
+        self._memory = operands, scratch  # whose addresses the call has
+        k = _rows(operands.k)
+        v = k if plan.v_in_k else _rows(operands.v)
+        self._call = _call(plan, operands, k, v, slice(0, plan.n_head_kv))
+        self._job = _job(self._call, scratch)
 
-    threads.run_workers(plan.n_workers, work, counter)
-    return counter
+    def __call__(self):
+        _walk(self._plan, self._job, self._attend)
+
+    def again(self, plan, k, v):
+        """The same operands but for `k` and `v`, which lie as they did and have ``plan.n_kv`` keys.
+
+        Returns
+        -------
+        bool
+            False: nothing has run, for `plan` has other tiles or scratch.
+        """
+        if plan is not self._plan and _cut(plan) != _cut(self._plan):
+            return False
+        call, self._plan = self._call, plan
+        call["k"], call["v"] = _address(k), _address(v)
+        call["n_kv"] = call["last_key"] = plan.n_kv
+        call["first_position"] = plan.n_kv - plan.n_tokens
+        self()
+        return True
+
+
+def _cut(plan):
+    """All that a call takes from its plan but the number of keys."""
+    tile = plan.heads, plan.rows, plan.keys
+    return plan.path, tile, plan.n_splits, plan.n_workers, plan.pass_keys, plan.scratch
+
+
+def _job(call, scratch):
+    """What task kernels are given; it is read until they have returned."""
+    blocks = (scratch.get(name) for name in attention_kernel.JOB[1:])
+    addresses = (0 if block is None else _address(block) for block in blocks)
+    return np.array([_address(call), *addresses], np.int64)
+
+
+def _walk(plan, job, attend):
+    """All workers over all tiles of a call, whose splits are merged then."""
+    for kernel in (attend, attention_kernel.merge)[: 1 + (plan.n_splits > 1)]:
+        threads.run_tasks(plan.n_workers, kernel.address, _address(job), 0)
 
 
 # ---------------------------------------------------------------- K and V decoded in chunks
@@ -193,17 +221,18 @@ def _run_passes(plan, operands, scratch, attend):
             _chunk_reader(plan, source, scratch, name, each.kv_heads)
             for name, source in (("k", operands.k), ("v", operands.v))
         ]
-        call = None
+        call = job = None
         for keys, _, is_first, is_last in each.chunks(plan.pass_keys):
             k, v = (read_rows(keys) for read_rows in read)
             if call is None:
                 call = _call(plan, each.operands, k, v, each.kv_heads)
                 call["first_position"] = each.first_position
+                job = _job(call, scratch)
             for name, rows in (("k", k), ("v", v)):
                 call[name] = rows.address + each.kv_heads.start * rows.head
             call["first_key"], call["last_key"] = keys.start, keys.stop
             call["resume"], call["finish"] = not is_first, is_last
-            _walk(plan, call, scratch, attend)
+            _walk(plan, job, attend)
 
 
 def _chunk_reader(plan, source, scratch, name, kv_heads):

@@ -28,7 +28,7 @@ from .attention_kernel import (
     work_on_tasks,
 )
 from .gemm_tile import TILE_COLUMNS, make_gemm_tile
-from .jit import kernel
+from .jit import kernel, task_kernel
 from .layout import LINE
 from .steps_kernel import weigh
 
@@ -281,13 +281,11 @@ def _make_add_chunk(dtype_name, item_bytes, read):
 def _make_attend(dtype_name, item_bytes, read, open_chunk):
     add_chunk = _make_add_chunk(dtype_name, item_bytes, read)
 
-    @kernel
-    def attend_few(call, kq, chunk, tile, state, state_int, partial, counter, worker):
+    @task_kernel
+    def attend_few(job, worker, counter, max_tasks):
         """See attention_kernel.attend."""
         steps = Steps(_pack_queries, open_chunk, add_chunk)
-        return work_on_tasks(
-            steps, call, kq, chunk, tile, state, state_int, partial, counter, worker
-        )  # fmt: skip
+        return work_on_tasks(steps, job, counter, worker)
 
     return attend_few
 

@@ -15,12 +15,17 @@ attention_few.py.
 
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from . import simd, softmax
 from .gemm_tile import TILE_COLUMNS, TILE_ROWS, TILE_VECTORS, make_gemm_tile
-from .jit import kernel
+from .jit import kernel, task_kernel
 from .layout import KEY_STEP
+from .simd import emit
 
 # A worker goes back to Python after about this many multiply-adds (some 20 ms).
 SLICE_WORK = 1_000_000_000
@@ -446,29 +451,77 @@ def make_add_chunk(products):
     return add_chunk
 
 
+# What task kernels of attention are given: the address of so many int64, each the address of a record of dtype CALL or of
+# one of the scratch blocks of all workers.
+JOB = ("call", "kq", "kv chunk", "tile", "row state", "partial results")
+
+
+@intrinsic
+def _call_at(typingctx, address):
+    """The record of dtype CALL at an address."""
+    record = numba.from_dtype(CALL)
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(record))
+
+    return record(types.int64), codegen
+
+
+def _make_array_at(kind):
+    array = types.Array(kind, 1, "C")
+
+    @intrinsic
+    def array_at(typingctx, address):
+        """The array from an address on, of any length: nothing looks at it."""
+
+        def codegen(context, builder, sig, args):
+            made = context.make_array(array)(context, builder)
+            data = builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
+            populate_array(
+                made,
+                data=data,
+                shape=cgutils.pack_array(builder, [emit.i64(1 << 40)]),
+                strides=cgutils.pack_array(builder, [emit.i64(4)]),
+                itemsize=emit.i64(4),
+                meminfo=None,
+            )
+            return made._getvalue()
+
+        return array(types.int64), codegen
+
+    return array_at
+
+
+_floats_at, _ints_at = _make_array_at(types.float32), _make_array_at(types.int32)
+
+
 @kernel(inline=True)
-def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, counter, worker):
+def work_on_tasks(steps, job, counter, worker):
     """Work on tasks from `counter` until about `SLICE_WORK`; True if more may be left.
 
     Parameters
     ----------
     steps : Steps
-    call : record of dtype CALL
-    kq, chunk, tile, state, partial : float32 arrays, 1-D
-        The scratch blocks of all workers, one after another.
-    state_int : int32 array
-        The same memory as `state`.
-    counter : int64 array of 1
-        Number of the next task.
+    job : int
+        See `JOB`.
+    counter : int
+        Address of the number of the next task.
     worker : int
         Whose part of the scratch to use.
     """
+    call, kq, chunk = (
+        _call_at(simd.read_i64(job)),
+        _floats_at(simd.read_i64(job + 8)),
+        simd.read_i64(job + 16),
+    )
+    tile, partial = _floats_at(simd.read_i64(job + 24)), _floats_at(simd.read_i64(job + 40))
+    state, state_int = _floats_at(simd.read_i64(job + 32)), _ints_at(simd.read_i64(job + 32))
     padded_rows = _padded_rows(call)
     kq_base, chunk_base = worker * call.kq_floats, worker * call.chunk_floats
     tile_base, state_base = worker * call.tile_floats, worker * call.state_floats
     out_base = tile_base + padded_rows * call.q_depth
     rows = _state_rows(state_base, padded_rows)
-    chunk_address = simd.address(chunk) + 4 * chunk_base
+    chunk_address = chunk + 4 * chunk_base
 
     n_tasks = call.n_head_kv * call.head_tiles * call.row_tiles * call.splits
     work = 0
@@ -518,16 +571,17 @@ def work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, count
 _add_chunk = make_add_chunk(Products(_scores, _all_finite, _add_products, _add_products_carefully))
 
 
-@kernel
-def attend(call, kq, chunk, tile, state, state_int, partial, counter, worker):
-    """One worker on float32; see `work_on_tasks`."""
+@task_kernel
+def attend(job, worker, counter, max_tasks):
+    """Tiles on float32; see `work_on_tasks`."""
     steps = Steps(_pack_queries, open_chunk, _add_chunk)
-    return work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, counter, worker)
+    return work_on_tasks(steps, job, counter, worker)
 
 
-@kernel
-def merge(call, partial, counter):
+@task_kernel
+def merge(job, worker, counter, max_tasks):
     """Merge the splits of each tile and write its rows; tasks are tiles."""
+    call, partial = _call_at(simd.read_i64(job)), _floats_at(simd.read_i64(job + 40))
     padded_rows = _padded_rows(call)
     size = padded_rows * (call.v_stride + 2)
     n_tiles = call.n_head_kv * call.head_tiles * call.row_tiles

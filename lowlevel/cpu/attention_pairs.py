@@ -29,7 +29,7 @@ from .attention_kernel import (
 )
 from .bfloat import bits_of, round_pairs, round_row
 from .gemm_tile import TILE_COLUMNS, TILE_ROWS, TILE_VECTORS, make_gemm_tile
-from .jit import kernel
+from .jit import kernel, task_kernel
 
 _gemm = make_gemm_tile(TILE_ROWS, TILE_VECTORS, pairs=True)
 
@@ -108,8 +108,8 @@ def _value(chunk, j, i):
     """Row j of V from column i on, as rounded."""
     pair = _value_pair(chunk, j, i)
     if j % 2:
-        return simd.as_f32x16(pair & _HIGH_HALF)
-    return simd.as_f32x16(pair << 16)
+        return simd.as_floats(pair & _HIGH_HALF)
+    return simd.as_floats(pair << 16)
 
 
 @kernel(inline=True)
@@ -142,8 +142,8 @@ _all_finite, _add_products_carefully = make_value_steps(_value)
 _add_chunk = make_add_chunk(Products(_scores, _all_finite, _add_products, _add_products_carefully))
 
 
-@kernel
-def attend_pairs(call, kq, chunk, tile, state, state_int, partial, counter, worker):
+@task_kernel
+def attend_pairs(job, worker, counter, max_tasks):
     """See attention_kernel.attend."""
     steps = Steps(_pack_queries, _open_chunk, _add_chunk)
-    return work_on_tasks(steps, call, kq, chunk, tile, state, state_int, partial, counter, worker)
+    return work_on_tasks(steps, job, counter, worker)

@@ -70,6 +70,11 @@ class CpuDevice:
             run()
         return launches[0] if len(launches) == 1 else functools.partial(_all, launches)
 
+    def keep_attention(self, run):
+        with kept.keeping() as launches:
+            run()
+        return launches[0].again if launches else _not_kept
+
     def capture(self, run):
         return run
 
@@ -124,6 +129,10 @@ class CpuDevice:
 def _all(launches):
     for launch in launches:
         launch()
+
+
+def _not_kept(plan, k, v):
+    return False
 
 
 def open_device(index):

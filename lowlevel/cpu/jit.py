@@ -96,7 +96,7 @@ class CKernel:
     @functools.cached_property
     def _compiled(self):
         signature = sigutils.normalize_signature(self.signature)
-        options = {"nopython": True, "error_model": "numpy"}
+        options = {"nopython": True, "error_model": "numpy", "_nrt": False}
         compiled = ccallback.CFunc(self.function, signature, locals={}, options=options)
         compiled._cache = _disk_cache(self.function)
         compiled.compile()
@@ -114,3 +114,8 @@ def c_kernel(signature):
     Arguments are scalars or pointers; a pointer becomes an array by `numba.carray`.
     """
     return lambda function: CKernel(function, signature)
+
+
+# A kernel that takes tasks, ``(argument, worker, counter, max_tasks)``: the address of what it works on, the number of its
+# worker, the address of the number of the next task. True: more tasks may be left. `threads.run_tasks` runs it.
+task_kernel = c_kernel("int64(int64, int64, int64, int64)")

@@ -50,7 +50,7 @@ def exp(x):
     p = simd.fma(p, r, simd.splat(_EXP[4]))
     p = simd.fma(p, r, simd.splat(_EXP[5]))
     p = simd.fma(p, r * r, r) + _ONE
-    return p * simd.as_f32x16((simd.to_i32(n) + 127) << 23)
+    return p * simd.as_floats((simd.to_i32(n) + 127) << 23)
 
 
 @kernel(inline=True)

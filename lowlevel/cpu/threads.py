@@ -19,6 +19,7 @@ import os
 import queue
 import sys
 import threading
+import time
 
 import numpy as np
 
@@ -60,6 +61,7 @@ def _forget_helpers():
     _lock = threading.Lock()
     _tasks = queue.SimpleQueue()
     _n_helpers = 0
+    _board.cache_clear()  # on which the parent's helpers stand
 
 
 if hasattr(os, "register_at_fork"):
@@ -118,7 +120,7 @@ def _run_one(part):
 def _rest(flags, i):
     """Say that a part is done; where a CPU is to spare, stay awake for a moment: another may come at once."""
     if _n_helpers < cpu_count():
-        _spinning()[1](flags, i, _bell)
+        _spinning()[1](flags, i, _bell, _board().address)
     else:
         flags[i] = 1
 
@@ -128,10 +130,36 @@ def _spinning():
     """(spin.wait_for, spin.rest), compiled."""
     from . import spin  # when first needed: it loads Numba
 
-    flags = np.ones(1, np.int64)
+    flags, board = np.ones(1, np.int64), _new_board()
     spin.wait_for(flags)
-    spin.rest(flags, 0, np.zeros(1, np.int64))
+    spin.rest(flags, 0, np.zeros(1, np.int64), _address(board))
     return spin.wait_for, spin.rest
+
+
+def _new_board():
+    from . import board
+
+    return board.make_board()
+
+
+class _Board:
+    """The board of this process (see board.py), and who may write on it: one call at a time."""
+
+    def __init__(self):
+        from . import board
+
+        self.lock, self.memory, self.module = threading.Lock(), board.make_board(), board
+        self.address = _address(self.memory)
+        self.counter = self.address + board.COUNTER
+
+
+@functools.cache
+def _board():
+    return _Board()
+
+
+def _address(array):
+    return array.__array_interface__["data"][0]
 
 
 def _submit(parts):
@@ -148,6 +176,7 @@ def _submit(parts):
     if sys.is_finalizing():
         return  # no thread starts or wakes up any more: the caller does it all
     _spinning()  # here, not in a helper: a fork must not find it compiling
+    _board()
     with _lock:
         for part in parts:
             _tasks.put(part)
@@ -217,6 +246,75 @@ def run_workers(n_workers, worker, counter):
             raise errors[0]
     finally:
         errors.clear()  # its tracebacks lead back here: a cycle would keep the arrays alive
+
+
+def run_tasks(n_workers, function, argument, max_tasks):
+    """Run a task kernel (`jit.task_kernel`) on up to `n_workers` threads, this one among them, until no task is left.
+
+    Helpers that rest join within a microsecond, without the GIL (see board.py); others are called as `run_workers`
+    calls them. The calling thread comes back to Python after every `max_tasks` tasks of its own, for signals.
+
+    Parameters
+    ----------
+    n_workers : int
+        At least 1. With 1 no other thread is touched.
+    function : int
+        The kernel's address.
+    argument : int
+        What it is given: the address of what all workers read, until this returns.
+    max_tasks : int
+    """
+    board = _board()
+    if n_workers == 1 or not board.lock.acquire(blocking=False):  # another thread's call is on it
+        counter = np.zeros(1, np.int64)
+        work, at = board.module.work, _address(counter)
+        run_workers(n_workers, lambda i: work(function, argument, i, at, max_tasks), counter)
+        return
+    try:
+        _run_on_board(board, n_workers, function, argument, max_tasks)
+    finally:
+        board.lock.release()
+
+
+def _run_on_board(board, n_workers, function, argument, max_tasks):
+    module, at = board.module, board.address
+    parts, flags = [], None
+    said = module.CALL
+    try:
+        said = module.run(at, function, argument, n_workers, max_tasks)
+        if said == module.DONE:
+            return
+        if said == module.CALL:
+            flags = np.zeros(n_workers - 1, np.int64)
+            parts += (_Part(lambda _: module.join(at), i, flags) for i in range(1, n_workers))
+            _submit(parts)
+        if said != module.INSIDE:
+            while module.work(function, argument, 0, board.counter, max_tasks):
+                pass
+    except BaseException:
+        board.memory[module.COUNTER : module.COUNTER + 8].view(np.int64)[0] = STOP
+        raise
+    finally:
+        if said != module.DONE:
+            try:
+                _leave(board, parts, flags)
+            finally:
+                _leave(board, parts, flags)  # an interrupt as the first one begins skips all of it
+
+
+def _leave(board, parts, flags):
+    """Close the board and return once nobody is inside, whatever happens meanwhile. A second time it does nothing."""
+    interrupted = None
+    while True:
+        try:
+            while not board.module.close(board.address):
+                os.sched_yield() if hasattr(os, "sched_yield") else time.sleep(0)
+            _settle(parts, flags)
+            break
+        except KeyboardInterrupt as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 def _settle(parts, flags):

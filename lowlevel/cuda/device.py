@@ -172,6 +172,10 @@ class CudaDevice(KernelDevice):
         run()
         return run
 
+    def keep_attention(self, run):
+        run()
+        return lambda plan, k, v: False
+
     def capture(self, run):
         stream = self._cupy.cuda.get_current_stream(self._index)
         stream.begin_capture(mode=self._cupy.cuda.runtime.streamCaptureModeGlobal)

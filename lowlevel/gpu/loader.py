@@ -106,11 +106,14 @@ class Library:
             pass
         with self._lock:
             if kernel not in self._functions:
-                self._load(kernel.source)
+                self._load(kernel.source, self._compiled_with(kernel))
         return self._functions[kernel]
 
-    def _load(self, source):
-        kernels = of_source(source)
+    def _compiled_with(self, kernel):
+        """The kernels of the module that this one is asked for: its file's."""
+        return of_source(kernel.source)
+
+    def _load(self, source, kernels):
         (architecture,) = {kernel.architecture for kernel in kernels}
         module = self._compile(
             source_text(*source),

@@ -6,11 +6,14 @@ kernel spills or has a stack frame without a stated reason, takes more registers
 the table says, or the table misses it or lists one that is gone. Exit code 2: NVRTC is not here.
 
 The table is of one NVRTC version; under another, a kernel may take up to 8 registers more.
-After a change that is meant, write the table anew with --update; it keeps the reasons.
+After a change that is meant, write the table anew with --update; it keeps the reasons. The table also has a
+digest of each source that its numbers were measured of: what has not changed since need not be compiled again,
+neither by --update nor by the tests.
 """
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import pathlib
 import re
@@ -60,6 +63,19 @@ def read_log(log):
     return found
 
 
+def digest_of(source):
+    """Digest of all that is compiled of a source, (package, file): its text, options and kernels."""
+    names = [kernel.name for kernel in instances.of_source(source)]
+    compiled = json.dumps([source_text(*source), OPTIONS, names])
+    return hashlib.sha256(compiled.encode()).hexdigest()[:16]
+
+
+def is_measured(source, table, version):
+    """Whether the table's rows for all of `ARCHITECTURES` are this version's, of this very text."""
+    known = table.get("texts", {}).get(display_name(*source))
+    return version == table["nvrtc"] and known == digest_of(source)
+
+
 def is_for(kernel, architecture):
     """Whether an architecture has the instructions that a kernel wants."""
     return kernel.architecture in (None, architecture)
@@ -79,9 +95,13 @@ def measure(source, architecture):
     return {key_of(kernel): found[program.lowered[kernel.name]] for kernel in kernels}
 
 
-def measure_all(architectures, progress=lambda text: None):
-    """{architecture: {key: {field: number}}} of every kernel there is."""
-    sources = sorted({kernel.source for kernel in instances.all_kernels()})
+def _sources():
+    return sorted({kernel.source for kernel in instances.all_kernels()})
+
+
+def measure_all(architectures, progress=lambda text: None, but=()):
+    """{architecture: {key: {field: number}}} of every kernel there is, but for those of some sources."""
+    sources = [source for source in _sources() if source not in but]
     result = {architecture: {} for architecture in architectures}
     with concurrent.futures.ThreadPoolExecutor() as threads:
         tasks = {
@@ -147,16 +167,36 @@ def _forbidden(where, numbers, block, reason):
 
 
 def new_table(measured, old, version):
-    """The table for what was measured; reasons, and architectures not measured now, stay."""
-    kernels = {}
-    for key in sorted({key for of_kernels in measured.values() for key in of_kernels}):
-        kernels[key] = dict(old["kernels"].get(key, {})) if version == old["nvrtc"] else {}
-        for architecture, of_kernels in measured.items():
-            if key not in of_kernels:
-                continue
-            kernels[key][f"sm_{architecture}"] = [of_kernels[key][field] for field in FIELDS]
+    """The table with what was measured; reasons, and what was not measured now, stay."""
+    kept = old["kernels"] if version == old["nvrtc"] else {}
+    kernels = {key_of(k): dict(kept.get(key_of(k), {})) for k in instances.all_kernels()}
+    for architecture, of_kernels in measured.items():
+        for key, numbers in of_kernels.items():
+            kernels[key][f"sm_{architecture}"] = [numbers[field] for field in FIELDS]
+    kernels = {key: of for key, of in sorted(kernels.items()) if of}
     reasons = {key: why for key, why in old["reasons"].items() if key in kernels}
-    return {"nvrtc": version, "fields": FIELDS, "reasons": reasons, "kernels": kernels}
+    table = {"nvrtc": version, "fields": FIELDS, "reasons": reasons, "kernels": kernels}
+    table["texts"] = {
+        display_name(*source): digest_of(source)
+        for source in _sources()
+        if is_measured(source, old, version) or _is_whole_and_right(source, measured, table)
+    }
+    return table
+
+
+def _is_whole_and_right(source, measured, table):
+    """Whether a source was measured for all of `ARCHITECTURES`, and nothing forbidden was found."""
+    for kernel in instances.of_source(source):
+        key = key_of(kernel)
+        for architecture in ARCHITECTURES:
+            if not is_for(kernel, architecture):
+                continue
+            numbers = measured.get(architecture, {}).get(key)
+            if numbers is None or any(
+                _forbidden(key, numbers, kernel.block, table["reasons"].get(key))
+            ):
+                return False
+    return True
 
 
 def write_table(table):
@@ -172,17 +212,21 @@ def write_table(table):
             "resources.json has rows of several packages, and only this one's kernels are known: "
             "run python -m quant.gpu.resources, or import the others' packages first"
         )
-    head = {name: value for name, value in table.items() if name != "kernels"}
-    lines = [f' "{name}": {json.dumps(value)},' for name, value in head.items()]
-    rows = [f"  {json.dumps(key)}: {json.dumps(of)}" for key, of in table["kernels"].items()]
-    TABLE.write_text("\n".join(["{", *lines, ' "kernels": {', ",\n".join(rows), " }", "}", ""]))
+    parts = []
+    for name, value in table.items():
+        if name in ("kernels", "texts"):
+            rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(of)}" for key, of in value.items())
+            parts.append(f' "{name}": {{\n{rows}\n }}')
+        else:
+            parts.append(f' "{name}": {json.dumps(value)}')
+    TABLE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def print_table(measured):
     """Kernels down, architectures across: registers, then stack, spills and shared where not 0."""
     names = list(measured)
     keys = sorted({key for of_kernels in measured.values() for key in of_kernels})
-    wide = max(map(len, keys))
+    wide = max(map(len, keys), default=0)
     print(f"{'registers':{wide}}" + "".join(f"{'sm_' + name:>9}" for name in names))
     for key in keys:
         cells, notes = "", []
@@ -217,15 +261,18 @@ def main(arguments=None):
         if sys.stderr.isatty():
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
+    table = read_table() if TABLE.exists() else None
     try:
         version = nvrtc.version()
+        table = table or {"nvrtc": version, "reasons": {}, "kernels": {}}
         unknown = [
             name for name in names if int(re.sub(r"\D", "", name) or 0) not in nvrtc.architectures()
         ]
         if unknown:
             print(f"--arch: NVRTC {version} does not know {', '.join(unknown)}", file=sys.stderr)
             return 2
-        measured = measure_all(names, progress)
+        known = [s for s in _sources() if options.update and is_measured(s, table, version)]
+        measured = measure_all(names, progress, but=known if names == [*ARCHITECTURES] else ())
     except nvrtc.NvrtcMissingError as error:
         print(error, file=sys.stderr)
         return 2
@@ -233,7 +280,6 @@ def main(arguments=None):
         print(error, file=sys.stderr)
         return 1
     progress("")
-    table = read_table() if TABLE.exists() else {"nvrtc": version, "reasons": {}, "kernels": {}}
     if options.update:
         table = new_table(measured, table, version)
         write_table(table)

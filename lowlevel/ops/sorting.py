@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lowlevel import checks, devices
+
+from .routing import MAX_EXPERTS
 
 if TYPE_CHECKING:
     from lowlevel.arrays import Array
@@ -33,6 +33,8 @@ def sort_by_expert(
     TypeError, ValueError
         An argument that does not fit, such as arrays on another device than the CPU (products sort by themselves
         there); nothing has been written.
+    IndexError
+        An id below 0 or past the 1024 experts that routing knows; nothing has been written.
     """
     device = devices.get("cpu")
     checks.check_array(ids, "ids", device, ("int32",), "what sort_by_expert takes")
@@ -53,8 +55,9 @@ def sort_by_expert(
         checks.check_writable(array, name, device)
         checks.check_apart(array, name, device, inputs)
         inputs[name] = array
-    flat = ids.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    np.take(flat, order, out=experts, mode="clip")  # which needs no buffer
-    np.take(weights.reshape(-1), order, out=row_weights, mode="clip")
-    np.floor_divide(order, ids.shape[1], out=tokens, casting="unsafe")
+    if n and (int(ids.min()) < 0 or int(ids.max()) >= MAX_EXPERTS):
+        raise IndexError(
+            f"ids: experts are 0 to {MAX_EXPERTS - 1}; got {int(ids.min())} to {int(ids.max())}"
+        )
+    kernels = devices.kernels("lowlevel", device, "ops.sorting")
+    kernels.sort_by_expert(device, ids, weights, tokens, experts, row_weights)

@@ -8,11 +8,12 @@ from lowlevel.cpu.jit import kernel
 
 @kernel(inline=True)
 def half_power_of_two(e):
-    """Half of 2**(e - 127), f32x16 of an i32x16 of 0 to 255: of 0 and 1 it is subnormal."""
-    one = simd.splat(1)
+    """Half of 2**(e - 127), float32 lanes of int32 lanes of 0 to 255: of 0 and 1 it is subnormal."""
+    zero = e & 0  # in as many lanes
+    one = zero + 1
     normal = simd.maximum(e - 1, one) << 23
-    subnormal = simd.splat(0x00200000) << simd.minimum(e, one)
-    return simd.as_f32x16(simd.select(e > one, normal, subnormal))
+    subnormal = (zero + 0x00200000) << simd.minimum(e, one)
+    return simd.as_floats(simd.select(e > one, normal, subnormal))
 
 
 def _half_of_small_float(byte):

@@ -51,6 +51,7 @@ SCALARS: dict[int, tuple[str, np.dtype]] = {
     11: ("i64", np.dtype("<i8")),
     12: ("f64", np.dtype("<f8")),
 }
+_I32 = struct.Struct("<i")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -154,6 +155,9 @@ class Cursor:
 
     def u32(self, what: str) -> int:
         return _U32.unpack_from(self.buffer, self.require(4, what))[0]
+
+    def i32(self, what: str) -> int:
+        return _I32.unpack_from(self.buffer, self.require(4, what))[0]
 
     def u64(self, what: str) -> int:
         return _U64.unpack_from(self.buffer, self.require(8, what))[0]

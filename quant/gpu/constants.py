@@ -9,8 +9,10 @@ from typing import NamedTuple
 from ..formats import BlockFormat
 from ..grids import grid
 
-# Weights of a super-block that a lane takes at a time: matmul_formats.cuh's kLaneWeights.
+# Weights of a larger block that a lane takes at a time: matmul_formats.cuh's kLaneWeights.
 UNIT_WEIGHTS = 64
+# Weights at a time of a block of more than 32 that has no scales but its own.
+_PIECE_WEIGHTS = 16
 _WIDEST = 16  # bytes of a load
 
 
@@ -22,10 +24,11 @@ class Constants(NamedTuple):
     alignment : int
         What its blocks are aligned to where nobody has shifted them, up to 16.
     units, runs, run : int
-        Units of a block: what a lane takes at a time. Runs of a unit, weights of a run: those with one scale.
+        Units of a block: what a lane takes at a time. Runs of a unit, weights of a run: those with one scale,
+        or where the block has one scale pieces of it.
     fold_offset : int
         What products of weight and integer scale are lowered by to be signed bytes; -1 where they do not fit
-        into bytes, or where there are no integer scales.
+        into bytes, where scales are no integers, and for blocks of one run.
     minima : bool
         Whether weight = scale * code - minimum.
     sums : bool
@@ -35,6 +38,8 @@ class Constants(NamedTuple):
         looked up in a table stays where its nibble was.
     grid : bool
         Whether codes are numbers of entries of a table.
+    few_from : int
+        With so many rows of x or more, kernels that stream have the registers for half the rows of weights only.
     """
 
     alignment: int
@@ -46,6 +51,7 @@ class Constants(NamedTuple):
     sums: bool
     interleaved: bool
     grid: bool
+    few_from: int
 
     @property
     def run_factors(self) -> int:
@@ -53,27 +59,41 @@ class Constants(NamedTuple):
         return 256 // self.run if self.runs > 1 and self.fold_offset < 0 else 0
 
 
+def _has_fractions(block):
+    """Whether sub-blocks have scales that are no integers."""
+    return not block.scales and block.sub_block < block.block_weights
+
+
 def _fold_offset(block):
     lowest, highest = block.products
-    if not block.scales or highest - lowest > 255:
+    if block.block_weights == 32 or _has_fractions(block) or highest - lowest > 255:
         return -1
     return 0 if highest < 128 else lowest + 128
+
+
+def _few_from(block):
+    if _has_fractions(block):
+        return 4
+    is_large = block.block_weights > 32 and not block.scales
+    return 8 if _fold_offset(block) > 0 or block.grid or is_large else 16
 
 
 @functools.cache
 def constants(block: BlockFormat) -> Constants:
     """The `Constants` of a `BlockFormat` with blocks."""
     units = max(1, block.block_weights // UNIT_WEIGHTS)
+    run = block.sub_block if block.sub_block <= 32 else _PIECE_WEIGHTS
     return Constants(
         alignment=min(block.alignment, _WIDEST),
         units=units,
-        runs=block.block_weights // units // block.sub_block,
-        run=block.sub_block,
+        runs=block.block_weights // units // run,
+        run=run,
         fold_offset=_fold_offset(block),
         minima=block.has_minima,
         sums=block.has_minima or block.block_weights == 256,
-        interleaved=bool(block.values),
+        interleaved=bool(block.values) and run == 32,
         grid=bool(block.grid),
+        few_from=_few_from(block),
     )
 
 
@@ -97,6 +117,7 @@ def header(block: BlockFormat) -> str:
         "Runs": of.runs,
         "Run": of.run,
         "FoldOffset": of.fold_offset,
+        "FewFrom": of.few_from,
     }
     flags = {"Minima": of.minima, "Sums": of.sums, "Interleaved": of.interleaved, "Grid": of.grid}
     offsets = {

@@ -13,8 +13,6 @@ from ..formats import FORMATS, BlockFormat
 from .constants import constants, header
 
 PACKAGE = "quant.gpu"
-# Formats that there are products with.
-MULTIPLIED = tuple(row for row in FORMATS.values() if "products on GPUs" not in row.lacks)
 # Headers with a format's numbers, and sources that only say which format's kernels they are.
 GENERATED = {
     f"constants/{block.name.lower()}.cuh": header(block)
@@ -25,7 +23,7 @@ GENERATED = {
         f"// Products of many rows of x with {block.name}.\n"
         f'#include "{block.name.lower()}.cu"\n#include "matmul_wgmma.cuh"\n'
     )
-    for block in MULTIPLIED
+    for block in FORMATS.values()
     if not block.is_float
 }
 # dtype name -> the struct of float_types.cuh, its Bits, how many make 16 bytes
@@ -102,7 +100,7 @@ MATVEC = {
     (block.name, columns): _product(
         block, f"matvec<{block.name}, {columns}>", _BYTES, STREAM_THREADS
     )
-    for block in MULTIPLIED
+    for block in FORMATS.values()
     if not block.is_float
     for columns in STREAM_COLUMNS
 }
@@ -110,24 +108,25 @@ MATVEC_EXACT = {
     (block.name, columns): _product(
         block, f"matvec_exact<{block.name}, {columns}>", _FLOATS, STREAM_THREADS
     )
-    for block in MULTIPLIED
+    for block in FORMATS.values()
     for columns in EXACT_STREAM_COLUMNS
 }
 MATVEC_SINGLE = {
     block.name: _product(block, f"matvec_single<{block.name}>", _ANY, SINGLE_THREADS)
-    for block in MULTIPLIED
+    for block in FORMATS.values()
     if not block.is_float
 }
 MATMUL_TILES = {
     (block.name, tile): _product(
         block, f"matmul_tiles<{block.name}, {tile.threads}, {tile.columns}>", _BYTES, tile.threads
     )
-    for block in MULTIPLIED
+    for block in FORMATS.values()
     if not block.is_float
     for tile in TILES
 }
 MATMUL_EXACT = {
-    block.name: _product(block, f"matmul_exact<{block.name}>", _FLOATS, 128) for block in MULTIPLIED
+    block.name: _product(block, f"matmul_exact<{block.name}>", _FLOATS, 128)
+    for block in FORMATS.values()
 }
 # (format's name, tile) -> Kernel
 MATMUL_WGMMA = {
@@ -139,7 +138,7 @@ MATMUL_WGMMA = {
         tile.threads,
         WGMMA_ARCHITECTURE,
     )
-    for block in MULTIPLIED
+    for block in FORMATS.values()
     if not block.is_float
     for tile in WGMMA_TILES
 }
@@ -161,7 +160,7 @@ QUANTISE_ROWS = {
         (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
         256,
     )
-    for of_x in sorted({bytes_of_x(block) for block in MULTIPLIED if not block.is_float})
+    for of_x in sorted({bytes_of_x(block) for block in FORMATS.values() if not block.is_float})
     for streamed in (False, True)
 }
 GATHER_ROWS = {

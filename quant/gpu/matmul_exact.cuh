@@ -103,7 +103,7 @@ constexpr int kExactThreads = 128, kExactRows = 32, kExactColumns = 32;
 
 template <class Format>
 struct ExactTile {
-  static constexpr int kDepth = Format::kBlockWeights == 256 ? 256 : 64;  // weights of a row at a time
+  static constexpr int kDepth = Format::kBlockWeights > 64 ? Format::kBlockWeights : 64;  // weights of a row at a time
   static constexpr int kBytes = kDepth / Format::kBlockWeights * Format::kBlockBytes;
   static constexpr int kPieces = (kBytes + 30) / 16, kRawPitch = 16 * kPieces;
   static constexpr int kPitch = kDepth + 4;  // floats

@@ -1,12 +1,13 @@
 // What block formats look like to the kernels of quant.matmul.
 //
 // A lane takes a unit of a block at a time: kRuns runs of kRun weights with one factor each, a whole
-// number. A format is a struct with what constants.py makes of its row:
+// number or (NVFP4) a float. A format is a struct with what constants.py makes of its row:
 //   kBlockWeights, kBlockBytes, kUnits (of a block), kRuns, kRun
 //   kInterleaved            the 32 weights of a block or run come in the order 0, 16, 1, 17, ..., and x too
 //   kMinima                 weight = d * factor * q - dmin * minimum
 //   kSums                   products need sums of the bytes of x
 //   kFoldOffset             not negative: bytes hold q * factor - kFoldOffset, as folded_words gives them
+//   kFewFrom                rows of x from which on there are registers for half the rows of weights
 //   where its fields are
 // and with
 //   Raw load(block, unit)   what a unit needs; the block: a Place in shared memory
@@ -14,7 +15,7 @@
 //   words(raw, run, w)      its weights q as signed bytes
 //   kTerms, terms(raw, run, w)   the same as sums of kTerms signed bytes, where that is less work than one
 //   x_piece, x_neighbour    see below
-//   factor(raw, run)        only where kRuns > 1 (else it is 1)
+//   factor(raw, run)        only where kRuns > 1 (else it is 1); a float where it is no whole number
 //   folded_words(raw, run, w)   only with a kFoldOffset
 //   raw.d, raw.dmin
 // and with minima, of which sums of x in 16s are multiplied (see matmul_x.cu for their order)
@@ -25,7 +26,7 @@
 // of blocks of 32 weights there is one pair of sums, and the minimum is 1: dmin is what all weights have less.
 //
 // The kernels that stream take rows in chunks of 32 times 64 weights, a lane 64 of them: a unit of a
-// super-block, or two blocks of 32 weights. So that 32 lanes read 512 bytes of x in one piece, its bytes stand
+// larger block, or two blocks of 32 weights. So that 32 lanes read 512 bytes of x in one piece, its bytes stand
 // there chunk by chunk, in a chunk piece by piece (there are four), in a piece lane by lane 16 bytes: those
 // that piece x_piece(unit, block, run, j) of lane `lane + x_neighbour(unit, j)` has are what bytes 16 j of a
 // run are multiplied with; `block`, 0 or 1: which of the lane's two. In the last chunk some places are empty.
@@ -69,6 +70,15 @@ struct Blocks32WithMinimum : Blocks32<Constants> {
   static __device__ __forceinline__ int run_minimum(const Raw&, int) {
     return 1;
   }
+};
+
+// Blocks of 64 or 128: a unit is 64 weights, four runs one after the other.
+template <class Constants>
+struct Blocks64x16 : Constants {
+  static constexpr int kTerms = 1;
+  static __device__ __forceinline__ int start(int unit, int run) { return 64 * unit + 16 * run; }
+  static __device__ __forceinline__ int x_piece(int, int, int run, int) { return run; }
+  static __device__ __forceinline__ int x_neighbour(int, int) { return 0; }
 };
 
 // Two bits at one place in 32 bytes belong to 32 consecutive weights; a unit has 16 of the bytes.
@@ -117,7 +127,16 @@ struct Blocks256x32WithMinima : Blocks256x32<Constants> {
 };
 
 template <class Format>
-__device__ __forceinline__ int factor_of(const typename Format::Raw& raw, int run) {
+__device__ __forceinline__ auto factor_of(const typename Format::Raw& raw, int run) {
   if constexpr (Format::kRuns > 1) return Format::factor(raw, run);
-  return 1;
+  else return 1;
 }
+
+// Of blocks with one scale: runs are pieces of them, and their products are the weights.
+template <class Base>
+struct OneScale : Base {
+  template <class Raw>
+  static __device__ __forceinline__ int factor(const Raw&, int) {
+    return 1;
+  }
+};

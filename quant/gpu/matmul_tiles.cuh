@@ -19,13 +19,14 @@ struct Tile {
   static constexpr bool kMinima = Format::kMinima && kBlocks == 1, kBlockMinima = Format::kMinima && kBlocks > 1;
   static constexpr bool kFactors = Format::kRuns > 1 && !kFolded, kOffset = Format::kFoldOffset > 0;
   static constexpr int kDigitPitch = 36;
+  using Factor = decltype(factor_of<Format>(typename Format::Raw{}, 0));  // what sums of runs are, too
   // parts
   static constexpr int kRaw = 0;                                   // 2 x [kRows][kRawPitch]
   static constexpr int kX = kRaw + 2 * kRows * kRawPitch;          // 2 x [kColumns][kBytePitch]
   static constexpr int kWeights = kX + 2 * kColumns * kBytePitch;  // [kRows][kBytePitch]
   static constexpr int kScales = kWeights + kRows * kBytePitch;    // float [kBlocks][kRows]
   static constexpr int kXScales = kScales + 4 * kBlocks * kRows;   // float [kBlocks][kColumns]
-  static constexpr int kRunFactors = kXScales + 4 * kBlocks * kColumns;            // int [kRuns][kRows]
+  static constexpr int kRunFactors = kXScales + 4 * kBlocks * kColumns;            // Factor [kRuns][kRows]
   static constexpr int kMinScales = kRunFactors + kFactors * 4 * kRuns * kRows;    // float [kRows]
   static constexpr int kRunMinima = kMinScales + kMinima * 4 * kRows;              // [kRows][16]
   static constexpr int kDigits = kRunMinima + kMinima * 16 * kRows;  // [kColumns][kDigitPitch]
@@ -101,7 +102,8 @@ __device__ __forceinline__ void decode_tile(unsigned char* shared, const MatmulC
   using T = Tile<Format, kThreads, kColumns>;
   const unsigned begin = (call.columns - left) / Format::kBlockWeights * Format::kBlockBytes;
   float* const scales = reinterpret_cast<float*>(shared + T::kScales);
-  int* const factors = reinterpret_cast<int*>(shared + T::kRunFactors);
+  using Factor = typename T::Factor;
+  Factor* const factors = reinterpret_cast<Factor*>(shared + T::kRunFactors);
 #pragma unroll
   for (int i = 0; i < T::kRows * T::kUnits / kThreads; ++i) {
     const int index = threadIdx.x + i * kThreads;
@@ -124,7 +126,7 @@ __device__ __forceinline__ void decode_tile(unsigned char* shared, const MatmulC
         Format::folded_words(raw, run, words);
       } else {
         Format::words(raw, run, words);
-        if constexpr (T::kFactors) factors[start / Format::kRun * T::kRows + row] = Format::factor(raw, run);
+        if constexpr (T::kFactors) factors[(first + start) / Format::kRun * T::kRows + row] = Format::factor(raw, run);
       }
 #pragma unroll
       for (int k = 0; k < Format::kRun / 4; k += 4)
@@ -212,9 +214,10 @@ __device__ __forceinline__ void multiply_tile(const unsigned char* shared, int k
       shared + T::kX + (buffer * kColumns + column + lane % 8) * kBytePitch + lane / 8 * 16;
   const float* const scales = reinterpret_cast<const float*>(shared + T::kScales) + row + g;
   const float* const x_scales = reinterpret_cast<const float*>(shared + T::kXScales) + column + 2 * t;
-  const int* const factors = reinterpret_cast<const int*>(shared + T::kRunFactors) + row + g;
+  using Factor = typename T::Factor;
+  const Factor* const factors = reinterpret_cast<const Factor*>(shared + T::kRunFactors) + row + g;
 
-  auto add = [&](int block, int tile, const int (&dots)[4]) {
+  auto add = [&](int block, int tile, const auto(&dots)[4]) {
     const float2 x = *reinterpret_cast<const float2*>(x_scales + block * kColumns + 8 * tile);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -230,8 +233,9 @@ __device__ __forceinline__ void multiply_tile(const unsigned char* shared, int k
     }
   };
 
-  int sums[T::kTiles][4];  // of a super-block
-  if constexpr (kFactors || T::kFolded) {
+  constexpr bool kSums = kFactors || T::kFolded;
+  Factor sums[T::kTiles][4];  // of a block of several runs
+  if constexpr (kSums) {
 #pragma unroll
     for (int tile = 0; tile < T::kTiles; ++tile)
 #pragma unroll
@@ -280,9 +284,16 @@ __device__ __forceinline__ void multiply_tile(const unsigned char* shared, int k
           }
         }
       }
+      if constexpr (kSums && T::kBlocks > 1) {
+        if ((k + 64) % Format::kBlockWeights == 0) {
+          add(k / Format::kBlockWeights, tile, sums[tile]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[tile][i] = 0;
+        }
+      }
     }
   }
-  if constexpr (kFactors || T::kFolded) {
+  if constexpr (kSums && T::kBlocks == 1) {
 #pragma unroll
     for (int tile = 0; tile < T::kTiles; ++tile) add(0, tile, sums[tile]);
   }

@@ -161,10 +161,15 @@ struct DecodedRows {
   // behind it: 16 bytes i at to ^ 16 i. Zeros unless `inside` the matrix.
   template <int kInPair>
   __device__ __forceinline__ void decode(unsigned char* stage, unsigned to, int pair, int half, bool inside) const {
-    // Of 32 weights a block, `half` is the block; of 256, a part of it.
+    // Of 32 weights a block, `half` is the block; of more, a part of it.
     constexpr bool kSmall = Format::kBlockWeights == 32;
-    const int block = kSmall ? pair / 32 + kInPair / 32 + (inside ? half : 0) : 0;
-    const int index = kSmall ? 0 : pair | kInPair | 32 * half;
+    constexpr bool kOne = Format::kBlockWeights == kChunk;
+    const int block = kSmall ? pair / 32 + kInPair / 32 + (inside ? half : 0)
+                      : kOne ? 0
+                             : (pair | kInPair) / Format::kBlockWeights;
+    const int index = kSmall ? 0
+                      : kOne ? pair | kInPair | 32 * half
+                             : (pair | kInPair) % Format::kBlockWeights | 32 * half;
     // One warp a scheduler decodes both rows at once, for more instructions to choose from; of two warps each
     // has not the registers.
     constexpr int kAtOnce = T::kTeams == 1 ? kRows : 1;

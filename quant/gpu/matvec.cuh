@@ -52,12 +52,11 @@ struct OwnByteRow {
 // make them.
 template <class Format, int kColumns, class X>
 struct ByteSums {
-  static constexpr int kBlocks = Format::kUnits > 1 ? 1 : 2;  // of a lane
+  static constexpr int kBlocks = Format::kBlockWeights > 32 ? 1 : 2;  // of a lane
   static constexpr int kChunkBytes = 32 * kBlocks / Format::kUnits * Format::kBlockBytes;
   // Rows share what is loaded of x; for four of them and many columns only few warps have the registers, and
-  // none those of Q3_K and of formats with a grid with eight. Long chunks leave no shared memory for more than one
-  // or two.
-  static constexpr bool kFew = kChunkBytes > 1500 || (kColumns == 8 && (Format::kFoldOffset > 0 || Format::kGrid));
+  // for some formats (kFewFrom) none. Long chunks leave no shared memory for more than one or two.
+  static constexpr bool kFew = kChunkBytes > 1500 || kColumns >= Format::kFewFrom;
   static constexpr int kRows = (kColumns > 2 ? 2 : 1) * (kFew && kColumns != 2 ? 1 : 2);
   using Rows = Stream<Format, kRows, kBlocks>;
   // A second byte of each weight costs a multiplication for each column.
@@ -120,7 +119,7 @@ struct ByteSums {
         raw[i] = Format::load(place_at<Format::kAlignment>(places[i].base, places[i].offset + places[i].shift + kOffset), unit);
       }
     }
-    int dots[kRows][kColumns];
+    decltype(factor_of<Format>(raw[0], 0)) dots[kRows][kColumns];
 #pragma unroll
     for (int run = 0; run < Format::kRuns; ++run) {
       unsigned words[kRows][kTerms * kWords];
@@ -139,7 +138,7 @@ struct ByteSums {
 #pragma unroll
           for (int k = 0; k < kTerms * kWords; ++k)
             dot = __dp4a((int)words[i][k], values[k / kTerms], dot);
-          const int factor = factor_of<Format>(raw[i], run);
+          const auto factor = factor_of<Format>(raw[i], run);
           dots[i][c] = run ? dots[i][c] + factor * dot : factor * dot;
         }
       }

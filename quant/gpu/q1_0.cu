@@ -7,10 +7,9 @@ struct Q1_0 : constants::Q1_0 {
   static __device__ __forceinline__ void decode(const Block& block, int index,
                                                 float (&weights)[kVector]) {
     const unsigned d = __float_as_uint(block.half(kD));
+    unsigned bits = block.byte(kQs + index / 8) >> (index % 8);
+    if constexpr (kVector == 16) bits |= block.byte(kQs + index / 8 + 1) << 8;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      const unsigned bit = block.byte(kQs + (index + i) / 8) >> ((index + i) % 8) & 1;
-      weights[i] = __uint_as_float(d ^ (bit ^ 1) << 31);
-    }
+    for (int i = 0; i < kVector; ++i) weights[i] = __uint_as_float(d ^ ~bits >> i << 31);
   }
 };

@@ -54,9 +54,13 @@ class _Store(NamedTuple):
     type: KVType
 
     @property
+    def is_dense(self) -> bool:
+        return self.type.name in DENSE_DTYPES
+
+    @property
     def layout(self) -> tuple[tuple[int, int, int], str]:
         """Shape and dtype."""
-        if self.type.name in DENSE_DTYPES:
+        if self.is_dense:
             return (self.heads, self.rows, self.d), self.type.name
         return (self.heads, self.rows, block_format(self.type.name).row_bytes(self.d)), "uint8"
 
@@ -66,7 +70,7 @@ class _Store(NamedTuple):
 
     def staging_bytes(self, n_tokens: int) -> int:
         """Scratch for the blocks of new rows, before they go to their heads."""
-        if self.type.name in DENSE_DTYPES or self.heads == 1:
+        if self.is_dense or self.heads == 1:
             return 0
         return align_up(n_tokens * self.heads * block_format(self.type.name).row_bytes(self.d))
 
@@ -158,7 +162,7 @@ class LayerCache:
         at = n_kv - self.base
         for x, store, array in zip(rows, self._stores, self._arrays, strict=True):
             target = array[:, at : at + x.shape[1]]
-            if store.type.name in DENSE_DTYPES:
+            if store.is_dense:
                 ops.cast(x, target, n_threads=n_threads)
                 continue
             by_token = x.transpose(1, 0, 2)

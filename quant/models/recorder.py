@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowlevel import ops
-from lowlevel.comm import plan_transfer
 
 from ..embed import embed
 from ..matmul import matmul, matmul_scratch_bytes
 from .buffers import Buffer, Rows, place
-from .context import merge_parts, own_rows, plan_merge
+from .context import own_rows
 from .kv_cache import latent_types, stores
+from .rank_operations import RankOperations
 from .step import ABSORBED, DECOMPRESSED, AttentionSizes, Operation, Pass
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .tensors import Weight
 
 
-class Recorder:
+class Recorder(RankOperations):
     """Notes the operations of one pass; see layers.py for how they make a model.
 
     Parameters
@@ -143,66 +143,31 @@ class Recorder:
         out = self.new(name, x.shape[0], sum(part.shape[0] for part in parts), dtype)
         at = 0
         for together in _of_one_format(parts):
-            n_rows = sum(part.shape[0] for part in together)
-            target = out.columns(at, at + n_rows)
+            target = out.columns(at, at + sum(part.shape[0] for part in together))
             self._product(x, together, target, "+".join(_short(part) for part in together))
-            at += n_rows
+            for part in together:
+                if part.factor != 1.0:
+                    self._scale(out.columns(at, at + part.shape[0]), part)
+                at += part.shape[0]
         if bias is not None:
             self.add_vector(out, bias)
         return out
 
-    def summed_product(self, x: Rows, weight: Weight, bias: Weight | None = None) -> Rows:
-        """``x @ weight.T + bias``, x being this rank's columns of a row that ranks share: the same on all of them."""
-        y = self.product(x, weight, dtype="float32" if self.sums_over_ranks else None)
-        self.all_reduce(y)
-        if bias is not None:
-            self.add_vector(y, bias)
-        return y
-
-    def all_reduce(self, x: Rows) -> None:
-        """The sum of all ranks' rows, in place; nothing where there is one rank."""
-        ranks, n_threads = self.choices.ranks, self.choices.n_threads
-        if not self.sums_over_ranks:
-            return
-        plan = plan_transfer("all_reduce", x.shape, x.buffer.dtype, ranks)
+    def _scale(self, x, weight):
+        """The factor of a weight, which its products lack."""
+        if x.buffer.dtype == "float16":
+            raise ValueError(
+                f"tensor {weight.name!r} has a factor beside it ({weight.factor:g}), and products without it may be "
+                f"beyond float16, which rows are on {self.choices.device}; it runs with device='cpu'"
+            )
+        n_threads = self.choices.n_threads
 
         def bind(bound):
-            return functools.partial(
-                bound.comm.all_reduce, bound.array(x), pool=bound.scratch, n_threads=n_threads
-            )
+            return functools.partial(ops.scale, bound.array(x), weight.factor, n_threads=n_threads)
 
-        facts = dict(scratch_bytes=plan.scratch_bytes, staging_bytes=plan.staging_bytes)
-        # The host meets the other ranks.
-        self.note("all_reduce", x.buffer.name, (x,), bind, on_host=True, **facts)
+        self.note("scale", _short(weight) + "_scale", (x,), bind, fixed=True)
 
-    def keep_on_first_rank(self, x: Rows) -> None:
-        """Zeros on all ranks but the first: what they add to these rows is added up by `all_reduce`, x once."""
-        if not self.is_first_rank:
-            n_threads = self.choices.n_threads
-
-            def bind(bound):
-                return functools.partial(ops.scale, bound.array(x), 0.0, n_threads=n_threads)
-
-            self.note("add", "partial", (x,), bind, fixed=True)
-
-    @property
-    def sums_over_ranks(self) -> bool:
-        """Whether feed-forward parts are divided."""
-        return self.choices.ranks.size > 1 and self.choices.split in ("tensor", "context")
-
-    @property
-    def divides_heads(self) -> bool:
-        """Whether this rank has some heads only."""
-        return self.choices.ranks.size > 1 and self.choices.split == "tensor"
-
-    @property
-    def is_first_rank(self) -> bool:
-        """Whether this rank adds what is to be added once."""
-        return self.choices.ranks.rank == 0
-
-    def _product(
-        self, x, weights, out, name, kind="product", experts=None, x_rows=None, fixed=True
-    ):
+    def _product(self, x, weights, out, name, kind="product", experts=None, x_rows=None):
         """One call of `quant.matmul`, with one matrix or several of one format."""
         exact, n_threads = self.choices.exact, self.choices.n_threads
         n = out.shape[0]
@@ -232,7 +197,7 @@ class Recorder:
             flops=2 * n * out.shape[1] * x.shape[1],
             weight_bytes=n_bytes * min(n_matrices, n) // n_matrices,
             matrices=tuple(weights),
-            fixed=fixed,
+            fixed=True,
         )
 
     def _matmul_scratch(self, n, weights):
@@ -283,7 +248,7 @@ class Recorder:
             )
 
         rows = (x,) if experts is None else (x, experts)
-        self.note("add", _short(bias) + "_bias", rows, bind, vectors=(bias,))
+        self.note("add", _short(bias) + "_bias", rows, bind, vectors=(bias,), fixed=True)
 
     def copy(self, x: Rows, out: Rows, name: str) -> None:
         """The same values in other rows."""
@@ -328,11 +293,15 @@ class Recorder:
         """New rows, (heads, n_tokens, d), to the layer's cache."""
         n_threads, n_tokens = self.choices.n_threads, rows[0].shape[1]
         kept = stores(layer, self.choices.n_cached, self.choices.n_ubatch, self.choices.kv_type)
-        counted = self.made.counted
+        # Where rows are dense and none are moved, positions say which they are.
+        divides_keys = self.choices.split == "context"
+        by_position = not layer.window and all(store.is_dense for store in kept)
+        by_position = by_position and not divides_keys
+        assert by_position or not self.made.counted
 
         def bind(bound):
-            if counted:
-                return bound.counted_store(layer, tuple(bound.array(x) for x in rows))
+            if by_position:
+                return bound.store_by_position(layer, tuple(bound.array(x) for x in rows))
             cache, arrays = bound.caches[layer.index], tuple(bound.array(x) for x in rows)
 
             def run():
@@ -344,7 +313,7 @@ class Recorder:
             return run
 
         scratch = max(store.staging_bytes(n_tokens) for store in kept)
-        self.note("store", "kv_cache", rows, bind, scratch_bytes=scratch)
+        self.note("store", "kv_cache", rows, bind, scratch_bytes=scratch, fixed=by_position)
 
     def attend(self, layer: LayerConfig, q: Rows, out: Rows, form: str | None = None) -> None:
         """Attention of q, (n_head, n_tokens, d_k), over the layer's cache, to out, (n_head, n_tokens, d_v)."""
@@ -391,20 +360,7 @@ class Recorder:
 
         self.note("attention", "attention", (q, *to), bind, attention=sizes, matrices=matrices)
         if divides_keys:
-            self._merge(part.planes(layer.n_head), to[-1], out)
-
-    def _merge(self, part, lse, out):
-        """All ranks' parts of attention, (n_head, n_tokens, d_v), to `out`."""
-        plan = plan_merge(part.shape, self.choices.ranks)
-
-        def bind(bound):
-            arrays = [bound.array(each) for each in (part, lse, out)]
-            return functools.partial(
-                merge_parts, bound.comm, plan, *arrays, bound.scratch, self.choices.n_threads
-            )
-
-        facts = dict(scratch_bytes=plan.scratch_bytes, staging_bytes=plan.staging_bytes)
-        self.note("merge", "attention", (part, lse, out), bind, on_host=True, **facts)
+            self.merge(part.planes(layer.n_head), to[-1], out)
 
     # ------------------------------------------------------------ experts
 
@@ -452,7 +408,8 @@ class Recorder:
                 ops.sort_by_expert, bound.array(ids), bound.array(weights), *outs
             )
 
-        self.note("routing", "by_expert", (ids, weights, tokens, experts, sorted_weights), bind)
+        touched = (ids, weights, tokens, experts, sorted_weights)
+        self.note("routing", "by_expert", touched, bind, fixed=True)
         return ExpertRows(tokens, experts, sorted_weights, 1)
 
     def expert_product(
@@ -472,7 +429,7 @@ class Recorder:
         for together in _of_one_format(weights):
             n_rows = sum(weight.shape[1] for weight in together)
             target, label = out.columns(at, at + n_rows), "+".join(_short(w) for w in together)
-            self._product(x, together, target, label, "experts", experts, tokens, fixed=False)
+            self._product(x, together, target, label, "experts", experts, tokens)
             at += n_rows
         return out
 
@@ -484,7 +441,7 @@ class Recorder:
             arrays = [bound.array(each) for each in (x, tokens, out)]
             return functools.partial(ops.gather_rows, *arrays, n_threads=n_threads)
 
-        self.note("experts", "gather", (x, tokens, out), bind)
+        self.note("experts", "gather", (x, tokens, out), bind, fixed=True)
         return out
 
     def scatter_add(self, rows: Rows, out: Rows, of: ExpertRows, start: int) -> None:
@@ -510,7 +467,8 @@ class Recorder:
             )
 
         touched = tuple(each for each in (rows, out, tokens, weights) if each is not None)
-        self.note("experts", "scatter_add", touched, bind, scratch_bytes=plan.scratch_bytes)
+        scratch = plan.scratch_bytes
+        self.note("experts", "scatter_add", touched, bind, scratch_bytes=scratch, fixed=True)
 
     # ------------------------------------------------------------ output
 
@@ -558,7 +516,7 @@ class Recorder:
             return run
 
         if n == n_rows:
-            self.note("output", "output", (x, block), bind_product, **facts)
+            self.note("output", "output", (x, block), bind_product, fixed=True, **facts)
             self.note("output", "logits", (block,), bind_copy, on_host=True)
         else:
             self.note("output", "output", (x, block), bind_parts, on_host=True, **facts)

@@ -319,15 +319,16 @@ class Bound:
             return lambda n_kv: cache.read(n_kv, n_kv)
         return lambda n_kv: cache.read(n_kv, sizes.n_keys(n_kv))
 
-    def counted_store(self, layer: LayerConfig, rows: tuple[Any, ...]) -> Callable[[], Any]:
-        """New rows to where their positions say."""
-        n_ctx, n = self.made.choices.n_ctx, self.made.n_tokens
+    def store_by_position(self, layer: LayerConfig, rows: tuple[Any, ...]) -> Callable[[], Any]:
+        """New rows to where their positions say: the same call however full the cache is."""
+        choices, n = self.made.choices, self.made.n_tokens
+        n_ctx, n_threads = choices.n_ctx, choices.n_threads
         targets = self.caches[layer.index].read(n_ctx, n_ctx)
         positions = self.state.positions[:n]
 
         def run():
             for x, target in zip(rows, targets, strict=True):
-                ops.put_rows(x, positions, target)
+                ops.put_rows(x, positions, target, n_threads=n_threads)
 
         return run
 
@@ -340,13 +341,20 @@ class Bound:
         **options: Any,
     ) -> Callable[[], Any]:
         """A call of attention by the pass's plan."""
-        state, scratch = self.state, self.scratch
+        state, scratch, keep = self.state, self.scratch, self._device.keep_attention
         if sizes.counted:
             options["n_kv"] = state.n_keys
+        again: Callable[[Any, Any, Any], bool] | None = None
 
         def run():
+            nonlocal again
             k, v = source(state.n_total)
-            attention(q, k, v, pool=scratch, plan=state.plan(sizes), out=out, **options)
+            plan = state.plan(sizes)
+            if again is None or not again(plan, k, v):
+                call = functools.partial(
+                    attention, q, k, v, pool=scratch, plan=plan, out=out, **options
+                )
+                again = keep(call)
 
         return run
 

@@ -38,6 +38,9 @@ class Weight:
     is_turned : bool
         The last two axes change places: such a tensor has to be made, in floats.
     whole_bytes : int
+        Of the tensor in the file.
+    factor : float
+        What products with it are multiplied by: the ``.scale`` tensor that NVFP4's have beside them in files.
         Of the tensor in the file, or of the share.
     share : tuple
         The views that make this rank's share of the tensor, which alone is brought to its device; `views` follow.
@@ -49,6 +52,7 @@ class Weight:
     views: tuple = ()
     is_turned: bool = False
     whole_bytes: int = 0
+    factor: float = 1.0
     share: tuple = ()
 
     @property
@@ -137,8 +141,12 @@ class TensorTable:
         """Of a tensor that the file has."""
         return self._file.tensor_info(name).shape
 
-    def take(self, name: str, shape: tuple, *others: tuple, needed: bool = True) -> Weight | None:
+    def take(
+        self, name: str, shape: tuple, *others: tuple, needed: bool = True, scaled: bool = False
+    ) -> Weight | None:
         """A tensor of one of some shapes (None: any size); None if it is not needed and not there.
+
+        `scaled`: with the factor of a ``.scale`` tensor beside it. Elsewhere such a tensor is one that nothing takes.
 
         Raises
         ------
@@ -160,7 +168,24 @@ class TensorTable:
                 f"{self._path}: tensor {name!r} has shape {info.shape}; the pass needs {wanted}"
             )
         self._rest.discard(name)
-        return Weight(name, FORMATS[info.qtype], tuple(info.shape), whole_bytes=info.n_bytes)
+        factor = self._factor(name.removesuffix(".weight")) if scaled else 1.0
+        return Weight(
+            name, FORMATS[info.qtype], tuple(info.shape), whole_bytes=info.n_bytes, factor=factor
+        )
+
+    def _factor(self, stem):
+        """The number in a weight's .scale; 1 without. Its .input_scale is for engines that round activations by it."""
+        if f"{stem}.scale" not in self._file:
+            return 1.0
+        name = f"{stem}.scale"
+        info = self._file.tensor_info(name)
+        values = self._file.tensor_bytes(name).view("<f4") if info.type_name == "F32" else ()
+        if len(values) != 1 or not np.isfinite(values[0]):
+            raise ModelFileError(
+                f"{self._path}: tensor {name!r} is {info.type_name} {info.shape}; expected one finite F32"
+            )
+        self._rest -= {name, f"{stem}.input_scale"}
+        return float(values[0])
 
     def layer(self, index: int) -> LayerTensors:
         """The tensors of one layer, none taken yet."""
@@ -216,14 +241,18 @@ class LayerTensors:
         weight = self._taken.get(name)
         return weight.shape[axis] if weight else 0
 
-    def _take(self, name, *shapes, needed=True):
-        weight = self._table.take(self._prefix + name, *shapes, needed=needed)
+    def _take(self, name, *shapes, needed=True, scaled=False):
+        weight = self._table.take(self._prefix + name, *shapes, needed=needed, scaled=scaled)
         if weight is not None:
             self._taken[name] = weight
         return weight
 
     def _optional(self, name, *shapes):
         return self._take(name, *shapes, needed=False)
+
+    def _matrix(self, name, *shapes, needed=True):
+        """A weight that products are taken with one by one."""
+        return self._take(name, *shapes, needed=needed, scaled=True)
 
     def take_head_attention(
         self, n_embd: int, n_head: int, n_head_kv: int, d_k: int, d_v: int
@@ -237,7 +266,7 @@ class LayerTensors:
                 self._split("attn_qkv.bias", "attn_{}.bias", rows, (total,))
         else:
             for name, n in rows.items():
-                self._take(f"attn_{name}.weight", (n, n_embd))
+                self._matrix(f"attn_{name}.weight", (n, n_embd))
                 self._optional(f"attn_{name}.bias", (n,))
         self._optional("attn_q_norm.weight", (d_k,), (n_head * d_k,))
         self._optional("attn_k_norm.weight", (d_k,), (n_head_kv * d_k,))
@@ -245,7 +274,7 @@ class LayerTensors:
         self._take_output(n_embd, n_head * d_v)
 
     def _split(self, name, part_name, rows, shape):
-        whole = self._take(name, shape)
+        whole = self._take(name, shape, scaled=name.endswith(".weight"))
         del self._taken[name]
         at = 0
         for part, n in rows.items():
@@ -253,7 +282,7 @@ class LayerTensors:
             at += n
 
     def _take_output(self, n_embd, n_in):
-        self._take("attn_output.weight", (n_embd, n_in))
+        self._matrix("attn_output.weight", (n_embd, n_in))
         self._optional("attn_output.bias", (n_embd,))
 
     def take_latent_attention(
@@ -273,12 +302,12 @@ class LayerTensors:
         turned (n_head, rank, d_nope) "k_b_turned", and "v_b", (n_head, d_v, rank).
         """
         if q_rank:
-            self._take("attn_q_a.weight", (q_rank, n_embd))
+            self._matrix("attn_q_a.weight", (q_rank, n_embd))
             self._take("attn_q_a_norm.weight", (q_rank,))
-            self._take("attn_q_b.weight", (n_head * d_k, q_rank))
+            self._matrix("attn_q_b.weight", (n_head * d_k, q_rank))
         else:
-            self._take("attn_q.weight", (n_head * d_k, n_embd))
-        self._take("attn_kv_a_mqa.weight", (rank + n_rot, n_embd))
+            self._matrix("attn_q.weight", (n_head * d_k, n_embd))
+        self._matrix("attn_kv_a_mqa.weight", (rank + n_rot, n_embd))
         self._take("attn_kv_a_norm.weight", (rank,))
         self._take_output(n_embd, n_head * d_v)
         d_nope = d_k - n_rot
@@ -309,12 +338,12 @@ class LayerTensors:
 
     def take_dense(self, n_embd: int) -> None:
         """ffn_gate, ffn_up, ffn_down; or ffn_up with gate and up one after the other."""
-        n_ff = self._take("ffn_down.weight", (n_embd, None)).shape[1]
+        n_ff = self._matrix("ffn_down.weight", (n_embd, None)).shape[1]
         if self.has("ffn_gate.weight"):
-            self._take("ffn_gate.weight", (n_ff, n_embd))
-            self._take("ffn_up.weight", (n_ff, n_embd))
+            self._matrix("ffn_gate.weight", (n_ff, n_embd))
+            self._matrix("ffn_up.weight", (n_ff, n_embd))
         else:
-            both = self._take("ffn_up.weight", (2 * n_ff, n_embd))
+            both = self._matrix("ffn_up.weight", (2 * n_ff, n_embd))
             self._taken["ffn_gate.weight"] = both.part(0, n_ff)
             self._taken["ffn_up.weight"] = both.part(n_ff, 2 * n_ff)
 
@@ -335,10 +364,10 @@ class LayerTensors:
         self._optional("ffn_gate_exps.bias", (n_expert, n_ff))
         self._optional("ffn_up_exps.bias", (n_expert, n_ff))
         self._optional("ffn_down_exps.bias", (n_expert, n_embd))
-        shared = self._optional("ffn_down_shexp.weight", (n_embd, None))
+        shared = self._matrix("ffn_down_shexp.weight", (n_embd, None), needed=False)
         if shared is not None:
-            self._take("ffn_gate_shexp.weight", (shared.shape[1], n_embd))
-            self._take("ffn_up_shexp.weight", (shared.shape[1], n_embd))
+            self._matrix("ffn_gate_shexp.weight", (shared.shape[1], n_embd))
+            self._matrix("ffn_up_shexp.weight", (shared.shape[1], n_embd))
 
 
 def _fits(shape, wanted):

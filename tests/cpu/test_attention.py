@@ -371,7 +371,7 @@ def test_calls_from_many_threads_on_one_pool():
 
 def test_a_failing_worker_releases_the_scratch(monkeypatch):
     """An exception or Ctrl-C inside a call leaves the pool as it was."""
-    from lowlevel.cpu import attention_kernel
+    from lowlevel.cpu import threads
 
     rng = np.random.default_rng(19)
     q, k, v = (rng.standard_normal((8, n, 64), dtype=np.float32) for n in (300, 600, 600))
@@ -381,7 +381,7 @@ def test_a_failing_worker_releases_the_scratch(monkeypatch):
             raise error
 
         with lowlevel.Pool("16MiB") as pool, monkeypatch.context() as patch:
-            patch.setattr(attention_kernel, "attend", fail)
+            patch.setattr(threads, "run_tasks", fail)
             with pytest.raises(error):
                 lowlevel.attention(q, k, v, pool=pool, n_threads=2)
             assert pool.used == 0

@@ -116,7 +116,7 @@ def test_strided_read_only_blocks(rng, name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["Q2_K", "Q8_0", "F16"])
+@pytest.mark.parametrize("name", ALL)
 def test_out_is_written_and_nothing_else(rng, name, dtype):
     t = random_tensor(rng, name, (3, 5, width(name, 2)))
     memory = np.full((4, 11, t.columns + 3), 7, dtype)
@@ -148,11 +148,12 @@ def test_single_rows(rng, name, shape):
     assert_same_bits(dequantize(t), reference(t))
 
 
-def test_unaligned_data(rng):
-    t = random_tensor(rng, "Q6_K", (3, 512))
+@pytest.mark.parametrize("name", ALL)
+def test_unaligned_data(rng, name):
+    t = random_tensor(rng, name, (3, width(name, 3)))
     data = np.zeros(t.n_bytes + 1, np.uint8)
     data[1:] = t.data.ravel()
-    assert_same_bits(dequantize(QuantTensor(data[1:], "Q6_K", t.shape)), reference(t))
+    assert_same_bits(dequantize(QuantTensor(data[1:], name, t.shape)), reference(t))
 
 
 def test_rows_far_apart(rng):

@@ -5,7 +5,14 @@ import threading
 
 import numpy as np
 import pytest
-from matmul_cases import EXACT_ERROR, random_tensor, random_x, weights_of
+from matmul_cases import (
+    EXACT_ERROR,
+    EXTREME_BYTES,
+    extreme_tensor,
+    random_tensor,
+    random_x,
+    weights_of,
+)
 from quant_cases import FIRST_OF_STRUCTURE
 
 import lowlevel
@@ -99,19 +106,16 @@ def test_a_few_products_of_each_form(rng):
             check_product(rng, name, True, 1, 21, odd_columns(rng, name))
 
 
-@pytest.mark.parametrize("name", ["IQ4_NL", "Q3_K"])
+@pytest.mark.parametrize("name", BLOCKS)
 def test_extreme_bytes(name):
     """The largest integers on both sides, where a narrow sum of products would overflow."""
-    block = block_format(name)
-    for byte in (0x00, 0xFF, 0x80, 0x7F):
-        records = np.full(5 * 4 * block.block_bytes, byte, np.uint8).view(block.block_dtype)
-        records["d"] = 1.0
-        columns = 4 * block.block_weights
-        t = QuantTensor(records.view(np.uint8).reshape(-1), name, (5, columns))
+    for byte in EXTREME_BYTES:
+        t = extreme_tensor(name, byte, 5, 4)
         for sign in (1, -1):
-            x = np.full((2, columns), sign * 127.0, np.float32)
-            expected = x.astype(np.float64) @ weights_of(t).T
-            np.testing.assert_allclose(matmul(x, t), expected, rtol=1e-6)
+            x = np.full((2, t.columns), sign * 127.0, np.float32)
+            found, expected = matmul(x, t), x.astype(np.float64) @ weights_of(t).T
+            norms = np.linalg.norm(x[0]) * np.linalg.norm(weights_of(t), axis=1)
+            assert (np.abs(found - expected) <= EXACT_ERROR * norms).all()
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -13,7 +13,7 @@ from lowlevel.attention.kv_source import as_kv_source, kv_type_of
 from quant import KV_TYPES, QuantTensor
 from quant.formats import KV_FORMATS
 
-QUANTISED = ("Q8_0", "Q4_0", "IQ4_NL")
+QUANTISED = tuple(row.name for row in KV_FORMATS)
 FILL = ctypes.CFUNCTYPE(
     None,
     ctypes.c_void_p,

@@ -1,11 +1,13 @@
 """quant.quantize: held against ggml's own blocks (tests/golden), in every layout and thread count."""
 
+import importlib
 import os
 import pathlib
 
 import gguf
 import numpy as np
 import pytest
+from quant_cases import decoded as decoded_rows
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
@@ -13,16 +15,16 @@ from quant.cpu.quantize.iq4_nl import VALUES, nearest_value
 from quant.formats import FORMATS, block_format
 from quant.quantize import quantize
 
+module = importlib.import_module("quant.quantize")  # the package has a function of that name
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "ggml_blocks.npz"
-QUANTISED = tuple(
-    row.name for row in FORMATS.values() if not row.is_float and "quantize" not in row.lacks
-)
+QUANTISED = tuple(row.name for row in FORMATS.values() if not row.is_float)
+WEIGHED = ("normal", "outliers", "all_sizes")  # as in make_golden.py
 ALL = (*QUANTISED, "F32", "F16", "BF16")
 KINDS = (
     "normal student_t outliers sparse positive negative integers all_sizes denormal large constant "
     "zeros"
 ).split()
-# Root mean square error over standard deviation of ggml's own blocks of 2**20 normal weights
+# Root mean square error over standard deviation of ggml's own blocks of 2**16 normal weights or more
 # (made with ggml_quantize of tests/golden/make_golden.py).
 GGML_ERROR = {
     "Q8_0": 0.00535,
@@ -38,21 +40,44 @@ GGML_ERROR = {
     "Q5_1": 0.03785,
     "Q5_K": 0.03611,
     "MXFP4": 0.11500,
+    "IQ2_XXS": 0.34229,
+    "IQ2_XS": 0.29834,
+    "IQ2_S": 0.26371,
+    "IQ3_XXS": 0.20950,
+    "IQ3_S": 0.16434,
+    "IQ1_S": 0.48287,
+    "IQ1_M": 0.57785,
+    "TQ1_0": 0.80754,
+    "TQ2_0": 0.80754,
+    "NVFP4": 0.09494,
+    "Q1_0": 0.59942,
+    "Q2_0": 0.71595,
 }
+# ggml leaves a sub-block of IQ3_S that is all zeros without moving on, and writes the ones behind it in their
+# predecessors' places: there the weights count, not its bytes.
+MISPLACED = {("sparse", "IQ3_S")}
 
 
 def decoded(tensor):
     """The weights of a QuantTensor by the gguf package."""
     rows = np.ascontiguousarray(tensor.data).reshape(-1, tensor.data.shape[-1])
-    return gguf.quants.dequantize(rows, tensor.qtype).reshape(tensor.shape)
+    return decoded_rows(rows, tensor.format).reshape(tensor.shape)
 
 
 def rmse(tensor, weights):
     return np.sqrt(np.mean((decoded(tensor).astype(np.float64) - weights) ** 2))
 
 
-def overflows(blocks, type_name):
-    """Whether ggml wrote an infinite scale or minimum: weights of `large` as a minimum of half precision."""
+def is_coarse(type_name):
+    """Whether a weight alone in its block is off by more than a few percent: scales of few bits, or not those of the best fit."""
+    return type_name in ("MXFP4", "NVFP4") or bool(block_format(type_name).grid)
+
+
+def overflows(weights, blocks, type_name):
+    """Whether ggml wrote an infinite scale or minimum (weights of `large` as a minimum of half precision), or the greatest
+    scale of eight bits for weights that are greater."""
+    if type_name == "NVFP4":
+        return np.abs(weights).max() > 448 * 6
     records = blocks.view(block_format(type_name).block_dtype)
     halves = [field.name for field in block_format(type_name).fields if field.dtype == "<f2"]
     return not all(np.isfinite(records[name]).all() for name in halves)
@@ -78,21 +103,74 @@ def rng():
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_blocks_are_the_same_bytes(golden, kind, type_name):
     weights, blocks = golden[f"input/{kind}"], golden[f"blocks/{kind}/{type_name}"]
-    if overflows(blocks, type_name):
+    if overflows(weights, blocks, type_name):
         with pytest.raises(ValueError, match="is too large for"):
             quantize(weights, type_name)
         return
-    np.testing.assert_array_equal(quantize(weights, type_name).data, blocks)
+    tensor = quantize(weights, type_name)
+    if (kind, type_name) in MISPLACED:
+        theirs = decoded_rows(blocks, tensor.format).astype(np.float64)
+        assert rmse(tensor, weights) < 0.5 * np.sqrt(np.mean((theirs - weights) ** 2))
+        return
+    np.testing.assert_array_equal(tensor.data, blocks)
 
 
 @pytest.mark.parametrize("type_name", QUANTISED)
-@pytest.mark.parametrize("kind", KINDS)
-def test_golden_error_is_at_most_ggmls(golden, kind, type_name):
-    weights = golden[f"input/{kind}"]
-    if overflows(golden[f"blocks/{kind}/{type_name}"], type_name):
-        return  # refused: the test above
-    error = rmse(quantize(weights, type_name), weights)
-    assert error <= 1.05 * golden[f"rmse/{kind}/{type_name}"]
+@pytest.mark.parametrize("kind", WEIGHED)
+def test_golden_blocks_with_an_importance_matrix(golden, kind, type_name):
+    """Those of types that take no notice of it are those without."""
+    weights, importance = golden[f"input/{kind}"], golden["importance"]
+    blocks = golden.get(f"weighed/{kind}/{type_name}", golden[f"blocks/{kind}/{type_name}"])
+    if not overflows(weights, blocks, type_name):
+        found = quantize(weights, type_name, imatrix=importance)
+        np.testing.assert_array_equal(found.data, blocks)
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_K", "IQ2_S"])
+def test_experts_have_importance_of_their_own(rng, type_name, monkeypatch):
+    """Rows are cut into chunks that end with a matrix; any memory layout gives the same bytes."""
+    monkeypatch.setattr(module, "_CHUNK_WEIGHTS", 2 * 512)
+    weights = rng.standard_normal((3, 5, 512), np.float32)
+    importance = rng.random((3, 512), np.float32)
+    together = quantize(weights, type_name, imatrix=importance, n_threads=2)
+    turned = quantize(np.asfortranarray(weights), type_name, imatrix=importance)
+    np.testing.assert_array_equal(turned.data, together.data)
+    assert not np.array_equal(together.data, quantize(weights, type_name).data)
+    for expert in range(3):
+        alone = quantize(weights[expert], type_name, imatrix=importance[expert])
+        np.testing.assert_array_equal(together.data[expert], alone.data)
+
+
+@pytest.mark.parametrize("type_name", ["Q3_K", "Q5_1", "IQ4_NL", "IQ3_XXS", "IQ1_M"])
+def test_importance_lowers_the_error_that_it_counts(rng, type_name):
+    weights = rng.standard_normal((8, 1024), np.float32)
+    importance = (rng.random(1024) ** 6 + 1e-3).astype(np.float32)
+
+    def counted(**options):
+        error = decoded(quantize(weights, type_name, **options)).astype(np.float64) - weights
+        return np.mean(importance * error**2)
+
+    assert counted(imatrix=importance) < 0.98 * counted()
+
+
+@pytest.mark.parametrize(
+    ("imatrix", "error", "message"),
+    [
+        ([1.0] * 256, TypeError, "imatrix: expected a NumPy array of float32, got list"),
+        (np.ones(256), TypeError, "imatrix: .* got float64"),
+        (
+            np.ones(255, "f4"),
+            ValueError,
+            r"imatrix: expected shape \(256,\) or \(2, 256\) .*\(255,\)",
+        ),
+        (np.full(256, -1, "f4"), ValueError, "imatrix: must be finite and not negative"),
+        (np.full(256, np.nan, "f4"), ValueError, "imatrix: must be finite"),
+    ],
+)
+def test_what_is_no_importance_matrix_is_refused(imatrix, error, message):
+    for type_name in ("Q4_K", "Q8_0"):
+        with pytest.raises(error, match=message):
+            quantize(np.zeros((2, 3, 256), np.float32), type_name, imatrix=imatrix)
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "F32", "F16", "BF16"])
@@ -106,7 +184,7 @@ def test_fresh_weights_give_the_gguf_packages_bytes(rng, type_name):
 
 @pytest.mark.parametrize("type_name", QUANTISED)
 def test_fresh_normal_weights_have_ggmls_error(rng, type_name):
-    weights = rng.standard_normal((64, 2048), np.float32) * np.float32(10.0 ** rng.uniform(-1, 3))
+    weights = rng.standard_normal((8, 2048), np.float32) * np.float32(10.0 ** rng.uniform(-1, 2))
     error = rmse(quantize(weights, type_name), weights) / weights.std()
     assert error <= 1.03 * GGML_ERROR[type_name]
 
@@ -115,8 +193,9 @@ def test_fresh_normal_weights_have_ggmls_error(rng, type_name):
 
 
 @pytest.mark.parametrize("type_name", ALL)
-def test_any_number_of_threads_gives_the_same_bytes(rng, type_name):
-    weights = rng.standard_normal((5, 77, 1792), np.float32)  # six chunks, the last one short
+def test_any_number_of_threads_gives_the_same_bytes(rng, type_name, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_WEIGHTS", 2**11)
+    weights = rng.standard_normal((5, 3, 768), np.float32)  # six chunks, the last one short
     one = quantize(weights, type_name, n_threads=1)
     for n_threads in (2, 3, 64, None):
         np.testing.assert_array_equal(
@@ -130,7 +209,7 @@ def test_a_block_depends_on_itself_only(rng, type_name, n_blocks):
     weights = rng.standard_normal((n_blocks, 256), np.float32)
     tensor = quantize(weights, type_name)
     assert tensor.shape == weights.shape
-    assert tensor.qtype.name == type_name
+    assert tensor.format.name == type_name
     for row in range(n_blocks):
         alone = quantize(weights[row], type_name)  # one row: (columns,)
         assert alone.shape == (256,)
@@ -138,13 +217,14 @@ def test_a_block_depends_on_itself_only(rng, type_name, n_blocks):
 
 
 @pytest.mark.parametrize("type_name", ALL)
-def test_any_memory_layout_gives_the_same_bytes(rng, type_name, tmp_path):
-    weights = rng.standard_normal((3, 70, 768)).astype(np.float16).astype(np.float32)
+def test_any_memory_layout_gives_the_same_bytes(rng, type_name, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_WEIGHTS", 2**11)
+    weights = rng.standard_normal((3, 7, 768)).astype(np.float16).astype(np.float32)
     expected = quantize(weights, type_name).data
 
     read_only = weights.copy()
     read_only.flags.writeable = False
-    padded = np.zeros((6, 71, 800), np.float32)
+    padded = np.zeros((6, 8, 800), np.float32)
     padded[::-2, 1:, 16:784] = weights
     unaligned = np.zeros(weights.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(weights.shape)
     unaligned[:] = weights
@@ -190,10 +270,12 @@ def test_constant_rows_come_back_nearly(rng, type_name):
     column = rng.uniform(0.05, 3, (8, 1)) * rng.choice([-1, 1], (8, 1))
     weights = np.repeat(column, 256, axis=-1).astype(np.float32)
     result = decoded(quantize(weights, type_name))
-    # A scale has at least 4 bits (Q2_K) of the super-block's, which this one sets itself; where it is a power of
-    # two, weights are 1 or 1.5 times one.
-    has_powers = block_format(type_name).fields[0].name == "e"
-    assert np.abs(result / weights - 1).max() < (1 / 4 if has_powers else 2**-7)
+    # A scale has at least 4 bits (Q2_K) of the super-block's, which this one sets itself.
+    error = np.abs(result / weights - 1)
+    if is_coarse(type_name):
+        assert np.sqrt(np.mean(error**2)) < 0.4
+    else:
+        assert error.max() < 2**-7
 
 
 @pytest.mark.parametrize("type_name", QUANTISED)
@@ -221,7 +303,11 @@ def test_the_largest_weights_fit_or_are_refused(rng, type_name):
             assert "too large" in str(error) and "BF16 or F32" in str(error)
         else:
             assert not refused
-            assert decoded(tensor)[1, 300] == pytest.approx(weights[1, 300], rel=0.1)
+            found = decoded(tensor)
+            assert np.isfinite(found).all()
+            if type_name != "Q1_0":  # the mean size of 128 weights
+                rel = 0.35 if is_coarse(type_name) else 0.1
+                assert found[1, 300] == pytest.approx(weights[1, 300], rel=rel)
     assert refused
 
 
@@ -237,11 +323,12 @@ def test_bfloat16_refuses_what_would_round_to_infinity():
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("type_name", ALL)
-def test_the_first_weight_that_is_not_finite_is_named(rng, type_name, bad, dtype):
-    weights = rng.standard_normal((3, 200, 512), np.float32).astype(dtype)
+def test_the_first_weight_that_is_not_finite_is_named(rng, type_name, bad, dtype, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_WEIGHTS", 2**11)
+    weights = rng.standard_normal((3, 10, 512), np.float32).astype(dtype)
     n, row, column = (int(rng.integers(0, size)) for size in weights.shape)
     weights[n, row, column] = bad
-    weights.reshape(-1)[np.ravel_multi_index((n, row, column), weights.shape) :: 10007] = bad
+    weights.reshape(-1)[np.ravel_multi_index((n, row, column), weights.shape) :: 1009] = bad
     where = rf"x: weights must be finite; x\[{n}, {row}, {column}\] is -?(nan|inf)"
     for n_threads in (1, 3):
         with pytest.raises(ValueError, match=where):
@@ -321,7 +408,6 @@ def test_what_is_no_array_of_weights_is_refused(x, error, message):
     [
         ({"qtype": "Q8_K"}, ValueError, "qtype: Q8_K is not supported.*Q4_K"),
         ({"qtype": "Q9"}, ValueError, "qtype: 'Q9'"),
-        ({"qtype": "IQ2_XXS"}, ValueError, "qtype: IQ2_XXS is decoded .*not quantised to.*IQ4_XS"),
         ({"qtype": 8}, TypeError, "qtype"),
         ({"qtype": "Q8_0", "n_threads": 0}, ValueError, "n_threads"),
         ({"qtype": "Q8_0", "n_threads": 1.5}, TypeError, "n_threads"),

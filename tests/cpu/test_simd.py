@@ -206,7 +206,7 @@ def test_ints_to_floats_and_back(rng):
 
 def test_bit_casts(rng):
     ints = random_ints(rng, 160)
-    floats = lanewise(simd.as_f32x16, ints, dtype="f4")
+    floats = lanewise(simd.as_floats, ints, dtype="f4")
     np.testing.assert_array_equal(floats.view("i4"), ints)  # NaN's bits too
     np.testing.assert_array_equal(lanewise(simd.as_i32x16, floats, dtype="i4"), ints)
 

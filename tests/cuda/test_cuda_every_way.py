@@ -146,7 +146,9 @@ def operates(rng, name, *arguments):
 def multiplies_by_warpgroups(rng, name, tile, dtype="int64"):
     """Two matrices of experts: rows are sorted and cut into tiles on the device."""
     block = FORMATS_BY_NAME[name]
-    t = plain_tensor(rng, name, 2, 140, 512 if block.block_weights == 256 else 160)
+    t = plain_tensor(
+        rng, name, 2, 140, 160 if block.block_weights == 32 else max(192, 2 * block.block_weights)
+    )
     x, experts = random_x(rng, 20, t.columns), np.arange(20) % 2
     with mock.patch.object(matmul_plan, "_wgmma_tile", lambda *sizes: tile):
         matmul_plan._plan.cache_clear()
@@ -223,7 +225,7 @@ CALLS = {
             False,
             n,
         )
-        for block in products.MULTIPLIED
+        for block in FORMATS.values()
         if not block.is_float
         for streamed, n in ((True, 3), (False, 11))
     },

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from matmul_cases import (
     EXACT_ERROR,
+    EXTREME_BYTES,
     check_product,
+    extreme_tensor,
     random_tensor,
     random_x,
     weights_of,
@@ -23,7 +25,6 @@ from quant.gpu.instances import (
     MATVEC,
     MATVEC_EXACT,
     MATVEC_SINGLE,
-    MULTIPLIED,
     PRODUCTS,
     QUANTISE_ROWS,
     SORT_ROWS,
@@ -34,7 +35,7 @@ from quant.gpu.matmul.plan import SINGLE_COLUMNS
 
 # The others are test_matmul_wgmma.py's.
 KERNELS = tuple(set(PRODUCTS) - {*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values()})
-BLOCKS = [row.name for row in MULTIPLIED if not row.is_float]
+BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
 FLOATS = [row.name for row in FORMATS.values() if row.is_float]
 # (kernel, format, exact, rows of x that make the launcher choose it; of MATVEC's 1: each of an expert)
 LAUNCHES = [
@@ -95,7 +96,7 @@ def check_launch(kernel, t, device, exact, n, rng):
 )
 def test_every_instance(kernel, name, exact, n, device, launched, rng):
     """Two tiles of rows and a bit of the next; a depth of 256 weights and a bit of the next."""
-    n_blocks = {1: 8, 32: 11, 256: 3}[block_format(name).block_weights]
+    n_blocks = {1: 8, 32: 11, 64: 5, 128: 3, 256: 3}[block_format(name).block_weights]
     t = random_tensor(rng, name, 67, columns_of(name, n_blocks))
     check_launch(kernel, t, device, exact, n, rng)
     prepares = {*QUANTISE_ROWS.values(), *GATHER_ROWS.values()}
@@ -155,7 +156,7 @@ def test_as_on_the_cpu(name, device, rng):
         assert np.max(apart / (np.linalg.norm(x, axis=1)[:, None] * norms)) <= EXACT_ERROR / 4
 
 
-@pytest.mark.parametrize("name", ["IQ4_NL", "Q2_K", "Q3_K", "Q6_K", "F16", "F32"])
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q2_K", "Q3_K", "Q6_K", "NVFP4", "Q1_0", "F16", "F32"])
 @pytest.mark.parametrize("gap, offset", [(0, 1), (1, 0), (2, 2), (6, 4), (8, 8), (16, 0)])
 def test_rows_anywhere(name, gap, offset, device, rng):
     """Weights at any address, with gaps between rows: pieces of 16 bytes, single bytes at the edges."""
@@ -288,34 +289,11 @@ def test_ranges_of_x(n, any_device, rng):
 @pytest.mark.parametrize("n", [1, 5, 9])
 def test_extreme_bytes(name, n, any_device):
     """The largest integers on both sides, where a byte or a sum might overflow."""
-    block = block_format(name)
-    columns = 2 * block.block_weights
-    for byte in (0x00, 0xFF, 0x80, 0x7F):
-        records = np.full(5 * 2 * block.block_bytes, byte, np.uint8).view(block.block_dtype)
-        for field in block.fields:
-            if field.dtype == "<f2":
-                records[field.name] = 1.0
-            elif field.name == "e":
-                records[field.name] = 127
-        if name == "IQ1_M":  # a scale of 1 in four nibbles
-            records["scales"] = records["scales"] & 0xFFF | np.uint16([0, 0, 0xC000, 0x3000])
-        t = QuantTensor(records.view(np.uint8).reshape(-1), name, (5, columns))
+    for byte in EXTREME_BYTES:
+        t = extreme_tensor(name, byte, 5, 2)
         for sign in (1, -1):
-            x = np.full((n, columns), sign * 127.0, np.float32)
+            x = np.full((n, t.columns), sign * 127.0, np.float32)
             check_product(multiply(x, t, any_device), x, t, False, f"{byte:x}")
-
-
-@pytest.mark.parametrize("row", [row for row in FORMATS.values() if row not in MULTIPLIED])
-def test_what_is_not_multiplied_with_is_refused(row, device):
-    """Before anything is written, saying what works."""
-    shape = (3, row.block_weights)
-    t = QuantTensor(np.zeros(3 * row.block_bytes, np.uint8), row.name, shape).to(device)
-    out = asarray(np.full((2, 3), 7, np.float32), device)
-    with pytest.raises(ValueError, match=f"^t: there are no products with {row.name} on GPUs"):
-        matmul(asarray(np.zeros((2, row.block_weights), np.float32), device), t, out=out)
-    assert (asnumpy(out) == 7).all()
-    with pytest.raises(ValueError, match="the CPU multiplies with it"):
-        matmul_scratch_bytes(2, (row.name, shape), device=device)
 
 
 def test_more_rows_than_a_launch_counts(device, launched, monkeypatch, rng):

@@ -8,11 +8,11 @@ from quant_cases import block_format, modes_of
 import quant.gpu.matmul.run as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
 from lowlevel.shapes import resolve_dtype
-from quant import QuantTensor, matmul, matmul_plan, matmul_scratch_bytes
-from quant.gpu.instances import MATMUL_WGMMA, MULTIPLIED, SORT_ROWS, TILE_ROWS, WGMMA_TILES
+from quant import FORMATS, QuantTensor, matmul, matmul_plan, matmul_scratch_bytes
+from quant.gpu.instances import MATMUL_WGMMA, SORT_ROWS, TILE_ROWS, WGMMA_TILES
 from quant.gpu.matmul import plan as planner
 
-BLOCKS = [row.name for row in MULTIPLIED if not row.is_float]
+BLOCKS = [row.name for row in FORMATS.values() if not row.is_float]
 KERNELS = (*MATMUL_WGMMA.values(), TILE_ROWS, *SORT_ROWS.values())
 pytestmark = pytest.mark.filterwarnings("ignore:overflow")
 
@@ -40,7 +40,11 @@ def tile_of(monkeypatch):
 def columns_of(name, n_steps):
     """Columns of so many steps of 64; of 32 weights a block half a step more."""
     n_weights = block_format(name).block_weights
-    return 64 * n_steps + 32 if n_weights == 32 else max(256, 64 * n_steps // 256 * 256)
+    return (
+        64 * n_steps + 32
+        if n_weights == 32
+        else max(n_weights, 64 * n_steps // n_weights * n_weights)
+    )
 
 
 def multiply(x, t, device, **options):

@@ -1,12 +1,11 @@
 """Make ggml_blocks.npz, the blocks that quant.quantize is held against: ggml's own.
 
-Made once, with llama-cpp-python 0.3.36 (its x86-64 wheel, libggml-base.so.0.25.3) by
+Made with the libggml-base of llama-cpp-py-sync 0.11739 (a part of the extra [test]) by
 
-    /work/dev/peers/bin/python tests/golden/make_golden.py
+    python tests/golden/make_golden.py
 
-where that interpreter is any Python with ``pip install llama-cpp-python==0.3.36 gguf numpy``. Tests
-need none of these but NumPy; they read the file only. (IQ4_XS came later, of the libggml-base in
-llama_cpp_py_sync 0.11739, which writes the same bytes as that one for every other type.)
+Tests read the file only. Types that stood in it before were made with llama-cpp-python 0.3.36 (ggml 0.25.3), whose bytes
+are the same.
 
 README of ggml_blocks.npz (arrays, all small):
 
@@ -15,15 +14,19 @@ input/DATA
     frozen; stored all the same, since another libm may round a logarithm otherwise.
 blocks/DATA/TYPE
     uint8 (rows, row bytes): what ggml_quantize_chunk wrote for them.
-rmse/DATA/TYPE
-    float64: root mean square of ggml's blocks, decoded by the gguf package, minus the weights.
+importance
+    float32 (columns,): an importance matrix.
+weighed/DATA/TYPE
+    uint8: what ggml_quantize_chunk wrote with it, of some of the data, for types that take notice of it.
 """
 
 import ctypes
 import pathlib
 
-import gguf
 import numpy as np
+
+from quant.formats import block_format
+from tools.bench.model_peers.libraries import LLAMA_CPP, libraries
 
 SEED = 20240611
 SHAPE = (4, 512)
@@ -41,7 +44,23 @@ TYPES = (
     "Q5_1",
     "Q5_K",
     "MXFP4",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ3_XXS",
+    "IQ3_S",
+    "IQ1_S",
+    "IQ1_M",
+    "TQ1_0",
+    "TQ2_0",
+    "NVFP4",
+    "Q1_0",
+    "Q2_0",
 )
+# ggml asserts that there is an importance matrix: here one of which all columns count alike.
+DEMAND_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
+TAKE_NO_NOTICE = ("Q8_0", "MXFP4", "TQ1_0", "TQ2_0", "NVFP4", "Q1_0", "Q2_0")
+WEIGHED = ("normal", "outliers", "all_sizes")
 FILE = pathlib.Path(__file__).with_name("ggml_blocks.npz")
 
 
@@ -72,11 +91,11 @@ def make_inputs():
 
 
 def load_ggml():
-    """ggml's base library, from inside the llama_cpp package."""
-    import llama_cpp
-
-    folder = pathlib.Path(llama_cpp.__file__).parent / "lib"
-    library = ctypes.CDLL(str(folder / "libggml-base.so"))
+    """ggml's base library, from inside the llama_cpp_py_sync package."""
+    *before, llama = libraries(LLAMA_CPP)
+    for path in before:
+        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(llama.with_name("libggml-base.so.0")))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
@@ -90,29 +109,33 @@ def load_ggml():
     return library
 
 
-def ggml_quantize(library, weights, qtype):
-    """What ggml_quantize_chunk writes for float32 (rows, columns), without an importance matrix."""
+def ggml_quantize(library, weights, type_name, importance=None):
+    """What ggml_quantize_chunk writes for float32 (rows, columns)."""
     rows, columns = weights.shape
-    block_weights, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
-    blocks = np.zeros((rows, columns // block_weights * block_bytes), np.uint8)
+    block = block_format(type_name)
+    if importance is None and type_name in DEMAND_IMPORTANCE:
+        importance = np.ones(columns, np.float32)
+    blocks = np.zeros((rows, block.row_bytes(columns)), np.uint8)
     n_bytes = library.ggml_quantize_chunk(
-        int(qtype), weights.ctypes.data, blocks.ctypes.data, 0, rows, columns, None
-    )
+        int(block.qtype), weights.ctypes.data, blocks.ctypes.data, 0, rows, columns,
+        None if importance is None else importance.ctypes.data,
+    )  # fmt: skip
     assert n_bytes == blocks.nbytes
     return blocks
 
 
 def main():
     library = load_ggml()
-    arrays = {}
+    importance = np.random.RandomState(SEED + 1).random_sample(SHAPE[1]) ** 4 * 10 + 1e-3
+    importance = importance.astype(np.float32)
+    arrays = {"importance": importance}
     for name, weights in make_inputs().items():
         arrays[f"input/{name}"] = weights
         for type_name in TYPES:
-            qtype = gguf.GGMLQuantizationType[type_name]
-            blocks = ggml_quantize(library, weights, qtype)
-            error = gguf.quants.dequantize(blocks, qtype).astype(np.float64) - weights
-            arrays[f"blocks/{name}/{type_name}"] = blocks
-            arrays[f"rmse/{name}/{type_name}"] = np.sqrt(np.mean(error**2))
+            arrays[f"blocks/{name}/{type_name}"] = ggml_quantize(library, weights, type_name)
+            if name in WEIGHED and type_name not in TAKE_NO_NOTICE:
+                weighed = ggml_quantize(library, weights, type_name, importance)
+                arrays[f"weighed/{name}/{type_name}"] = weighed
     np.savez_compressed(FILE, **arrays)
     print(f"{FILE}: {FILE.stat().st_size} bytes")
 

@@ -232,6 +232,32 @@ def test_no_worker_is_at_work_after_an_interrupt():
     assert sweep(run, check, is_counted=lambda path: path.endswith("cpu/threads.py")) > 100
 
 
+def test_nobody_is_on_the_board_after_an_interrupt():
+    """Every bytecode of `run_tasks`: the board is closed, and a helper that came in has left."""
+    from lowlevel.cpu import board, threads
+    from tests.cpu.test_board import count
+
+    memory = threads._board().memory.view(np.int64)
+
+    def check(n):
+        sequence, inside = memory[board._SEQUENCE // 8], memory[board._INSIDE // 8]
+        assert sequence % 2 == 0 and inside == 0
+
+    for resting in (False, True):  # helpers asleep, or awake from the call before
+
+        def run(resting=resting):
+            if not resting:
+                time.sleep(0.002)
+            count(4, 2, steps=2000, max_tasks=1)
+
+        run()
+        assert sweep(run, check, is_counted=lambda path: path.endswith("cpu/threads.py")) > 20
+        if (
+            threads._board().lock.locked()
+        ):  # struck between taking it and knowing: others go without
+            threads._board().lock.release()
+
+
 def test_an_outer_scope_is_left_well_after_an_interrupt_in_the_inner():
     """Once "scope left out of order" took the interrupt's place."""
     with Pool(BUDGET) as pool:

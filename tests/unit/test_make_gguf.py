@@ -120,13 +120,33 @@ def test_mixes_are_those_of_real_files():
         max(of_v3, key=of_v3.get) != "Q8_0" and of_v3["Q2_K"] == 2 * 58
     )  # gates and ups of experts
     assert types_of("gpt-oss-20b", "MXFP4_MOE")["MXFP4"] == 3 * 24
+    geometry = named_geometry("deepseek-r1").resized(mla_form="fused")
+    of_r1 = {"Q4_K": 190, "Q5_K": 116, "Q6_K": 184, "IQ2_XXS": 6, "IQ1_S": 168, "F32": 361}
+    assert count_types(plan_tensors(geometry, "UD-IQ1_S")) == of_r1
+    # attn_v and token_embd, ffn_down of four layers, output
+    assert types_of("llama-8b", "IQ2_XXS") == {
+        "IQ2_XXS": 32 * 6 - 4, "Q4_K": 32, "Q2_K": 5, "Q5_K": 1, "F32": 66
+    }  # fmt: skip
+    assert types_of("llama-8b", "IQ2_M")["IQ3_S"] == 1 + 4 + 32  # and attn_output
+    assert types_of("llama-8b", "IQ1_M")["IQ2_XXS"] == 32  # attn_output
+    assert types_of("llama-8b", "IQ3_XXS")["IQ2_S"] == 64  # attn_q and attn_k
+    assert (
+        types_of("llama-8b", "IQ3_XS")["IQ3_XXS"] == 2 * 32 + 2 * 24
+    )  # and gate, up in the middle
+    assert types_of("llama-8b", "IQ3_M")["Q4_K"] == 2 * 32 + 4
+    assert types_of("llama-8b", "TQ1_0")["Q4_K"] == 1
     assert set(types_of("llama-8b", "Q4_K_M", pure=True)) == {"Q4_K", "F32"}
     assert types_of("llama-8b", "Q4_K") == types_of("llama-8b", "Q4_K_S")
 
 
 def test_rows_that_do_not_fill_blocks_get_what_llama_cpp_gives_them():
     geometry = named_geometry("gpt-oss-20b")  # rows of 2880
-    for qtype, instead in (("Q4_K_M", "Q5_0"), ("Q5_K_M", "Q5_1"), ("IQ3_XXS", "IQ4_NL")):
+    for qtype, instead in (
+        ("Q4_K_M", "Q5_0"),
+        ("Q5_K_M", "Q5_1"),
+        ("IQ3_XXS", "IQ4_NL"),
+        ("TQ2_0", "Q4_0"),
+    ):
         by_name = {t.spec.name: t.block.name for t in plan_tensors(geometry, qtype)}
         assert by_name["blk.0.ffn_gate_exps.weight"] == instead
         assert by_name["blk.0.attn_norm.weight"] == "F32"
@@ -153,14 +173,14 @@ def test_types_by_regular_expression():
         plan_tensors(geometry, "Q4_K_M", type_map=[("ffn", "Q7")])
 
 
-def test_what_is_not_quantised_to_is_planned_and_not_written(tmp_path):
-    geometry = small("llama-8b")
-    assert "IQ3_XXS" in count_types(plan_tensors(geometry, "IQ3_XXS"))
-    with pytest.raises(
-        ValueError, match="IQ3_XXS is decoded and multiplied with, not quantised to"
-    ):
-        make_gguf(tmp_path / "m.gguf", geometry, "IQ3_XXS")
-    assert not list(tmp_path.iterdir())
+def test_a_type_that_the_gguf_package_does_not_know_is_written(tmp_path):
+    path = tmp_path / "q2_0.gguf"
+    make_gguf(path, small("llama-8b"), "Q2_0")
+    with quant.open(path) as model:
+        assert model.metadata["general.file_type"] == 41
+        assert {info.type_name for info in map(model.tensor_info, model)} >= {"Q2_0", "F32"}
+        weights = quant.dequantize(model["blk.0.ffn_gate.weight"])
+    assert np.isfinite(weights).all() and weights.any()
 
 
 def test_resizing():

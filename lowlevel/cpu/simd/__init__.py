@@ -7,8 +7,9 @@ the ordinary operators, and store::
     y = simd.fma(simd.to_f32((w >> 2) & 3), dl, ml)  # f32x16
     simd.store(out, o, y)
 
-Vectors are always 16 float or int lanes, or 64 bytes: one AVX-512 register. LLVM splits them on
-narrower CPUs, so all arithmetic here is portable as it stands. Only what LLVM has no portable
+Vectors are 16 float or int lanes, or 64 bytes: one AVX-512 register. LLVM splits them on
+narrower CPUs, so all arithmetic here is portable as it stands. (What takes its lanes from its operands works
+on others too: `quant.matmul` has eight of its own with AVX2.) Only what LLVM has no portable
 instruction for comes in several forms, chosen once at import by `LEVEL`:
 
 =========  =====================================  ==========================================
@@ -83,7 +84,7 @@ from .arrays import (
     take_task,
 )
 from .conversion import (
-    as_f32x16,
+    as_floats,
     as_i32x16,
     as_u8x64,
     bfloat_to_f32,

@@ -19,10 +19,8 @@ def fma(typingctx, a, b, c):
 @intrinsic
 def multiply_add(typingctx, a, b, c):
     """``a * b + c``: fused where the CPU can, else rounded twice. Exact products: the same bits."""
-    return simple(
-        lambda builder, *v: call(builder, "llvm.fmuladd.v16f32", f32x16.llvm, v),
-        f32x16, f32x16, f32x16, f32x16,
-    )  # fmt: skip
+    name = f"llvm.fmuladd.v{a.lanes}f32"
+    return simple(lambda builder, *v: call(builder, name, a.llvm, v), a, a, a, a)
 
 
 @intrinsic
@@ -34,7 +32,7 @@ def divide(typingctx, a, b):
 @intrinsic
 def negate(typingctx, v):
     """Flip the sign of every float lane."""
-    return simple(lambda builder, x: builder.fneg(x), f32x16, f32x16)
+    return simple(lambda builder, x: builder.fneg(x), v, v)
 
 
 @intrinsic
@@ -64,7 +62,7 @@ def round_even(typingctx, v):
 @intrinsic
 def select(typingctx, mask, a, b):
     """`a` where the mask is set, else `b`."""
-    return simple(lambda builder, m, x, y: builder.select(m, x, y), a, mask16, a, a)
+    return simple(lambda builder, m, x, y: builder.select(m, x, y), a, a.mask, a, a)
 
 
 @intrinsic

@@ -78,10 +78,13 @@ def address(typingctx, array):
 
 @intrinsic
 def take_task(typingctx, counter, amount):
-    """Atomically add `amount` to ``counter[0]`` (int64) and return the value before."""
+    """Atomically add `amount` to ``counter[0]`` (int64; or the address of one) and return the value before."""
 
     def codegen_(context, builder, sig, args):
-        pointer = element_pointer(context, builder, sig.args[0], args[0], i64(0), i64)
+        if isinstance(sig.args[0], types.Integer):
+            pointer = builder.inttoptr(args[0], i64.as_pointer())
+        else:
+            pointer = element_pointer(context, builder, sig.args[0], args[0], i64(0), i64)
         return builder.atomic_rmw("add", pointer, args[1], "monotonic")
 
     return signature(types.int64, counter, types.int64), codegen_

@@ -39,8 +39,9 @@ def iota(typingctx):
 
 @intrinsic
 def widen(typingctx, v):
-    """Unsigned bytes or 16-bit values, 16 lanes, to i32x16."""
-    return simple(lambda builder, x: builder.zext(x, i32x16.llvm), i32x16, v)
+    """Unsigned bytes or 16-bit values to i32 lanes."""
+    wide = Vec("i32", v.lanes)
+    return simple(lambda builder, x: builder.zext(x, wide.llvm), wide, v)
 
 
 @intrinsic
@@ -68,7 +69,7 @@ def shift_right_signed(typingctx, v, n):
 @intrinsic
 def to_f32(typingctx, v):
     """Signed i32 lanes to float32."""
-    return simple(lambda builder, x: builder.sitofp(x, f32x16.llvm), f32x16, i32x16)
+    return simple(lambda builder, x: builder.sitofp(x, v.floats.llvm), v.floats, v)
 
 
 @intrinsic
@@ -86,7 +87,13 @@ def _make_bitcast(result):
     return bitcast
 
 
-as_f32x16, as_i32x16, as_u8x64 = (_make_bitcast(v) for v in (f32x16, i32x16, u8x64))
+as_i32x16, as_u8x64 = (_make_bitcast(v) for v in (i32x16, u8x64))
+
+
+@intrinsic
+def as_floats(typingctx, v):
+    """i32 lanes as the float32 lanes of the same bits."""
+    return simple(lambda builder, x: builder.bitcast(x, v.floats.llvm), v.floats, v)
 
 
 def _make_half_of(second):
@@ -125,9 +132,9 @@ def emit_bfloat_to_f32(builder, v):
 
 @intrinsic
 def half_to_f32(typingctx, x):
-    """IEEE half bits to float32: a uint16 scalar or u16x16 (exact)."""
+    """IEEE half bits to float32: a uint16 scalar or u16 lanes (exact)."""
     if isinstance(x, Vec):
-        return simple(_HALF[0], f32x16, u16x16)
+        return simple(_HALF[0], x.floats, x)
     return simple(_HALF[0], types.float32, types.uint16)
 
 

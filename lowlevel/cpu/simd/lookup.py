@@ -7,7 +7,7 @@ from numba.extending import intrinsic
 
 from .emit import call, f32, i8, i32, i64, shuffle, simple
 from .level import LEVEL
-from .vectors import i32x16, u8x32, u8x64, u16x16, u16x32
+from .vectors import Vec, u8x32, u16x16, u16x32
 
 
 def _by_lane(builder, table, index, bits):
@@ -34,14 +34,14 @@ def _lookup16_avx2(builder, table, index):
     low_table = shuffle(builder, table, table, range(8))
     high_table = shuffle(builder, table, table, range(8, 16))
     halves = []
-    for start in (0, 8):
+    for start in range(0, index.type.count, 8):
         part = shuffle(builder, index, index, range(start, start + 8))
         low = call(builder, name, eight, [low_table, part])
         high = call(builder, name, eight, [high_table, part])
         bit3 = builder.and_(part, ir.Constant(part.type, [8] * 8))
         use_high = builder.icmp_unsigned("!=", bit3, ir.Constant(part.type, [0] * 8))
         halves.append(builder.select(use_high, high, low))
-    return shuffle(builder, halves[0], halves[1], range(16))
+    return halves[0] if len(halves) == 1 else shuffle(builder, *halves, range(16))
 
 
 _LOOKUP16 = {
@@ -53,45 +53,47 @@ _LOOKUP16 = {
 
 @intrinsic
 def lookup16(typingctx, table, index):
-    """``table[index & 15]`` lane by lane; table f32x16 or i32x16, index i32x16."""
-    return simple(lambda builder, t, i: _LOOKUP16[LEVEL](builder, t, i), table, table, i32x16)
+    """``table[index & 15]`` lane by lane; table f32x16 or i32x16, index i32x16 (or, with AVX2, i32x8)."""
+    result = Vec(table.kind, index.lanes)
+    return simple(lambda builder, t, i: _LOOKUP16[LEVEL](builder, t, i), result, table, index)
 
 
 @intrinsic
 def lookup_far(typingctx, table, index):
-    """``table[index]`` lane by lane out of memory; table a C-contiguous int32 array, index i32x16: i32x16."""
+    """``table[index]`` lane by lane out of memory; table a C-contiguous int32 array, index of i32 lanes."""
 
     def codegen_(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        result = ir.Constant(i32x16.llvm, ir.Undefined)
-        for lane in range(16):
+        result = ir.Constant(index.llvm, ir.Undefined)
+        for lane in range(index.lanes):
             entry = builder.load(builder.gep(data, [builder.extract_element(args[1], i32(lane))]))
             result = builder.insert_element(result, entry, i32(lane))
         return result
 
-    return signature(i32x16, table, i32x16), codegen_
+    return signature(index, table, index), codegen_
 
 
 @intrinsic
 def lookup_far_pair(typingctx, table, index):
-    """Entries of two words: ``table[2 * index]`` and ``table[2 * index + 1]`` as `lookup_far` has them: two i32x16."""
-    pair = types.UniTuple(i32x16, 2)
+    """Entries of two words: ``table[2 * index]`` and ``table[2 * index + 1]`` as `lookup_far` has them."""
+    pair, half_lanes = types.UniTuple(index, 2), index.lanes // 2
 
     def codegen_(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
         entries = builder.bitcast(data, i64.as_pointer())
         halves = []
-        for first in (0, 8):
-            half = ir.Constant(ir.VectorType(i64, 8), ir.Undefined)
-            for lane in range(8):
+        for first in (0, half_lanes):
+            half = ir.Constant(ir.VectorType(i64, half_lanes), ir.Undefined)
+            for lane in range(half_lanes):
                 at = builder.extract_element(args[1], i32(first + lane))
                 entry = builder.load(builder.gep(entries, [at]), align=4)
                 half = builder.insert_element(half, entry, i32(lane))
-            halves.append(builder.bitcast(half, i32x16.llvm))
-        words = [shuffle(builder, *halves, range(first, 32, 2)) for first in (0, 1)]
+            halves.append(builder.bitcast(half, index.llvm))
+        both = 2 * index.lanes
+        words = [shuffle(builder, *halves, range(first, both, 2)) for first in (0, 1)]
         return context.make_tuple(builder, pair, words)
 
-    return signature(pair, table, i32x16), codegen_
+    return signature(pair, table, index), codegen_
 
 
 def _lookup16_words_avx512(builder, table, index):
@@ -138,11 +140,11 @@ def lookup16_words(typingctx, table, index):
 def _bytes16_avx2(builder, table, index):
     half = ir.VectorType(i8, 32)
     parts = []
-    for start in (0, 32):
+    for start in range(0, index.type.count, 32):
         lanes = range(start, start + 32)
         args = [shuffle(builder, x, x, lanes) for x in (table, index)]
         parts.append(call(builder, "llvm.x86.avx2.pshuf.b", half, args))
-    return shuffle(builder, parts[0], parts[1], range(64))
+    return parts[0] if len(parts) == 1 else shuffle(builder, *parts, range(64))
 
 
 _BYTES16 = {
@@ -157,4 +159,4 @@ _BYTES16 = {
 @intrinsic
 def bytes16(typingctx, table, index):
     """Byte lookup within each group of 16: ``table[16 * (i // 16) + index[i]]``, 0 <= index < 16."""
-    return simple(lambda builder, t, i: _BYTES16[LEVEL](builder, t, i), u8x64, u8x64, u8x64)
+    return simple(lambda builder, t, i: _BYTES16[LEVEL](builder, t, i), table, table, table)

@@ -26,6 +26,15 @@ class Vec(types.Type):
     def llvm(self):
         return ir.VectorType(_ELEMENT[self.kind], self.lanes)
 
+    @property
+    def floats(self):
+        """The type of as many float32."""
+        return Vec("f32", self.lanes)
+
+    @property
+    def mask(self):
+        return Vec("mask", self.lanes)
+
 
 @register_model(Vec)
 class _VecModel(models.PrimitiveModel):

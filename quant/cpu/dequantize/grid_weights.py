@@ -23,7 +23,7 @@ def entries(name):
 def signed_by(weights, signs):
     """`weights` (f32x16), those whose bit of `signs` (16 of them, an int) is set negated."""
     flips = (simd.splat(signs) << simd.load_i32x16(_TO_SIGN, 0)) & -0x80000000
-    return simd.as_f32x16(simd.as_i32x16(weights) ^ flips)
+    return simd.as_floats(simd.as_i32x16(weights) ^ flips)
 
 
 @kernel(inline=True)

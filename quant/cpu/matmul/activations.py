@@ -11,10 +11,10 @@ becomes NaN. A block whose largest value is below 2**-100 counts as zero.
 import numpy as np
 
 from lowlevel.cpu import simd
-from lowlevel.cpu.jit import kernel
+from lowlevel.cpu.jit import kernel, task_kernel
 
 from . import lanes
-from .layouts import Job
+from .layouts import FORM, Job
 
 # Places of fields in a Job; the addresses are its last.
 N_FIELDS, FIRST_ADDRESS = len(Job._fields), Job._fields.index("x_rows")
@@ -33,7 +33,7 @@ def _scale_of(x, n_weights):
     largest = simd.splat(np.float32(0))
     check = simd.splat(np.float32(0))
     for i in range(n_weights // 16):
-        v = lanes.load_at_f32(x + i * 64)
+        v = lanes.load_f32x16(x + i * 64)
         largest = simd.maximum(simd.absolute(v), largest)
         check += v - v  # NaN from NaN and infinities
     amax = simd.max_lanes(largest) + simd.sum_lanes(check)
@@ -51,19 +51,25 @@ def _put_digits(at, stride, bits, index, total):
 
 
 @kernel(inline=True)
-def quantise_block(x, column, width, job, q, scales, starts):
-    """One block of one row of x.
-
-    x : address of the floats; column, width : its place in its group.
-    q, scales, starts : addresses of the group's bytes, scales and starting sums for this block.
-    """
-    stride = 4 * width
-    scale = _scale_of(x, job.block_weights)
+def _scale_and_inverse(x, n_weights):
+    """The scale of a block, whether it is finite, and what x is multiplied by."""
+    scale = _scale_of(x, n_weights)
     inverse = np.float32(0)
     if scale > np.float32(0):
         inverse = np.float32(1) / scale
-    finite = scale == scale
-    factor = simd.splat(inverse)
+    return scale, scale == scale, simd.splat(inverse)
+
+
+# ``_quantise_block(x, column, width, job, q, scales, starts)`` does one block of one row of x.
+#
+# x : address of the floats; column, width : its place in its group.
+# q, scales, starts : addresses of the group's bytes, scales and starting sums for this block.
+
+
+@kernel(inline=True)
+def _quantise_block_for_dwords(x, column, width, job, q, scales, starts):
+    stride = 4 * width
+    scale, finite, factor = _scale_and_inverse(x, job.block_weights)
     q += 4 * column
     start_at = starts + 4 * column
     mins_at = q + (job.block_weights // 4) * stride
@@ -78,7 +84,7 @@ def quantise_block(x, column, width, job, q, scales, starts):
     for step in range(job.block_weights // 16):
         values = zero
         if finite:
-            values = simd.to_i32(simd.round_even(lanes.load_at_f32(x + step * 64) * factor))
+            values = simd.to_i32(simd.round_even(lanes.load_f32x16(x + step * 64) * factor))
         lanes.put_bytes(q + step * 4 * stride, stride, values)
         segment_sums += values
         segment_left -= 1
@@ -104,29 +110,82 @@ def quantise_block(x, column, width, job, q, scales, starts):
 
 
 @kernel(inline=True)
+def _start_of_run(sums, job):
+    """``-shift * sum``, of words for each of both: bytes 0 and 1 of a dword, and 2 and 3."""
+    total = np.int64(simd.sum_lanes(sums))
+    if job.word_starts == 0:
+        return np.int32(total * -job.shift)
+    upper = np.int64(simd.sum_lanes(simd.select((simd.iota() & 2) > 0, sums, simd.splat(0))))
+    return np.int32(((total - upper) * -job.shift & 0xFFFF) | (upper * -job.shift << 16))
+
+
+@kernel(inline=True)
+def _quantise_block_for_pairs(x, column, width, job, q, scales, starts):
+    stride = 4 * width
+    scale, finite, factor = _scale_and_inverse(x, job.block_weights)
+    q += 4 * column
+    start_at, scales_at = starts + 4 * column, scales + 4 * column
+    mins_at, min_steps = q + (job.block_weights // 4) * stride, job.min_run // 16
+    zero = simd.splat(0)
+    run_sums, run_left = zero, job.run_steps
+    min_sums, min_left, min_index = zero, min_steps, np.int64(0)  # min_steps 0: never complete
+    for step in range(job.block_weights // 16):
+        values = zero
+        if finite:
+            values = simd.to_i32(simd.round_even(lanes.load_f32x16(x + step * 64) * factor))
+        lanes.put_bytes(q + step * 4 * stride, stride, values)
+        run_sums += values
+        run_left -= 1
+        if run_left == 0:
+            lanes.put(start_at, _start_of_run(run_sums, job))
+            start_at += stride
+            run_sums, run_left = zero, job.run_steps
+        min_sums += values
+        min_left -= 1
+        if min_left == 0:
+            # Sub-blocks 0 and 2 are a pair, 1 and 3, as mins in a dword's bytes become words.
+            pair = min_index // 4 * 2 + min_index % 2
+            at = mins_at + pair * stride + (min_index & 2)
+            lanes.put(at, np.int16(simd.sum_lanes(min_sums)))
+            min_sums, min_left, min_index = zero, min_steps, min_index + 1
+    for _ in range(job.n_segments):
+        lanes.put(scales_at, scale)
+        scales_at += stride
+    if job.has_min > 0:
+        if min_steps == 0:  # the block's only minimum meets the sum of all
+            scale *= np.float32(simd.sum_lanes(min_sums))
+        lanes.put(scales_at, scale)
+
+
+_quantise_block = {"dwords": _quantise_block_for_dwords, "pairs": _quantise_block_for_pairs}[FORM]
+
+
+@kernel(inline=True)
 def _quantise_group(job, group):
     n_blocks = job.columns // job.block_weights
-    column_bytes = n_blocks * job.panel_bytes
+    column_bytes = n_blocks * job.x_panel_bytes
     column_scales = n_blocks * job.n_scales * 4
+    column_starts = n_blocks * job.n_starts * 4
     slot = lanes.load_int64(job.groups + 16 * group)
     width = lanes.load_int64(job.groups + 16 * group + 8)
     for column in range(width):
         x = lanes.load_int64(job.x_rows + 8 * (slot + column))
         for block in range(n_blocks):
             scales_at = slot * column_scales + block * job.n_scales * 4 * width
-            quantise_block(
+            starts_at = slot * column_starts + block * job.n_starts * 4 * width
+            _quantise_block(
                 x + block * job.block_weights * 4,
                 column,
                 width,
                 job,
-                job.x_bytes + slot * column_bytes + block * job.panel_bytes * width,
+                job.x_bytes + slot * column_bytes + block * job.x_panel_bytes * width,
                 job.x_scales + scales_at,
-                job.x_starts + scales_at,
+                job.x_starts + starts_at,
             )
 
 
-@kernel
-def quantise(job_at, counter, max_tasks):
+@task_kernel
+def quantise(job_at, worker, counter, max_tasks):
     """Quantise groups of rows until none is left or `max_tasks` are done; whether more are left."""
     job = lanes.load_job(job_at)
     for _ in range(max_tasks):

@@ -52,7 +52,7 @@ def put_high_nibbles(put, state, offset, q):
 
 @kernel(inline=True)
 def _looked_up(table, q):
-    return simd.as_i32x16(simd.bytes16(table, simd.as_u8x64(q & NIBBLES)))
+    return lanes.as_ints(simd.bytes16(table, lanes.as_bytes(q & NIBBLES)))
 
 
 @kernel(inline=True)

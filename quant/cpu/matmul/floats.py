@@ -1,8 +1,8 @@
 """Weights as panels of float32, for `exact=True` and for the float formats.
 
-``fill(rows, job, spare, first, n_k, panel, ahead)`` writes weights first .. first + n_k of 16 rows as 16
-float32 (one a row) for every k; of a block format exactly one block. `spare` is memory for one
-unpacked block of 16 rows; `ahead` is where weights lie that will be needed later.
+``fill(rows, job, spare, first, n_k, panel, ahead)`` writes weights first .. first + n_k of a vector of rows, a
+float32 each, for every k; of a block format exactly one block. `spare` is memory for one
+unpacked block of them; `ahead` is where weights lie that will be needed later.
 """
 
 import numpy as np
@@ -11,8 +11,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from . import lanes
-from . import unpack as unpackers
-from .layouts import LANES, STEP
+from .layouts import LANES, STEP, VECTOR
 
 # Float formats: how many bytes on in the same rows is fetched meanwhile.
 _AHEAD = 512
@@ -21,43 +20,28 @@ _AHEAD = 512
 _PAGES_AHEAD = 8192
 
 
-@kernel(inline=True)
-def _put_four(panel, dword, shift, scale, lowest):
-    """Four weights of 16 rows from the bytes of `dword`."""
-    lanes.put(panel, simd.multiply_add(_weight(dword, 0, shift), scale, lowest))
-    lanes.put(panel + 64, simd.multiply_add(_weight(dword, 8, shift), scale, lowest))
-    lanes.put(panel + 128, simd.multiply_add(_weight(dword, 16, shift), scale, lowest))
-    lanes.put(panel + 192, simd.multiply_add(_weight(dword, 24, shift), scale, lowest))
+def make_fill(unpack, to_panel, as_floats):
+    """`fill` of a block format: one block, by way of its bytes; see `as_floats_of` of a form."""
+    weight, scale_and_lowest = as_floats
 
-
-@kernel(inline=True)
-def _weight(dword, at, shift):
-    return simd.to_f32(((dword >> at) & 255) - shift)
-
-
-def make_fill(unpack):
-    """`fill` of a block format: one block, by way of its bytes."""
+    @kernel(inline=True)
+    def put_four(panel, dword, shift, scale, lowest):
+        """Four weights of each row from the bytes of `dword`."""
+        lanes.put(panel, simd.multiply_add(weight(dword, 0, shift), scale, lowest))
+        lanes.put(panel + VECTOR, simd.multiply_add(weight(dword, 1, shift), scale, lowest))
+        lanes.put(panel + 2 * VECTOR, simd.multiply_add(weight(dword, 2, shift), scale, lowest))
+        lanes.put(panel + 3 * VECTOR, simd.multiply_add(weight(dword, 3, shift), scale, lowest))
 
     @kernel(inline=True)
     def fill(rows, job, spare, first, n_k, panel, ahead):
         scales = spare + job.panel_bytes * LANES
-        mins = spare + (job.block_weights + STEP) * LANES  # the plain (low) ones
-        min_scale = scales + (job.n_scales - 1) * 64
         at = first // job.block_weights * job.block_bytes
-        unpackers.to_panel(unpack, rows, at, spare, scales, ahead, job.fetch_step)
+        to_panel(unpack, rows, at, spare, scales, ahead, job.fetch_step)
         for step in range(job.block_weights // STEP):
-            scale = lanes.load_at_f32(scales + (step // job.segment_steps) * 64)
-            lowest = simd.splat(0.0)
-            if job.n_min_segments > 0 and job.min_run == 0:
-                lowest = lanes.load_at_f32(min_scale)
-            elif job.n_min_segments > 0:
-                i = step * STEP // job.min_run
-                four = lanes.load_at_i32(mins + (i // 4) * 64)
-                integer = simd.to_f32((four >> (8 * (i % 4))) & 255)
-                lowest = integer * lanes.load_at_f32(min_scale)
+            scale, lowest = scale_and_lowest(job, spare, scales, step)
             for i in range(4):
-                dword = lanes.load_at_i32(spare + (step * 4 + i) * 64)
-                _put_four(panel + (step * 4 + i) * 256, dword, job.shift, scale, lowest)
+                dword = lanes.load_ints(spare + (step * 4 + i) * VECTOR)
+                put_four(panel + (step * 4 + i) * 4 * VECTOR, dword, job.shift, scale, lowest)
 
     return fill
 
@@ -70,16 +54,16 @@ def _put_pairs(two, panel, a, b, c, d):
     """Two weights a dword."""
     low, high = two(a)
     lanes.put(panel, low)
-    lanes.put(panel + 64, high)
+    lanes.put(panel + VECTOR, high)
     low, high = two(b)
-    lanes.put(panel + 128, low)
-    lanes.put(panel + 192, high)
+    lanes.put(panel + 2 * VECTOR, low)
+    lanes.put(panel + 3 * VECTOR, high)
     low, high = two(c)
-    lanes.put(panel + 256, low)
-    lanes.put(panel + 320, high)
+    lanes.put(panel + 4 * VECTOR, low)
+    lanes.put(panel + 5 * VECTOR, high)
     low, high = two(d)
-    lanes.put(panel + 384, low)
-    lanes.put(panel + 448, high)
+    lanes.put(panel + 6 * VECTOR, low)
+    lanes.put(panel + 7 * VECTOR, high)
 
 
 @kernel(inline=True)
@@ -88,13 +72,13 @@ def _fill_16_bits(two, rows, first, n_k, panel):
     whole = n_k // 32 * 32
     for k in range(0, whole, 32):
         q = lanes.columns_16(rows, (first + k) * 2, _AHEAD)
-        _put_pairs(two, panel + 64 * k, q[0], q[1], q[2], q[3])
-        _put_pairs(two, panel + 64 * k + 512, q[4], q[5], q[6], q[7])
-        _put_pairs(two, panel + 64 * k + 1024, q[8], q[9], q[10], q[11])
-        _put_pairs(two, panel + 64 * k + 1536, q[12], q[13], q[14], q[15])
+        _put_pairs(two, panel + VECTOR * k, q[0], q[1], q[2], q[3])
+        _put_pairs(two, panel + VECTOR * k + 8 * VECTOR, q[4], q[5], q[6], q[7])
+        _put_pairs(two, panel + VECTOR * k + 16 * VECTOR, q[8], q[9], q[10], q[11])
+        _put_pairs(two, panel + VECTOR * k + 24 * VECTOR, q[12], q[13], q[14], q[15])
     for k in range(whole, n_k):
         weights, _ = two(simd.widen(lanes.column_u16(rows, (first + k) * 2)))
-        lanes.put(panel + 64 * k, weights)
+        lanes.put(panel + VECTOR * k, weights)
 
 
 @kernel(inline=True)
@@ -110,7 +94,7 @@ def fill_f16(rows, job, spare, first, n_k, panel, ahead):
 
 @kernel(inline=True)
 def _two_bfloats(v):
-    return simd.as_f32x16(v << 16), simd.as_f32x16(v & -65536)
+    return simd.as_floats(v << 16), simd.as_floats(v & -65536)
 
 
 @kernel(inline=True)
@@ -120,10 +104,10 @@ def fill_bf16(rows, job, spare, first, n_k, panel, ahead):
 
 @kernel(inline=True)
 def _put_four_floats(panel, a, b, c, d):
-    lanes.put(panel, simd.as_f32x16(a))
-    lanes.put(panel + 64, simd.as_f32x16(b))
-    lanes.put(panel + 128, simd.as_f32x16(c))
-    lanes.put(panel + 192, simd.as_f32x16(d))
+    lanes.put(panel, simd.as_floats(a))
+    lanes.put(panel + VECTOR, simd.as_floats(b))
+    lanes.put(panel + 2 * VECTOR, simd.as_floats(c))
+    lanes.put(panel + 3 * VECTOR, simd.as_floats(d))
 
 
 @kernel(inline=True)
@@ -131,12 +115,12 @@ def fill_f32(rows, job, spare, first, n_k, panel, ahead):
     whole = n_k // 16 * 16
     for k in range(0, whole, 16):
         q = lanes.columns_16(rows, (first + k) * 4, _AHEAD)
-        _put_four_floats(panel + 64 * k, q[0], q[1], q[2], q[3])
-        _put_four_floats(panel + 64 * k + 256, q[4], q[5], q[6], q[7])
-        _put_four_floats(panel + 64 * k + 512, q[8], q[9], q[10], q[11])
-        _put_four_floats(panel + 64 * k + 768, q[12], q[13], q[14], q[15])
+        _put_four_floats(panel + VECTOR * k, q[0], q[1], q[2], q[3])
+        _put_four_floats(panel + VECTOR * k + 4 * VECTOR, q[4], q[5], q[6], q[7])
+        _put_four_floats(panel + VECTOR * k + 8 * VECTOR, q[8], q[9], q[10], q[11])
+        _put_four_floats(panel + VECTOR * k + 12 * VECTOR, q[12], q[13], q[14], q[15])
     for k in range(whole, n_k):
-        lanes.put(panel + 64 * k, simd.as_f32x16(lanes.column_i32(rows, (first + k) * 4)))
+        lanes.put(panel + VECTOR * k, simd.as_floats(lanes.column_i32(rows, (first + k) * 4)))
 
 
 # ---------------------------------------------------------------- one row of x, float formats
@@ -156,19 +140,19 @@ def row_product(read, read_one, weight_bytes, weights, x, job):
         a = b = c = d = simd.splat(0.0)
         simd.prefetch(weights + _PAGES_AHEAD)
         for _ in range(n_k // 64):
-            a = simd.multiply_add(read(weights), lanes.load_at_f32(x), a)
-            b = simd.multiply_add(read(weights + step), lanes.load_at_f32(x + 64), b)
-            c = simd.multiply_add(read(weights + 2 * step), lanes.load_at_f32(x + 128), c)
-            d = simd.multiply_add(read(weights + 3 * step), lanes.load_at_f32(x + 192), d)
+            a = simd.multiply_add(read(weights), lanes.load_f32x16(x), a)
+            b = simd.multiply_add(read(weights + step), lanes.load_f32x16(x + 64), b)
+            c = simd.multiply_add(read(weights + 2 * step), lanes.load_f32x16(x + 128), c)
+            d = simd.multiply_add(read(weights + 3 * step), lanes.load_f32x16(x + 192), d)
             weights += 4 * step
             x += 256
         for _ in range(n_k % 64 // 16):
-            a = simd.multiply_add(read(weights), lanes.load_at_f32(x), a)
+            a = simd.multiply_add(read(weights), lanes.load_f32x16(x), a)
             weights += step
             x += 64
         for lane in range(n_k % 16):
             w = simd.splat(read_one(weights))
-            more = simd.multiply_add(w, lanes.splat_f32(x), b)
+            more = simd.multiply_add(w, simd.splat(lanes.load_f32(x)), b)
             b = simd.select(simd.iota() == lane, more, b)
             weights += weight_bytes
             x += 4

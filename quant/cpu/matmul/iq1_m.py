@@ -26,7 +26,7 @@ def _put_16(put, end, state, run, q, tops, scale, d):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """qs[32] (numbers of entries), qh[16] (high bits and signs), scales[4] (three bits a run, d's nibbles on top)."""
     first, second = lanes.column_i32(rows, at + SCALES), lanes.column_i32(rows, at + SCALES + 4)
     bits = ((first >> 12) & 0xF) | ((first >> 24) & 0xF0)
@@ -37,10 +37,10 @@ def unpack(put, put_scaled, end, state, rows, at):
             scales = second
         tops, run = lanes.column_i32(rows, at + QH + 4 * quarter), 4 * quarter
         q = lanes.column_i32(rows, at + QS + 8 * quarter)
-        state = _put_16(put, end, state, run, q, tops, scales, d)
-        state = _put_16(put, end, state, run + 1, q >> 16, tops >> 8, scales >> 3, d)
+        state = _put_16(to.put, to.end, state, run, q, tops, scales, d)
+        state = _put_16(to.put, to.end, state, run + 1, q >> 16, tops >> 8, scales >> 3, d)
         q = lanes.column_i32(rows, at + QS + 8 * quarter + 4)
-        state = _put_16(put, end, state, run + 2, q, tops >> 16, scales >> 6, d)
-        state = _put_16(put, end, state, run + 3, q >> 16, tops >> 24, scales >> 9, d)
+        state = _put_16(to.put, to.end, state, run + 2, q, tops >> 16, scales >> 6, d)
+        state = _put_16(to.put, to.end, state, run + 3, q >> 16, tops >> 24, scales >> 9, d)
         scales = scales >> 16
     return state

@@ -16,7 +16,7 @@ _GRID = words(FORMAT.grid, 1)
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qs[32] (numbers of entries), qh[8] (of four entries the numbers' high bits, a scale, the shift's sign)."""
     d = half_column(rows, at + D) * 0.125
     for sub_block in range(8):
@@ -24,12 +24,12 @@ def unpack(put, put_scaled, end, state, rows, at):
         rest = simd.widen(lanes.column_u16(rows, at + QH + 2 * sub_block))
         minus = rest >> 15
         number = byte(q, 0) | (rest & 7) << 8
-        state = put_eighths(put, state, offset, _GRID, number, minus)
+        state = put_eighths(to.put, state, offset, _GRID, number, minus)
         number = byte(q, 1) | ((rest >> 3) & 7) << 8
-        state = put_eighths(put, state, offset + 128, _GRID, number, minus)
+        state = put_eighths(to.put, state, offset + 128, _GRID, number, minus)
         number = byte(q, 2) | ((rest >> 6) & 7) << 8
-        state = put_eighths(put, state, offset + 256, _GRID, number, minus)
+        state = put_eighths(to.put, state, offset + 256, _GRID, number, minus)
         number = byte(q, 3) | ((rest >> 9) & 7) << 8
-        state = put_eighths(put, state, offset + 384, _GRID, number, minus)
-        state = end(state, sub_block, d * odd_multiple((rest >> 12) & 7))
+        state = put_eighths(to.put, state, offset + 384, _GRID, number, minus)
+        state = to.end(state, sub_block, d * odd_multiple((rest >> 12) & 7))
     return state

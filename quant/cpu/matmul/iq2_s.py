@@ -31,7 +31,7 @@ def _put_32(put, end, state, run, q, signs, tops, scales, d):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qs[32] (numbers of entries), signs[32], qh[8] (the numbers' high two bits), scales[8] of four bits."""
     d = half_column(rows, at + D) * 0.125
     for half in range(2):
@@ -41,8 +41,8 @@ def unpack(put, put_scaled, end, state, rows, at):
         )
         tops = lanes.column_i32(rows, at + QH + 4 * half)
         scales, run = lanes.column_i32(rows, at + SCALES + 4 * half), 8 * half
-        state = _put_32(put, end, state, run, q[0], signs[0], tops, scales, d)
-        state = _put_32(put, end, state, run + 2, q[1], signs[1], tops >> 8, scales >> 8, d)
-        state = _put_32(put, end, state, run + 4, q[2], signs[2], tops >> 16, scales >> 16, d)
-        state = _put_32(put, end, state, run + 6, q[3], signs[3], tops >> 24, scales >> 24, d)
+        state = _put_32(to.put, to.end, state, run, q[0], signs[0], tops, scales, d)
+        state = _put_32(to.put, to.end, state, run + 2, q[1], signs[1], tops >> 8, scales >> 8, d)
+        state = _put_32(to.put, to.end, state, run + 4, q[2], signs[2], tops >> 16, scales >> 16, d)
+        state = _put_32(to.put, to.end, state, run + 6, q[3], signs[3], tops >> 24, scales >> 24, d)
     return state

@@ -23,7 +23,7 @@ def _put_16(put, end, state, run, q, scale, d):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, then of each eight weights nine bits of entry and seven of signs; scales of four bits."""
     d = half_column(rows, at + D) * 0.125
     scales = lanes.column_i32(rows, at + SCALES)
@@ -31,9 +31,9 @@ def unpack(put, put_scaled, end, state, rows, at):
         if quarter == 2:
             scales = lanes.column_i32(rows, at + SCALES + 4)
         q, run = lanes.columns_4(rows, at + QS + 16 * quarter), 4 * quarter
-        state = _put_16(put, end, state, run, q[0], scales, d)
-        state = _put_16(put, end, state, run + 1, q[1], scales >> 4, d)
-        state = _put_16(put, end, state, run + 2, q[2], scales >> 8, d)
-        state = _put_16(put, end, state, run + 3, q[3], scales >> 12, d)
+        state = _put_16(to.put, to.end, state, run, q[0], scales, d)
+        state = _put_16(to.put, to.end, state, run + 1, q[1], scales >> 4, d)
+        state = _put_16(to.put, to.end, state, run + 2, q[2], scales >> 8, d)
+        state = _put_16(to.put, to.end, state, run + 3, q[3], scales >> 12, d)
         scales = scales >> 16
     return state

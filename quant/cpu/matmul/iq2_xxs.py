@@ -25,11 +25,11 @@ def _put_32(put, end, state, sub_block, numbers, rest, d):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, then of each 32 weights four bytes of entries, four times seven bits of signs and four of scale."""
     d = half_column(rows, at + D) * 0.125
     for pair in range(4):
         q = lanes.columns_4(rows, at + QS + 16 * pair)
-        state = _put_32(put, end, state, 2 * pair, q[0], q[1], d)
-        state = _put_32(put, end, state, 2 * pair + 1, q[2], q[3], d)
+        state = _put_32(to.put, to.end, state, 2 * pair, q[0], q[1], d)
+        state = _put_32(to.put, to.end, state, 2 * pair + 1, q[2], q[3], d)
     return state

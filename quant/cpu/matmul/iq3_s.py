@@ -38,7 +38,7 @@ def _put_32(put, end, state, sub_block, first, second, tops, signs, scale, d):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qs[64] (numbers of entries), qh[8] (their ninth bits), signs[32], scales[4] of four bits."""
     d = half_column(rows, at + D)
     scales = lanes.column_i32(rows, at + SCALES)
@@ -46,14 +46,16 @@ def unpack(put, put_scaled, end, state, rows, at):
         tops = lanes.column_i32(rows, at + QH + 4 * half)
         signs, first = lanes.columns_4(rows, at + SIGNS + 16 * half), 4 * half
         q = lanes.columns_4(rows, at + QS + 32 * half)
-        state = _put_32(put, end, state, first, q[0], q[1], tops, signs[0], scales, d)
-        state = _put_32(put, end, state, first + 1, q[2], q[3], tops >> 8, signs[1], scales >> 4, d)
+        state = _put_32(to.put, to.end, state, first, q[0], q[1], tops, signs[0], scales, d)
+        state = _put_32(
+            to.put, to.end, state, first + 1, q[2], q[3], tops >> 8, signs[1], scales >> 4, d
+        )
         q = lanes.columns_4(rows, at + QS + 32 * half + 16)
         state = _put_32(
-            put, end, state, first + 2, q[0], q[1], tops >> 16, signs[2], scales >> 8, d
+            to.put, to.end, state, first + 2, q[0], q[1], tops >> 16, signs[2], scales >> 8, d
         )
         state = _put_32(
-            put, end, state, first + 3, q[2], q[3], tops >> 24, signs[3], scales >> 12, d
+            to.put, to.end, state, first + 3, q[2], q[3], tops >> 24, signs[3], scales >> 12, d
         )
         scales = scales >> 16
     return state

@@ -36,15 +36,15 @@ def _put_32(put, end, state, sub_block, first, second, rest, d):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qs[64] (numbers of entries), then of each 32 weights four times seven bits of signs and four of scale."""
     d = half_column(rows, at + D) * 0.25
     for half in range(2):
         rest, first = lanes.columns_4(rows, at + REST + 16 * half), 4 * half
         q = lanes.columns_4(rows, at + QS + 32 * half)
-        state = _put_32(put, end, state, first, q[0], q[1], rest[0], d)
-        state = _put_32(put, end, state, first + 1, q[2], q[3], rest[1], d)
+        state = _put_32(to.put, to.end, state, first, q[0], q[1], rest[0], d)
+        state = _put_32(to.put, to.end, state, first + 1, q[2], q[3], rest[1], d)
         q = lanes.columns_4(rows, at + QS + 32 * half + 16)
-        state = _put_32(put, end, state, first + 2, q[0], q[1], rest[2], d)
-        state = _put_32(put, end, state, first + 3, q[2], q[3], rest[3], d)
+        state = _put_32(to.put, to.end, state, first + 2, q[0], q[1], rest[2], d)
+        state = _put_32(to.put, to.end, state, first + 3, q[2], q[3], rest[3], d)
     return state

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
@@ -11,21 +10,21 @@ from .bits import low_half, put_looked_up
 from .layouts import layout_of
 
 FORMAT = block_format("IQ4_XS")
-LAYOUT = layout_of(FORMAT, n_segments=8, shift=128)
+LAYOUT = layout_of(FORMAT, n_segments=8, shift=128, n_factors=8)
 D, QS = FORMAT.offsets("d", "qs")
-_VALUES = np.array([value + LAYOUT.shift for value in FORMAT.values] * 4, np.uint8)
+_VALUES = np.array([value + LAYOUT.shift for value in FORMAT.values] * 4).astype(np.uint8)
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, scales_h (the high two bits of each scale), scales_l[4] (the low four), qs[128] as eight of IQ4_NL."""
-    table = simd.load_u8x64(_VALUES, 0)
+    table = lanes.load_bytes(_VALUES)
     head = lanes.columns_4(rows, at + D)  # and the scales
     d, high, low = low_half(head[0]), head[0] >> 16, head[1]
     for sub_block in range(8):
         q = lanes.columns_4(rows, at + QS + 16 * sub_block)
-        state = put_looked_up(put, state, 512 * sub_block, table, q)
+        state = put_looked_up(to.put, state, 512 * sub_block, table, q)
         scale = ((low & 15) | ((high & 3) << 4)) - 32
-        state = end(state, sub_block, d * simd.to_f32(scale))
+        state = to.end_scaled(state, sub_block, d, scale)
         low, high = low >> 4, high >> 2
-    return state
+    return to.finish(state, d)

@@ -1,4 +1,4 @@
-"""What a product takes: its scratch, section by section, and how columns are grouped.
+"""What a product takes: its scratch, section by section.
 
 Everything here follows from shapes alone (never from the values in `experts`), so that the plan
 can be made before there is any data and equals what the call takes to the byte.
@@ -18,6 +18,7 @@ from .layouts import (
     BYTE_CHUNK,
     FLOAT_CHUNK,
     FLOAT_PIECE,
+    FORM,
     LANES,
     ROWS,
     VECTORS,
@@ -25,6 +26,7 @@ from .layouts import (
     Job,
     PanelLayout,
 )
+from .tables import most_of
 
 # Below this many multiply-adds (plus the cost of unpacking) per worker a helper thread is not
 # worth waking up.
@@ -32,6 +34,8 @@ _WORTH_A_WORKER = 1 << 21
 _UNPACK_COST = 8
 _CACHE_LINE = 64
 _FLOAT_LAYOUT = PanelLayout(1, 0, 0, 0)
+# Two tiles of the form "pairs", after the panel.
+_TILES_BYTES = 2 * 4 * ROWS * WIDTHS[-1] if FORM == "pairs" else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,26 +114,6 @@ def uses_floats(name, exact):
     return exact or name not in LAYOUTS
 
 
-def tail_width(n_rest):
-    """The narrowest group that holds `n_rest` columns."""
-    return next(width for width in WIDTHS if width >= n_rest)
-
-
-def _slots(n_columns):
-    """Columns of all groups of a matrix, with those that pad the last group."""
-    whole, rest = divmod(n_columns, WIDTHS[-1])
-    return whole * WIDTHS[-1] + (tail_width(rest) if rest else 0)
-
-
-def _most_padding(n, n_matrices):
-    """The most columns that can pad groups when n columns are spread over the matrices."""
-    padding = {rest: tail_width(rest) - rest for rest in range(1, WIDTHS[-1])}
-    padded = [rest for rest, pad in padding.items() if pad]
-    if not padded:
-        return 0
-    return max(padding.values()) * min(n_matrices, n // min(padded))
-
-
 def plan_matmul(n, block, shapes, activations, n_threads, device):
     """The `MatmulPlan` of n rows of x and weights of a format.
 
@@ -182,13 +166,7 @@ def _plan(n, block, shapes, exact, n_threads):
 
 def _part(n, block, n_rows, columns, n_experts, exact, n_threads):
     """The `Part` of n rows of x times (n_experts,) n_rows x columns weights; n_experts None: a plain matrix."""
-    widest = WIDTHS[-1]
-    if n_experts is None:
-        n_matrices, n_slots, n_groups = 1, _slots(n), -(-n // widest)
-    else:  # whichever experts the rows go to
-        n_matrices = min(n_experts, n)
-        n_slots = n + _most_padding(n, n_experts)
-        n_groups = min(n, n // widest + n_matrices)
+    n_slots, n_groups, n_matrices = most_of(n, n_experts)
     n_panels = -(-n_rows // ROWS)
     work = n_panels * ROWS * columns * (n + n_matrices * _UNPACK_COST)
     n_workers = max(1, min(n_threads, n_panels * n_matrices, work // _WORTH_A_WORKER))
@@ -208,10 +186,11 @@ def _part(n, block, n_rows, columns, n_experts, exact, n_threads):
     else:
         layout = LAYOUTS[block.name]
         chunk, piece = BYTE_CHUNK, block.block_weights
-        panel = ROWS * (layout.panel_bytes + 4 * layout.n_scales) * (chunk // piece)
+        panel = ROWS * (layout.panel_bytes + 4 * layout.n_scales) * (chunk // piece) + _TILES_BYTES
         n_blocks = columns // block.block_weights
-        sizes["x_bytes"] = n_slots * n_blocks * layout.panel_bytes
-        sizes["x_scales"] = sizes["x_starts"] = n_slots * n_blocks * layout.n_scales * 4
+        sizes["x_bytes"] = n_slots * n_blocks * layout.x_panel_bytes
+        sizes["x_scales"] = n_slots * n_blocks * layout.n_scales * 4
+        sizes["x_starts"] = n_slots * n_blocks * layout.n_starts * 4
     worker_bytes = 8 * ROWS + panel
     sizes["workers"] = n_workers * worker_bytes
     starts, at = {}, 0
@@ -235,99 +214,8 @@ def _part(n, block, n_rows, columns, n_experts, exact, n_threads):
 
 
 def _spare_bytes(block):
-    """Memory for one unpacked block of 16 rows."""
+    """Memory for one unpacked block of a vector of rows."""
     layout = LAYOUTS.get(block.name)
     if layout is None:
         return 0
     return LANES * (layout.panel_bytes + 4 * layout.n_scales)
-
-
-class Tables:
-    """Which columns are multiplied with which matrices, in the form that `activations.begin` reads.
-
-    Parameters
-    ----------
-    counts : sequence of int
-        Columns of each matrix, none of them 0.
-    experts : sequence of int
-        The matrices.
-    order : numpy.ndarray of int64, optional
-        The row of the output for each column; None: the same.
-    x_rows : numpy.ndarray of int, optional
-        The row of x for each row of the output; None: the same.
-
-    Attributes
-    ----------
-    n_slots, n_groups, n_matrices : int
-    address : int
-        Of int64: these three, the row of the output and the row of x for each slot, first slot and
-        width of each group, the end of each matrix's groups, the matrices.
-    """
-
-    def __init__(self, counts, experts, order=None, x_rows=None):
-        sources, groups, ends = group_columns(counts)
-        if order is not None:
-            sources = order[sources]
-        x_sources = sources if x_rows is None else x_rows[sources]
-        self.n_slots, self.n_groups, self.n_matrices = sizes = len(sources), len(groups), len(ends)
-        parts = [
-            np.asarray(part, np.int64).ravel()
-            for part in (sizes, sources, x_sources, groups, ends, experts)
-        ]
-        self._data = np.concatenate(parts)
-        self.address = self._data.ctypes.data
-
-
-@functools.lru_cache(maxsize=64)
-def tables_of_one(n):
-    """`Tables` of a plain matrix, kept: most calls are of few sizes."""
-    return Tables([n], [0])
-
-
-def group_columns(counts):
-    """Groups of the columns of each matrix, which lie one matrix after the other.
-
-    Parameters
-    ----------
-    counts : sequence of int
-        Columns of each matrix, none of them 0.
-
-    Returns
-    -------
-    sources : numpy.ndarray of int64
-        For each slot its column; a slot that pads a group repeats the last one.
-    groups : numpy.ndarray of int64, (n_groups, 2)
-        First slot and width of each.
-    ends : numpy.ndarray of int64
-        Where the groups of each matrix end.
-    """
-    if len(counts) == 1 or max(counts) > 1:
-        return _grouped(counts)
-    return _groups_of_one(len(counts))
-
-
-@functools.lru_cache(maxsize=64)
-def _groups_of_one(n):
-    """`group_columns` of one column each, kept: what a token's experts and heads are."""
-    return _grouped([1] * n)
-
-
-def _grouped(counts):
-    widest = WIDTHS[-1]
-    sources, groups, ends = [], [], []
-    slot = column = n_groups = 0
-    for count in counts:
-        whole, rest = divmod(int(count), widest)
-        width = tail_width(rest) if rest else 0
-        n_slots = whole * widest + width
-        sources.append(np.minimum(np.arange(n_slots), count - 1) + column)
-        starts = np.arange(slot, slot + n_slots, widest, dtype=np.int64)
-        widths = np.full(starts.size, widest, np.int64)
-        if rest:
-            widths[-1] = width
-        groups.append(np.stack([starts, widths], axis=1))
-        n_groups += starts.size
-        ends.append(n_groups)
-        slot += n_slots
-        column += count
-    return np.concatenate(sources), np.concatenate(groups), np.array(ends)

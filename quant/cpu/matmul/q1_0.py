@@ -21,11 +21,11 @@ def _put_32(put, state, offset, bits):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qs[16] (the lowest bit of a byte first)."""
     q = lanes.columns_4(rows, at + QS)
-    state = _put_32(put, state, 0, q[0])
-    state = _put_32(put, state, 512, q[1])
-    state = _put_32(put, state, 1024, q[2])
-    state = _put_32(put, state, 1536, q[3])
-    return end(state, 0, half_column(rows, at + D))
+    state = _put_32(to.put, state, 0, q[0])
+    state = _put_32(to.put, state, 512, q[1])
+    state = _put_32(to.put, state, 1024, q[2])
+    state = _put_32(to.put, state, 1536, q[3])
+    return to.end(state, 0, half_column(rows, at + D))

@@ -22,11 +22,11 @@ def _put_16(put, state, offset, q):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qs[16] (four weights a byte, the lowest bits first)."""
     q = lanes.columns_4(rows, at + QS)
-    state = _put_16(put, state, 0, q[0])
-    state = _put_16(put, state, 256, q[1])
-    state = _put_16(put, state, 512, q[2])
-    state = _put_16(put, state, 768, q[3])
-    return end(state, 0, half_column(rows, at + D))
+    state = _put_16(to.put, state, 0, q[0])
+    state = _put_16(to.put, state, 256, q[1])
+    state = _put_16(to.put, state, 512, q[2])
+    state = _put_16(to.put, state, 768, q[3])
+    return to.end(state, 0, half_column(rows, at + D))

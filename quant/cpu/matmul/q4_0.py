@@ -13,10 +13,10 @@ D, QS = FORMAT.offsets("d", "qs")
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qs[16] (low nibbles, then high)."""
     d = half_column(rows, at + D)
     q = lanes.columns_4(rows, at + QS)
-    state = put_low_nibbles(put, state, 0, q)
-    state = put_high_nibbles(put, state, 256, q)
-    return end(state, 0, d)
+    state = put_low_nibbles(to.put, state, 0, q)
+    state = put_high_nibbles(to.put, state, 256, q)
+    return to.end(state, 0, d)

@@ -13,11 +13,11 @@ D, QS = FORMAT.offsets("d", "qs")
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, m, qs[16] (low nibbles, then high)."""
     d = lanes.column_i32(rows, at + D)  # and m
     q = lanes.columns_4(rows, at + QS)
-    state = put_low_nibbles(put, state, 0, q)
-    state = put_high_nibbles(put, state, 256, q)
-    state = end(state, 0, low_half(d))
-    return end(state, 1, low_half(d >> 16))
+    state = put_low_nibbles(to.put, state, 0, q)
+    state = put_high_nibbles(to.put, state, 256, q)
+    state = to.end(state, 0, low_half(d))
+    return to.end_minimum(state, low_half(d >> 16))

@@ -1,8 +1,5 @@
 """Products with Q4_K: 8 x 32 weights of four bits, each 32 with a scale and a minimum."""
 
-import numpy as np
-
-from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
@@ -11,12 +8,12 @@ from .bits import NIBBLES, SIX_BITS, byte, low_half, put_high_nibbles, put_low_n
 from .layouts import layout_of
 
 FORMAT = block_format("Q4_K")
-LAYOUT = layout_of(FORMAT, n_segments=8, n_min_segments=2, min_segment_steps=1)
+LAYOUT = layout_of(FORMAT, n_segments=8, n_min_segments=2, min_segment_steps=1, n_factors=8)
 D, QS = FORMAT.offsets("d", "qs")
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, dmin, scales[12] (eight scales and mins of 6 bits), qs[128]."""
     head = lanes.columns_4(rows, at + D)  # and dmin, scales
     d, dmin = low_half(head[0]), low_half(head[0] >> 16)
@@ -27,14 +24,15 @@ def unpack(put, put_scaled, end, state, rows, at):
         offset = quarter * 1024
         first = lanes.columns_4(rows, at + QS + quarter * 32)
         second = lanes.columns_4(rows, at + QS + 16 + quarter * 32)
-        state = put_low_nibbles(put, state, offset, first)
-        state = put_low_nibbles(put, state, offset + 256, second)
-        state = end(state, 2 * quarter, d * simd.to_f32(byte(scales, 0)))
-        state = put_high_nibbles(put, state, offset + 512, first)
-        state = put_high_nibbles(put, state, offset + 768, second)
-        state = end(state, 2 * quarter + 1, d * simd.to_f32(byte(scales, 1)))
+        state = put_low_nibbles(to.put, state, offset, first)
+        state = put_low_nibbles(to.put, state, offset + 256, second)
+        state = to.end_scaled(state, 2 * quarter, d, byte(scales, 0))
+        state = put_high_nibbles(to.put, state, offset + 512, first)
+        state = put_high_nibbles(to.put, state, offset + 768, second)
+        state = to.end_scaled(state, 2 * quarter + 1, d, byte(scales, 1))
         scales = scales >> 16
-    return put_minima(put, end, state, head[2], head[3], dmin)
+    mins, last_mins = minima(head[2], head[3])
+    return to.end_eight_minima(to.finish(state, d), mins, last_mins, dmin)
 
 
 # Of the 12 bytes of scales and minima, three i32 lanes a, b, c: the first four scales lie whole in a's bytes,
@@ -49,20 +47,6 @@ def last_scales(a, c):
 
 
 @kernel(inline=True)
-def put_minima(put, end, state, b, c, dmin):
-    """Both segments of minima: they meet the high, then the low digits of the sums of x (32 * high + low)."""
-    mins, last_mins = b & SIX_BITS, ((c >> 4) & NIBBLES) | ((b >> 2) & 0x30303030)
-    state = _put_minima(put, state, 4096, mins, last_mins)
-    state = end(state, 8, dmin * np.float32(-32))
-    state = _put_minima(put, state, 4352, mins, last_mins)
-    return end(state, 9, simd.negate(dmin))
-
-
-@kernel(inline=True)
-def _put_minima(put, state, offset, mins, last_mins):
-    """Eight mins in the places of sixteen."""
-    zero = simd.splat(0)
-    state = put(state, offset, mins)
-    state = put(state, offset + 64, last_mins)
-    state = put(state, offset + 128, zero)
-    return put(state, offset + 192, zero)
+def minima(b, c):
+    """The first and the last four minima, one a byte."""
+    return b & SIX_BITS, ((c >> 4) & NIBBLES) | ((b >> 2) & 0x30303030)

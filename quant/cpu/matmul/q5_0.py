@@ -13,8 +13,8 @@ D, QH, QS = FORMAT.offsets("d", "qh", "qs")
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qh (the fifth bits, the first weight's lowest), qs[16] (low nibbles, then high)."""
     d, high = half_column(rows, at + D), lanes.column_i32(rows, at + QH)
-    state = put_five_bits(put, state, lanes.columns_4(rows, at + QS), high)
-    return end(state, 0, d)
+    state = put_five_bits(to.put, state, lanes.columns_4(rows, at + QS), high)
+    return to.end(state, 0, d)

@@ -13,9 +13,9 @@ D, QH, QS = FORMAT.offsets("d", "qh", "qs")
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, m, qh (the fifth bits, the first weight's lowest), qs[16] (low nibbles, then high)."""
     d, high = lanes.column_i32(rows, at + D), lanes.column_i32(rows, at + QH)  # d: and m
-    state = put_five_bits(put, state, lanes.columns_4(rows, at + QS), high)
-    state = end(state, 0, low_half(d))
-    return end(state, 1, low_half(d >> 16))
+    state = put_five_bits(to.put, state, lanes.columns_4(rows, at + QS), high)
+    state = to.end(state, 0, low_half(d))
+    return to.end_minimum(state, low_half(d >> 16))

@@ -12,18 +12,21 @@ LAYOUT = layout_of(FORMAT, n_segments=1, shift=128)
 D, QS = FORMAT.offsets("d", "qs")
 
 
+_FLIPPED = TOP_BITS if LAYOUT.shift else 0
+
+
 @kernel(inline=True)
 def _put_signed(put, state, offset, q):
-    state = put(state, offset, q[0] ^ TOP_BITS)
-    state = put(state, offset + 64, q[1] ^ TOP_BITS)
-    state = put(state, offset + 128, q[2] ^ TOP_BITS)
-    return put(state, offset + 192, q[3] ^ TOP_BITS)
+    state = put(state, offset, q[0] ^ _FLIPPED)
+    state = put(state, offset + 64, q[1] ^ _FLIPPED)
+    state = put(state, offset + 128, q[2] ^ _FLIPPED)
+    return put(state, offset + 192, q[3] ^ _FLIPPED)
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """d, qs[32] signed."""
     d = half_column(rows, at + D)
-    state = _put_signed(put, state, 0, lanes.columns_4(rows, at + QS))
-    state = _put_signed(put, state, 256, lanes.columns_4(rows, at + QS + 16))
-    return end(state, 0, d)
+    state = _put_signed(to.put, state, 0, lanes.columns_4(rows, at + QS))
+    state = _put_signed(to.put, state, 256, lanes.columns_4(rows, at + QS + 16))
+    return to.end(state, 0, d)

@@ -3,12 +3,12 @@
 import numpy as np
 
 from lowlevel.cpu import kept
-from lowlevel.cpu.threads import SLICE_SECONDS, run_workers
+from lowlevel.cpu.threads import SLICE_SECONDS, run_tasks
 
 from . import activations
 from . import kernels as matmul_kernels
 from .layouts import ROWS
-from .plan import Tables, tables_of_one
+from .tables import Tables, tables_of_one
 
 # A cautious guess of a worker's rate (multiply-adds a second), to size its slices of work.
 _RATE = 2e10
@@ -33,75 +33,80 @@ def run(plan, device, x, matrices, out, experts, x_rows, scratch):
         At least plan.scratch_bytes, from an address that is a multiple of 64.
     """
     tables = _tables(len(out), experts, x_rows, matrices[0])
-    at = 0
+    products, at = [], 0
     for part, t in zip(plan.parts, matrices, strict=True):
         n_rows = t.shape[-2]
         if n_rows:
             target = out if len(matrices) == 1 else out[:, at : at + n_rows]
-            _multiply(part, plan.path, x, t, target, tables, scratch)
+            products.append(_Product(part, plan.path, x, t, target, tables, scratch))
         at += n_rows
 
-
-def _tables(n, experts, x_rows, t):
-    """Which rows of x meet which matrices."""
-    if experts is None:
-        return tables_of_one(n) if x_rows is None else Tables([n], [0], None, x_rows)
-    order = np.argsort(experts, kind="stable")
-    counts = np.bincount(experts, minlength=t.shape[0])
-    used = np.flatnonzero(counts)
-    return Tables(counts[used], used, order, x_rows)
-
-
-def _multiply(part, path, x, t, out, tables, scratch):
-    """One matrix, or one stack of them."""
-    job, data, columns = _address(scratch), t.data, x.shape[1]
-    n_values = len(out) * columns
-    is_small = n_values < _QUANTISE_WORTH or tables.n_groups == 1
-    now = activations.COPY if part.copies_x else 0
-    if is_small and not part.exact:
-        now = activations.QUANTISE
-    places = (
-        job,
-        part.job_address,
-        tables.address,
-        _address(x),
-        x.strides[0],
-        _address(out),
-        out.strides[0],
-        _address(data),
-        data.strides[0] if t.ndim == 3 else 0,
-        data.strides[-2],
-        now,
-    )
-    n_quantising = 0
-    if not (part.exact or is_small):
-        n_quantising = min(part.n_workers, tables.n_groups, 1 + n_values // _QUANTISE_WORTH)
-    kernel = _kernels(part, path, tables)[part.name]
-    n_tasks = -(-t.shape[-2] // ROWS) * tables.n_matrices
-    task_cost = ROWS * columns * (max(1, tables.n_slots // tables.n_matrices) + 8)
-
-    def again(tables=tables):  # whose address is among the places
-        activations.begin(*places)
-        if n_quantising:
-            _run_kernel(
-                n_quantising,
-                lambda counter, i, some: activations.quantise(job, counter, some),
-                tables.n_groups,
-                6 * columns * 8,
-            )
-        _run_kernel(
-            part.n_workers,
-            lambda counter, i, some: kernel(job, i, counter, some),
-            n_tasks,
-            task_cost,
-        )
+    def again():
+        if experts is not None or x_rows is not None:  # others may stand there now
+            tables.fill()
+        for product in products:
+            product()
 
     kept.launch(again)
 
 
-def _kernels(part, path, tables):
+def _tables(n, experts, x_rows, t):
+    """Which rows of x meet which matrices."""
+    if experts is None and x_rows is None:
+        return tables_of_one(n)
+    n_experts = 1 if experts is None else t.shape[0]
+    return Tables(n, _indices(experts), n_experts, _indices(x_rows))
+
+
+def _indices(array):
+    """Where it lies, if the tables' kernel reads it."""
+    if array is None or array.dtype in (np.int32, np.int64):
+        return array
+    return array.astype(np.int64)
+
+
+class _Product:
+    """One matrix, or one stack of them: called, it runs the kernels over what the tables say then."""
+
+    def __init__(self, part, path, x, t, out, tables, scratch):
+        self._part, self._path, self._tables = part, path, tables
+        self._job, data = _address(scratch), t.data
+        self._columns, self._n_values = x.shape[1], len(out) * x.shape[1]
+        self._n_panels = -(-t.shape[-2] // ROWS)
+        self._places = (
+            self._job,
+            part.job_address,
+            tables.address,
+            _address(x),
+            x.strides[0],
+            _address(out),
+            out.strides[0],
+            _address(data),
+            data.strides[0] if t.ndim == 3 else 0,
+            data.strides[-2],
+        )
+
+    def __call__(self):
+        part, job, tables = self._part, self._job, self._tables
+        n_slots, n_groups, n_matrices = tables.n_slots, tables.n_groups, tables.n_matrices
+        is_small = self._n_values < _QUANTISE_WORTH or n_groups == 1
+        now = activations.COPY if part.copies_x else 0
+        if is_small and not part.exact:
+            now = activations.QUANTISE
+        activations.begin(*self._places, now)
+        if not (part.exact or is_small):
+            n_quantising = min(part.n_workers, n_groups, 1 + self._n_values // _QUANTISE_WORTH)
+            some = _tasks_of_slice(n_groups, 6 * self._columns * 8)
+            run_tasks(n_quantising, activations.quantise.address, job, some)
+        kernel = _kernels(part, self._path, n_slots == n_matrices)[part.name]
+        cost = ROWS * self._columns * (max(1, n_slots // n_matrices) + 8)
+        some = _tasks_of_slice(self._n_panels * n_matrices, cost)
+        run_tasks(part.n_workers, kernel.address, job, some)
+
+
+def _kernels(part, path, is_column_each):
     """The kernels of a path; which one "by expert" means, the experts that are asked for decide."""
-    if path == "single" or (path == "by expert" and tables.n_slots == tables.n_matrices):
+    if path == "single" or (path == "by expert" and is_column_each):
         return matmul_kernels.MULTIPLY_COLUMN
     if part.exact and part.name in matmul_kernels.MULTIPLY_EXACT:
         return matmul_kernels.MULTIPLY_EXACT
@@ -112,8 +117,6 @@ def _address(array):
     return array.__array_interface__["data"][0]
 
 
-def _run_kernel(n_workers, call, n_tasks, task_cost):
-    """Run ``call(counter, worker, max_tasks)`` on every worker, in slices that let Ctrl-C through."""
-    counter = np.zeros(1, np.int64)
-    some = min(n_tasks, max(1, int(SLICE_SECONDS * _RATE / task_cost)))
-    run_workers(n_workers, lambda i: call(counter, i, some), counter)
+def _tasks_of_slice(n_tasks, task_cost):
+    """Tasks that a worker does before it returns, which lets Ctrl-C through."""
+    return min(n_tasks, max(1, int(SLICE_SECONDS * _RATE / task_cost)))

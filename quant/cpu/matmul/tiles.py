@@ -13,8 +13,8 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from . import floats, lanes
-from . import unpack as unpackers
-from .layouts import LANES, ROWS, STEP, VECTORS, WIDTHS
+from .layouts import LANES, ROWS, VECTOR, VECTORS, WIDTHS
+from .places import panel_sizes
 
 # Numba sees these as the literals that tile types need.
 _W1, _W2, _W3, _W4 = WIDTHS
@@ -102,7 +102,7 @@ def panels(unpack_piece, pass_group, job_at, worker, counter, max_tasks):
 
 
 @kernel(inline=True)
-def single_columns(unpack, job_at, worker, counter, max_tasks):
+def single_columns(to_product, unpack, job_at, worker, counter, max_tasks):
     """Where each matrix meets one row of x: unpacked vectors go straight into the products."""
     job = lanes.load_job(job_at)
     rows = job.workers + worker * job.worker_bytes
@@ -115,20 +115,20 @@ def single_columns(unpack, job_at, worker, counter, max_tasks):
         slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
         out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
         for v in range(job.vectors):
-            total = simd.splat(0.0)
-            x = job.x_bytes + slot * n_blocks * job.panel_bytes
+            total = lanes.splat(0.0)
+            x = job.x_bytes + slot * n_blocks * job.x_panel_bytes
             x_scales = job.x_scales + slot * n_blocks * job.n_scales * 4
-            x_starts = job.x_starts + slot * n_blocks * job.n_scales * 4
+            x_starts = job.x_starts + slot * n_blocks * job.n_starts * 4
             some = rows + 8 * LANES * v
             for block in range(n_blocks):
                 at = block * job.block_bytes
-                total = unpackers.to_product(
+                total = to_product(
                     unpack, some, at, total, x, x_scales, x_starts, ahead, job.fetch_step
                 )
                 ahead += LANES * job.block_bytes
-                x += job.panel_bytes
+                x += job.x_panel_bytes
                 x_scales += job.n_scales * 4
-                x_starts += job.n_scales * 4
+                x_starts += job.n_starts * 4
             lanes.store_column(total, out + 4 * LANES * v, n_rows - LANES * v)
         task = _next(task, left, counter)
     return True
@@ -157,65 +157,14 @@ def single_float_columns(read, read_one, weight_bytes, job_at, worker, counter, 
 
 
 @kernel(inline=True)
-def _panel_sizes(job):
-    """Bytes of the panel and of the scales of one vector of rows."""
-    n_blocks = job.chunk // job.block_weights
-    return n_blocks * job.panel_bytes * LANES, n_blocks * job.n_scales * 64
-
-
-@kernel(inline=True)
-def _segments(total, job, panel, scales, x, x_scales, x_starts, n, steps, width):
-    """Add `n` segments of `steps` steps each; returns also the addresses after them."""
-    panel_stride, scales_stride = _panel_sizes(job)
-    for _ in range(n):
-        tile = lanes.start_tile(total, x_starts)
-        for _ in range(steps):
-            tile = lanes.dot_tile(tile, panel, panel_stride, x)
-            panel += STEP * LANES
-            x += STEP * width
-        total = lanes.add_scaled_tile(total, tile, scales, scales_stride, x_scales)
-        scales += 64
-        x_scales += 4 * width
-        x_starts += 4 * width
-    return total, panel, scales, x, x_scales, x_starts
-
-
-@kernel(inline=True)
-def pass_bytes(zero, width, job, place):
-    """One group of columns over one chunk of k."""
-    slot, first, n_k, memory, row, n_rows = place
-    outs = job.out_rows + 8 * slot
-    total = zero
-    if first > 0:
-        total = lanes.load_tile(zero, outs, row * 4, n_rows)
-    panel_bytes, _ = _panel_sizes(job)
-    panel, scales = memory, memory + VECTORS * panel_bytes
-    done = slot * (job.columns // job.block_weights) + (first // job.block_weights) * width
-    x = job.x_bytes + done * job.panel_bytes
-    x_scales = job.x_scales + done * job.n_scales * 4
-    x_starts = job.x_starts + done * job.n_scales * 4
-    for _ in range(n_k // job.block_weights):
-        total, panel, scales, x, x_scales, x_starts = _segments(
-            total, job, panel, scales, x, x_scales, x_starts,
-            job.n_segments, job.segment_steps, width,
-        )  # fmt: skip
-        if job.n_min_segments > 0:
-            total, panel, scales, x, x_scales, x_starts = _segments(
-                total, job, panel, scales, x, x_scales, x_starts,
-                job.n_min_segments, job.min_segment_steps, width,
-            )  # fmt: skip
-    lanes.store_tile(total, outs, row * 4, n_rows)
-
-
-@kernel(inline=True)
-def unpack_bytes(unpack, rows, job, memory, v, k, offset, ahead):
-    """A block of 16 rows into its place in the panel."""
-    panel_bytes, scales_bytes = _panel_sizes(job)
+def unpack_bytes(to_panel, unpack, rows, job, memory, v, k, offset, ahead):
+    """A block of rows into its place in the panel."""
+    panel_bytes, scales_bytes = panel_sizes(job)
     block = offset // job.block_weights
     panel = memory + v * panel_bytes + block * job.panel_bytes * LANES
-    scales = memory + VECTORS * panel_bytes + v * scales_bytes + block * job.n_scales * 64
+    scales = memory + VECTORS * panel_bytes + v * scales_bytes + block * job.n_scales * VECTOR
     at = k // job.block_weights * job.block_bytes
-    unpackers.to_panel(unpack, rows, at, panel, scales, ahead, job.fetch_step)
+    to_panel(unpack, rows, at, panel, scales, ahead, job.fetch_step)
 
 
 # ---------------------------------------------------------------- float32 x
@@ -226,15 +175,15 @@ def pass_floats(zero, width, job, place):
     """One group of columns over one chunk of k, which is summed apart: that halves the error."""
     slot, first, n_k, memory, row, n_rows = place
     outs, x_rows = job.out_rows + 8 * slot, job.x_rows + 8 * slot
-    panel_stride = job.chunk * 64
+    panel_stride = job.chunk * VECTOR
     panel, x, total = memory, first * 4, zero
     for _ in range(n_k // 4):
         total = lanes.fma_tile_4(total, panel, panel_stride, x_rows, x)
-        panel += 256
+        panel += 4 * VECTOR
         x += 16
     for _ in range(n_k % 4):
         total = lanes.fma_tile_1(total, panel, panel_stride, x_rows, x)
-        panel += 64
+        panel += VECTOR
         x += 4
     if first > 0:
         total = lanes.add_tiles(lanes.load_tile(zero, outs, row * 4, n_rows), total)
@@ -243,5 +192,5 @@ def pass_floats(zero, width, job, place):
 
 @kernel(inline=True)
 def fill_floats(fill, rows, job, memory, v, k, offset, n_k, ahead):
-    spare = memory + VECTORS * job.chunk * 64
-    fill(rows, job, spare, k, n_k, memory + (v * job.chunk + offset) * 64, ahead)
+    spare = memory + VECTORS * job.chunk * VECTOR
+    fill(rows, job, spare, k, n_k, memory + (v * job.chunk + offset) * VECTOR, ahead)

@@ -27,15 +27,15 @@ def _put_digits(put, state, offset, step, n_digits, q):
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """qs[48] (five digits a byte; of 32 bytes, then of 16), qh[4] (four digits a byte), d."""
     d = half_column(rows, at + D)
     for part in range(3):
         q = lanes.columns_4(rows, at + QS + 16 * part)
         offset, step = (256 * part, 512) if part < 2 else (2560, 256)
-        state = _put_digits(put, state, offset, step, 5, q[0])
-        state = _put_digits(put, state, offset + 64, step, 5, q[1])
-        state = _put_digits(put, state, offset + 128, step, 5, q[2])
-        state = _put_digits(put, state, offset + 192, step, 5, q[3])
-    state = _put_digits(put, state, 3840, 64, 4, lanes.column_i32(rows, at + QH))
-    return end(state, 0, d)
+        state = _put_digits(to.put, state, offset, step, 5, q[0])
+        state = _put_digits(to.put, state, offset + 64, step, 5, q[1])
+        state = _put_digits(to.put, state, offset + 128, step, 5, q[2])
+        state = _put_digits(to.put, state, offset + 192, step, 5, q[3])
+    state = _put_digits(to.put, state, 3840, 64, 4, lanes.column_i32(rows, at + QH))
+    return to.end(state, 0, d)

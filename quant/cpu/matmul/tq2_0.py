@@ -13,7 +13,7 @@ QS, D = FORMAT.offsets("qs", "d")
 
 
 @kernel(inline=True)
-def unpack(put, put_scaled, end, state, rows, at):
+def unpack(to, state, rows, at):
     """qs[64] (two bits at one place in 32 bytes: 32 consecutive weights), d."""
     d = half_column(rows, at + D)
     for part in range(4):
@@ -22,8 +22,8 @@ def unpack(put, put_scaled, end, state, rows, at):
             2048 * (part // 2) + 256 * (part % 2),
         )
         for pair in range(4):
-            state = put(state, offset + 512 * pair, (q[0] >> (2 * pair)) & TWO_BITS)
-            state = put(state, offset + 512 * pair + 64, (q[1] >> (2 * pair)) & TWO_BITS)
-            state = put(state, offset + 512 * pair + 128, (q[2] >> (2 * pair)) & TWO_BITS)
-            state = put(state, offset + 512 * pair + 192, (q[3] >> (2 * pair)) & TWO_BITS)
-    return end(state, 0, d)
+            state = to.put(state, offset + 512 * pair, (q[0] >> (2 * pair)) & TWO_BITS)
+            state = to.put(state, offset + 512 * pair + 64, (q[1] >> (2 * pair)) & TWO_BITS)
+            state = to.put(state, offset + 512 * pair + 128, (q[2] >> (2 * pair)) & TWO_BITS)
+            state = to.put(state, offset + 512 * pair + 192, (q[3] >> (2 * pair)) & TWO_BITS)
+    return to.end(state, 0, d)

@@ -6,6 +6,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
+from .importance import lane_sums, read_importance, squares, weigh
 from .lanes import LANES, SMALLEST_PEAK, peaks, read_lanes, write_half
 
 FORMAT = block_format("IQ4_NL")
@@ -34,34 +35,34 @@ def nearest_value(v):
 
 
 @kernel(inline=True)
-def _weighted_fit(x, inverse):
-    """sum(w x q) and sum(w q q) for the table's values q that `inverse` gives, w = x**2."""
+def _weighted_fit(x, weights, inverse):
+    """sum(w x q) and sum(w q q) for the table's values q that `inverse` gives."""
     values = simd.load_f32x16(VALUES, 0)
     sum_xq = simd.splat(_ZERO)
     sum_qq = simd.splat(_ZERO)
     for i in range(BLOCK_WEIGHTS):
         v = simd.load_f32x16(x, LANES * i)
         q = simd.lookup16(values, nearest_value(inverse * v))
-        wq = v * v * q
+        wq = simd.load_f32x16(weights, LANES * i) * q
         sum_xq += wq * v
         sum_qq += wq * q
     return sum_xq, sum_qq
 
 
 @kernel(inline=True)
-def search_scale(x):
+def search_scale(x, weights):
     """The scale that fits best among 16 candidates: ggml's search, on 16 blocks at once."""
     largest, peak = peaks(x, BLOCK_WEIGHTS)
     is_zero = largest < SMALLEST_PEAK
     peak = simd.select(is_zero, simd.splat(_ONE), peak)
     # First the largest weight as +127, a value the table lacks; then its neighbours below zero.
     inverse = simd.splat(_ONE) / (simd.negate(peak) / simd.splat(VALUES[0]))
-    sum_xq, sum_qq = _weighted_fit(x, inverse)
+    sum_xq, sum_qq = _weighted_fit(x, weights, inverse)
     scale = simd.select(sum_qq > _ZERO, sum_xq / sum_qq, simd.splat(_ZERO))
     best = scale * sum_xq
     for step in range(-_TRIES, _TRIES + 1):
         inverse = simd.splat(np.float32(step) + VALUES[0]) / peak
-        sum_xq, sum_qq = _weighted_fit(x, inverse)
+        sum_xq, sum_qq = _weighted_fit(x, weights, inverse)
         better = (sum_qq > _ZERO) & (sum_xq * sum_xq > best * sum_qq)
         scale = simd.select(better, sum_xq / sum_qq, scale)
         best = simd.select(better, scale * sum_xq, best)
@@ -69,18 +70,25 @@ def search_scale(x):
 
 
 @kernel(allocates=True)
-def quantize_iq4_nl(address, n_blocks, out):
+def quantize_iq4_nl(address, n_blocks, out, importance=0, row_blocks=1):
     """Quantise ``n_blocks * 32`` float32 behind `address` into `out` (uint8, 18 a block).
 
     Sixteen blocks at a time fill the lanes; the lanes of missing ones hold zeros.
     """
     x = np.empty(LANES * BLOCK_WEIGHTS, np.float32)
+    weights, variances = np.empty_like(x), np.empty(LANES, np.float32)
     levels = np.empty(LANES * BLOCK_WEIGHTS, np.int32)
     scales = np.empty(LANES, np.float32)
     for block in range(0, n_blocks, LANES):
         n_here = min(LANES, n_blocks - block)
         read_lanes(x, address, block * BLOCK_WEIGHTS, BLOCK_WEIGHTS, n_here)
-        scale = search_scale(x)
+        squares(x, weights, BLOCK_WEIGHTS)
+        if importance != 0:
+            lane_sums(weights, BLOCK_WEIGHTS, variances)
+            variances *= np.float32(2 / BLOCK_WEIGHTS)
+            read_importance(weights, importance, block, n_here, row_blocks, BLOCK_WEIGHTS, 1)
+            weigh(x, weights, variances, BLOCK_WEIGHTS)
+        scale = search_scale(x, weights)
         simd.store(scales, 0, scale)
         zero = simd.splat(_ZERO)
         inverse = simd.select(scale == _ZERO, zero, simd.splat(_ONE) / scale)

@@ -6,6 +6,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
+from .importance import mean_square, read_importance, squares, weigh
 from .iq4_nl import nearest_value, search_scale
 from .lanes import LANES, clamped_int, read_lanes, write_half
 
@@ -42,19 +43,28 @@ def _write_scales(out, offset, scales, first):
 
 
 @kernel(allocates=True)
-def quantize_iq4_xs(address, n_blocks, out):
+def quantize_iq4_xs(address, n_blocks, out, importance=0, row_blocks=1):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 136 a block).
 
     Two super-blocks at a time fill the 16 lanes; the lanes of a missing one hold zeros.
     """
-    x = np.empty(2 * BLOCK_WEIGHTS, np.float32)
+    x, weights = np.empty(2 * BLOCK_WEIGHTS, np.float32), np.empty(2 * BLOCK_WEIGHTS, np.float32)
+    variances = np.zeros(LANES, np.float32)
     levels = np.empty(2 * BLOCK_WEIGHTS, np.int32)
     scales, steps = np.empty(LANES, np.float32), np.zeros(LANES, np.float32)
     scale_bits = np.zeros(LANES, np.int32)
     for block in range(0, n_blocks, 2):
         n_here = min(2, n_blocks - block)
         read_lanes(x, address, block * BLOCK_WEIGHTS, _SUB_BLOCK, _PER_BLOCK * n_here)
-        simd.store(scales, 0, search_scale(x))
+        if importance != 0:
+            read_importance(weights, importance, block, n_here, row_blocks, _SUB_BLOCK, _PER_BLOCK)
+            for part in range(n_here):
+                variance = 2 * mean_square(address, (block + part) * BLOCK_WEIGHTS, BLOCK_WEIGHTS)
+                variances[_PER_BLOCK * part : _PER_BLOCK * (part + 1)] = variance
+            weigh(x, weights, variances, _SUB_BLOCK)
+        else:
+            squares(x, weights, _SUB_BLOCK)
+        simd.store(scales, 0, search_scale(x, weights))
         for part in range(n_here):
             o, first = (block + part) * BLOCK_BYTES, _PER_BLOCK * part
             # The scale of largest size becomes the lowest multiple, of which there is one more.

@@ -32,7 +32,7 @@ def _exponent(largest):
 
 
 @kernel(inline=True)
-def _nearest(v, scale):
+def nearest_level(v, scale):
     """Index (i32x16) of the level next to each weight; of two as near the first."""
     index = simd.splat(0)
     error = simd.absolute(scale * _VALUES[0] - v)
@@ -55,5 +55,5 @@ def quantize_mxfp4(address, n_blocks, out):
         e = _exponent(largest)
         out[o + _E] = e
         scale = half_power_of_two(simd.splat(e))
-        levels = _nearest(low, scale) | _nearest(high, scale) << 4
+        levels = nearest_level(low, scale) | nearest_level(high, scale) << 4
         simd.store(out, o + _LEVELS, simd.narrow(levels))

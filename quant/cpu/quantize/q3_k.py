@@ -6,8 +6,10 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
-from .lanes import LANES, clamped_int, largest_lane, read_lanes, write_crumbs, write_half
-from .search import search_levels
+from .importance import lane_sums, mean_square, read_importance, weigh
+from .lanes import LANES, clamped, clamped_int, largest_lane, read_lanes, write_crumbs, write_half
+from .scalar import multiple_of_either_sign
+from .search import search_levels, search_scale
 
 FORMAT = block_format("Q3_K")
 BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
@@ -40,8 +42,11 @@ def _write_high_bits(out, offset, levels):
 
 
 @kernel(allocates=True)
-def quantize_q3_k(address, n_blocks, out):
+def quantize_q3_k(address, n_blocks, out, importance=0, row_blocks=1):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 110 a block)."""
+    weights = np.empty(BLOCK_WEIGHTS, np.float32)
+    sums, variances = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    scales = np.empty(LANES, np.float32)
     x = np.empty(BLOCK_WEIGHTS, np.float32)
     found = np.empty(BLOCK_WEIGHTS, np.float32)
     levels = np.empty(BLOCK_WEIGHTS, np.int32)
@@ -49,10 +54,30 @@ def quantize_q3_k(address, n_blocks, out):
     for block in range(n_blocks):
         o = block * BLOCK_BYTES
         read_lanes(x, address, block * BLOCK_WEIGHTS, 16, LANES)
-        scale = search_levels(x, found, 16, 4)
+        if importance != 0:
+            read_importance(weights, importance, block, 1, row_blocks, 16, LANES)
+            variances[:] = 2 * mean_square(address, block * BLOCK_WEIGHTS, BLOCK_WEIGHTS)
+            weigh(x, weights, variances, 16)
+            lane_sums(weights, 16, sums)
+            scale, inverse_found = search_scale(x, weights, 16, 4)
+            is_empty = inverse_found == _ZERO  # all weights as good as zero: the lowest level
+            for i in range(16):
+                level = clamped(inverse_found * simd.load_f32x16(x, LANES * i), -4, 3)
+                level = simd.select(is_empty, simd.splat(np.float32(-4.0)), level)
+                simd.store(found, LANES * i, level)
+        else:
+            scale = search_levels(x, found, 16, 4)
 
         peak = largest_lane(scale)
-        if peak == _ZERO:
+        if importance != 0:
+            simd.store(scales, 0, scale)
+            d = multiple_of_either_sign(scales, sums, LANES, 32, packed_scales)
+            d = write_half(out, o + _D, d)
+            multiple = simd.load_i32x16(packed_scales, 0)
+            simd.store(packed_scales, 0, multiple + 32)
+            _write_scales(out, o + _SCALES, packed_scales)
+            step = simd.splat(d) * simd.to_f32(multiple)
+        elif peak == _ZERO:
             d = write_half(out, o + _D, _ZERO)
             step = simd.splat(_ZERO)
             for i in range(12):

@@ -6,7 +6,9 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
+from .importance import FIRST, N_STEPS, STEP_SIZE, lane_sums, mean_square, read_importance, weigh
 from .lanes import LANES, clamped_int, nearest_int, read_lanes, write_half
+from .scalar import multiple_of_peak
 from .search import search_scale_and_minimum
 
 FORMAT = block_format("Q4_K")
@@ -50,6 +52,27 @@ def six_bits(values, first, multiples, out, offset):
 
 
 @kernel(inline=True)
+def fitted_six_bits(values, sums, first, multiples, out, offset):
+    """As `six_bits`, by the fit of `scalar.multiple_of_peak`; `sums`: what each sub-block counts."""
+    d = multiple_of_peak(values, sums, first, _PER_BLOCK, 63, multiples)
+    return write_half(out, offset, d)
+
+
+@kernel(inline=True)
+def weigh_by_importance(
+    address, block, n_here, importance, row_blocks, x, weights, variances, sums
+):
+    """The weights of errors of two super-blocks with an importance matrix, and their sums."""
+    read_importance(weights, importance, block, n_here, row_blocks, _SUB_BLOCK, _PER_BLOCK)
+    variances[:] = 0
+    for part in range(n_here):
+        variance = 2 * mean_square(address, (block + part) * BLOCK_WEIGHTS, BLOCK_WEIGHTS)
+        variances[_PER_BLOCK * part : _PER_BLOCK * (part + 1)] = variance
+    weigh(x, weights, variances, _SUB_BLOCK)
+    lane_sums(weights, _SUB_BLOCK, sums)
+
+
+@kernel(inline=True)
 def write_scales(out, offset, scales, minima, first):
     """Pack 8 scales and 8 minima of 6 bits in 12 bytes: the second four share their high bits."""
     for i in range(4):
@@ -71,7 +94,7 @@ def write_nibbles(out, offset, levels, first):
 
 
 @kernel(allocates=True)
-def quantize_q4_k(address, n_blocks, out):
+def quantize_q4_k(address, n_blocks, out, importance=0, row_blocks=1):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 144 a block).
 
     Two super-blocks at a time fill the 16 lanes; the lanes of a missing one hold zeros.
@@ -81,22 +104,34 @@ def quantize_q4_k(address, n_blocks, out):
     work = np.empty(2 * BLOCK_WEIGHTS, np.float32)
     levels = np.empty(2 * BLOCK_WEIGHTS, np.int32)
     scales, minima = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    sums, variances = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     scale_bits, minimum_bits = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     step, shift = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     for block in range(0, n_blocks, 2):
         n_here = min(2, n_blocks - block)
         read_lanes(x, address, block * BLOCK_WEIGHTS, _SUB_BLOCK, _PER_BLOCK * n_here)
-        error_weights(x, weights)
+        first_try, step_size, n_steps = -1.0, 0.1, 20
+        if importance != 0:
+            first_try, step_size, n_steps = FIRST, STEP_SIZE, N_STEPS
+            weigh_by_importance(
+                address, block, n_here, importance, row_blocks, x, weights, variances, sums
+            )
+        else:
+            error_weights(x, weights)
         scale, low, inverse, base = search_scale_and_minimum(
-            x, weights, work, _SUB_BLOCK, 15, -1.0, 20, False
+            x, weights, work, _SUB_BLOCK, 15, first_try, step_size, n_steps, False
         )
 
         simd.store(scales, 0, scale)
         simd.store(minima, 0, simd.negate(low))
         for part in range(n_here):
             o, first = (block + part) * BLOCK_BYTES, _PER_BLOCK * part
-            d = six_bits(scales, first, scale_bits, out, o + _D)
-            dmin = six_bits(minima, first, minimum_bits, out, o + _DMIN)
+            if importance != 0:
+                d = fitted_six_bits(scales, sums, first, scale_bits, out, o + _D)
+                dmin = fitted_six_bits(minima, sums, first, minimum_bits, out, o + _DMIN)
+            else:
+                d = six_bits(scales, first, scale_bits, out, o + _D)
+                dmin = six_bits(minima, first, minimum_bits, out, o + _DMIN)
             write_scales(out, o + _SCALES, scale_bits, minimum_bits, first)
             for lane in range(first, first + _PER_BLOCK):
                 step[lane] = d * np.float32(scale_bits[lane])

@@ -1,11 +1,14 @@
 """float32 -> Q5_0: d (half), 32 fifth bits and 16 bytes of nibbles, level 16 meaning zero."""
 
+import numpy as np
+
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
 from .lanes import LANES, write_fifth_bits, write_half
 from .search import scale_by_peak
+from .weighed_blocks import quantize_weighed
 
 FORMAT = block_format("Q5_0")
 BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
@@ -13,9 +16,19 @@ _D, _HIGH, _LEVELS = FORMAT.offsets("d", "qh", "qs")
 _LOWEST = FORMAT.codes[0]
 
 
-@kernel
-def quantize_q5_0(address, n_blocks, out):
+def quantize_q5_0(
+    address: int, n_blocks: int, out: np.ndarray, importance: int = 0, row_blocks: int = 1
+) -> None:
     """Quantise ``n_blocks * 32`` float32 behind `address` into `out` (uint8, 22 a block)."""
+    if importance:
+        records = out.view(FORMAT.block_dtype)
+        quantize_weighed(address, n_blocks, records, importance, row_blocks, 31)
+    else:
+        _quantize(address, n_blocks, out)
+
+
+@kernel
+def _quantize(address, n_blocks, out):
     for block in range(n_blocks):
         o = block * BLOCK_BYTES
         low = simd.read_f32x16(address, block * BLOCK_WEIGHTS)

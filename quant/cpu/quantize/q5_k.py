@@ -6,8 +6,16 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
+from .importance import FIRST, N_STEPS, STEP_SIZE
 from .lanes import LANES, clamped_int, read_lanes
-from .q4_k import error_weights, six_bits, write_nibbles, write_scales
+from .q4_k import (
+    error_weights,
+    fitted_six_bits,
+    six_bits,
+    weigh_by_importance,
+    write_nibbles,
+    write_scales,
+)
 from .search import search_scale_and_minimum
 
 FORMAT = block_format("Q5_K")
@@ -32,7 +40,7 @@ def _write_fifth_bits(out, offset, levels, first):
 
 
 @kernel(allocates=True)
-def quantize_q5_k(address, n_blocks, out):
+def quantize_q5_k(address, n_blocks, out, importance=0, row_blocks=1):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 176 a block).
 
     Two super-blocks at a time fill the 16 lanes; the lanes of a missing one hold zeros.
@@ -42,22 +50,34 @@ def quantize_q5_k(address, n_blocks, out):
     work = np.empty(2 * BLOCK_WEIGHTS, np.float32)
     levels = np.empty(2 * BLOCK_WEIGHTS, np.int32)
     scales, minima = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    sums, variances = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     scale_bits, minimum_bits = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
     step, shift = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     for block in range(0, n_blocks, 2):
         n_here = min(2, n_blocks - block)
         read_lanes(x, address, block * BLOCK_WEIGHTS, _SUB_BLOCK, _PER_BLOCK * n_here)
-        error_weights(x, weights)
+        first_try, step_size, n_steps = -0.5, 0.1, 15
+        if importance != 0:
+            first_try, step_size, n_steps = FIRST, STEP_SIZE, N_STEPS
+            weigh_by_importance(
+                address, block, n_here, importance, row_blocks, x, weights, variances, sums
+            )
+        else:
+            error_weights(x, weights)
         scale, low, inverse, base = search_scale_and_minimum(
-            x, weights, work, _SUB_BLOCK, _HIGHEST, -0.5, 15, False
+            x, weights, work, _SUB_BLOCK, _HIGHEST, first_try, step_size, n_steps, False
         )
 
         simd.store(scales, 0, scale)
         simd.store(minima, 0, simd.negate(low))
         for part in range(n_here):
             o, first = (block + part) * BLOCK_BYTES, _PER_BLOCK * part
-            d = six_bits(scales, first, scale_bits, out, o + _D)
-            dmin = six_bits(minima, first, minimum_bits, out, o + _DMIN)
+            if importance != 0:
+                d = fitted_six_bits(scales, sums, first, scale_bits, out, o + _D)
+                dmin = fitted_six_bits(minima, sums, first, minimum_bits, out, o + _DMIN)
+            else:
+                d = six_bits(scales, first, scale_bits, out, o + _D)
+                dmin = six_bits(minima, first, minimum_bits, out, o + _DMIN)
             write_scales(out, o + _SCALES, scale_bits, minimum_bits, first)
             for lane in range(first, first + _PER_BLOCK):
                 step[lane] = d * np.float32(scale_bits[lane])

@@ -6,6 +6,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
+from .importance import read_importance, squares
 from .lanes import (
     LANES,
     SMALLEST_PEAK,
@@ -40,15 +41,19 @@ def _write_levels(out, offset, levels):
 
 
 @kernel(allocates=True)
-def quantize_q6_k(address, n_blocks, out):
+def quantize_q6_k(address, n_blocks, out, importance=0, row_blocks=1):
     """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 210 a block)."""
-    x = np.empty(BLOCK_WEIGHTS, np.float32)
+    x, weights = np.empty(BLOCK_WEIGHTS, np.float32), np.empty(BLOCK_WEIGHTS, np.float32)
     levels = np.empty(BLOCK_WEIGHTS, np.int32)
     packed_scales = np.empty(LANES, np.int32)
     for block in range(n_blocks):
         o = block * BLOCK_BYTES
         read_lanes(x, address, block * BLOCK_WEIGHTS, 16, LANES)
-        scale, search_inverse = search_scale(x, 16, 32)
+        if importance != 0:
+            read_importance(weights, importance, block, 1, row_blocks, 16, LANES)
+        else:
+            squares(x, weights, 16)
+        scale, search_inverse = search_scale(x, weights, 16, 32)
 
         peak = largest_lane(scale)
         if abs(peak) < SMALLEST_PEAK:

@@ -1,7 +1,7 @@
 """The searches for block scales: ggml's, on sixteen sub-blocks at once.
 
 All follow the published algorithms of ggml's reference quantisers (make_qx_quants,
-make_q3_quants and make_qkx2_quants), operation by operation in float32, which is what makes the
+make_q3_quants, make_qkx2_quants and make_qkx3_quants), operation by operation in float32, which is what makes the
 results the same to the bit; see `quantize_lanes` for the layout. A lane whose candidate is no
 better keeps what it had, where the scalar code would not enter its `if`.
 """
@@ -74,22 +74,22 @@ def scale_and_minimum(low, high, highest):
 
 
 @kernel(inline=True)
-def _weighted_fit(x, n_weights, inverse, nmax):
-    """sum(w x l) and sum(w l l) for the levels l that `inverse` gives, w = x**2."""
+def _weighted_fit(x, weights, n_weights, inverse, nmax):
+    """sum(w x l) and sum(w l l) for the levels l that `inverse` gives."""
     sum_xl = simd.splat(_ZERO)
     sum_ll = simd.splat(_ZERO)
     for i in range(n_weights):
         v = simd.load_f32x16(x, LANES * i)
         level = clamped(inverse * v, -nmax, nmax - 1)
-        w = v * v
+        w = simd.load_f32x16(weights, LANES * i)
         sum_xl += w * v * level
         sum_ll += w * level * level
     return sum_xl, sum_ll
 
 
 @kernel(inline=True)
-def search_scale(x, n_weights, nmax):
-    """Scale of levels -nmax ... nmax - 1 that fits best, errors weighted by x**2.
+def search_scale(x, weights, n_weights, nmax):
+    """Scale of levels -nmax ... nmax - 1 that fits best, errors weighted by `weights`.
 
     Nineteen candidates around the one that maps the largest weight to -nmax.
 
@@ -103,14 +103,14 @@ def search_scale(x, n_weights, nmax):
     is_zero = largest < SMALLEST_PEAK
     peak = simd.select(is_zero, simd.splat(_ONE), peak)
     best_inverse = simd.splat(np.float32(-nmax)) / peak
-    sum_xl, sum_ll = _weighted_fit(x, n_weights, best_inverse, nmax)
+    sum_xl, sum_ll = _weighted_fit(x, weights, n_weights, best_inverse, nmax)
     scale = simd.select(sum_ll == _ZERO, simd.splat(_ZERO), sum_xl / sum_ll)
     best = scale * sum_xl
     for step in range(-9, 10):
         if step != 0:
             factor = -(np.float32(nmax) + np.float32(0.1) * np.float32(step))
             inverse = simd.splat(factor) / peak
-            sum_xl, sum_ll = _weighted_fit(x, n_weights, inverse, nmax)
+            sum_xl, sum_ll = _weighted_fit(x, weights, n_weights, inverse, nmax)
             better = (sum_ll > _ZERO) & (sum_xl * sum_xl > best * sum_ll)
             scale = simd.select(better, sum_xl / sum_ll, scale)
             best = simd.select(better, scale * sum_xl, best)
@@ -185,10 +185,12 @@ def _error(x, weights, levels, n_weights, scale, low, absolute_error):
 
 
 @kernel(inline=True)
-def search_scale_and_minimum(x, weights, levels, n_weights, nmax, first, n_steps, absolute_error):
+def search_scale_and_minimum(
+    x, weights, levels, n_weights, nmax, first, step_size, n_steps, absolute_error
+):
     """Scale and minimum of levels 0 ... nmax: ``x ~ scale * level + minimum``, minimum <= 0.
 
-    Candidates spread the levels over nmax + first + 0.1 * step, step = 0 ... n_steps; each is
+    Candidates spread the levels over nmax + first + step_size * step, step = 0 ... n_steps; each is
     fitted by weighted least squares and kept if its error is smaller. A kept minimum is the base
     of the candidates after it.
 
@@ -231,7 +233,7 @@ def search_scale_and_minimum(x, weights, levels, n_weights, nmax, first, n_steps
     best_inverse, base = inverse, low
 
     for step in range(n_steps + 1):
-        reach = np.float32(first) + np.float32(0.1) * np.float32(step) + np.float32(nmax)
+        reach = np.float32(first) + np.float32(step_size) * np.float32(step) + np.float32(nmax)
         inverse = simd.splat(reach) / (high - low)
         sum_l, sum_ll, sum_xl = simd.splat(_ZERO), simd.splat(_ZERO), simd.splat(_ZERO)
         for i in range(n_weights):

@@ -11,7 +11,6 @@ from ...formats import FORMATS
 from ..constants import constants
 from ..instances import (
     EXACT_STREAM_COLUMNS,
-    MULTIPLIED,
     STREAM_COLUMNS,
     TILES,
     WGMMA_ARCHITECTURE,
@@ -118,12 +117,6 @@ def plan_matmul(n, block, shapes, activations, n_threads, device):
 @functools.lru_cache(maxsize=512)
 def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multiprocessors):
     block, columns = FORMATS[qtype], shape[-1]
-    if block not in MULTIPLIED:
-        names = ", ".join(row.name for row in MULTIPLIED)
-        raise ValueError(
-            f"t: there are no products with {block.name} on GPUs; quant.dequantize decodes it there, and "
-            f"the CPU multiplies with it; types that GPUs multiply with: {names}"
-        )
     n_experts = shape[0] if len(shape) == 3 else None
     # A matrix meets so many rows of x, if experts are asked for alike.
     rows_each = n if n_experts is None else -(-n // max(1, n_experts))

@@ -21,14 +21,13 @@ def _unit(block):
 
 def stream_sizes(block, exact, n_columns, n_warps):
     """(rows of weights that a warp takes at once, shared memory of a thread block): see Stream, ByteSums."""
-    _, n_bytes, units = _unit(block)
+    n_weights, n_bytes, units = _unit(block)
     chunk = 32 // units * n_bytes
     if exact:
         at_once = 2 if n_columns == 1 else 1
     else:
-        chunk *= 2 if units == 1 else 1  # a lane takes two blocks
-        of = constants(block)
-        few = chunk > 1500 or (n_columns == 8 and (of.fold_offset > 0 or of.grid))
+        chunk *= 2 if n_weights == 32 else 1  # a lane takes two blocks
+        few = chunk > 1500 or n_columns >= constants(block).few_from
         at_once = (2 if n_columns > 2 else 1) * (1 if few and n_columns != 2 else 2)
     return at_once, n_warps * _STAGES * at_once * (chunk + 16)
 
@@ -36,7 +35,7 @@ def stream_sizes(block, exact, n_columns, n_warps):
 def exact_sizes(block):
     """(rows of weights of a thread block, its shared memory): see ExactTile."""
     n_weights, n_bytes, _ = _unit(block)
-    depth = 256 if n_weights == 256 else 64
+    depth = max(64, n_weights)
     raw = 16 * ((depth // n_weights * n_bytes + 30) // 16)
     return _EXACT_ROWS, 4 * (_EXACT_ROWS + EXACT_COLUMNS) * (depth + 4) + _EXACT_ROWS * raw
 

@@ -20,7 +20,7 @@ from lowlevel.sizes import format_size
 
 from ...formats import BlockFormat
 from ...gguf.header import DEFAULT_ALIGNMENT
-from ...quantize import check_quantised, quantize
+from ...quantize import quantize
 from ..named_geometries import named_geometry
 from .metadata import check_vocab, model_metadata
 from .random_weights import slabs
@@ -161,8 +161,6 @@ def make_gguf(
     tensors = plan_tensors(
         geometry, qtype, types=types, type_map=type_map, pure=pure, only_attention=only_attention
     )
-    for tensor in tensors:
-        check_quantised(tensor.block)
     metadata = model_metadata(geometry, mix.file_type or name)
     _check_target(path, overwrite)
     n_bytes = sum(map(_padded_bytes, tensors))
@@ -275,4 +273,4 @@ def _result(waiting):
 
 def _pack(make, block):
     """The blocks of one slab, as bytes."""
-    return memoryview(quantize(make(), block.qtype, n_threads=1).data).cast("B")
+    return memoryview(quantize(make(), block, n_threads=1).data).cast("B")

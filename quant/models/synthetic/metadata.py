@@ -45,8 +45,10 @@ WORD_LENGTHS = range(2, 5)
 MAX_VOCAB = N_FIXED + sum(len(string.ascii_lowercase) ** length for length in WORD_LENGTHS)
 
 
-def file_type(name: str) -> LlamaFileType:
-    """The gguf.LlamaFileType of a file of a type or mix."""
+def file_type(name: str) -> LlamaFileType | int:
+    """The gguf.LlamaFileType of a file of a type or mix; llama.cpp's number of one that the gguf package does not know."""
+    if name == "Q2_0":
+        return 41
     names = (f"ALL_{name}", f"MOSTLY_{name}", f"MOSTLY_{name}_S", f"MOSTLY_{name}_MOE")
     return next(LlamaFileType[name] for name in names if name in LlamaFileType.__members__)
 

@@ -72,6 +72,18 @@ def _some_experts(il: int, model: Outline) -> bool:
     return model.n_expert > 0
 
 
+def _shared_kv_or_experts(il: int, model: Outline) -> bool:
+    return model.shares_kv or model.n_expert >= 4
+
+
+def _middle_layers(il: int, model: Outline) -> bool:
+    return model.n_layer // 8 <= il < 7 * model.n_layer // 8
+
+
+def _first_eighth_or_eight_experts(il: int, model: Outline) -> bool:
+    return il < model.n_layer // 8 or (_eight_experts(il, model) and _more_bits(il, model))
+
+
 def _more_bits(il: int, model: Outline) -> bool:
     """The first and the last eighth of the layers, and each third one between them."""
     eighth = model.n_layer // 8
@@ -106,6 +118,28 @@ _ATTN_V, _ATTN_OUTPUT, _ATTN_QKV, _FFN_DOWN = "attn_v", "attn_output", "attn_qkv
 _OUTPUT = Rule("output", "Q6_K")
 # With eight experts attention is small beside them.
 _OF_EIGHT = (Rule("attn_[kv]", "Q8_0", _eight_experts), Rule("attn_output", "Q5_K", _eight_experts))
+_KV_OF_EIGHT = Rule("attn_[kv]|attn_qkv|attn_kv_b", "Q8_0", _eight_experts)
+_OUTPUT_OF_EIGHT = Rule(_ATTN_OUTPUT, "Q5_K", _eight_experts)
+_LIKE_V = "attn_v|attn_qkv|attn_kv_b"
+
+
+def _two_bits(bulk: str, better: str, embedding: str, attn_output: str = "") -> Mix:
+    """Of about two bits and less: what counts most in `better`. llama.cpp makes them with an importance matrix alone."""
+    rules = (
+        Rule("output", "Q5_K"),
+        Rule("token_embd", embedding),
+        Rule(_LIKE_V, "Q4_K", _shared_kv_or_experts),
+        Rule(_LIKE_V, better),
+        Rule("attn_k", "Q4_K", _eight_experts),
+        Rule(_FFN_DOWN, better, _first_part(8)),
+        _OUTPUT_OF_EIGHT,
+    )
+    return Mix(bulk, (*rules, Rule(_ATTN_OUTPUT, attn_output)) if attn_output else rules)
+
+
+def _ternary(bulk: str) -> Mix:
+    return Mix(bulk, (_OUTPUT, Rule("token_embd", "Q4_K")))
+
 
 MIXES: dict[str, Mix] = {
     "Q4_0": Mix("Q4_0", (_OUTPUT,)),
@@ -171,6 +205,69 @@ MIXES: dict[str, Mix] = {
             Rule(f"{_ATTN_V}|{_FFN_DOWN}", "Q6_K", _more_bits),
         ),
     ),
+    # llama.cpp's IQ2_S has IQ2_XS in bulk, and IQ2_M IQ2_S.
+    "IQ1_S": _two_bits("IQ1_S", "Q2_K", "Q2_K", "IQ2_XXS"),
+    "IQ1_M": _two_bits("IQ1_M", "Q2_K", "Q2_K", "IQ2_XXS"),
+    "IQ2_XXS": _two_bits("IQ2_XXS", "Q2_K", "Q2_K"),
+    "IQ2_XS": _two_bits("IQ2_XS", "Q2_K", "Q2_K"),
+    "IQ2_S": _two_bits("IQ2_XS", "IQ3_S", "IQ3_S", "IQ3_S"),
+    "IQ2_M": _two_bits("IQ2_S", "IQ3_S", "IQ3_S", "IQ3_S"),
+    "IQ3_XXS": Mix(
+        "IQ3_XXS",
+        (
+            Rule("output", "Q5_K"),
+            Rule("token_embd", "IQ3_S"),
+            _KV_OF_EIGHT,
+            Rule(_LIKE_V, "Q4_K", _shared_kv),
+            Rule(_LIKE_V, "IQ3_S"),
+            Rule("attn_[qk]", "IQ2_S"),
+            Rule(_FFN_DOWN, "Q4_K", _first_part(8)),
+            Rule(_FFN_DOWN, "Q3_K"),
+            _OUTPUT_OF_EIGHT,
+            Rule(_ATTN_OUTPUT, "IQ3_S"),
+        ),
+    ),
+    "IQ3_XS": Mix(
+        "IQ3_S",
+        (
+            _OUTPUT,
+            _KV_OF_EIGHT,
+            Rule(_LIKE_V, "Q4_K", _shared_kv),
+            Rule("attn_[qk]", "IQ3_XXS"),
+            Rule("ffn_(gate|up).*", "IQ3_XXS", _middle_layers),
+            _OUTPUT_OF_EIGHT,
+        ),
+    ),
+    "IQ3_S": Mix(
+        "IQ3_S", (_OUTPUT, _KV_OF_EIGHT, Rule(_LIKE_V, "Q4_K", _shared_kv), _OUTPUT_OF_EIGHT)
+    ),
+    "IQ3_M": Mix(
+        "IQ3_S",
+        (
+            _OUTPUT,
+            _KV_OF_EIGHT,
+            Rule(_FFN_DOWN, "Q4_K", _first_eighth_or_eight_experts),
+            _OUTPUT_OF_EIGHT,
+            Rule(f"{_LIKE_V}|{_ATTN_OUTPUT}", "Q4_K"),
+        ),
+    ),
+    "TQ1_0": _ternary("TQ1_0"),
+    "TQ2_0": _ternary("TQ2_0"),
+    "Q2_0": _ternary("Q2_0"),
+    # DeepSeek R1's file of that name: experts in IQ1_S but for six layers' ffn_down, the rest in four to six bits.
+    "UD-IQ1_S": Mix(
+        "IQ1_S",
+        (
+            _OUTPUT,
+            Rule("token_embd", "Q4_K"),
+            Rule("attn_kv_a_mqa|attn_kv_b|attn_k_b|attn_v_b|ffn_down_shexp|ffn_down", "Q6_K"),
+            Rule("ffn_(gate|up)_shexp", "Q5_K"),
+            Rule("attn_.*", "Q4_K"),
+            Rule("ffn_gate|ffn_up", "Q4_K", _some_experts),  # of leading dense layers
+            Rule("ffn_down_exps", "IQ2_XXS", _first(9)),
+        ),
+        file_type="IQ1_S",
+    ),
     # DeepSeek V3's and R1's files of that name have q8_0, q2_K, q3_K, q4_K, q5_K and q6_K: routed experts in the
     # lowest, what every token passes through in more.
     "UD-Q2_K_XL": Mix(
@@ -202,6 +299,7 @@ FALLBACKS = {
     "Q6_K": "Q8_0",
     "TQ1_0": "Q4_0",
     "TQ2_0": "Q4_0",
+    "Q2_0": "Q4_0",
     **{row.name: "IQ4_NL" for row in FORMATS.values() if row.grid},
 }
 

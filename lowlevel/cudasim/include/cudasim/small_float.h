@@ -2,9 +2,6 @@
 #pragma once
 #include <math.h>
 #include <stdint.h>
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 #include <cudasim/float_math.h>
 
@@ -46,9 +43,15 @@ inline double fma_round_to_odd(double a, double b, double c) {
   return cudasim_bit_cast<double>(bits);
 }
 
+#if defined(__F16C__)
+// The built-ins that immintrin.h wraps: the header itself is more text than all else a kernel is compiled with.
+typedef short half_vector __attribute__((vector_size(16)));
+typedef float float_vector __attribute__((vector_size(16)));
+#endif
+
 inline float half_bits_to_float(uint16_t bits) {
 #if defined(__F16C__)
-  return _cvtsh_ss(bits);
+  return __builtin_ia32_vcvtph2ps(half_vector{(short)bits})[0];
 #else
   const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31;
   const uint32_t mantissa = bits & 0x3ff;
@@ -62,7 +65,8 @@ inline float half_bits_to_float(uint16_t bits) {
 inline uint16_t float_to_half_bits(float value) {
 #if defined(__F16C__)
   if (value != value) return 0x7fff;  // as a device has it
-  return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+  constexpr int to_nearest_even = 0;
+  return (uint16_t)__builtin_ia32_vcvtps2ph(float_vector{value}, to_nearest_even)[0];
 #else
   return round_to_16_bits<10>(value);
 #endif
