@@ -2,11 +2,12 @@
 
 import random
 import secrets
+import sys
 
 import pytest
 
 from tools import tables
-from tools.cli import main
+from tools.cli import build_parser, main
 
 
 def lines_of(capsys, monkeypatch, width, call, *args, **options):
@@ -68,7 +69,22 @@ def test_folded_tables_begin_with_what_tells_rows_apart(capsys, monkeypatch):
     assert len(heads) > 1 and all(line.startswith("| n_kv | amb |") for line in heads)
 
 
-@pytest.mark.parametrize("width", [80, 120, None])
+def tables_of(argv, monkeypatch):
+    """What a command gives to `print_table`, call by call: some plan for seconds, whatever the width."""
+    calls, real = [], tables.print_table
+    build_parser()  # imports every subcommand
+
+    def record(columns, rows, *args):
+        calls.append((list(columns), [tuple(row) for row in rows], *args))
+
+    with monkeypatch.context() as patch:
+        for name, module in sorted(sys.modules.items()):
+            if name.startswith("tools") and getattr(module, "print_table", None) is real:
+                patch.setattr(module, "print_table", record)
+        main(argv)
+    return calls
+
+
 @pytest.mark.parametrize(
     "argv",
     [
@@ -79,10 +95,14 @@ def test_folded_tables_begin_with_what_tells_rows_apart(capsys, monkeypatch):
     ],
     ids=" ".join,
 )
-def test_the_commands_tables_fit(capsys, monkeypatch, width, argv):
-    lines = lines_of(capsys, monkeypatch, width, main, argv)
-    table = [line for line in lines if is_of_table(line)]
-    assert table and all(len(line) <= (width or 10**6) for line in table)
+def test_the_commands_tables_fit(capsys, monkeypatch, argv):
+    calls = tables_of(argv, monkeypatch)
+    for width in (80, 120, None):
+        for call in calls:
+            lines = lines_of(capsys, monkeypatch, width, tables.print_table, *call)
+            table = [line for line in lines if is_of_table(line)]
+            assert table and all(len(line) <= (width or 10**6) for line in table)
+    assert calls
 
 
 def test_many_rows_that_cannot_run_are_one_line(capsys, monkeypatch):
