@@ -24,7 +24,8 @@ from .placement import CPU, device_names
 from .plan import Room, plan_pass
 from .planning import checked_pools, prepare, rooms_of
 from .ranks import check_alike, least_rooms, run_alone
-from .segment import KEPT_PASSES, Segment, Taken
+from .segment import KEPT_PASSES, Segment
+from .taken import Taken
 
 if TYPE_CHECKING:
     from lowlevel.comm import Comm
@@ -101,8 +102,9 @@ def load(
         Called with the bytes of weights that have been copied to devices, and all there are.
     comm : lowlevel.comm.Comm, optional
         This rank's end of a group. All ranks load the same file and make the same calls, and have the same logits.
-    split : {"tensor"}, optional
-        What they divide. "tensor": heads of attention, and columns of feed-forward parts and experts.
+    split : {"tensor", "context"}, optional
+        What they divide. "tensor": heads of attention, and columns of feed-forward parts and experts; "context": the
+        keys in the cache, and those columns.
 
     Returns
     -------

@@ -129,6 +129,6 @@ def prepare(
         own = rest if name == CPU or CPU not in used else {**rest, "n_threads": None}
         made = choices_of(config, devices.get(name), **own)
         choices[name] = dataclasses.replace(made, split=split or "", ranks=ranks)
-    if split == "tensor":
-        config = split_config(config, ranks.rank, ranks.size)
+    if split is not None:
+        config = split_config(config, split, ranks.rank, ranks.size)
     return Prepared(config, parts, choices)

@@ -8,11 +8,13 @@ import numpy as np
 
 from lowlevel import Pool, devices
 
+from .context import KeyShares
 from .crossing import staging
 from .host_experts import HostExperts
 from .kv_cache import LayerCache
 from .plan import POSITIONS, input_layout
 from .runner import Bound, State, Weights, rope_angles
+from .taken import Taken
 
 if TYPE_CHECKING:
     from ..gguf.model_file import ModelFile
@@ -22,25 +24,6 @@ if TYPE_CHECKING:
 
 # Passes of different sizes that stay bound to memory: the last u-batches of prompts have any size.
 KEPT_PASSES = 16
-
-
-class Taken:
-    """A pool as those see it who keep what they take: all of it is given back at once."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool, self.device = pool, pool.device
-        self._arrays: list[Any] = []
-
-    def empty(self, shape: Any, dtype: Any, *, tag: str) -> Any:
-        """See `Pool.empty`."""
-        self._arrays.append(self.pool.empty(shape, dtype, tag=tag))
-        return self._arrays[-1]
-
-    def free(self) -> None:
-        """Give everything back."""
-        while self._arrays:
-            self.pool.free(self._arrays[-1])
-            self._arrays.pop()
 
 
 class Segment:
@@ -85,6 +68,7 @@ class Segment:
         self._host_experts: HostExperts | None = None
         self.state = State(self.choices, self.plans.attention_bytes)
         self.state.before, self.state.after = before, after
+        self._shares = KeyShares(self.choices.n_ctx, self.choices.ranks)
         self.caches: dict[int, LayerCache] = {}
         self._bound: dict[int, Bound] = {}
         self.most_activations = 0
@@ -123,7 +107,7 @@ class Segment:
         for weight in vectors:
             weights.floats(weight)
         for layer in self.config.layers:
-            sizes = choices.n_ctx, choices.n_ubatch, choices.kv_type
+            sizes = choices.n_cached, choices.n_ubatch, choices.kv_type
             self.caches[layer.index] = LayerCache(layer, *sizes, taken)
         self._activations = taken.empty(plans.activation_bytes, "uint8", tag="activations")
         scratch = taken.empty(plans.scratch_bytes, "uint8", tag="scratch")
@@ -171,6 +155,8 @@ class Segment:
         state = self.state
         state.tokens, state.logits, state.number = ids, logits, number
         state.n_kv, state.n_total = n_kv, n_kv + n_tokens
+        if self.choices.split == "context":
+            state.share = self._shares.deal(n_kv, n_tokens)
         with self.stream:
             if self.config.layers:
                 self._input_staging.write(self._inputs[: POSITIONS + n], number, self._fill_inputs)
