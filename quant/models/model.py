@@ -23,7 +23,7 @@ from .pipeline import UBatch, run_pipeline
 from .placement import CPU, device_names
 from .plan import Room, plan_pass
 from .planning import checked_pools, prepare, rooms_of
-from .ranks import check_alike, least_rooms, run_alone
+from .ranks import RankCrossing, check_alike, least_rooms, run_alone
 from .segment import KEPT_PASSES, Segment
 from .taken import Taken
 
@@ -102,9 +102,9 @@ def load(
         Called with the bytes of weights that have been copied to devices, and all there are.
     comm : lowlevel.comm.Comm, optional
         This rank's end of a group. All ranks load the same file and make the same calls, and have the same logits.
-    split : {"tensor", "context"}, optional
-        What they divide. "tensor": heads of attention, and columns of feed-forward parts and experts; "context": the
-        keys in the cache, and those columns.
+    split : {"layer", "tensor", "context"}, optional
+        What they divide. "layer": whole layers (by `tensor_split`, a number a rank); "tensor": heads of attention, and
+        columns of feed-forward parts and experts; "context": the keys in the cache, and those columns.
 
     Returns
     -------
@@ -189,7 +189,8 @@ class Model:
         try:
             given, rooms, prepared = together(opened)
             check_alike(comm, prepared.first)
-            rooms = least_rooms(rooms, comm)
+            if prepared.first.split != "layer":
+                rooms = least_rooms(rooms, comm)
             n_bytes = self._file.n_bytes
             self._plans = together(lambda: plan_parts(*prepared, n_bytes=n_bytes, rooms=rooms))
         except BaseException:
@@ -243,7 +244,9 @@ class Model:
         for crossing in crossings:
             memory = self._pinned.empty(crossing.pinned_bytes, "uint8", tag="crossing")
             crossing.take(memory)
-        ends = zip([None, *crossings], [*crossings, None], strict=True)
+        first = None if self.parts[0].has_input else RankCrossing(self.comm)
+        last = None if self.parts[-1].has_output else RankCrossing(self.comm)
+        ends = zip([first, *crossings], [*crossings, last], strict=True)
         for planned, (before, after) in zip(plans.parts, ends, strict=True):
             parts = planned, self._file, self.pools, self._pinned, before, after
             self._segments.append(Segment(*parts))
@@ -308,6 +311,8 @@ class Model:
         logits = np.empty(shape, np.float32) if out is None else _checked_logits(out, shape)
         rows = logits if all_logits else logits[None]
         self._run(self._batches(ids, all_logits, rows), clock, progress)
+        if self.choices.split == "layer":  # the last rank has them
+            logits[...] = self.comm.share(logits if self.parts[-1].has_output else None)[-1]
         self._cap(logits)
         return logits
 
@@ -457,7 +462,7 @@ class Model:
         while done < n:
             size = min(n - done, self.choices.n_ubatch)
             n_kv = self.n_kv + done
-            while size > 1 and not self._plans.fits(size, n_kv + size):
+            while size > 1 and not self._fits(size, n_kv + size):
                 size = -(-size // 2)
             n_outputs = size if all_logits else int(done + size == n)
             target = logits[done : done + size] if all_logits else logits
@@ -465,6 +470,10 @@ class Model:
             found.append(UBatch(ids[done : done + size], n_kv, n_outputs, target, number))
             done += size
         return found
+
+    def _fits(self, n_tokens, n_kv):
+        fits = self._plans.fits(n_tokens, n_kv)
+        return all(self.comm.share(fits)) if self.choices.split == "layer" else fits
 
     def _run(self, batches, clock=None, progress=None):
         n_before = self.n_kv

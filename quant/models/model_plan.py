@@ -150,7 +150,8 @@ def plan_parts(
         A device is too small, which is named with what would do; or amb is below the smallest tile.
     """
     passes = {} if passes is None else passes
-    is_whole = len(parts) == 1 and not parts[0].host_experts
+    first = parts[0]
+    is_whole = first.has_input and first.has_output and not first.host_experts
     configs = [
         config.part(*part[1:5]).with_experts_on_host(frozenset(part.host_experts)) for part in parts
     ]

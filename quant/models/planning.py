@@ -11,8 +11,8 @@ from .choices import check_tokens, choices_of
 from .config import ModelConfig
 from .placement import CPU, Part, device_names, placement_of
 from .plan import Room
-from .ranks import checked_ranks
-from .split import split_config
+from .ranks import checked_ranks, rank_part
+from .split import AXES, split_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,19 +108,21 @@ def prepare(
     config = ModelConfig.from_file(file, n_ctx)
     known = [rooms[name].n_bytes for name in names if name in rooms]
     is_known = len(known) == len(names) and all(known)
-    parts = placement_of(
-        config,
-        names,
-        **{name: options[name] for name in OF_PLACEMENT},
-        rooms=[each or 0 for each in known] if is_known else None,
-    )
     rest = {name: value for name, value in options.items() if name not in OF_PLACEMENT}
     comm, split = rest.pop("comm"), rest.pop("split")
     ranks = checked_ranks(comm, split, devices.get(names[0]))
+    placed = {name: options[name] for name in OF_PLACEMENT}
+    shares = placed.pop("tensor_split") if split == "layer" else None
+    parts = placement_of(
+        config, names, **placed, rooms=[each or 0 for each in known] if is_known else None
+    )
     if comm is not None and (len(parts) > 1 or parts[0].host_experts or len(names) > 1):
         raise ValueError(
-            "comm: ranks divide a model of one device each; leave out n_gpu_layers, tensor_split, cpu_moe and place"
+            "comm: ranks divide a model of one device each; leave out n_gpu_layers, cpu_moe and place, and tensor_split but "
+            'for split "layer"'
         )
+    if split == "layer":
+        parts = (rank_part(config, names[0], ranks, shares),)
     used = dict.fromkeys(part.device for part in parts)
     used |= {CPU: None} if any(part.host_experts for part in parts) else {}
     choices = {}
@@ -129,6 +131,6 @@ def prepare(
         own = rest if name == CPU or CPU not in used else {**rest, "n_threads": None}
         made = choices_of(config, devices.get(name), **own)
         choices[name] = dataclasses.replace(made, split=split or "", ranks=ranks)
-    if split is not None:
+    if split in AXES:
         config = split_config(config, split, ranks.rank, ranks.size)
     return Prepared(config, parts, choices)

@@ -37,6 +37,12 @@ class RankOperations:
             self.add_vector(y, bias)
         return y
 
+    def crossing_bytes(self, call: str, x: Rows) -> int:
+        """Of the host's memory that rows take on their way from rank to rank; 0 where parts are of one process."""
+        if self.choices.split != "layer":
+            return 0
+        return plan_transfer(call, x.shape, x.buffer.dtype, self.choices.ranks).staging_bytes
+
     def all_reduce(self, x: Rows) -> None:
         """The sum of all ranks' rows, in place; nothing where there is one rank."""
         ranks, n_threads = self.choices.ranks, self.choices.n_threads

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowlevel import checks
 from lowlevel.comm import ALONE, Comm, Outline
 
+from .fit import split_layers
+from .placement import Part
+
 if TYPE_CHECKING:
     from lowlevel.devices import Device
 
+    from .config import ModelConfig
     from .plan import Room
     from .step import Choices
 
 # What ranks divide; see `quant.load`.
-SPLITS = ("tensor", "context")
+SPLITS = ("layer", "tensor", "context")
 
 _Result = TypeVar("_Result")
 
@@ -57,6 +61,61 @@ def least_rooms(rooms: dict[str, Room], comm: Comm | None) -> dict[str, Room]:
     own = rooms[comm.device]
     known = [each for each in comm.share(own.n_bytes) if each is not None]
     return {comm.device: own._replace(n_bytes=min(known, default=None))}
+
+
+def rank_part(
+    config: ModelConfig, device: str, ranks: Outline, shares: Sequence[float] | None
+) -> Part:
+    """This rank's layers where ranks have whole layers, one rank behind the other.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        The whole.
+    device : str
+    ranks : Outline
+    shares : sequence of float or None
+        A number for each rank, as `tensor_split` of `quant.load`; None: evenly.
+
+    Raises
+    ------
+    ValueError
+        Another number of shares, or a rank without a layer.
+    """
+    if shares is not None and len(shares) != ranks.size:
+        raise ValueError(
+            f"tensor_split: {len(shares)} numbers for {ranks.size} ranks; one a rank is needed"
+        )
+    numbers: list[Any] = list(shares or [1] * ranks.size)
+    owners = split_layers(config.n_layer, numbers)[:-1]
+    if set(owners) != set(range(ranks.size)):
+        raise ValueError(
+            f"split: {ranks.size} ranks of which each has at least one of {config.n_layer} layers are not to be had; "
+            "give fewer ranks, or another tensor_split"
+        )
+    start = owners.index(ranks.rank)
+    stop = start + owners.count(ranks.rank)
+    return Part(device, start, stop, ranks.rank == 0, ranks.rank == ranks.size - 1)
+
+
+class RankCrossing:
+    """Rows from the rank before, and to the one behind: see crossing.py. What they go through, the group has taken."""
+
+    pinned_bytes = 0
+
+    def __init__(self, comm: Comm) -> None:
+        self._comm = comm
+
+    def take(self, memory: Any) -> None:
+        """Nothing is needed."""
+
+    def send(self, rows: Any, number: int) -> None:
+        """To the next rank, which waits for them."""
+        self._comm.send(rows, self._comm.rank + 1)
+
+    def receive(self, rows: Any, number: int) -> None:
+        """From the rank before."""
+        self._comm.receive(rows, self._comm.rank - 1)
 
 
 def check_alike(comm: Comm | None, choices: Choices) -> None:

@@ -131,7 +131,8 @@ class Recorder(RankOperations):
             rows, state = bound.array(out), bound.state
             return lambda: state.before.receive(rows, state.number)
 
-        self.note("cross", "receive", (out,), bind, on_host=True)
+        staging = self.crossing_bytes("receive", out)
+        self.note("cross", "receive", (out,), bind, on_host=True, staging_bytes=staging)
         return out
 
     def send_rows(self, x: Rows) -> None:
@@ -141,7 +142,8 @@ class Recorder(RankOperations):
             rows, state = bound.array(x), bound.state
             return lambda: state.after.send(rows, state.number)
 
-        self.note("cross", "send", (x,), bind, on_host=True)
+        staging = self.crossing_bytes("send", x)
+        self.note("cross", "send", (x,), bind, on_host=True, staging_bytes=staging)
 
     def hand_to_host(self, layer: LayerConfig, h: Rows, ids: Rows, weights: Rows) -> None:
         """What the CPU needs for a layer's routed experts; it begins when `take_from_host` runs."""

@@ -171,6 +171,35 @@ def test_tensors_split_over_simulated_devices(path_of, tokens):
         assert memory.weights_copied < 0.75 * whole.weights_copied
 
 
+@pytest.mark.parametrize("name, devices", [("deepseek-r1", ("cpu",) * 3), ("gemma2", ("cpu",) * 2)])
+def test_layers_split_over_ranks_give_the_same_bits(path_of, tokens, name, devices):
+    path, options = path_of(name), dict(OPTIONS, kv_type="f16")
+    with quant.load(path, **options) as net:
+        expected, whole = passes(net, tokens), net.memory
+    found = on_ranks(devices, path, tokens, split="layer", **options)
+    for logits, _ in found:
+        np.testing.assert_array_equal(logits.view("i4"), expected.view("i4"))
+    assert sum(memory.kv_cache for _, memory in found) == whole.kv_cache
+
+
+def test_layers_by_shares(path_of):
+    def run(comm):
+        with quant.load(
+            path_of("deepseek-r1"), comm=comm, split="layer", tensor_split=(2, 1), **OPTIONS
+        ) as net:
+            return net.parts[0].start, net.parts[0].stop
+
+    with RankThreads(local_group(("cpu", "cpu"))) as threads:
+        assert threads.run(run) == [(0, 2), (2, 3)]
+    with RankThreads(local_group(("cpu",) * 4)) as threads:
+        with pytest.raises(
+            ValueError, match="split: 4 ranks of which each has at least one of 3 layers"
+        ):
+            threads.run(
+                lambda comm: quant.load(path_of("deepseek-r1"), comm=comm, split="layer", **OPTIONS)
+            )
+
+
 def test_what_one_rank_cannot_take_none_takes(path_of):
     path = path_of("deepseek-r1")
 
@@ -227,7 +256,7 @@ def test_arguments(path_of):
     path, comm = path_of("qwen2"), local_group(("cpu",))[0]
     with pytest.raises(ValueError, match="comm, split: expected both or neither"):
         quant.load(path, split="tensor")
-    with pytest.raises(ValueError, match='split: expected "tensor" or "context"'):
+    with pytest.raises(ValueError, match='split: expected "layer" or "tensor"'):
         quant.load(path, comm=comm, split="rows")
     with pytest.raises(ValueError, match="comm: expected one of cudasim"):
         quant.load(path, "cudasim", comm=comm, split="tensor")
