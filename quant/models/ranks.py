@@ -87,7 +87,8 @@ def rank_part(
             f"tensor_split: {len(shares)} numbers for {ranks.size} ranks; one a rank is needed"
         )
     numbers: list[Any] = list(shares or [1] * ranks.size)
-    owners = split_layers(config.n_layer, numbers)[:-1]
+    # Layers alone count: the output stays with the last ones.
+    owners = split_layers(config.n_layer - 1, numbers)
     if set(owners) != set(range(ranks.size)):
         raise ValueError(
             f"split: {ranks.size} ranks of which each has at least one of {config.n_layer} layers are not to be had; "
