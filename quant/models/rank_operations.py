@@ -82,7 +82,7 @@ class RankOperations:
     @property
     def is_first_rank(self) -> bool:
         """Whether this rank adds what is to be added once."""
-        return self.choices.ranks.rank == 0
+        return self.choices.ranks.rank == 0 or not self.sums_over_ranks
 
     def merge(self, part: Rows, lse: Rows, out: Rows) -> None:
         """All ranks' parts of attention, (n_head, n_tokens, d_v), to `out`."""
