@@ -27,8 +27,8 @@ def add_option(parser: Any) -> None:
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        help="under mpirun: what the ranks divide, each with its share of the weights: heads and feed-forward "
-        "columns (tensor), or keys and those columns (context); the first rank prints",
+        help="under mpirun: what the ranks divide, each with its share of the weights: whole layers (layer), "
+        "heads and feed-forward columns (tensor), or keys and those columns (context); the first rank prints",
     )
 
 

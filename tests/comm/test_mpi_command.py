@@ -43,9 +43,10 @@ def test_one_rank_prints_what_one_device_says(path, tmp_path):
     assert document["pool_peak"] == document["memory"]["pool"]
 
 
-def test_bench(path):
+@pytest.mark.parametrize("split", ["context", "layer"])
+def test_bench(path, split):
     options = ("-p", "32", "-n", "2", "-r", "1", "-ub", "16", "-t", "1", "--json")
-    code, out, error, _ = kqcap(2, "bench", path, *options, "--split", "context")
+    code, out, error, _ = kqcap(2, "bench", path, *options, "--split", split)
     assert code == 0, error
     rows = json.loads(out)["rows"]
     assert [row["test"] for row in rows] == ["pp32", "tg2"]
