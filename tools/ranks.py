@@ -28,7 +28,8 @@ def add_option(parser: Any) -> None:
         "--split",
         choices=SPLITS,
         help="under mpirun: what the ranks divide, each with its share of the weights: whole layers (layer), "
-        "heads and feed-forward columns (tensor), or keys and those columns (context); the first rank prints",
+        "heads and feed-forward columns (tensor), or keys and those columns (context); of a list of devices each "
+        "rank of a machine has one; the first rank prints",
     )
 
 
@@ -48,13 +49,16 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
             f"--split {args.split}: it divides a model among ranks; start them by mpirun -n 2 kqcap {args.command} ..."
         )
     try:
-        comm = mpi_rank(getattr(args, "device", None) or "cpu")
+        names = (getattr(args, "device", None) or "cpu").split(",")
+        comm = mpi_rank(names if len(names) > 1 else names[0])
     except ImportError as error:
         raise UsageError(str(error)) from None
     try:
         with _quiet(comm.rank > 0):
             _share_threads(comm, args)
             args.comm = comm if comm.size > 1 or args.split else None
+            if len(names) > 1:
+                args.device = comm.device
             if args.comm is not None and args.split is None:
                 comm.together(lambda: _refuse(comm))
             yield

@@ -34,15 +34,15 @@ def started_by_mpi() -> bool:
     return any(name in os.environ for name in _SET_BY_LAUNCHERS)
 
 
-def mpi_rank(device: str = "cpu", communicator: Any = None) -> Comm:
+def mpi_rank(device: str | Sequence[str] = "cpu", communicator: Any = None) -> Comm:
     """This process's end of the group of all that ``mpirun`` started.
 
     An error that nobody catches ends all of them from now on: MPI leaves the others waiting otherwise.
 
     Parameters
     ----------
-    device : str
-        Where this rank's arrays lie: its own GPU, say ``"cuda:%d" % (rank of this machine)``.
+    device : str or sequence of str
+        Where this rank's arrays lie. Several: those of a machine, one for each of its ranks.
     communicator : mpi4py.MPI.Comm, optional
         None: MPI.COMM_WORLD.
 
@@ -54,6 +54,8 @@ def mpi_rank(device: str = "cpu", communicator: Any = None) -> Comm:
     ------
     ImportError
         mpi4py, or the MPI that it needs, is not installed.
+    ValueError
+        Fewer devices than ranks on this machine.
     """
     try:
         from mpi4py import MPI as library
@@ -62,7 +64,15 @@ def mpi_rank(device: str = "cpu", communicator: Any = None) -> Comm:
             f"mpi: mpi4py and an MPI are needed ({error}); {pip_install('mpi')}, and an MPI such as "
             "pip install mpich"
         ) from error
-    comm = MpiComm(device, library, library.COMM_WORLD if communicator is None else communicator)
+    communicator = library.COMM_WORLD if communicator is None else communicator
+    if not isinstance(device, str):
+        number = communicator.Split_type(library.COMM_TYPE_SHARED).Get_rank()
+        if number >= len(device):
+            raise ValueError(
+                f"device: {', '.join(device)} for at least {number + 1} ranks on this machine; one a rank is needed"
+            )
+        device = device[number]
+    comm = MpiComm(device, library, communicator)
     _end_all_with_this_process(comm)
     return comm
 

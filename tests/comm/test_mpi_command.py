@@ -54,6 +54,17 @@ def test_bench(path, split):
     assert not any(row["broken"] for row in rows)
 
 
+def test_each_rank_has_its_own_device(path):
+    options = ("--random", "9", "-n", "2", "-c", "16", "-ub", "8", "--ignore-eos", "--json")
+    devices = ("--device", "cudasim,cudasim:1", "--split", "layer")
+    code, out, error, _ = kqcap(2, "run", path, *options, *devices)
+    assert code == 0, error
+    document = json.loads(out)
+    with quant.load(path, "cudasim", n_ctx=16, n_ubatch=8) as net:
+        expected = list(net.generate(document["prompt_tokens"], 2, stop=()))
+    assert document["tokens"] == expected and not document["broken"]
+
+
 REFUSED = {
     "split: 3 ranks do not divide the 4 heads": (3, ["--split", "tensor"]),
     "--split: mpirun started 2 ranks": (2, []),

@@ -191,8 +191,8 @@ def run(args):
 
 def _chosen(args):
     """What is run: a function of the command line."""
-    if ranks.comm_of(args) and (args.device or args.vs or args.attention or not args.model):
-        raise UsageError("--split: for kqcap bench MODEL, without --vs, --attention and --device")
+    if ranks.comm_of(args) and (args.vs or args.attention or not args.model):
+        raise UsageError("--split: for kqcap bench MODEL, without --vs and --attention")
     where = placing.Placing.of(args)
     has_place = where._replace(devices=("cpu",)) != placing.Placing()
     if (has_place or (args.device and args.model)) and (args.vs or args.attention):
