@@ -96,7 +96,7 @@ def _refuse(comm):
 
 def _share_threads(comm, args):
     """As many threads as processors, for all ranks that may use the same ones together."""
-    if args.threads:
+    if args.threads or comm.device != "cpu":
         return
     allowed = os.sched_getaffinity(0)
     mine = socket.gethostname(), tuple(sorted(allowed))
