@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from lowlevel.cpu import simd
 from lowlevel.cpu.simd import emit
 
-from .layouts import LANES, VECTOR, VECTORS, Job
+from .layouts import LANES, ROWS, VECTOR, VECTORS, Job
 
 _i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 # Numba's types of a vector: a lane holds a float32, an int32, two words, four bytes; `half_words`: 16 bits a row.
@@ -407,11 +407,27 @@ def store_tile(typingctx, total, outs, offset, n_rows):
     columns = columns_of(total)
 
     def codegen(context, builder, sig, args):
-        values, masks = unpack_tile(builder, args[0]), _lane_masks(builder, args[3])
-        for i, v, pointer in _out_pointers(builder, args[1], args[2], columns):
-            arguments = [values[i], pointer, _i32(4), masks[v]]
-            name = f"llvm.masked.store.v{LANES}f32.p0"
-            emit.call(builder, name, ir.VoidType(), arguments)
+        _, outs, offset, n_rows = args
+        values = unpack_tile(builder, args[0])
+
+        def masked():
+            masks = _lane_masks(builder, n_rows)
+            for i, v, pointer in _out_pointers(builder, outs, offset, columns):
+                arguments = [values[i], pointer, _i32(4), masks[v]]
+                name = f"llvm.masked.store.v{LANES}f32.p0"
+                emit.call(builder, name, ir.VoidType(), arguments)
+
+        if simd.LEVEL == "avx512":
+            masked()
+            return context.get_dummy_value()
+        # Before AVX-512 a store with a mask takes a dozen cycles or more.
+        is_whole = builder.icmp_signed(">=", n_rows, _i64(ROWS))
+        with builder.if_else(is_whole, likely=True) as (whole, part):
+            with whole:
+                for i, _, pointer in _out_pointers(builder, outs, offset, columns):
+                    builder.store(values[i], pointer, align=4)
+            with part:
+                masked()
         return context.get_dummy_value()
 
     return types.void(total, types.int64, types.int64, types.int64), codegen
