@@ -107,7 +107,7 @@ class _Call:
 
 # What takes for its caller to keep: `QuantTensor.to(device, pool=)`, and a model, all of whose memory is one sum
 # (models/test_model.py).
-_TAKE_TO_KEEP = ("quant.tensor", "quant.models.model")
+_TAKE_TO_KEEP = ("quant.tensor", "quant.models.taken")
 
 
 def _is_library(frame):

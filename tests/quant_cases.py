@@ -13,19 +13,22 @@ SPECIAL_HALVES = np.array(
 SPECIAL_HALVES = np.concatenate([SPECIAL_HALVES, SPECIAL_HALVES | 0x8000])
 
 
+_BY_NAME = {block.name: block for block in FORMATS.values()}
+
+
 def _structure(block):
-    """What CUDA kernels of formats have different code by: those of one structure differ in how a unit is unpacked."""
+    """What CUDA kernels of formats have different code by: those of one structure differ in how a unit is unpacked.
+
+    Blocks of more than 32 weights with one scale have nothing but that of their own: sums of runs are as Q2_K's, of several
+    blocks at a time as NVFP4's.
+    """
+    if block.block_weights > 32 and block.sub_block == block.block_weights:
+        block = _BY_NAME["Q2_K" if block.block_weights == 256 else "NVFP4"]
     of = constants(block)
     fold = min(of.fold_offset, 1)
-    of = of._replace(alignment=min(of.alignment, 2), fold_offset=fold)
-    if (
-        32 < block.block_weights < 256
-    ):  # several blocks of several runs in what tiles take at a time
-        return 64, of._replace(units=1)
-    return block.block_weights, of
+    return block.block_weights, of._replace(alignment=min(of.alignment, 2), fold_offset=fold)
 
 
-_BY_NAME = {block.name: block for block in FORMATS.values()}
 _BLOCKS = [block for block in FORMATS.values() if not block.is_float]
 # The first format of the table of each structure. On the simulator every kernel of these runs in every way (orders,
 # race mode, checks of undefined behaviour), and is compiled for every architecture. Other formats have the same

@@ -28,7 +28,7 @@ def add_option(parser: Any) -> None:
         "--split",
         choices=SPLITS,
         help="under mpirun: what the ranks divide, each with its share of the weights: heads and feed-forward "
-        "columns (tensor); the first rank prints",
+        "columns (tensor), or keys and those columns (context); the first rank prints",
     )
 
 

@@ -72,6 +72,7 @@ def attention(
     plan: AttentionPlan | None = None,
     n_threads: int | None = None,
     return_lse: bool = False,
+    lse: Array | None = None,
     precision: str = "float32",
 ) -> Array:
     """Attention of `q` over `k` and `v`, its scratch taken from `pool` and never more.
@@ -139,6 +140,8 @@ def attention(
         for a row with nothing to attend to. See `merge_states`. It errs by at most 5e-6 of the larger
         of 1 and its largest magnitude, for scores of standard deviation up to 3 (with operands of 16
         bits 2e-3, of bfloat16 4e-3).
+    lse : array, float32, (n_head, n_tokens), optional
+        Where they go, as with `return_lse`: rows of any stride with a contiguous last axis.
     precision : {"float32", "bf16"}
         "bf16": on CPUs with AVX512_BF16 queries, K, V and softmax weights are rounded to bfloat16 for
         the two products (scores, sums and the output stay float32), which takes about 0.6 of the
@@ -203,6 +206,9 @@ def attention(
         checks.check_vector(n_kv, "n_kv", device, ("int32",), 1)
     if out is not None:
         _check_overlap(operands, device)
+    if lse is not None:
+        _check_lse(lse, out_shape[:2], device)
+        return_lse = True
     out_dtype = q.dtype if out is None else out.dtype
     sizes = dict(
         n_head=n_head,
@@ -237,7 +243,8 @@ def attention(
         if out is None:
             operands = operands._replace(out=device.empty(out_shape, out_dtype))
         if return_lse:
-            operands = operands._replace(lse=device.empty(out_shape[:2], np.float32))
+            made = device.empty(out_shape[:2], np.float32) if lse is None else lse
+            operands = operands._replace(lse=made)
         if n_tokens:
             device.attention.run(plan, operands, blocks)
 
@@ -347,6 +354,13 @@ def _check_out(out, shape, device):
     checks.check_alignment(out, "out", device)
     checks.check_last_axis(out, "out")
     checks.check_writable(out, "out", device)
+
+
+def _check_lse(lse, shape, device):
+    checks.check_array(lse, "lse", device, ("float32",), "q")
+    checks.check_shape(lse, "lse", shape)
+    checks.check_last_axis(lse, "lse")
+    checks.check_writable(lse, "lse", device)
 
 
 def _check_overlap(operands, device):

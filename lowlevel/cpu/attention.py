@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lowlevel import devices
-from lowlevel.attention.kv_source import padded_width
+from lowlevel.attention.kv_source import as_kv_source, padded_width
 from lowlevel.attention.passes import passes
 
 from . import attention_kernel, kept, kv_fill, layout, threads
@@ -35,6 +35,11 @@ def _address(array):
 def _float_strides(array, n):
     """The first `n` strides in float32 values; 0 where there is no array."""
     return (0,) * n if array is None else tuple(s // 4 for s in array.strides[:n])
+
+
+def _first_key(x):
+    """Where K or V begin, as `lowlevel.attention` takes them: arrays, or what has a source, as quantised ones have."""
+    return _address(x) if isinstance(x, np.ndarray) else _address(as_kv_source(x, "k").data)
 
 
 def _rows(source):
@@ -184,7 +189,7 @@ class Walk:
         if plan is not self._plan and _cut(plan) != _cut(self._plan):
             return False
         call, self._plan = self._call, plan
-        call["k"], call["v"] = _address(k), _address(v)
+        call["k"], call["v"] = _first_key(k), _first_key(v)
         call["n_kv"] = call["last_key"] = plan.n_kv
         call["first_position"] = plan.n_kv - plan.n_tokens
         self()

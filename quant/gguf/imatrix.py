@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .header import MAGIC, MAX_ENTRIES, MAX_KEY_BYTES, Cursor, ModelFileError, shown
-from .model_file import ModelFile
+from .model_file import ModelFile, map_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,11 +46,13 @@ class Imatrix(Mapping[str, np.ndarray]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        with open(self.path, "rb") as file:
-            is_gguf = file.read(len(MAGIC)) == MAGIC
+        buffer = map_file(self.path)
         self.datasets: tuple[str, ...]
         self._means: dict[str, np.ndarray]
-        self._means, self.datasets = (_read_gguf if is_gguf else _read_old)(self.path)
+        if buffer[: len(MAGIC)] == MAGIC:
+            self._means, self.datasets = _read_gguf(self.path)
+        else:
+            self._means, self.datasets = _read_old(Cursor(self.path, buffer))
         for name, means in self._means.items():
             if not (np.isfinite(means).all() and (means >= 0).all()):
                 raise ModelFileError(
@@ -141,10 +143,8 @@ def _mean(sums, counts):
         )
 
 
-def _read_old(path):
+def _read_old(cursor):
     """Entries (name, how often it was summed, the sums), then the number of chunks and the text's name."""
-    with open(path, "rb") as file:
-        cursor = Cursor(path, file.read())
     n_entries = _count(cursor, "the number of entries", MAX_ENTRIES)
     means = {}
     for index in range(n_entries):

@@ -228,7 +228,7 @@ class ModelFile(Mapping):
         return f"<ModelFile {self.paths[0]}{more}: {len(self)} tensors, {self.n_bytes} bytes>"
 
 
-def _map(path):
+def map_file(path: str) -> mmap.mmap:
     """The whole file, mapped read-only."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
@@ -245,7 +245,7 @@ class _Part:
 
     def __init__(self, path):
         self.path = path
-        self.buffer = _map(path)
+        self.buffer = map_file(path)
         self.header = read_header(path, self.buffer)
         self.metadata = Metadata(path, self.buffer, self.header.metadata)
 

@@ -1,5 +1,8 @@
 """Latents to keys or values on a device that runs CUDA kernels: decoded weights once, a matrix product a chunk."""
 
+from collections.abc import Callable
+from typing import Any
+
 from lowlevel.gpu.cast import cast
 from lowlevel.gpu.layout import LEAST_WORKSPACE, MOST_WORKSPACE
 from lowlevel.shapes import dtype_name
@@ -20,12 +23,14 @@ def _sections(kind, heads, keys):
     return {name: -(-n // _ALIGNMENT) * _ALIGNMENT for name, n in sizes.items()}
 
 
-def scratch_bytes(kind, heads, keys):
+def scratch_bytes(kind: Any, heads: int, keys: int) -> int:
     """Weights, latents and the product in float32, and a workspace for it."""
     return 4 * sum(_sections(kind, heads, max(keys, 1)).values())
 
 
-def reader(source, device, heads, scratch, n_threads):
+def reader(
+    source: Any, device: Any, heads: slice, scratch: Any, n_threads: int | None
+) -> Callable[[slice, Any], None]:
     """See `KVSource.reader`."""
     kind, n_heads = source.type, heads.stop - heads.start
     weights = scratch[: n_heads * kind.rank * kind.d].reshape(n_heads, *source.weights.shape[1:])
@@ -33,7 +38,8 @@ def reader(source, device, heads, scratch, n_threads):
 
     def read(keys, out):
         n_keys = keys.stop - keys.start
-        part, at = {}, 0
+        part: dict[str, Any] = {}
+        at = 0
         for name, n in _sections(kind, n_heads, n_keys).items():
             part[name], at = scratch[at : at + n], at + n
 

@@ -68,6 +68,12 @@ class Rows:
         d = width // n_head
         return self._view((n_head, n, d), lambda a: _split(a, n_head, d).transpose(1, 0, 2))
 
+    def planes(self, n_planes: int) -> Rows:
+        """(n_planes, rows of each, columns). Of whole rows of a buffer only."""
+        n, width = self.shape
+        shape = n_planes, n // n_planes, width
+        return self._view(shape, lambda a: a.reshape(*shape))
+
     def flat(self) -> Rows:
         """One axis. Of whole rows of a buffer only."""
         n = math.prod(self.shape)

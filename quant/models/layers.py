@@ -147,7 +147,12 @@ def absorbed_attention(s: Recorder, layer: LayerConfig, q: Rows, kqv: Rows) -> N
 def attention_output(s: Recorder, x: Rows, layer: LayerConfig, kqv: Rows, n_active: int) -> None:
     """All heads' results to the residual stream."""
     t = layer.tensors
-    y = s.summed_product(kqv, t["attn_output.weight"], t.get("attn_output.bias"))
+    weight, bias = t["attn_output.weight"], t.get("attn_output.bias")
+    y = (
+        s.summed_product(kqv, weight, bias)
+        if s.divides_heads
+        else s.product(kqv, weight, bias=bias)
+    )
     if "post_attention_norm.weight" in t:
         s.rms_norm(y, t["post_attention_norm.weight"], out=y)
     s.add(x.rows(x.shape[0] - n_active, x.shape[0]), y)

@@ -17,6 +17,7 @@ from lowlevel.sizes import format_size, parse_size
 
 from ..gguf.model_file import open as open_model
 from .config import ModelConfig
+from .context import KeyShares
 from .kv_cache import LayerCache
 from .kv_cache import kv_type as kv_type_named
 from .plan import Memory, Planned, check_machine, choose, plan_pass
@@ -24,6 +25,7 @@ from .ranks import check_alike, checked_ranks, least_room, run_alone
 from .runner import Bound, State, Weights, rope_angles
 from .split import split_config
 from .step import MLA, Choices
+from .taken import Taken
 
 if TYPE_CHECKING:
     from lowlevel.comm import Comm
@@ -90,8 +92,9 @@ def load(
         attention by smaller tiles. None: a pool of just what the best plan takes.
     comm : lowlevel.comm.Comm, optional
         This rank's end of a group. All ranks load the same file and make the same calls, and have the same logits.
-    split : {"tensor"}, optional
-        What they divide. "tensor": heads of attention, and columns of feed-forward parts and experts.
+    split : {"tensor", "context"}, optional
+        What they divide. "tensor": heads of attention, and columns of feed-forward parts and experts; "context": the
+        keys in the cache, and those columns.
 
     Returns
     -------
@@ -200,13 +203,14 @@ class Model:
             for weight in vectors:
                 weights.floats(weight)
             self._caches = [
-                LayerCache(layer, choices.n_ctx, choices.n_ubatch, choices.kv_type, taken)
+                LayerCache(layer, choices.n_cached, choices.n_ubatch, choices.kv_type, taken)
                 for layer in self.config.layers
             ]
             self._activations = taken.empty(memory.activations, "uint8", tag="activations")
             scratch = taken.empty(memory.scratch, "uint8", tag="scratch")
             self._state = State(choices, self._plans.attention_bytes)
             self._state.comm = self.comm
+            self._shares = KeyShares(choices.n_ctx, choices.ranks)
             if self.comm is not None:
                 self.comm.reserve(self._plans.staging_bytes)
             self._state.positions = taken.empty(choices.n_ubatch, "int32", tag="inputs")
@@ -414,6 +418,8 @@ class Model:
         state, n = self._state, len(ids)
         state.tokens, state.logits = ids, logits
         state.n_kv, state.n_total = self.n_kv, self.n_kv + n
+        if self.choices.split == "context":
+            state.share = self._shares.deal(self.n_kv, n)
         positions = np.arange(self.n_kv, self.n_kv + n, dtype=np.int32)
         self._device.upload(state.positions[:n], positions)
         self._device.upload(state.n_keys, np.array([state.n_total], np.int32))
@@ -503,25 +509,6 @@ def plan_model(
     return choose(config, choices, file.n_bytes, room, passes)
 
 
-class Taken:
-    """A pool as those see it who keep what they take: all of it is given back at once."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool, self.device = pool, pool.device
-        self._arrays: list[Any] = []
-
-    def empty(self, shape: Any, dtype: Any, *, tag: str) -> Any:
-        """See `Pool.empty`."""
-        self._arrays.append(self._pool.empty(shape, dtype, tag=tag))
-        return self._arrays[-1]
-
-    def free(self) -> None:
-        """Give everything back."""
-        while self._arrays:
-            self._pool.free(self._arrays[-1])
-            self._arrays.pop()
-
-
 def _checked(file, where, options):
     """What a file is and how it is run, by checked arguments of `load`."""
     n_ctx = options["n_ctx"]
@@ -533,8 +520,8 @@ def _checked(file, where, options):
     choices = dataclasses.replace(
         choices_of(config, where, **options), split=split or "", ranks=ranks
     )
-    if split == "tensor":
-        config = split_config(config, ranks.rank, ranks.size)
+    if split is not None:
+        config = split_config(config, split, ranks.rank, ranks.size)
     return config, choices
 
 

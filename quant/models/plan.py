@@ -176,6 +176,10 @@ class Planned:
         choices, planner = self.choices, devices.get(self.choices.device).planner
         if not choices.gathers or any(layer.window for layer in self.config.layers):
             return False
+        if (
+            choices.split == "context"
+        ):  # where a token's row goes, and how many keys a rank has, the host says
+            return False
         made = record_pass(self.config.of_each_kind(), choices, 1, 1, choices.n_ctx, True)
         try:
             plans = [
@@ -234,7 +238,7 @@ class Planned:
             weights=weight_bytes,
             weights_copied=0 if is_mapped else copied,
             weights_made=made,
-            kv_cache=cache_bytes(config, choices.n_ctx, choices.n_ubatch, choices.kv_type),
+            kv_cache=cache_bytes(config, choices.n_cached, choices.n_ubatch, choices.kv_type),
             activations=self.activation_bytes,
             scratch=self.scratch_bytes,
             inputs=inputs,

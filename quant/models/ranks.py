@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .step import Choices
 
 # What ranks divide; see `quant.load`.
-SPLITS = ("tensor",)
+SPLITS = ("tensor", "context")
 
 _Result = TypeVar("_Result")
 

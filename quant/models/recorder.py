@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lowlevel import ops
-from lowlevel.comm import plan_transfer
 
 from ..embed import embed
 from ..matmul import matmul, matmul_scratch_bytes
 from .buffers import Buffer, Rows, place
+from .context import own_rows
 from .kv_cache import latent_types, stores
+from .rank_operations import RankOperations
 from .step import ABSORBED, DECOMPRESSED, AttentionSizes, Operation, Pass
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from .tensors import Weight
 
 
-class Recorder:
+class Recorder(RankOperations):
     """Notes the operations of one pass; see layers.py for how they make a model.
 
     Parameters
@@ -165,46 +167,6 @@ class Recorder:
 
         self.note("scale", _short(weight) + "_scale", (x,), bind, fixed=True)
 
-    def summed_product(self, x: Rows, weight: Weight, bias: Weight | None = None) -> Rows:
-        """``x @ weight.T + bias``, x being this rank's columns of a row that ranks share: the same on all of them."""
-        is_split = self.choices.ranks.size > 1
-        y = self.product(x, weight, dtype="float32" if is_split else None)
-        self.all_reduce(y)
-        if bias is not None:
-            self.add_vector(y, bias)
-        return y
-
-    def all_reduce(self, x: Rows) -> None:
-        """The sum of all ranks' rows, in place; nothing where there is one rank."""
-        ranks, n_threads = self.choices.ranks, self.choices.n_threads
-        if ranks.size == 1:
-            return
-        plan = plan_transfer("all_reduce", x.shape, x.buffer.dtype, ranks)
-
-        def bind(bound):
-            return functools.partial(
-                bound.comm.all_reduce, bound.array(x), pool=bound.scratch, n_threads=n_threads
-            )
-
-        facts = dict(scratch_bytes=plan.scratch_bytes, staging_bytes=plan.staging_bytes)
-        # The host meets the other ranks.
-        self.note("all_reduce", x.buffer.name, (x,), bind, on_host=True, **facts)
-
-    def keep_on_first_rank(self, x: Rows) -> None:
-        """Zeros on all ranks but the first: what they add to these rows is added up by `all_reduce`, x once."""
-        if not self.is_first_rank:
-            n_threads = self.choices.n_threads
-
-            def bind(bound):
-                return functools.partial(ops.scale, bound.array(x), 0.0, n_threads=n_threads)
-
-            self.note("add", "partial", (x,), bind, fixed=True)
-
-    @property
-    def is_first_rank(self) -> bool:
-        """Whether this rank adds what is to be added once."""
-        return self.choices.ranks.rank == 0
-
     def _product(self, x, weights, out, name, kind="product", experts=None, x_rows=None):
         """One call of `quant.matmul`, with one matrix or several of one format."""
         exact, n_threads = self.choices.exact, self.choices.n_threads
@@ -330,9 +292,11 @@ class Recorder:
     def store(self, layer: LayerConfig, *rows: Rows) -> None:
         """New rows, (heads, n_tokens, d), to the layer's cache."""
         n_threads, n_tokens = self.choices.n_threads, rows[0].shape[1]
-        kept = stores(layer, self.choices.n_ctx, self.choices.n_ubatch, self.choices.kv_type)
+        kept = stores(layer, self.choices.n_cached, self.choices.n_ubatch, self.choices.kv_type)
         # Where rows are dense and none are moved, positions say which they are.
+        divides_keys = self.choices.split == "context"
         by_position = not layer.window and all(store.is_dense for store in kept)
+        by_position = by_position and not divides_keys
         assert by_position or not self.made.counted
 
         def bind(bound):
@@ -341,8 +305,10 @@ class Recorder:
             cache, arrays = bound.caches[layer.index], tuple(bound.array(x) for x in rows)
 
             def run():
-                cache.make_room(bound.n_kv, n_tokens)
-                cache.write(arrays, bound.n_kv, bound.scratch, n_threads)
+                new, at = own_rows(bound.share, arrays, bound.n_kv)
+                if new[0].shape[1]:
+                    cache.make_room(at, new[0].shape[1])
+                    cache.write(new, at, bound.scratch, n_threads)
 
             return run
 
@@ -370,21 +336,31 @@ class Recorder:
             counted=self.choices.n_ctx if self.made.counted else 0,
         )
         sinks = layer.tensors.get("attn_sinks.weight")
+        divides_keys = self.choices.split == "context"
+        if divides_keys:
+            sizes = replace(sizes, n_ranks=self.choices.ranks.size, out_dtype="float32")
+            sinks = sinks if self.is_first_rank else None  # each row meets its sink once
+            part = self.new("kqv_part", layer.n_head * q.shape[1], out.shape[2], "float32")
+            to = part.planes(layer.n_head), self.new("lse", layer.n_head, q.shape[1], "float32")
+        else:
+            to = (out,)
 
         def bind(bound):
-            source = bound.kv_reader(layer, sizes, form, turned)
-            return bound.attention(
-                source,
+            call = bound.partial_attention if divides_keys else bound.attention
+            return call(
+                bound.kv_reader(layer, sizes, form, turned),
                 sizes,
                 bound.array(q),
-                bound.array(out),
+                *(bound.array(each) for each in to),
                 scale=layer.scale,
                 window=layer.window or None,
                 softcap=layer.softcap or None,
                 sinks=None if sinks is None else bound.host_floats(sinks),
             )
 
-        self.note("attention", "attention", (q, out), bind, attention=sizes, matrices=matrices)
+        self.note("attention", "attention", (q, *to), bind, attention=sizes, matrices=matrices)
+        if divides_keys:
+            self.merge(part.planes(layer.n_head), to[-1], out)
 
     # ------------------------------------------------------------ experts
 

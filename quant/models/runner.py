@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..gguf.model_file import ModelFile
     from .buffers import Rows
     from .config import LayerConfig, Rope
+    from .context import Share
     from .kv_cache import LayerCache
     from .step import AttentionSizes, Choices, Pass
     from .tensors import Weight
@@ -117,6 +119,8 @@ class State:
         Embeddings on their way to a device; None on the CPU.
     comm : Comm or None
         This rank's end of a group.
+    share : Share or None
+        Where ranks divide the keys: what of this pass is this rank's.
     ropes, constants : dict
         Angles by `Rope`; arrays by what `Pass.constants` calls them.
     """
@@ -127,6 +131,7 @@ class State:
     logits: Any
     staged: np.ndarray | None = None
     comm: Comm | None = None
+    share: Share | None = None
 
     def __init__(self, choices: Choices, attention_bytes: int) -> None:
         self.n_kv = self.n_total = 0
@@ -135,9 +140,9 @@ class State:
         self._choices, self._attention_bytes = choices, attention_bytes
         self._plans: dict[AttentionSizes, tuple[int, AttentionPlan]] = {}
 
-    def plan(self, sizes: AttentionSizes) -> AttentionPlan:
-        """The plan of this pass: all layers alike share it."""
-        n_keys = sizes.n_keys(self.n_total)
+    def plan(self, sizes: AttentionSizes, n_keys: int | None = None) -> AttentionPlan:
+        """The plan of this pass, or for so many keys: all layers alike share it."""
+        n_keys = sizes.n_keys(self.n_total) if n_keys is None else n_keys
         known = self._plans.get(sizes)
         if known is None or known[0] != n_keys:
             known = n_keys, sizes.plan(n_keys, self._choices, self._attention_bytes)
@@ -274,6 +279,10 @@ class Bound:
         return self.state.comm
 
     @property
+    def share(self) -> Share | None:
+        return self.state.share
+
+    @property
     def tokens(self) -> np.ndarray:
         return self.state.tokens
 
@@ -287,26 +296,28 @@ class Bound:
 
     def kv_reader(
         self, layer: LayerConfig, sizes: AttentionSizes, form: str | None, turned: bool
-    ) -> Callable[[], tuple[Any, Any]]:
-        """A function that gives K and V as attention takes them."""
-        cache, state = self.caches[layer.index], self.state
+    ) -> Callable[[int], tuple[Any, Any]]:
+        """A function that gives K and V of so many tokens as attention takes them."""
+        cache = self.caches[layer.index]
         if sizes.counted:
             whole = (
                 cache.absorbed(sizes.counted) if form else cache.read(sizes.counted, sizes.counted)
             )
-            return lambda: whole
+            return lambda n_kv: whole
         if form == DECOMPRESSED:
             k_b = self.weight(layer.tensors["k_b_turned" if turned else "k_b"])
             v_b = self.weight(layer.tensors["v_b"])
 
-            def decompressed():
-                kv = cache.latent(state.n_total, k_b, v_b, turned)
+            def decompressed(n_kv):
+                kv = cache.latent(n_kv, k_b, v_b, turned)
                 return kv.k, kv.v
 
             return decompressed
         if form == ABSORBED:
-            return lambda: cache.absorbed(state.n_total)
-        return lambda: cache.read(state.n_total, sizes.n_keys(state.n_total))
+            return cache.absorbed
+        if sizes.n_ranks > 1:
+            return lambda n_kv: cache.read(n_kv, n_kv)
+        return lambda n_kv: cache.read(n_kv, sizes.n_keys(n_kv))
 
     def store_by_position(self, layer: LayerConfig, rows: tuple[Any, ...]) -> Callable[[], Any]:
         """New rows to where their positions say: the same call however full the cache is."""
@@ -323,7 +334,7 @@ class Bound:
 
     def attention(
         self,
-        source: Callable[[], tuple[Any, Any]],
+        source: Callable[[int], tuple[Any, Any]],
         sizes: AttentionSizes,
         q: Any,
         out: Any,
@@ -337,13 +348,40 @@ class Bound:
 
         def run():
             nonlocal again
-            k, v = source()
+            k, v = source(state.n_total)
             plan = state.plan(sizes)
             if again is None or not again(plan, k, v):
                 call = functools.partial(
                     attention, q, k, v, pool=scratch, plan=plan, out=out, **options
                 )
                 again = keep(call)
+
+        return run
+
+    def partial_attention(
+        self,
+        source: Callable[[int], tuple[Any, Any]],
+        sizes: AttentionSizes,
+        q: Any,
+        out: Any,
+        lse: Any,
+        **options: Any,
+    ) -> Callable[[], Any]:
+        """Attention over this rank's keys: its part of the result, and the logarithms of its sums."""
+        state, scratch, n_tokens = self.state, self.scratch, self.made.n_tokens
+
+        def run():
+            assert state.share is not None
+            for part in state.share.segments(n_tokens, sizes.n_tokens):
+                rows = slice(part.start, part.stop)
+                k, v = source(part.n_keys)
+                if part.n_keys:
+                    of_part = dataclasses.replace(sizes, n_tokens=part.stop - part.start)
+                    options["plan"] = state.plan(of_part, part.n_keys)
+                else:
+                    options["plan"] = None
+                here = dict(out=out[:, rows], lse=lse[:, rows], causal=part.causal)
+                attention(q[:, rows], k, v, pool=scratch, **here, **options)
 
         return run
 

@@ -1,4 +1,5 @@
-"""What each rank has of a model that is split by tensors: Shoeybi et al., "Megatron-LM" (arXiv:1909.08053), section 3.
+"""What each rank has of a model that is split by tensors: Shoeybi et al., "Megatron-LM" (arXiv:1909.08053), section 3;
+where ranks divide the keys of the cache instead of the heads, of the feed-forward parts alone (see context.py).
 
 A rank has some heads of attention, and some columns of every feed-forward part and of every expert. So all ranks do the
 same work whatever tokens choose, and have buffers of the same size. What comes before the heads (latents, norms,
@@ -45,7 +46,8 @@ _OF_FEED_FORWARD = {
     "ffn_up_exps.bias": 1,
     "ffn_down_exps.weight": 2,
 }
-AXES = {**_OF_HEADS, **_OF_FEED_FORWARD}
+# What is cut, by what ranks divide: where they divide the keys all have all heads.
+AXES = {"tensor": {**_OF_HEADS, **_OF_FEED_FORWARD}, "context": _OF_FEED_FORWARD}
 
 
 class Divided(NamedTuple):
@@ -55,13 +57,15 @@ class Divided(NamedTuple):
     n: int
 
 
-def split_config(config: ModelConfig, rank: int, n_ranks: int) -> ModelConfig:
+def split_config(config: ModelConfig, split: str, rank: int, n_ranks: int) -> ModelConfig:
     """A rank's own part of a model, which its passes are recorded of.
 
     Parameters
     ----------
     config : ModelConfig
         The whole.
+    split : str
+        A key of `AXES`.
     rank, n_ranks : int
 
     Returns
@@ -73,35 +77,42 @@ def split_config(config: ModelConfig, rank: int, n_ranks: int) -> ModelConfig:
     ValueError
         Something does not divide; it is named, with the numbers of ranks that would do.
     """
-    check_split(config, n_ranks)
-    layers = tuple(_layer(layer, rank, n_ranks) for layer in config.layers)
+    check_split(config, split, n_ranks)
+    layers = tuple(_layer(layer, split, rank, n_ranks) for layer in config.layers)
     return dataclasses.replace(config, layers=layers)
 
 
-def check_split(config: ModelConfig, n_ranks: int) -> None:
-    """Raise ValueError where a model cannot be split by tensors over so many ranks; see `split_config`."""
-    for layer in config.layers:
-        _refuse_wide_norms(layer)
-    parts = [each for layer in config.layers for each in divided(layer)]
+def check_split(config: ModelConfig, split: str, n_ranks: int) -> None:
+    """Raise ValueError where a model cannot be split so over so many ranks; see `split_config`."""
+    for layer in config.layers if n_ranks > 1 else ():
+        if split == "tensor":
+            _refuse_wide_norms(layer)
+        elif layer.window:
+            raise ValueError(
+                f"split: layer {layer.index} sees a window of {layer.window} keys, which every rank holds; "
+                'split "tensor" would do'
+            )
+    parts = [each for layer in config.layers for each in divided(layer, split)]
     common = math.gcd(*(each.n for each in parts))
     for each in parts:
         if each.n % n_ranks:
             counts = [str(n) for n in range(2, common + 1) if common % n == 0]
             works = f"{', '.join(counts)} would do" if counts else "no number of ranks would do"
             raise ValueError(
-                f"split: {n_ranks} ranks do not divide {each.what}: {each.n} parts at most; {works}, or "
-                'split "layer"'
+                f"split: {n_ranks} ranks do not divide {each.what}: {each.n} parts at most; {works}"
             )
 
 
-def divided(layer: LayerConfig) -> Iterator[Divided]:
+def divided(layer: LayerConfig, split: str) -> Iterator[Divided]:
     """All that must divide: heads, and columns in whole blocks."""
     where = f"layer {layer.index}"
-    if layer.is_latent:
+    if split != "tensor":
+        pass
+    elif layer.is_latent:
         yield Divided(f"the {layer.n_head} heads of {where}", layer.n_head)
     else:
         yield Divided(f"the {layer.n_head_kv} K/V heads of {where}", layer.n_head_kv)
-    for name, axis in AXES.items():
+    for name, axis in AXES[split].items():
         weight = layer.tensors.get(name)
         if weight is None:
             continue
@@ -117,20 +128,21 @@ def _refuse_wide_norms(layer):
         if weight is not None and n_head > 1 and weight.shape[0] == n_head * layer.d_k:
             raise ValueError(
                 f"split: tensor {weight.name!r} normalises all heads as one row, which ranks would have to "
-                'share; split "layer" would do'
+                'share; split "context" would do'
             )
 
 
-def _layer(layer, rank, n):
+def _layer(layer, split, rank, n):
     cut = {
         name: layer.tensors[name].cut(rank, n, axis)
-        for name, axis in AXES.items()
+        for name, axis in AXES[split].items()
         if name in layer.tensors
     }
+    of_heads = n if split == "tensor" else 1
     return dataclasses.replace(
         layer,
-        n_head=layer.n_head // n,
-        n_head_kv=layer.n_head_kv // n,
+        n_head=layer.n_head // of_heads,
+        n_head_kv=layer.n_head_kv // of_heads,
         n_ff=layer.n_ff // n,
         n_ff_expert=layer.n_ff_expert // n,
         n_ff_shared=layer.n_ff_shared // n,

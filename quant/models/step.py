@@ -57,7 +57,7 @@ class Choices:
     group_rows : int or None
         Rows of the feed-forward parts that are worked on at a time; None: as many as take no more memory than attention.
     split : str
-        What ranks divide: "" nothing, "tensor" heads and feed-forward columns.
+        What ranks divide: "" nothing, "tensor" heads and feed-forward columns, "context" keys and those columns.
     ranks : Outline
         This rank, how many there are, and what plans of their transfers go by.
     """
@@ -77,6 +77,11 @@ class Choices:
     group_rows: int | None = None
     split: str = ""
     ranks: Outline = ALONE
+
+    @property
+    def n_cached(self) -> int:
+        """Tokens whose rows this rank keeps at most."""
+        return -(-self.n_ctx // self.ranks.size) if self.split == "context" else self.n_ctx
 
 
 class Operation(NamedTuple):
@@ -125,6 +130,7 @@ class AttentionSizes:
     """One layer's attention but for n_kv, which grows.
 
     `counted`: so many keys are planned for, and kernels read how many there are when they run; 0: a call says it.
+    `n_ranks`: so many share the keys, and each makes a part of the result, of `out_dtype` ("": that of all heads).
     """
 
     n_head: int
@@ -136,12 +142,15 @@ class AttentionSizes:
     v_in_k: bool
     window: int
     counted: int = 0
+    n_ranks: int = 1
+    out_dtype: str = ""
 
     def n_keys(self, n_kv: int) -> int:
         """Keys that are planned for when there are `n_kv` tokens."""
         if self.counted:
             return self.counted
-        return min(n_kv, self.window - 1 + self.n_tokens) if self.window else n_kv
+        n_keys = min(n_kv, self.window - 1 + self.n_tokens) if self.window else n_kv
+        return -(-n_keys // self.n_ranks)
 
     def plan(self, n_keys: int, choices: Choices, budget: int | None) -> AttentionPlan:
         """The plan; BudgetError where `budget` is below the smallest tile."""
@@ -159,7 +168,7 @@ class AttentionSizes:
             n_threads=choices.n_threads,
             device=choices.device,
             q_dtype=choices.heads,
-            out_dtype=choices.heads,
+            out_dtype=self.out_dtype or choices.heads,
         )
 
     def flops(self, n_keys: int) -> int:

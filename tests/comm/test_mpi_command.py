@@ -45,7 +45,7 @@ def test_one_rank_prints_what_one_device_says(path, tmp_path):
 
 def test_bench(path):
     options = ("-p", "32", "-n", "2", "-r", "1", "-ub", "16", "-t", "1", "--json")
-    code, out, error, _ = kqcap(2, "bench", path, *options, "--split", "tensor")
+    code, out, error, _ = kqcap(2, "bench", path, *options, "--split", "context")
     assert code == 0, error
     rows = json.loads(out)["rows"]
     assert [row["test"] for row in rows] == ["pp32", "tg2"]

@@ -258,6 +258,8 @@ PRODUCTS = [
     ("Q8_0", 2, "cp_async_wait<kStages - 1>();", "cp_async_wait<kStages>();"),
     ("Q4_1", 9, "(float)sum * scale", "scale"),
     ("IQ2_XXS", 2, "minus * 255) + minus", "minus * 255)"),
+    ("NVFP4", 9, "(first + start) / Format::kRun", "start / Format::kRun"),
+    ("TQ1_0", 2, "0x511b0351u", "0x511b0951u"),
 ]
 
 

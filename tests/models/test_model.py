@@ -72,6 +72,15 @@ def test_every_pass_takes_what_its_plan_says(path, tokens, kind, mla):
         assert net.compute_peak <= net.memory.compute
 
 
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_tokens_one_by_one_are_a_prompt(path, tokens, kind):
+    with load(path, kv_type=kind) as net:
+        expected = net.prefill(tokens[:12], all_logits=True)
+        net.truncate(0)
+        found = [net.decode(token) for token in tokens[:12]]
+        assert error(np.array(found), expected) < (1e-4 if kind == "f16" else 1e-1)
+
+
 def test_buffers_that_live_at_once_lie_apart(path):
     with load(path) as net:
         for n_tokens, n_outputs in ((32, 0), (32, 1), (32, 32), (1, 1)):

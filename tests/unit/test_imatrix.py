@@ -99,7 +99,8 @@ def test_every_cut_and_every_changed_byte_is_read_or_refused(tmp_path, sums):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the number of entries takes 4 bytes"),
+        (b"", "an empty file"),
+        (b"\0", "the number of entries takes 4 bytes"),
         (struct.pack("<i", -1), "number of entries is -1"),
         (struct.pack("<ii", 1, 2**30), "the length of the name of entry 0 is 1073741824"),
         (old_bytes({"a": np.ones(4)}) + b"x", "1 bytes follow its end"),

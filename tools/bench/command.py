@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import statistics
 import sys
 import time
+from typing import Any
 
 from .. import ranks
 from ..loading import MLA
@@ -109,7 +111,7 @@ COLUMNS = [
 ]
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: Any) -> None:
     parser = new_parser(
         subparsers,
         "bench",
@@ -182,7 +184,7 @@ def add_parser(subparsers):
     versus.add_argument("--check", action="store_true", help="exit code 1 if a bar is missed")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int | None:
     if args.target is not None:
         if args.model is not None:
             raise UsageError("MODEL, -m: one model")
@@ -222,7 +224,7 @@ def _chosen(args):
     return model_command.run
 
 
-def run_attention(args):
+def run_attention(args: argparse.Namespace) -> int | None:
     """One layer's attention."""
     whole = [name for name in WHOLE_ONLY if getattr(args, name) is not None]
     if whole:

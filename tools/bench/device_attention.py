@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,15 +42,15 @@ SHAPES = (
 
 
 def measure(
-    device="cuda:0",
-    shapes=SHAPES,
-    n_kvs=(16384, 163840),
-    n_tokens=(2048,),
-    budgets=("64MiB",),
-    rounds=5,
-    peers=False,
-    note=lambda text: None,
-):
+    device: str = "cuda:0",
+    shapes: Any = SHAPES,
+    n_kvs: Sequence[int] = (16384, 163840),
+    n_tokens: Sequence[int] = (2048,),
+    budgets: Sequence[str] = ("64MiB",),
+    rounds: int = 5,
+    peers: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
     """Time attention; results are held against float64 on sampled rows.
 
     Returns
@@ -156,7 +158,7 @@ def _values(x, head):
     return lowlevel.asnumpy(x[head : head + 1]).astype(np.float32)
 
 
-def format_row(row):
+def format_row(row: dict[str, Any]) -> str:
     text = (
         f"{row['shape']:26}{row['n_tokens']:6}{row['n_kv']:8}{row['budget']:>8}"
         f"{row['scratch'] / 2**20:8.1f}{statistics.median(row['seconds']) * 1e3:10.2f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import Any
 
 from . import device_attention, device_matmul
 
@@ -15,7 +16,7 @@ _TYPES = {shape.name: shape.q_type for shape in device_attention.SHAPES}
 _LONG = dict(shape="192/128 128 heads", n_tokens=2048, n_kv=163840, budget="64MiB")
 
 
-def judge(document):
+def judge(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The bars that the measured rows allow to judge.
 
     Returns
@@ -97,6 +98,6 @@ def _at_most(name, value, bar, must_hold=False):
     return dict(name=name, value=value, bar=bar, met=bool(value <= bar), must_hold=must_hold)
 
 
-def format_bar(bar):
+def format_bar(bar: dict[str, Any]) -> str:
     word = "met   " if bar["met"] else "MISSED"
     return f"{word} {bar['name']}: {bar['value']:.4g} (bar {bar['bar']:g})"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +30,17 @@ BOUND = 0.043
 
 
 def measure(
-    device, types, sizes, n_rows, columns, copy_speed, *, n_expert=0, rounds=15, exact=False
-):
+    device: str,
+    types: Sequence[str],
+    sizes: Sequence[int],
+    n_rows: int,
+    columns: int,
+    copy_speed: float,
+    *,
+    n_expert: int = 0,
+    rounds: int = 15,
+    exact: bool = False,
+) -> list[dict[str, Any]]:
     """Time products of `sizes` rows of x with tensors of each type.
 
     Parameters
@@ -52,7 +63,7 @@ def measure(
             cases = {
                 n: _Case(device, pool, name, n, n_rows, columns, n_expert, exact) for n in sizes
             }
-            times = {n: [] for n in sizes}
+            times: dict[int, list[float]] = {n: [] for n in sizes}
             for _ in range(rounds):
                 for n, case in cases.items():
                     times[n].append(case.seconds())
@@ -135,12 +146,12 @@ class _Case:
         return worst
 
 
-def small_copy_speed(device, n_bytes, rounds):
+def small_copy_speed(device: str, n_bytes: int, rounds: int) -> float:
     """Bytes a second, read and written, of a GPU's copies that each move `n_bytes`, as many as a product
     reads, in a graph as the products are: what launches leave of a large copy's speed."""
     half = n_bytes // 2
     n_copies = max(1, ROTATED_BYTES // n_bytes)
-    there = devices.get(device)
+    there = timing.kernel_device(device)
     with _stream(device) as stream:
         source, target = (there.empty((n_copies, half), np.dtype(np.uint8)) for _ in range(2))
         noise = np.random.default_rng(1).integers(0, 256, 1 << 22, dtype=np.uint8)
@@ -154,7 +165,9 @@ def small_copy_speed(device, n_bytes, rounds):
     return 2 * half * n_copies / statistics.median(times)
 
 
-def host_seconds(device, name, n_rows=16384, columns=4096, repeat=200):
+def host_seconds(
+    device: str, name: str, n_rows: int = 16384, columns: int = 4096, repeat: int = 200
+) -> float:
     """Seconds that one call on a GPU takes the host."""
     with Pool("16MiB", device=device) as pool:
         t = timing.blocks(device, name, (n_rows, columns), 1)
@@ -170,7 +183,7 @@ def host_seconds(device, name, n_rows=16384, columns=4096, repeat=200):
     return seconds
 
 
-def format_row(row):
+def format_row(row: dict[str, Any]) -> str:
     middle = statistics.median(row["seconds"])
     spread = (max(row["seconds"]) - min(row["seconds"])) / middle
     shape = "x".join(

@@ -6,6 +6,8 @@ Times are the device's own, without the host's share of a call.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,15 @@ _N_HEAD, _D = 16, 128
 _CHECKED_ROWS = 8
 
 
-def measure_dequantize(device, types, n_weights, rounds, copy_speed, columns=4096, peers=False):
+def measure_dequantize(
+    device: str,
+    types: Sequence[str],
+    n_weights: int,
+    rounds: int,
+    copy_speed: float,
+    columns: int = 4096,
+    peers: bool = False,
+) -> list[dict[str, Any]]:
     """Decode `n_weights` of each type.
 
     Returns
@@ -32,7 +42,7 @@ def measure_dequantize(device, types, n_weights, rounds, copy_speed, columns=409
         rows that differ from the gguf package's), peers ({"torch": seconds}, where there is a formula).
     """
     rows = []
-    largest = devices.get(device).empty((4 * n_weights,), np.uint8)
+    largest = devices.get(device).empty((4 * n_weights,), np.dtype(np.uint8))
     for name in types:
         tensor = timing.blocks(device, name, (n_weights // columns, columns), 1)
         calls, outputs, others = {}, {}, {}
@@ -74,7 +84,9 @@ def _wrong_values(tensor, out):
     return wrong
 
 
-def measure_concat(device, n_values, rounds, copy_speed):
+def measure_concat(
+    device: str, n_values: int, rounds: int, copy_speed: float
+) -> list[dict[str, Any]]:
     """concat along the slow, a middle and the fast axis, and of two transposed arrays.
 
     Returns
@@ -118,7 +130,7 @@ def measure_concat(device, n_values, rounds, copy_speed):
     return rows
 
 
-def format_row(row):
+def format_row(row: dict[str, Any]) -> str:
     middle = statistics.median(row["seconds"])
     text = (
         f"{row['what']:22}{row['to']:>10}{middle * 1e3:10.3f}{row['bytes'] / middle / 1e9:8.0f}"

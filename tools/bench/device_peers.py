@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+from quant import QuantTensor
 
 
-def attention(q, k, v):
+def attention(q: Any, k: Any, v: Any) -> dict[str, Callable[[], Any]]:
     """{name: call} on CuPy arrays; each call takes memory as it likes.
 
     "head split" is the algorithm of ik_llama.cpp's -amb on float32 scores, one head at a time, with a
@@ -53,7 +57,7 @@ def attention(q, k, v):
     }
 
 
-def product_flops(n=8192, rounds=10):
+def product_flops(n: int = 8192, rounds: int = 10) -> float:
     """Operations a second of torch's largest 16-bit product: what tensor cores give."""
     import statistics
 
@@ -66,7 +70,7 @@ def product_flops(n=8192, rounds=10):
     return 2 * n**3 / statistics.median(times["product"])
 
 
-def dequantize(t, out):
+def dequantize(t: QuantTensor, out: Any) -> Any:
     """A call that does the gguf package's formula in torch on a CuPy tensor, or None for other types."""
     import torch
 
@@ -92,7 +96,7 @@ def _q4_0(torch, blocks):
     return signed.float() * blocks[:, :2].view(torch.float16).float()
 
 
-def give_back_memory():
+def give_back_memory() -> None:
     """What torch keeps of it."""
     import torch
 

@@ -6,7 +6,9 @@ import copy
 import random
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,7 @@ class Case:
     n_threads: int
 
     @property
-    def reference(self):
+    def reference(self) -> Case:
         """The case that this one's speed is held against."""
         return Case("steps", 0, self.n_ubatch, self.n_threads)
 
@@ -50,7 +52,7 @@ class Measurement:
 
     case: Case
     plans: list = field(default_factory=list)  # of each u-batch
-    plan: object = None
+    plan: Any = None
     scratch_bytes: int | None = None
     budget: int | None = None
     peak_bytes: int | None = None
@@ -62,11 +64,11 @@ class Measurement:
     broken: list = field(default_factory=list)
 
     @property
-    def is_finished(self):
+    def is_finished(self) -> bool:
         """Whether it was timed at least once, or cannot run."""
         return bool(self.seconds or self.cannot_run)
 
-    def share_with(self, other):
+    def share_with(self, other: Measurement) -> None:
         """Give what was measured to a case with equal plans."""
         for name in (
             "peak_bytes",
@@ -79,7 +81,7 @@ class Measurement:
         ):
             setattr(other, name, copy.copy(getattr(self, name)))
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         data = {**asdict(self.case), **vars(self)}
         del data["case"], data["plans"]
@@ -101,7 +103,7 @@ class Prompt:
         Of the sampled rows.
     """
 
-    def __init__(self, workload, kv_type, n_ubatch, full, seed):
+    def __init__(self, workload: Any, kv_type: str, n_ubatch: int, full: bool, seed: int) -> None:
         n_prompt = workload.k.shape[1]
         starts = range(0, n_prompt, n_ubatch)
         first = 0 if full else starts[-1]
@@ -141,7 +143,7 @@ class Prompt:
         )
         return float(scores.std()), float(np.abs(scores).max())
 
-    def plans(self, case):
+    def plans(self, case: Case) -> list[Any]:
         """The plan of each u-batch; where some do not fit, the BudgetError that asks for most."""
         plans, refused = [], []
         for start, stop, n_kv in self.ubatches:
@@ -167,7 +169,7 @@ class Prompt:
             n_threads=case.n_threads,
         )
 
-    def run(self, plans, pool):
+    def run(self, plans: Sequence[Any], pool: lowlevel.Pool) -> tuple[float, list[int]]:
         """All u-batches; returns the seconds they took and the pool's peak in each."""
         self.out[:, self.rows] = np.nan  # what an earlier run left must not pass for this one's
         seconds, peaks = 0.0, []
@@ -189,21 +191,21 @@ class Prompt:
             peaks.append(pool.peak)
         return seconds, peaks
 
-    def error(self):
+    def error(self) -> float:
         """Of the last run, against float64, over the largest output."""
         return scaled_error(self.out[:, self.rows], self.expected)
 
 
 def measure(
-    prompts,
-    cases,
+    prompts: Mapping[int, Prompt],
+    cases: Sequence[Case],
     *,
-    repetitions,
-    deadline=None,
-    seed=0,
-    begin=lambda n_runs: None,
-    advance=lambda run: None,
-):
+    repetitions: int,
+    deadline: float | None = None,
+    seed: int = 0,
+    begin: Callable[[int], None] = lambda n_runs: None,
+    advance: Callable[[Measurement], None] = lambda run: None,
+) -> tuple[list[Measurement], bool]:
     """Run each case once for memory and error, then time all of them in mixed order.
 
     Cases whose plans are equal are one run: a larger budget changes nothing in it. Ctrl-C ends the
@@ -261,7 +263,7 @@ def _measure(prompts, cases, results, repetitions, deadline, seed, begin, advanc
                 first.share_with(other)
 
 
-def unbudgeted(plan):
+def unbudgeted(plan: dict[str, Any]) -> dict[str, Any]:
     """What a plan decided (its `to_dict()`), without the budget that it was made for."""
     return {key: value for key, value in plan.items() if key != "budget"}
 
@@ -276,7 +278,7 @@ def _of_equal_plans(prompts, results):
     return [sorted(group, key=lambda result: result.budget) for group in groups.values()]
 
 
-def ratio(result, reference):
+def ratio(result: Measurement, reference: Measurement | None) -> float | None:
     """Speed over that of `reference`: the median over the rounds, each against its own round."""
     if reference is None or not reference.seconds or not result.seconds:
         return None

@@ -8,6 +8,7 @@ import pathlib
 import platform
 import subprocess
 from importlib import metadata
+from typing import Any
 
 from ..process import available_bytes
 
@@ -16,7 +17,7 @@ __all__ = ["describe", "load"]
 _PACKAGES = ("numpy", "numba", "llvmlite", "gguf", "torch", "llama-cpp-python", "scipy")
 
 
-def describe(device_name="cpu"):
+def describe(device_name: str = "cpu") -> dict[str, Any]:
     """Plain data: date, commit (of the environment's KQCAP_COMMIT, else git's), CPU, memory, system, versions, load;
     of a GPU also its name, driver and runtime."""
     from lowlevel.cpu.threads import cpu_count
@@ -61,7 +62,7 @@ def _output_of(command):
     return result.stdout.strip() or None
 
 
-def load():
+def load() -> float | None:
     """Processes that were running on average over the last minute; None where unknown."""
     try:
         return os.getloadavg()[0]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 import pathlib
 import random
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..options import UsageError
 from . import provenance, versus_report, versus_startup
 from .peers import INSTALL
 from .peers.handle import Peer, PeerError, PeerMissing
-from .versus_cases import select
+from .versus_cases import Case, select
 
 __all__ = ["PEERS", "run"]
 
@@ -52,18 +55,20 @@ class Column:
     count: dict = field(default_factory=dict)
     seconds: dict = field(default_factory=dict)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
 class Peers:
     """The peers' processes, started when first needed, and again after one has died."""
 
-    def __init__(self, names, n_threads):
-        self.names, self.missing, self.about = list(names), {}, {}
-        self._n_threads, self._running = n_threads, {}
+    def __init__(self, names: Iterable[str], n_threads: int) -> None:
+        self.names, self._n_threads = list(names), n_threads
+        self.missing: dict[str, str] = {}
+        self.about: dict[str, Any] = {}
+        self._running: dict[str, Peer] = {}
 
-    def get(self, name):
+    def get(self, name: str) -> Peer:
         """The running `Peer`; raises PeerError."""
         if name in self.missing:
             raise PeerError(self.missing[name])
@@ -80,12 +85,12 @@ class Peers:
             self._running[name], self.about[name] = peer, peer.about
         return peer
 
-    def close(self):
+    def close(self) -> None:
         for peer in self._running.values():
             peer.close()
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """The subcommand; see bench.py for its options."""
     try:
         cases = select(args.only)
@@ -146,12 +151,21 @@ class Trial:
         For the outputs that are compared.
     """
 
-    def __init__(self, case, peers, threads, repetitions, seed, folder):
+    def __init__(
+        self,
+        case: Case,
+        peers: Peers,
+        threads: list[int],
+        repetitions: int | None,
+        seed: int,
+        folder: pathlib.Path,
+    ) -> None:
         self.case, self.peers, self.threads = case, peers, threads
         self.repetitions, self.seed, self.folder = repetitions, seed, folder
-        self.columns, self.notes = [], []
+        self.columns: list[Column] = []
+        self.notes: list[str] = []
 
-    def run(self):
+    def run(self) -> dict[str, Any]:
         """Prepare, compare, time; returns plain data for versus_report."""
         self._prepare()
         self._compare()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..options import MIB
 from . import selection
@@ -72,17 +74,17 @@ class Case:
     work: float = 0.0
     bars: tuple = ()
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def select(patterns):
+def select(patterns: Sequence[str] | None) -> tuple[Case, ...]:
     """The cases that ``--only`` names; None: all. ValueError for a pattern that no name contains."""
     cases = {case.name: case for case in CASES}
     return tuple(cases[name] for name in selection.select(cases, patterns))
 
 
-def kept_pairs(n_tokens, n_kv):
+def kept_pairs(n_tokens: int, n_kv: int) -> int:
     """Pairs of a query row and a key that a causal mask keeps."""
     return n_tokens * n_kv - n_tokens * (n_tokens - 1) // 2
 

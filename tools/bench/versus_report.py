@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 from ..options import MIB
 from .versus_cases import kept_pairs
@@ -28,7 +29,7 @@ _TITLES = {
 # ---------------------------------------------------------------- verdicts
 
 
-def judge(results):
+def judge(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add to each case its ``rows``: one a number of threads, with ratios, rates and verdicts."""
     for result in results:
         if result["kind"] == "startup":
@@ -40,7 +41,7 @@ def judge(results):
     return results
 
 
-def is_missed(document):
+def is_missed(document: dict[str, Any]) -> bool:
     """Whether any bar was missed, or any result was wrong."""
     return any(
         verdict["met"] is False
@@ -185,14 +186,14 @@ def _startup_verdicts(result, row):
 # ---------------------------------------------------------------- tables
 
 
-def print_tables(document, bars=True):
+def print_tables(document: dict[str, Any], bars: bool = True) -> None:
     """Print everything; what this project set itself to reach only with `bars`."""
     from .. import tables
 
     _print_machine(document)
     for text in document["missing"]:
         tables.note(text)
-    by_kind = {}
+    by_kind: dict[str, list[dict[str, Any]]] = {}
     for case in document["cases"]:
         key = case["sizes"]["what"] if case["kind"] == "startup" else case["kind"]
         by_kind.setdefault(key, []).append(case)

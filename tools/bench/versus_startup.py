@@ -8,8 +8,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from .peers.handle import child_environment
+from .versus_cases import Case
 
 __all__ = ["measure"]
 
@@ -33,7 +35,7 @@ print(json.dumps(dict(
 """
 
 
-def measure(case, n_threads, repetitions):
+def measure(case: Case, n_threads: int, repetitions: int | None) -> dict[str, Any]:
     """The result of a startup case: plain data as from versus.Trial."""
     measured = _MEASURE[case.sizes["what"]](n_threads, repetitions)
     return dict(**case.to_dict(), columns=[], notes=[], **measured)

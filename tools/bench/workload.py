@@ -8,11 +8,13 @@ a time, so that a longer prompt begins with the same tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from lowlevel import ops
+from quant import ModelFile
 
 __all__ = ["Workload", "make_workload"]
 
@@ -39,7 +41,15 @@ class Workload:
     scale: float
 
 
-def make_workload(model, *, n_prompt, n_query, layer=0, seed=0, advance=lambda n_tokens: None):
+def make_workload(
+    model: ModelFile,
+    *,
+    n_prompt: int,
+    n_query: int,
+    layer: int = 0,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda n_tokens: None,
+) -> Workload:
     """Q, K and V of `layer` of an open model file.
 
     Parameters

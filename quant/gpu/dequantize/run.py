@@ -1,11 +1,18 @@
 """Dequantisation on a device that runs CUDA kernels: finds rows of blocks and launches kernels on them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from lowlevel.axes import join_axes
 from lowlevel.gpu.ops.launch import refuse_n_threads
 from lowlevel.shapes import dtype_name
 
 from ..constants import constants
 from ..instances import DEQUANTIZE, OUTPUTS
+
+if TYPE_CHECKING:
+    from ...formats import BlockFormat
 
 DTYPES = tuple(OUTPUTS)
 STORE_BYTES = 16  # of a load and of a store
@@ -15,22 +22,22 @@ MAX_BLOCKS = 2**31
 TILE_VECTORS = 256 * 8
 
 
-def alignment(block):
+def alignment(block: BlockFormat) -> int:
     """What a block's address is a multiple of where the kernels for aligned tensors take it."""
     return STORE_BYTES if block.is_float else constants(block).alignment
 
 
-def resolve_n_threads(n_threads, device):
+def resolve_n_threads(n_threads: int | None, device: Any) -> None:
     """A GPU's launches have threads of their own: ValueError for a number."""
     refuse_n_threads(device, n_threads)
 
 
-def dequantize(t, out, n_threads, device):
+def dequantize(t: Any, out: Any, n_threads: int | None, device: Any) -> None:
     """Decode a QuantTensor into `out`, both checked and on `device`; returns before it is done."""
     decode_blocks(t.format, t.data, out, device)
 
 
-def decode_blocks(block, data, out, device):
+def decode_blocks(block: BlockFormat, data: Any, out: Any, device: Any) -> None:
     """Decode `data` (..., row bytes), blocks of a `BlockFormat`, into `out` (..., columns)."""
     n_blocks = data.size // block.block_bytes
     axes = join_axes(

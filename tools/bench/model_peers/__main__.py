@@ -6,17 +6,12 @@ to standard error.
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
-import signal
-import sys
 import time
-import traceback
 from typing import Any
 
 import numpy as np
 
+from ..serve import serve
 from . import Job
 
 
@@ -60,29 +55,5 @@ class Server:
         return {}
 
 
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def reply(message):
-        replies.write(json.dumps(message) + "\n")
-
-    try:
-        module = importlib.import_module(f".{sys.argv[1]}", __package__)
-        reply(dict(ready=module.describe()))
-    except ImportError as error:
-        reply(dict(missing=str(error)))
-        return
-    server = Server(module)
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            reply(getattr(server, request.pop("do"))(**request))
-        except Exception as error:
-            traceback.print_exc()
-            reply(dict(error=f"{type(error).__name__}: {error}"))
-
-
 if __name__ == "__main__":
-    main()
+    serve(__package__, Server)

@@ -6,18 +6,14 @@ print goes to standard error.
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import json
-import os
-import signal
 import statistics
-import sys
 import time
-import traceback
+from typing import Any
 
 import numpy as np
 
+from ..serve import serve
 from . import inputs
 
 # Values of an output that are compared.
@@ -27,11 +23,11 @@ SAMPLED_VALUES = 1 << 16
 class Server:
     """Answers requests about one case at a time."""
 
-    def __init__(self, module):
+    def __init__(self, module: Any) -> None:
         self._module = module
-        self._variants = {}
+        self._variants: dict[str, Any] = {}
 
-    def prepare(self, case, seed):
+    def prepare(self, case: dict[str, Any], seed: int) -> dict[str, Any]:
         """Make the inputs and what runs on them; says which columns there are."""
         self.drop()
         data = inputs.make(case, seed)
@@ -43,7 +39,7 @@ class Server:
             digest=inputs.digest(data),
         )
 
-    def run(self, variant, n_threads, count):
+    def run(self, variant: str, n_threads: int, count: int) -> dict[str, Any]:
         """Call it `count` times; returns the seconds of one: the median, lest one that the system
         interrupted counts for all."""
         call = self._variants[variant].call
@@ -54,7 +50,7 @@ class Server:
             times.append(time.perf_counter())
         return dict(seconds=statistics.median(b - a for a, b in itertools.pairwise(times)))
 
-    def output(self, variant, path):
+    def output(self, variant: str, path: str) -> dict[str, Any]:
         """Write some values of the last result to a file; says what else there is to know."""
         made = self._variants[variant]
         info = made.info() if callable(made.info) else made.info
@@ -64,34 +60,10 @@ class Server:
             np.save(path, np.asarray(values, np.float32).reshape(-1)[::step])
         return dict(info=info, has_output=made.output is not None)
 
-    def drop(self):
+    def drop(self) -> dict[str, Any]:
         self._variants = {}
         return {}
 
 
-def main():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def reply(message):
-        replies.write(json.dumps(message) + "\n")
-
-    module = importlib.import_module(f".{sys.argv[1]}", __package__)
-    try:
-        reply(dict(ready=module.describe()))
-    except ImportError as error:
-        reply(dict(missing=str(error)))
-        return
-    server = Server(module)
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            reply(getattr(server, request.pop("do"))(**request))
-        except Exception as error:
-            traceback.print_exc()
-            reply(dict(error=f"{type(error).__name__}: {error}"))
-
-
 if __name__ == "__main__":
-    main()
+    serve(__package__, Server)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 from numba.core import ccallback, event
@@ -19,27 +20,28 @@ from quant.matmul import matmul
 class Recorder(event.Listener):
     """Kernels compiled since `take` was last called: (name, seconds), outermost only."""
 
-    def __init__(self):
-        self._depth, self._begun, self._found = 0, 0.0, []
+    def __init__(self) -> None:
+        self._depth, self._begun = 0, 0.0
+        self._found: list[tuple[str, float]] = []
 
-    def on_start(self, e):
+    def on_start(self, e: Any) -> None:
         self.begin()
 
-    def on_end(self, e):
+    def on_end(self, e: Any) -> None:
         self.end(e.data["dispatcher"].py_func)
 
-    def begin(self):
+    def begin(self) -> None:
         if self._depth == 0:
             self._begun = time.perf_counter()
         self._depth += 1
 
-    def end(self, function):
+    def end(self, function: Any) -> None:
         self._depth -= 1
         if self._depth == 0:
             name = f"{function.__module__}.{function.__name__}"
             self._found.append((name, time.perf_counter() - self._begun))
 
-    def take(self):
+    def take(self) -> list[tuple[str, float]]:
         found, self._found = self._found, []
         return found
 
@@ -87,7 +89,7 @@ def _calls():
     yield "quantize Q8_0", lambda: quant.quantize(q[0], "Q8_0")
 
 
-def main():
+def main() -> None:
     recorder = Recorder()
     event.register("numba:compile", recorder)
     _record_c_kernels(recorder)

@@ -10,6 +10,7 @@ import concurrent.futures
 import ctypes
 import itertools
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from .ggml_library import F16, F32, load
 MEMORY_MARGIN = 64 << 20  # for headers, graphs and rounding in a context
 
 
-def describe():
-    library = load()
+def describe() -> dict[str, Any]:
+    library: Any = load()  # its functions are attributes made of a table
     on = [name for name, value in library.features.items() if value == "1"]
     return dict(
         ggml=(library.ggml_version() or b"?").decode() if library.ggml_version else "?",
@@ -28,11 +29,11 @@ def describe():
     )
 
 
-def set_threads(n_threads):
+def set_threads(n_threads: int) -> None:
     pass
 
 
-def prepare(case, data):
+def prepare(case: dict[str, Any], data: dict[str, np.ndarray]) -> dict[str, Variant | str]:
     return _PREPARE[case["kind"]](case["sizes"], data)
 
 

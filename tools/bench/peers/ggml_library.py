@@ -166,10 +166,10 @@ class _Library:
 
 
 @functools.cache
-def load():
+def load() -> _Library:
     """The library; ImportError if llama-cpp-python or its ggml is not there."""
     spec = importlib.util.find_spec("llama_cpp")
-    if spec is None:
+    if spec is None or spec.submodule_search_locations is None:
         raise ImportError("No module named 'llama_cpp'")
     folder = pathlib.Path(spec.submodule_search_locations[0]) / "lib"
     try:

@@ -9,6 +9,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 from . import INSTALL
 
@@ -26,7 +28,7 @@ class PeerMissing(PeerError):
     """The peer is not installed."""
 
 
-def child_environment(n_threads):
+def child_environment(n_threads: int) -> dict[str, str]:
     """The environment of a child: its packages, and thread pools that sleep when idle.
 
     OMP_WAIT_POLICY stays as the user has it, to try what spinning would change.
@@ -62,7 +64,13 @@ class Peer:
         It does not start.
     """
 
-    def __init__(self, name, n_threads, package=__package__, install=INSTALL):
+    def __init__(
+        self,
+        name: str,
+        n_threads: int,
+        package: str = __package__,
+        install: Mapping[str, str] = INSTALL,
+    ) -> None:
         self.name = name
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -73,6 +81,8 @@ class Peer:
             env=child_environment(n_threads),
             text=True,
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
         try:
             hello = self._reply()
             if "missing" in hello:
@@ -84,20 +94,20 @@ class Peer:
             raise
         self.about = hello["ready"]
 
-    def ask(self, do, **arguments):
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a request to the peer's `Server` and return its reply; raises PeerError."""
         self.send(do, **arguments)
         return self.receive()
 
-    def send(self, do, **arguments):
+    def send(self, do: str, **arguments: Any) -> None:
         """Send a request; each must be followed by `receive`."""
         try:
-            self._process.stdin.write(json.dumps(dict(do=do, **arguments)) + "\n")
-            self._process.stdin.flush()
+            self._requests.write(json.dumps(dict(do=do, **arguments)) + "\n")
+            self._requests.flush()
         except (BrokenPipeError, ValueError):
             raise PeerError(self._death()) from None
 
-    def receive(self):
+    def receive(self) -> dict[str, Any]:
         """The reply to the last request; raises PeerError."""
         reply = self._reply()
         if "error" in reply:
@@ -105,23 +115,23 @@ class Peer:
         return reply
 
     @property
-    def is_alive(self):
+    def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def close(self):
+    def close(self) -> None:
         """End the process."""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._requests.close()
         try:
             self._process.wait(2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._replies.close()
         self._stderr.close()
 
     def _reply(self):
-        line = self._process.stdout.readline()
+        line = self._replies.readline()
         if not line:
             raise PeerError(self._death())
         return json.loads(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ import quant
 _POOL = 1_000_003
 
 
-def make(case, seed):
+def make(case: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     """{name: array} for a case.
 
     dequantize, matvec, gemm: ``blocks`` uint8 (rows, row bytes) and, for products, ``x`` float32
@@ -23,11 +24,11 @@ def make(case, seed):
     return _attention(case["sizes"], rng) if case["kind"] == "attention" else _weights(case, rng)
 
 
-def digest(data):
+def digest(data: dict[str, np.ndarray]) -> int:
     """A checksum of all arrays, to see that processes have the same."""
     total = 0
     for name in sorted(data):
-        total = zlib.crc32(memoryview(data[name]).cast("B"), total)
+        total = zlib.crc32(data[name].data.cast("B"), total)
     return total
 
 
@@ -75,12 +76,12 @@ def _normal(rng, shape):
     return np.resize(pool, shape)
 
 
-def value_of(data, sizes):
+def value_of(data: dict[str, np.ndarray], sizes: dict[str, Any]) -> np.ndarray:
     """V: its own array, or K's first columns."""
     return data["k"][..., : sizes["d_v"]] if sizes["v_in_k"] else data["v"]
 
 
-def aligned(shape, dtype=np.float32):
+def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """A zeroed array, resident, from a multiple of 4096 bytes on."""
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(n_bytes + 4096, np.uint8)
@@ -90,6 +91,6 @@ def aligned(shape, dtype=np.float32):
     return array
 
 
-def copies(array, count):
+def copies(array: np.ndarray, count: int) -> list[np.ndarray]:
     """The array and `count` - 1 copies of it."""
     return [array, *(array.copy() for _ in range(count - 1))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -25,18 +26,18 @@ _SGEMM = 2048
 _blas_limit = None
 
 
-def describe():
+def describe() -> dict[str, Any]:
     return dict(simd=simd.LEVEL)
 
 
-def set_threads(n_threads):
+def set_threads(n_threads: int) -> None:
     import threadpoolctl
 
     global _blas_limit
     _blas_limit = threadpoolctl.threadpool_limits(n_threads, user_api="blas")
 
 
-def prepare(case, data):
+def prepare(case: dict[str, Any], data: dict[str, np.ndarray]) -> dict[str, Variant | str]:
     """Columns named as the limit, a colon, and the way it is reached."""
     return {column: v for limit in case["limits"] for column, v in _MAKE[limit](data).items()}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from . import Variant, inputs
@@ -13,7 +15,7 @@ MEMORY_MARGIN = 2**31
 _limits = None
 
 
-def describe():
+def describe() -> dict[str, Any]:
     import threadpoolctl
 
     blas = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
@@ -21,14 +23,14 @@ def describe():
     return dict(numpy=np.__version__, blas=f"{about.get('internal_api')} {about.get('version')}")
 
 
-def set_threads(n_threads):
+def set_threads(n_threads: int) -> None:
     import threadpoolctl
 
     global _limits
     _limits = threadpoolctl.threadpool_limits(n_threads, user_api="blas")
 
 
-def prepare(case, data):
+def prepare(case: dict[str, Any], data: dict[str, np.ndarray]) -> dict[str, Variant | str]:
     if case["kind"] != "attention":
         return {}
     sizes = case["sizes"]

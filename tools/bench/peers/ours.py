@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +14,17 @@ from lowlevel.cpu import bfloat
 from . import Variant, inputs
 
 
-def describe():
+def describe() -> dict[str, Any]:
     from lowlevel.cpu import simd
 
     return dict(simd=simd.LEVEL, vnni=simd.HAS_VNNI)
 
 
-def set_threads(n_threads):
+def set_threads(n_threads: int) -> None:
     pass
 
 
-def prepare(case, data):
+def prepare(case: dict[str, Any], data: dict[str, np.ndarray]) -> dict[str, Variant | str]:
     return _PREPARE[case["kind"]](case["sizes"], data)
 
 

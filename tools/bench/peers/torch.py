@@ -10,24 +10,26 @@ The causal mask (bottom right) is made outside the timing; a single token needs 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from . import Variant, inputs
 
 
-def describe():
+def describe() -> dict[str, Any]:
     import torch
 
     return dict(torch=torch.__version__, blas=torch.__config__.show().count("MKL") and "MKL")
 
 
-def set_threads(n_threads):
+def set_threads(n_threads: int) -> None:
     import torch
 
     torch.set_num_threads(n_threads)
 
 
-def prepare(case, data):
+def prepare(case: dict[str, Any], data: dict[str, np.ndarray]) -> dict[str, Variant | str]:
     if case["kind"] != "attention":
         return {}
     forms = _Forms(case["sizes"], data)
