@@ -17,6 +17,8 @@ from quant_cases import FIRST_OF_STRUCTURE
 
 import lowlevel
 from lowlevel.cpu import simd
+from quant.cpu.matmul import layouts
+from quant.cpu.matmul.block_formats import LAYOUTS
 from quant.formats import FORMATS, block_format
 from quant.matmul import matmul, matmul_plan, matmul_scratch_bytes
 from quant.quantize import quantize
@@ -104,6 +106,32 @@ def test_a_few_products_of_each_form(rng):
         check_product(rng, name, True, 5, 21, odd_columns(rng, name))
         if name in FLOATS:
             check_product(rng, name, True, 1, 21, odd_columns(rng, name))
+
+
+def pairs_layout(name):
+    """The `PanelLayout` of a format on a CPU with AVX2, which this one need not be."""
+    given, block = LAYOUTS[name], block_format(name)
+    if given.sums:
+        return given
+    n_factors = block.block_weights // block.sub_block if block.scales else 0
+    return layouts._layout_of_pairs(block, given.n_segments, -block.codes[0], n_factors)
+
+
+def test_sums_of_pairs_fit():
+    """With AVX2: what sums of a run are kept in holds the largest ones, and before them two products."""
+    found = set()
+    for name in BLOCKS:
+        block, layout = block_format(name), pairs_layout(name)
+        found.add(layout.sums)
+        if layout.sums == "signed":
+            assert layout.shift == 0 and min(block.codes) >= -128
+            continue
+        assert 2 * 127 * (block.codes[1] + layout.shift) < 2**15  # vpmaddubsw saturates
+        assert block.codes[0] + layout.shift >= 0
+        if layout.sums == "words":
+            n_products = 16 * layout.run_steps // 2
+            assert n_products * 127 * max(map(abs, block.codes)) < 2**15
+    assert found == {"words", "dwords", "signed"}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
