@@ -33,7 +33,7 @@ def test_calls_between_simulated_devices(n):
             check_calls(comm, ("float32", "float16"))
             stream.synchronise()
 
-    names = ["cudasim"] * n
+    names = [f"cudasim:{index}" for index in range(n)]
     with ranks(*names) as threads:
         threads.run(on_a_stream)
 

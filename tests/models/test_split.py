@@ -93,7 +93,7 @@ def test_keys_split_over_simulated_devices(path_of, tokens):
     path, options = path_of("deepseek-r1"), dict(n_ctx=16, n_ubatch=8, kv_type="f16", exact=True)
     with quant.load(path, "cpu", **options) as net:
         expected = passes(net, tokens[:14])
-    found = on_ranks(("cudasim", "cudasim"), path, tokens[:14], split="context", **options)
+    found = on_ranks(("cudasim", "cudasim:1"), path, tokens[:14], split="context", **options)
     assert error(found[0][0], expected) < 1e-2
     np.testing.assert_array_equal(found[0][0], found[1][0])
 
@@ -165,7 +165,7 @@ def test_tensors_split_over_simulated_devices(path_of, tokens):
         expected = passes(net, tokens[:14])
     with quant.open(path) as file:
         _, whole = plan_model(file, "cudasim", **options)
-    found = on_ranks(("cudasim", "cudasim"), path, tokens[:14], split="tensor", **options)
+    found = on_ranks(("cudasim", "cudasim:1"), path, tokens[:14], split="tensor", **options)
     for logits, memory in found:
         assert error(logits, expected) < 1e-2  # of heads in bfloat16
         assert memory.weights_copied < 0.75 * whole.weights_copied
