@@ -4,6 +4,7 @@ import functools
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 from measured_calls import MeasuredCalls
 
 from lowlevel.cpu import compile_notice
@@ -11,6 +12,10 @@ from lowlevel.pool import Pool
 
 _n_calls = 0
 compile_notice.stream = None  # tests look at what is written to standard error
+
+# Other processes may have the CPUs for a while: how long an example took says nothing.
+settings.register_profile("kqcap", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kqcap")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C, and so would the tests of it and their children.
