@@ -11,10 +11,13 @@ here               load (_driver_major and _how_to_install say what is missing),
 device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it; address, plain, writable, freeze
                    fill, holds: what debug pools write and look for
                    from_host, upload, to_host, copy_flat: copies; tensor_map: what TMA reads by
+                   pinned: memory of the host that copies are queued to, copy_out and download: from the device to there;
+                   reach, receive: copies between GPUs; free_bytes: what is left on the card
                    launch, start: which GPU is current, shared memory's opt-in, the call itself;
                    start_in_haste: the driver's call (what it is handed: packed_launch.py, which a test reads)
                    gemm (cublas.py: the workspace that cuBLAS is given, row-major products, TF32)
-                   current_stream, record, wait, synchronise, finish: CuPy's streams and events
+                   current_stream, own_stream, record, wait, settle, synchronise, finish: CuPy's streams and events
+                   keep, keep_attention, capture: what a model runs again, as CUDA graphs
 
 tests/cuda with ``-m gpu`` runs all of it.
 """
