@@ -14,7 +14,8 @@ comm = mpi_rank(device)
 if what == "calls":
     check_calls(comm)
     comm.close()
-    print("held", comm.rank, comm.size, flush=True)
+    # One write: those of two ranks may come between each other.
+    print(f"held {comm.rank} {comm.size}\n", end="", flush=True)
 elif what == "raises":
     if comm.rank == 1:
         raise OSError("the disk is gone")
