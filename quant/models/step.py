@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Forms of latent attention.
 DECOMPRESSED, ABSORBED = "decompressed", "absorbed"
 MLA = (0, 1, 2, 3, "auto")
+# What it costs to make a weight a float, in multiplications and additions.
+DECODING = 8
 
 
 @dataclass(frozen=True)
@@ -282,9 +284,12 @@ def form_changes_at(layer: LayerConfig, n_tokens: int) -> int:
     """Latents up to which decompressing takes no more FLOPs than absorbing, for so many queries.
 
     A head takes, in products of two values, ``n_kv rank (d_nope + d_v) + n_tokens n_kv (d_k + d_v)`` decompressed, and
-    ``n_tokens n_kv (2 rank + n_rot) + n_tokens rank (d_nope + d_v)`` absorbed.
+    ``n_tokens n_kv (2 rank + n_rot) + n_tokens rank (d_nope + d_v)`` absorbed. Decompressing makes its weights floats
+    first, which counts as much as `DECODING` tokens through them.
     """
     rank, n_rot = layer.kv_lora_rank, layer.rope.n_rot
     turning = rank * (layer.d_nope + layer.d_v)
     saved_a_key = turning + n_tokens * (layer.d_k + layer.d_v - 2 * rank - n_rot)
-    return n_tokens * turning // saved_a_key if saved_a_key > 0 else 2**62
+    if saved_a_key <= 0:
+        return 2**62
+    return max(0, n_tokens - DECODING) * turning // saved_a_key
