@@ -405,12 +405,9 @@ class Bound:
             for part in state.share.segments(n_tokens, sizes.n_tokens):
                 rows = slice(part.start, part.stop)
                 k, v = source(part.n_keys)
-                if part.n_keys:
-                    of_part = dataclasses.replace(sizes, n_tokens=part.stop - part.start)
-                    options["plan"] = state.plan(of_part, part.n_keys)
-                else:
-                    options["plan"] = None
-                here = dict(out=out[:, rows], lse=lse[:, rows], causal=part.causal)
+                of_part = dataclasses.replace(sizes, n_tokens=part.stop - part.start)
+                plan = state.plan(of_part, part.n_keys)
+                here = dict(out=out[:, rows], lse=lse[:, rows], causal=part.causal, plan=plan)
                 attention(q[:, rows], k, v, pool=scratch, **here, **options)
 
         return run

@@ -164,7 +164,7 @@ class AttentionSizes:
             d_k=self.d_k,
             d_v=self.d_v,
             kv_dtype=self.kv_dtype,
-            v_in_k=self.v_in_k,
+            v_in_k=self.v_in_k and n_keys > 0,  # of no keys, attention cannot see where V lies
             budget=budget,
             method=choices.method,
             n_threads=choices.n_threads,
@@ -230,8 +230,10 @@ class Pass:
         """Scratch of the attention that takes the most when there are `n_kv` tokens, these included."""
         return max(
             (
-                each.plan(each.n_keys(n_kv), self.choices, budget).scratch_bytes
+                each.plan(n_keys, self.choices, budget).scratch_bytes
                 for each in self.attention_sizes
+                # A rank may have none of the keys.
+                for n_keys in {each.n_keys(n_kv), 0 if each.n_ranks > 1 else each.n_keys(n_kv)}
             ),
             default=0,
         )
