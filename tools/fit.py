@@ -139,6 +139,7 @@ def _proposal(args, model, rule, answer, vram):
     """
     from quant.models.choices import DEFAULT_CONTEXT
     from quant.models.engines import MARGIN
+    from quant.models.kqcap_memory import run_options
     from quant.models.memory_model import header_of
     from quant.models.propose import propose
 
@@ -148,18 +149,7 @@ def _proposal(args, model, rule, answer, vram):
     n_ctx = setting.n_ctx
     if not answer.fits:
         n_ctx = _one(args.n_prompt, "-c") or min(DEFAULT_CONTEXT, model.context_length)
-    options = dict(
-        n_ctx=n_ctx,
-        n_ubatch=setting.n_ubatch,
-        amb=setting.amb,
-        kv_type=setting.kv_type,
-        mla="auto" if setting.mla is None else setting.mla,
-        exact=False,
-        method=setting.method,
-        n_threads=None,
-        comm=None,
-        split=None,
-    )
+    options = run_options(setting) | dict(n_ctx=n_ctx, n_threads=None, comm=None, split=None)
     reserve = MARGIN if args.reserve is None else args.reserve
     with header_of(args.model, args.type or "Q8_0", args.mla) as file:
         found = propose(file, [size - reserve for size in vram], options)

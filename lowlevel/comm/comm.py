@@ -277,8 +277,8 @@ class Comm:
                 f"{name}: expected an array without gaps, got strides {array.strides} for shape "
                 f"{tuple(array.shape)}; numpy.ascontiguousarray({name}) would do"
             )
-        if written and not self._device.writable(array):
-            raise ValueError(f"{name}: the array is read-only; give one that can be written")
+        if written:
+            checks.check_writable(array, name, self._device)
 
     def _rank(self, value, name):
         return checks.whole_number(value, name, 0, self.size - 1)

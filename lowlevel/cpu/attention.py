@@ -9,6 +9,7 @@ from lowlevel.attention.kv_source import as_kv_source, padded_width
 from lowlevel.attention.passes import passes
 
 from . import attention_kernel, kept, kv_fill, layout, threads
+from .address import address
 
 # A window this long leaves nothing out; it keeps positions inside int32.
 NO_WINDOW = 2**31 - 1
@@ -28,10 +29,6 @@ class _Rows(NamedTuple):
 _NOWHERE = _Rows(0, 0, 0, 0, 0, "")
 
 
-def _address(array):
-    return 0 if array is None else array.__array_interface__["data"][0]
-
-
 def _float_strides(array, n):
     """The first `n` strides in float32 values; 0 where there is no array."""
     return (0,) * n if array is None else tuple(s // 4 for s in array.strides[:n])
@@ -39,15 +36,14 @@ def _float_strides(array, n):
 
 def _first_key(x):
     """Where K or V begin, as `lowlevel.attention` takes them: arrays, or what has a source, as quantised ones have."""
-    return _address(x) if isinstance(x, np.ndarray) else _address(as_kv_source(x, "k").data)
+    return address(x) if isinstance(x, np.ndarray) else address(as_kv_source(x, "k").data)
 
 
 def _rows(source):
     """A source that is read row by row, whole."""
     head, key, _ = source.data.strides
     n_bytes = source.data.shape[2] * source.data.itemsize
-    address = _address(source.data)
-    return _Rows(address, head, key, n_bytes, source.fill_address, source.type.name)
+    return _Rows(address(source.data), head, key, n_bytes, source.fill_address, source.type.name)
 
 
 def _call(plan, operands, k, v, kv_heads):
@@ -88,20 +84,20 @@ def _call(plan, operands, k, v, kv_heads):
         chunk_floats=floats["kv chunk"],
         tile_floats=floats["tile"],
         state_floats=floats["row state"],
-        q=_address(o.q),
+        q=address(o.q),
         q_head=o.q.strides[0] // 4,
         q_token=o.q.strides[1] // 4,
-        out=_address(o.out),
+        out=address(o.out),
         out_head=o.out.strides[0] // 4,
         out_token=o.out.strides[1] // 4,
-        lse=_address(o.lse),
+        lse=address(o.lse),
         lse_head=_float_strides(o.lse, 1)[0],
-        mask=_address(o.mask),
+        mask=address(o.mask),
         mask_head=mask_strides[0],
         mask_token=mask_strides[1],
         mask_key=mask_strides[2],
-        slopes=_address(o.alibi_slopes),
-        sinks=_address(o.sinks),
+        slopes=address(o.alibi_slopes),
+        sinks=address(o.sinks),
         k=k.address + kv_heads.start * k.head,
         k_head=k.head,
         k_key=k.key,
@@ -205,14 +201,14 @@ def _cut(plan):
 def _job(call, scratch):
     """What task kernels are given; it is read until they have returned."""
     blocks = (scratch.get(name) for name in attention_kernel.JOB[1:])
-    addresses = (0 if block is None else _address(block) for block in blocks)
-    return np.array([_address(call), *addresses], np.int64)
+    addresses = (0 if block is None else address(block) for block in blocks)
+    return np.array([address(call), *addresses], np.int64)
 
 
 def _walk(plan, job, attend):
     """All workers over all tiles of a call, whose splits are merged then."""
     for kernel in (attend, attention_kernel.merge)[: 1 + (plan.n_splits > 1)]:
-        threads.run_tasks(plan.n_workers, kernel.address, _address(job), 0)
+        threads.run_tasks(plan.n_workers, kernel.address, address(job), 0)
 
 
 # ---------------------------------------------------------------- K and V decoded in chunks
@@ -257,7 +253,7 @@ def _chunk_reader(plan, source, scratch, name, kv_heads):
         n_keys = keys.stop - keys.start
         if n_keys:
             decode(keys, values[:, :n_keys, :width])
-        first = _address(values) - kv_heads.start * head - 4 * keys.start * stride
+        first = address(values) - kv_heads.start * head - 4 * keys.start * stride
         return _Rows(
             first, head, 4 * stride, 4 * width, kv_fill.DENSE["float32"].address, "float32"
         )

@@ -16,6 +16,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import simd
+from .address import address
 from .atomics import add, pause, value
 from .jit import kernel
 from .simd import emit
@@ -35,7 +36,7 @@ _ALL, _PAUSES = 2**62, 4000
 def make_board() -> np.ndarray:
     """A closed board: bytes from a multiple of 64 on."""
     memory = np.zeros(N_BYTES + 63, np.uint8)
-    start = -memory.__array_interface__["data"][0] % 64
+    start = -address(memory) % 64
     return memory[start : start + N_BYTES]
 
 

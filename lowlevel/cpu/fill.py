@@ -1,6 +1,7 @@
 """Decoding rows of a KV source from Python (compiled kernels call fills by address themselves)."""
 
 from . import simd
+from .address import address
 from .jit import kernel
 
 
@@ -14,10 +15,10 @@ def fill_rows(source, kv_head, keys, out):
     data = source.data[kv_head, keys]
     _call(
         source.fill_address,
-        data.__array_interface__["data"][0],
+        address(data),
         source.data.strides[1],
         out.shape[0],
         out.shape[1],
-        out.__array_interface__["data"][0],
+        address(out),
         out.shape[1],
     )

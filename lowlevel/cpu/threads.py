@@ -26,6 +26,8 @@ import numpy as np
 from lowlevel.checks import whole_number
 from lowlevel.sure_start import start_thread
 
+from .address import address
+
 # More than this, or than there are CPUs if those are more, are refused: each is a thread, with scratch.
 MOST_THREADS = 256
 # A worker returns to the interpreter after about this much work, to let signals through.
@@ -130,16 +132,10 @@ def _spinning():
     """(spin.wait_for, spin.rest), compiled."""
     from . import spin  # when first needed: it loads Numba
 
-    flags, board = np.ones(1, np.int64), _new_board()
+    flags = np.ones(1, np.int64)
     spin.wait_for(flags)
-    spin.rest(flags, 0, np.zeros(1, np.int64), _address(board))
+    spin.rest(flags, 0, np.zeros(1, np.int64), _board().address)
     return spin.wait_for, spin.rest
-
-
-def _new_board():
-    from . import board
-
-    return board.make_board()
 
 
 class _Board:
@@ -149,17 +145,13 @@ class _Board:
         from . import board
 
         self.lock, self.memory, self.module = threading.Lock(), board.make_board(), board
-        self.address = _address(self.memory)
+        self.address = address(self.memory)
         self.counter = self.address + board.COUNTER
 
 
 @functools.cache
 def _board():
     return _Board()
-
-
-def _address(array):
-    return array.__array_interface__["data"][0]
 
 
 def _submit(parts):
@@ -176,7 +168,6 @@ def _submit(parts):
     if sys.is_finalizing():
         return  # no thread starts or wakes up any more: the caller does it all
     _spinning()  # here, not in a helper: a fork must not find it compiling
-    _board()
     with _lock:
         for part in parts:
             _tasks.put(part)
@@ -267,7 +258,7 @@ def run_tasks(n_workers, function, argument, max_tasks):
     board = _board()
     if n_workers == 1 or not board.lock.acquire(blocking=False):  # another thread's call is on it
         counter = np.zeros(1, np.int64)
-        work, at = board.module.work, _address(counter)
+        work, at = board.module.work, address(counter)
         run_workers(n_workers, lambda i: work(function, argument, i, at, max_tasks), counter)
         return
     try:

@@ -17,7 +17,7 @@ device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it
                    start_in_haste: the driver's call (what it is handed: packed_launch.py, which a test reads)
                    gemm (cublas.py: the workspace that cuBLAS is given, row-major products, TF32)
                    current_stream, own_stream, record, wait, settle, synchronise, finish: CuPy's streams and events
-                   keep, keep_attention, capture: what a model runs again, as CUDA graphs
+                   capture: what a model runs again, as a CUDA graph
 
 tests/cuda with ``-m gpu`` runs all of it.
 """

@@ -203,14 +203,6 @@ class CudaDevice(KernelDevice):
         with self._current():
             return _OwnStream(self._current, self._cupy.cuda.Stream(non_blocking=True))
 
-    def keep(self, run):
-        run()
-        return run
-
-    def keep_attention(self, run):
-        run()
-        return lambda plan, k, v: False
-
     def capture(self, run):
         stream = self._cupy.cuda.get_current_stream(self._index)
         stream.begin_capture(mode=self._cupy.cuda.runtime.streamCaptureModeGlobal)

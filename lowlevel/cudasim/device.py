@@ -121,14 +121,6 @@ class CudaSimDevice(KernelDevice):
     def own_stream(self):
         return streams.Stream()
 
-    def keep(self, run):
-        run()
-        return run
-
-    def keep_attention(self, run):
-        run()
-        return lambda plan, k, v: False
-
     def capture(self, run):
         """The simulator has no graphs: everything is launched again."""
         return run

@@ -93,6 +93,14 @@ class KernelDevice:
         """Whether the device has the instructions that a kernel wants."""
         return kernel.architecture in (None, self.architecture)
 
+    def keep(self, run):
+        run()
+        return run
+
+    def keep_attention(self, run):
+        run()
+        return _not_kept
+
     def _array_argument(self, parameter, argument):
         if argument is None:
             return None
@@ -221,3 +229,7 @@ def _scalar(parameter, value):
 def _is_number(value, is_integer):
     kinds = (int, np.integer) if is_integer else (int, float, np.integer, np.floating)
     return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_))
+
+
+def _not_kept(plan, k, v):
+    return False

@@ -4,6 +4,7 @@ import numpy as np
 
 from lowlevel.attention.kv_source import padded_width
 from lowlevel.cpu import latent as kernels
+from lowlevel.cpu.address import address
 from lowlevel.cpu.threads import run_workers
 
 from .dequantize.run import dequantize
@@ -25,7 +26,7 @@ def reader(source, device, heads, scratch, n_threads):
     fields = dict(
         n_heads=n_heads, rank=kind.rank, d=kind.d,
         latent_key=source.latents.data.strides[1], latent_fill=source.latents.fill_address,
-        wide=_address(wide), weights=_address(weights),
+        wide=address(wide), weights=address(weights),
         weights_head=weights.strides[0], weights_row=stride,
     )  # fmt: skip
     if kind.d_tail:
@@ -37,10 +38,10 @@ def reader(source, device, heads, scratch, n_threads):
 
     def read(keys, out):
         call["n_keys"] = keys.stop - keys.start
-        call["latent"] = _address(source.latents.data[:, keys])
+        call["latent"] = address(source.latents.data[:, keys])
         if kind.d_tail:
-            call["tail"] = _address(source.tail.data[:, keys])
-        call["out"], call["out_head"] = _address(out), out.strides[0]
+            call["tail"] = address(source.tail.data[:, keys])
+        call["out"], call["out_head"] = address(out), out.strides[0]
         call["out_key"] = out.strides[1] // 4
         counter = np.zeros(1, np.int64)
         run_workers(n_threads, lambda _: kernels.decompress(call, counter), counter)
@@ -61,7 +62,3 @@ def _decode_weights(source, heads, weights, spare, n_threads):
             turned = spare[: (rows.stop - first) * t.columns].reshape(-1, t.columns)
             dequantize(t[h, rows], turned, n_threads)
             weights[h, :, rows] = turned.T
-
-
-def _address(array):
-    return array.__array_interface__["data"][0]

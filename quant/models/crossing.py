@@ -1,6 +1,6 @@
 """How the rows of a u-batch get from one part of a pass to the next: from device to device, or to another rank.
 
-A pass over several devices is cut between layers (segments.py). Where it is cut, the residual stream, (n_tokens, n_embd)
+A pass over several devices is cut between layers (placement.py). Where it is cut, the residual stream, (n_tokens, n_embd)
 of float32, crosses. That is all that parts of a model hand one another, and a `Crossing` is all they know of it:
 
 - it says before anything is taken how many bytes of pinned host memory it needs (`pinned_bytes`), and is given them;
@@ -51,7 +51,29 @@ class Crossing(Protocol):
         """Have the rows of u-batch `number` written to `rows`, in order with what the current stream does next."""
 
 
-class HostCrossing:
+class _Slots:
+    """Arrays of one shape in pinned memory, by turns."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self._layout = array_layout(shape, dtype)
+        self._slots: list[np.ndarray] = []
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Of all slots."""
+        return N_SLOTS * align_up(self._layout[2])
+
+    def take(self, memory: np.ndarray) -> None:
+        """See `Crossing`."""
+        shape, dtype, n_bytes = self._layout
+        step = align_up(n_bytes)
+        self._slots = [
+            memory[slot * step : slot * step + n_bytes].view(dtype).reshape(shape)
+            for slot in range(N_SLOTS)
+        ]
+
+
+class HostCrossing(_Slots):
     """Through pinned memory of the host, between two devices of this process, one of which may be the CPU.
 
     Parameters
@@ -63,20 +85,10 @@ class HostCrossing:
     """
 
     def __init__(self, source: Device, target: Device, n_ubatch: int, n_embd: int) -> None:
+        super().__init__((n_ubatch, n_embd), "float32")
         self._source, self._target = source, target
-        self._layout = array_layout((n_ubatch, n_embd), "float32")
-        self._slots: list[np.ndarray] = []
         self._sent: list[Moment | None] = [None] * N_SLOTS
         self._received: list[Moment | None] = [None] * N_SLOTS
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Of all slots."""
-        return N_SLOTS * align_up(self._layout[2])
-
-    def take(self, memory: np.ndarray) -> None:
-        """See `Crossing`."""
-        self._slots = slots_in(memory, self._layout)
 
     def send(self, rows: Array, number: int) -> None:
         """See `Crossing`."""
@@ -142,7 +154,7 @@ class InPlace:
         fill(cast("np.ndarray", target))
 
 
-class PinnedSlots:
+class PinnedSlots(_Slots):
     """Rows that the host writes for a device, by way of pinned memory, u-batch by u-batch: nobody waits for a copy.
 
     Parameters
@@ -154,19 +166,9 @@ class PinnedSlots:
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: str = "float32") -> None:
+        super().__init__(shape, dtype)
         self._device = device
-        self._layout = array_layout(shape, dtype)
-        self._slots: list[np.ndarray] = []
         self._read: list[Moment | None] = [None] * N_SLOTS
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Of all slots."""
-        return N_SLOTS * align_up(self._layout[2])
-
-    def take(self, memory: np.ndarray) -> None:
-        """See `Crossing`."""
-        self._slots = slots_in(memory, self._layout)
 
     def write(self, target: Array, number: int, fill: Callable[[np.ndarray], Any]) -> None:
         """Let `fill` write what is then queued for `target`, an array of as many rows or fewer."""
@@ -183,13 +185,3 @@ def staging(
 ) -> InPlace | PinnedSlots:
     """By what way the host's rows get to a device."""
     return PinnedSlots(device, shape, dtype) if device.has_streams else InPlace()
-
-
-def slots_in(memory: np.ndarray, layout: Any) -> list[np.ndarray]:
-    """Arrays of one layout (see `lowlevel.shapes.array_layout`), one behind the other."""
-    shape, dtype, n_bytes = layout
-    step = align_up(n_bytes)
-    return [
-        memory[slot * step : slot * step + n_bytes].view(dtype).reshape(shape)
-        for slot in range(N_SLOTS)
-    ]

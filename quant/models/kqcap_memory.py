@@ -84,18 +84,9 @@ def compute(
     )
 
 
-def _planned(model, numbers, has_output, setting):
-    """The `Planned` of some layers; passes that do not change with the context are kept beside the model."""
-    config = model.config
-    if len(numbers) < len(config.layers) or not has_output:
-        layers = tuple(config.layers[n] for n in numbers)
-        has_input = bool(numbers) and numbers[0] == 0
-        config = dataclasses.replace(
-            config, layers=layers, has_input=has_input, has_output=has_output
-        )
-    choices = choices_of(
-        config,
-        devices.get(setting.device),
+def run_options(setting: Setting) -> dict[str, Any]:
+    """How `quant.load` runs what a setting says, as arguments of its."""
+    return dict(
         n_ctx=setting.n_ctx,
         n_ubatch=setting.n_ubatch,
         amb=setting.amb,
@@ -105,6 +96,18 @@ def _planned(model, numbers, has_output, setting):
         method=setting.method,
         n_threads=setting.n_threads,
     )
+
+
+def _planned(model, numbers, has_output, setting):
+    """The `Planned` of some layers; passes that do not change with the context are kept beside the model."""
+    config = model.config
+    if len(numbers) < len(config.layers) or not has_output:
+        layers = tuple(config.layers[n] for n in numbers)
+        has_input = bool(numbers) and numbers[0] == 0
+        config = dataclasses.replace(
+            config, layers=layers, has_input=has_input, has_output=has_output
+        )
+    choices = choices_of(config, devices.get(setting.device), **run_options(setting))
     try:
         return _with_passes(model, (numbers, has_output), config, choices)
     except BudgetError:  # as `quant.load` does: amb holds no tile of decompressed K and V

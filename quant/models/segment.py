@@ -68,7 +68,8 @@ class Segment:
         self._host_experts: HostExperts | None = None
         self.state = State(self.choices, self.plans.attention_bytes)
         self.state.before, self.state.after = before, after
-        self._shares = KeyShares(self.choices.n_ctx, self.choices.ranks)
+        divides_keys = self.choices.split == "context"
+        self._shares = KeyShares(self.choices.n_ctx, self.choices.ranks) if divides_keys else None
         self.caches: dict[int, LayerCache] = {}
         self._bound: dict[int, Bound] = {}
         self.most_activations = 0
@@ -155,7 +156,7 @@ class Segment:
         state = self.state
         state.tokens, state.logits, state.number = ids, logits, number
         state.n_kv, state.n_total = n_kv, n_kv + n_tokens
-        if self.choices.split == "context":
+        if self._shares is not None:
             state.share = self._shares.deal(n_kv, n_tokens)
         with self.stream:
             if self.config.layers:

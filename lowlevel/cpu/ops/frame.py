@@ -7,6 +7,7 @@ factors in one float32 array. So each is compiled once, whatever arrays it meets
 import numpy as np
 
 from lowlevel.cpu import kept, simd
+from lowlevel.cpu.address import address
 from lowlevel.cpu.jit import kernel
 from lowlevel.cpu.threads import resolve_n_threads, run_workers
 
@@ -65,11 +66,6 @@ def run(rows, integers, floats, n_rows, row_bytes, n_threads):
         run_workers(n_workers, lambda i: rows(integers, floats, task, counter), counter)
 
     kept.launch(again)
-
-
-def address(array):
-    """Of a NumPy array's first element; 0 for None."""
-    return 0 if array is None else array.__array_interface__["data"][0]
 
 
 def place(rows):

@@ -67,6 +67,16 @@ def _scale_and_inverse(x, n_weights):
 
 
 @kernel(inline=True)
+def _put_step(x, finite, factor, q, stride):
+    """Sixteen values of x as bytes, four dwords `stride` bytes apart; as int32."""
+    values = simd.splat(0)
+    if finite:
+        values = simd.to_i32(simd.round_even(lanes.load_f32x16(x) * factor))
+    lanes.put_bytes(q, stride, values)
+    return values
+
+
+@kernel(inline=True)
 def _quantise_block_for_dwords(x, column, width, job, q, scales, starts):
     stride = 4 * width
     scale, finite, factor = _scale_and_inverse(x, job.block_weights)
@@ -82,10 +92,7 @@ def _quantise_block_for_dwords(x, column, width, job, q, scales, starts):
     segment_sums, segment_left = zero, job.segment_steps
     min_sums, min_left, min_index = zero, min_steps, np.int64(0)  # min_steps 0: never complete
     for step in range(job.block_weights // 16):
-        values = zero
-        if finite:
-            values = simd.to_i32(simd.round_even(lanes.load_f32x16(x + step * 64) * factor))
-        lanes.put_bytes(q + step * 4 * stride, stride, values)
+        values = _put_step(x + step * 64, finite, factor, q + step * 4 * stride, stride)
         segment_sums += values
         segment_left -= 1
         if segment_left == 0:
@@ -130,10 +137,7 @@ def _quantise_block_for_pairs(x, column, width, job, q, scales, starts):
     run_sums, run_left = zero, job.run_steps
     min_sums, min_left, min_index = zero, min_steps, np.int64(0)  # min_steps 0: never complete
     for step in range(job.block_weights // 16):
-        values = zero
-        if finite:
-            values = simd.to_i32(simd.round_even(lanes.load_f32x16(x + step * 64) * factor))
-        lanes.put_bytes(q + step * 4 * stride, stride, values)
+        values = _put_step(x + step * 64, finite, factor, q + step * 4 * stride, stride)
         run_sums += values
         run_left -= 1
         if run_left == 0:

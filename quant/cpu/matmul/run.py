@@ -3,6 +3,7 @@
 import numpy as np
 
 from lowlevel.cpu import kept
+from lowlevel.cpu.address import address
 from lowlevel.cpu.threads import SLICE_SECONDS, run_tasks
 
 from . import activations
@@ -70,18 +71,18 @@ class _Product:
 
     def __init__(self, part, path, x, t, out, tables, scratch):
         self._part, self._path, self._tables = part, path, tables
-        self._job, data = _address(scratch), t.data
+        self._job, data = address(scratch), t.data
         self._columns, self._n_values = x.shape[1], len(out) * x.shape[1]
         self._n_panels = -(-t.shape[-2] // ROWS)
         self._places = (
             self._job,
             part.job_address,
             tables.address,
-            _address(x),
+            address(x),
             x.strides[0],
-            _address(out),
+            address(out),
             out.strides[0],
-            _address(data),
+            address(data),
             data.strides[0] if t.ndim == 3 else 0,
             data.strides[-2],
         )
@@ -111,10 +112,6 @@ def _kernels(part, path, is_column_each):
     if part.exact and part.name in matmul_kernels.MULTIPLY_EXACT:
         return matmul_kernels.MULTIPLY_EXACT
     return matmul_kernels.MULTIPLY
-
-
-def _address(array):
-    return array.__array_interface__["data"][0]
 
 
 def _tasks_of_slice(n_tasks, task_cost):

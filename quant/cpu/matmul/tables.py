@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 
+from lowlevel.cpu.address import address
 from lowlevel.cpu.jit import kernel
 
 from . import lanes
@@ -72,7 +73,7 @@ class Tables:
         size = 3 + 2 * (n_slots + n_groups + n_matrices)
         self._data = np.zeros(size + 2 * n_experts, np.int64)  # and two counts an expert
         self._arrays = experts, x_rows  # whose addresses stand in the arguments
-        self.address = _address(self._data)
+        self.address = address(self._data)
         self._fill = (
             self.address,
             self.address + 8 * size,
@@ -107,13 +108,9 @@ def tables_of_one(n):
     return tables
 
 
-def _address(array):
-    return array.__array_interface__["data"][0]
-
-
 def _place(array):
     """(address, stride, bytes of an index); zeros where there is no array."""
-    return (0, 0, 0) if array is None else (_address(array), array.strides[0], array.itemsize)
+    return (0, 0, 0) if array is None else (address(array), array.strides[0], array.itemsize)
 
 
 @kernel(inline=True)

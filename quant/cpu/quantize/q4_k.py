@@ -12,10 +12,10 @@ from .scalar import multiple_of_peak
 from .search import search_scale_and_minimum
 
 FORMAT = block_format("Q4_K")
-BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
+BLOCK_WEIGHTS = FORMAT.block_weights
 _SUB_BLOCK = FORMAT.sub_block
 _PER_BLOCK = BLOCK_WEIGHTS // _SUB_BLOCK
-_D, _DMIN, _SCALES, _LEVELS = FORMAT.offsets("d", "dmin", "scales", "qs")
+(_LEVELS,) = FORMAT.offsets("qs")
 _ZERO = np.float32(0.0)
 
 
@@ -93,57 +93,81 @@ def write_nibbles(out, offset, levels, first):
             out[offset + _SUB_BLOCK * pair + i] = levels[k] | levels[k + 1] << 4
 
 
-@kernel(allocates=True)
-def quantize_q4_k(address, n_blocks, out, importance=0, row_blocks=1):
-    """Quantise ``n_blocks * 256`` float32 behind `address` into `out` (uint8, 144 a block).
+def make_quantize(block, begin, n_tries, write_levels):
+    """The quantiser of Q4_K or Q5_K, which differ in their levels.
 
     Two super-blocks at a time fill the 16 lanes; the lanes of a missing one hold zeros.
+
+    Parameters
+    ----------
+    block : BlockFormat
+    begin, n_tries : float, int
+        Where the search for scales and minima begins without an importance matrix, and how many it tries.
+    write_levels : callable
+        Of kernels: ``write_levels(out, o, levels, first)``, the levels of a super-block, from lane `first` on, to its bytes
+        from `o` on.
     """
-    x = np.empty(2 * BLOCK_WEIGHTS, np.float32)
-    weights = np.empty(2 * BLOCK_WEIGHTS, np.float32)
-    work = np.empty(2 * BLOCK_WEIGHTS, np.float32)
-    levels = np.empty(2 * BLOCK_WEIGHTS, np.int32)
-    scales, minima = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    sums, variances = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    scale_bits, minimum_bits = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
-    step, shift = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-    for block in range(0, n_blocks, 2):
-        n_here = min(2, n_blocks - block)
-        read_lanes(x, address, block * BLOCK_WEIGHTS, _SUB_BLOCK, _PER_BLOCK * n_here)
-        first_try, step_size, n_steps = -1.0, 0.1, 20
-        if importance != 0:
-            first_try, step_size, n_steps = FIRST, STEP_SIZE, N_STEPS
-            weigh_by_importance(
-                address, block, n_here, importance, row_blocks, x, weights, variances, sums
-            )
-        else:
-            error_weights(x, weights)
-        scale, low, inverse, base = search_scale_and_minimum(
-            x, weights, work, _SUB_BLOCK, 15, first_try, step_size, n_steps, False
-        )
+    n_bytes, highest = block.block_bytes, block.codes[1]
+    d_at, dmin_at, scales_at = block.offsets("d", "dmin", "scales")
 
-        simd.store(scales, 0, scale)
-        simd.store(minima, 0, simd.negate(low))
-        for part in range(n_here):
-            o, first = (block + part) * BLOCK_BYTES, _PER_BLOCK * part
+    @kernel(allocates=True)
+    def quantize(address, n_blocks, out, importance=0, row_blocks=1):
+        x = np.empty(2 * BLOCK_WEIGHTS, np.float32)
+        weights = np.empty(2 * BLOCK_WEIGHTS, np.float32)
+        work = np.empty(2 * BLOCK_WEIGHTS, np.float32)
+        levels = np.empty(2 * BLOCK_WEIGHTS, np.int32)
+        scales, minima = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        sums, variances = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        scale_bits, minimum_bits = np.zeros(LANES, np.int32), np.zeros(LANES, np.int32)
+        step, shift = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+        for block in range(0, n_blocks, 2):
+            n_here = min(2, n_blocks - block)
+            read_lanes(x, address, block * BLOCK_WEIGHTS, _SUB_BLOCK, _PER_BLOCK * n_here)
+            first_try, step_size, n_steps = begin, 0.1, n_tries
             if importance != 0:
-                d = fitted_six_bits(scales, sums, first, scale_bits, out, o + _D)
-                dmin = fitted_six_bits(minima, sums, first, minimum_bits, out, o + _DMIN)
+                first_try, step_size, n_steps = FIRST, STEP_SIZE, N_STEPS
+                weigh_by_importance(
+                    address, block, n_here, importance, row_blocks, x, weights, variances, sums
+                )
             else:
-                d = six_bits(scales, first, scale_bits, out, o + _D)
-                dmin = six_bits(minima, first, minimum_bits, out, o + _DMIN)
-            write_scales(out, o + _SCALES, scale_bits, minimum_bits, first)
-            for lane in range(first, first + _PER_BLOCK):
-                step[lane] = d * np.float32(scale_bits[lane])
-                shift[lane] = dmin * np.float32(minimum_bits[lane])
+                error_weights(x, weights)
+            scale, low, inverse, base = search_scale_and_minimum(
+                x, weights, work, _SUB_BLOCK, highest, first_try, step_size, n_steps, False
+            )
 
-        steps, shifts = simd.load_f32x16(step, 0), simd.load_f32x16(shift, 0)
-        is_zero = steps == _ZERO
-        for i in range(_SUB_BLOCK):
-            v = simd.load_f32x16(x, LANES * i)
-            # A sub-block whose scale came out 0 keeps the levels of the search.
-            level = simd.select(is_zero, inverse * (v - base), (v + shifts) / steps)
-            simd.store(levels, LANES * i, clamped_int(level, 0, 15))
-        for part in range(n_here):
-            o = (block + part) * BLOCK_BYTES
-            write_nibbles(out, o + _LEVELS, levels, _PER_BLOCK * part)
+            simd.store(scales, 0, scale)
+            simd.store(minima, 0, simd.negate(low))
+            for part in range(n_here):
+                o, first = (block + part) * n_bytes, _PER_BLOCK * part
+                if importance != 0:
+                    d = fitted_six_bits(scales, sums, first, scale_bits, out, o + d_at)
+                    dmin = fitted_six_bits(minima, sums, first, minimum_bits, out, o + dmin_at)
+                else:
+                    d = six_bits(scales, first, scale_bits, out, o + d_at)
+                    dmin = six_bits(minima, first, minimum_bits, out, o + dmin_at)
+                write_scales(out, o + scales_at, scale_bits, minimum_bits, first)
+                for lane in range(first, first + _PER_BLOCK):
+                    step[lane] = d * np.float32(scale_bits[lane])
+                    shift[lane] = dmin * np.float32(minimum_bits[lane])
+
+            steps, shifts = simd.load_f32x16(step, 0), simd.load_f32x16(shift, 0)
+            is_zero = steps == _ZERO
+            for i in range(_SUB_BLOCK):
+                v = simd.load_f32x16(x, LANES * i)
+                # A sub-block whose scale came out 0 keeps the levels of the search.
+                level = simd.select(is_zero, inverse * (v - base), (v + shifts) / steps)
+                simd.store(levels, LANES * i, clamped_int(level, 0, highest))
+            for part in range(n_here):
+                o = (block + part) * n_bytes
+                write_levels(out, o, levels, _PER_BLOCK * part)
+
+    return quantize
+
+
+@kernel(inline=True)
+def _write_levels(out, o, levels, first):
+    write_nibbles(out, o + _LEVELS, levels, first)
+
+
+# Float32 behind an address into blocks of 144 bytes.
+quantize_q4_k = make_quantize(FORMAT, -1.0, 20, _write_levels)

@@ -1,30 +1,17 @@
 """float32 -> Q5_0: d (half), 32 fifth bits and 16 bytes of nibbles, level 16 meaning zero."""
 
-import numpy as np
-
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
 from .lanes import LANES, write_fifth_bits, write_half
 from .search import scale_by_peak
-from .weighed_blocks import quantize_weighed
+from .weighed_blocks import make_quantize
 
 FORMAT = block_format("Q5_0")
 BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
 _D, _HIGH, _LEVELS = FORMAT.offsets("d", "qh", "qs")
 _LOWEST = FORMAT.codes[0]
-
-
-def quantize_q5_0(
-    address: int, n_blocks: int, out: np.ndarray, importance: int = 0, row_blocks: int = 1
-) -> None:
-    """Quantise ``n_blocks * 32`` float32 behind `address` into `out` (uint8, 22 a block)."""
-    if importance:
-        records = out.view(FORMAT.block_dtype)
-        quantize_weighed(address, n_blocks, records, importance, row_blocks, 31)
-    else:
-        _quantize(address, n_blocks, out)
 
 
 @kernel
@@ -40,3 +27,7 @@ def _quantize(address, n_blocks, out):
         high_level = simd.minimum(simd.to_i32(high * inverse + offset), top)
         write_fifth_bits(out, o + _HIGH, low_level, high_level)
         simd.store(out, o + _LEVELS, simd.narrow((low_level & 15) | (high_level & 15) << 4))
+
+
+# Float32 behind an address into blocks of 22 bytes.
+quantize_q5_0 = make_quantize(_quantize, FORMAT, 31)

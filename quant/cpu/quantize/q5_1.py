@@ -1,30 +1,17 @@
 """float32 -> Q5_1: d and m (half), 32 fifth bits and 16 bytes of nibbles."""
 
-import numpy as np
-
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
 from .lanes import LANES, write_fifth_bits, write_half
 from .search import scale_and_minimum
-from .weighed_blocks import quantize_weighed
+from .weighed_blocks import make_quantize
 
 FORMAT = block_format("Q5_1")
 BLOCK_WEIGHTS, BLOCK_BYTES = FORMAT.block_weights, FORMAT.block_bytes
 _D, _M, _HIGH, _LEVELS = FORMAT.offsets("d", "m", "qh", "qs")
 _HIGHEST = FORMAT.codes[1]
-
-
-def quantize_q5_1(
-    address: int, n_blocks: int, out: np.ndarray, importance: int = 0, row_blocks: int = 1
-) -> None:
-    """Quantise ``n_blocks * 32`` float32 behind `address` into `out` (uint8, 24 a block)."""
-    if importance:
-        records = out.view(FORMAT.block_dtype)
-        quantize_weighed(address, n_blocks, records, importance, row_blocks, 31)
-    else:
-        _quantize(address, n_blocks, out)
 
 
 @kernel
@@ -41,3 +28,7 @@ def _quantize(address, n_blocks, out):
         high_level = simd.to_i32((high - base) * inverse + half)
         write_fifth_bits(out, o + _HIGH, low_level, high_level)
         simd.store(out, o + _LEVELS, simd.narrow((low_level & 15) | (high_level & 15) << 4))
+
+
+# Float32 behind an address into blocks of 24 bytes.
+quantize_q5_1 = make_quantize(_quantize, FORMAT, 31)

@@ -3,6 +3,11 @@
 The variance is that of a whole row here, as in ggml: a block does not depend on itself alone.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -12,12 +17,30 @@ from .importance import FIRST, N_STEPS, STEP_SIZE, mean_square, read_importance,
 from .lanes import LANES, clamped_int, read_lanes
 from .search import search_scale, search_scale_and_minimum
 
+if TYPE_CHECKING:
+    from ...formats import BlockFormat
+
 BLOCK_WEIGHTS = 32
 
 
-def quantize_weighed(
-    address: int, n_blocks: int, records: np.ndarray, importance: int, row_blocks: int, highest: int
-) -> None:
+def make_quantize(
+    plain: Callable[[int, int, np.ndarray], None], block: BlockFormat, highest: int
+) -> Callable[..., None]:
+    """The quantiser of a format: ``plain(address, n_blocks, out)`` without an importance matrix, `_quantize_weighed` with one."""
+
+    def quantize(
+        address: int, n_blocks: int, out: np.ndarray, importance: int = 0, row_blocks: int = 1
+    ) -> None:
+        if importance:
+            records = out.view(block.block_dtype)
+            _quantize_weighed(address, n_blocks, records, importance, row_blocks, highest)
+        else:
+            plain(address, n_blocks, out)
+
+    return quantize
+
+
+def _quantize_weighed(address, n_blocks, records, importance, row_blocks, highest):
     """Fill the records of `n_blocks` blocks: d, m where they have it, qs, and qh where levels have five bits.
 
     Parameters
