@@ -187,13 +187,14 @@ def _layout_of_pairs(block, n_segments, shift, n_factors):
 
 # What kernels need to know of a call, all int64. First the format's PanelLayout; then sizes in
 # weights (piece: unpacked at a time, chunk: a panel's), rows, bytes; `vectors` is VECTORS, unknown
-# to the compiler, which else writes every loop body twice. Of each call: stride and counts; addresses.
+# to the compiler, which else writes every loop body twice; how many tasks a worker takes at a time. Of each call: stride
+# and counts; addresses.
 Job = collections.namedtuple(
     "Job",
     "block_weights block_bytes n_segments segment_steps shift n_min_segments min_segment_steps "
     "min_run n_runs run_steps n_factors n_min_pairs has_min "
     "panel_bytes x_panel_bytes n_scales n_starts word_starts fetch_step "
-    "columns piece chunk n_rows piece_bytes worker_bytes n_panels vectors "
+    "columns piece chunk n_rows piece_bytes worker_bytes n_panels vectors stretch "
     "row_stride n_tasks n_groups "
     "x_rows out_rows groups matrices x_bytes x_scales x_starts workers",
 )

@@ -102,6 +102,7 @@ class _Product:
         kernel = _kernels(part, self._path, n_slots == n_matrices)[part.name]
         cost = ROWS * self._columns * (max(1, n_slots // n_matrices) + 8)
         some = _tasks_of_slice(self._n_panels * n_matrices, cost)
+        some = -(-some // part.stretch) * part.stretch  # whole stretches
         run_tasks(part.n_workers, kernel.address, job, some)
 
 

@@ -53,17 +53,34 @@ def _begin(job, task, left, counter, rows):
     for i in range(ROWS):
         lanes.put(rows + 8 * i, weights + min(i, n_rows - 1) * job.row_stride)
     next_task, ahead = np.int64(-1), weights
-    if left > 0 and job.n_tasks >= _MANY_TASKS:
-        next_task = simd.take_task(counter, 1)
+    if (task + 1) % job.stretch != 0 or (left > 0 and job.n_tasks >= _MANY_TASKS):
+        next_task = _task_after(job, task, counter)
         if next_task < job.n_tasks:
             _, _, _, ahead = _task_rows(job, next_task)
     return matrix, row, n_rows, next_task, ahead
 
 
 @kernel(inline=True)
-def _next(next_task, left, counter):
+def _first_task(job, counter):
+    """The first of a stretch of tasks that is left, or one that there is not.
+
+    A worker takes stretches, whose weights follow one another: memory is slower where workers read by turns.
+    """
+    return min(simd.take_task(counter, 1), job.n_tasks) * job.stretch
+
+
+@kernel(inline=True)
+def _task_after(job, task, counter):
+    """The next of its stretch, or the first of another one."""
+    if (task + 1) % job.stretch != 0:
+        return task + 1
+    return _first_task(job, counter)
+
+
+@kernel(inline=True)
+def _next(job, task, next_task, left, counter):
     if next_task < 0 and left > 0:
-        return simd.take_task(counter, 1)
+        return _task_after(job, task, counter)
     return next_task
 
 
@@ -73,11 +90,11 @@ def panels(unpack_piece, pass_group, job_at, worker, counter, max_tasks):
     job = lanes.load_job(job_at)
     rows = job.workers + worker * job.worker_bytes
     memory = rows + 8 * ROWS
-    task = simd.take_task(counter, 1)
+    task = _first_task(job, counter)
     for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, task, ahead = _begin(job, task, left, counter, rows)
+        matrix, row, n_rows, next_task, ahead = _begin(job, task, left, counter, rows)
         for first in range(0, job.columns, job.chunk):
             n_k = min(job.chunk, job.columns - first)
             for k in range(0, n_k, job.piece):
@@ -97,7 +114,7 @@ def panels(unpack_piece, pass_group, job_at, worker, counter, max_tasks):
                     pass_group(lanes.zero_tile(_W2), _W2, job, place)
                 else:
                     pass_group(lanes.zero_tile(_W1), _W1, job, place)
-        task = _next(task, left, counter)
+        task = _next(job, task, next_task, left, counter)
     return True
 
 
@@ -107,11 +124,11 @@ def single_columns(to_product, unpack, job_at, worker, counter, max_tasks):
     job = lanes.load_job(job_at)
     rows = job.workers + worker * job.worker_bytes
     n_blocks = job.columns // job.block_weights
-    task = simd.take_task(counter, 1)
+    task = _first_task(job, counter)
     for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
             return False
-        matrix, row, n_rows, task, ahead = _begin(job, task, left, counter, rows)
+        matrix, row, n_rows, next_task, ahead = _begin(job, task, left, counter, rows)
         slot = lanes.load_int64(job.groups + 16 * lanes.load_int64(matrix + 8))
         out = lanes.load_int64(job.out_rows + 8 * slot) + 4 * row
         for v in range(job.vectors):
@@ -130,7 +147,7 @@ def single_columns(to_product, unpack, job_at, worker, counter, max_tasks):
                 x_scales += job.n_scales * 4
                 x_starts += job.n_starts * 4
             lanes.store_column(total, out + 4 * LANES * v, n_rows - LANES * v)
-        task = _next(task, left, counter)
+        task = _next(job, task, next_task, left, counter)
     return True
 
 
@@ -138,8 +155,8 @@ def single_columns(to_product, unpack, job_at, worker, counter, max_tasks):
 def single_float_columns(read, read_one, weight_bytes, job_at, worker, counter, max_tasks):
     """`single_columns` of a float format: row by row, as the rows lie in memory."""
     job = lanes.load_job(job_at)
-    for _ in range(max_tasks):
-        task = simd.take_task(counter, 1)
+    task = _first_task(job, counter)
+    for left in range(max_tasks - 1, -1, -1):
         if task >= job.n_tasks:
             return False
         matrix, row, n_rows, weights = _task_rows(job, task)
@@ -150,6 +167,7 @@ def single_float_columns(read, read_one, weight_bytes, job_at, worker, counter, 
             at = weights + i * job.row_stride
             product = floats.row_product(read, read_one, weight_bytes, at, x, job)
             lanes.put(out + 4 * i, product)
+        task = _next(job, task, np.int64(-1), left, counter)
     return True
 
 
