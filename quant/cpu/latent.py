@@ -1,13 +1,19 @@
 """Latents to keys or values on the CPU: a head's weights as floats once, then products chunk by chunk."""
 
+import math
+
 import numpy as np
 
 from lowlevel.attention.kv_source import padded_width
 from lowlevel.cpu import latent as kernels
 from lowlevel.cpu.address import address
-from lowlevel.cpu.threads import run_workers
+from lowlevel.cpu.threads import run_tasks, run_workers
 
-from .dequantize.run import dequantize
+from .dequantize.decoders import DECODERS
+from .dequantize.run import THREAD_WEIGHTS, dequantize
+
+# Columns of weights that are decoded at a time, if blocks are not longer.
+_LEAST_COLUMNS = 32
 
 
 def scratch_bytes(kind, heads, keys):
@@ -55,10 +61,15 @@ def _decode_weights(source, heads, weights, spare, n_threads):
     if source.transposed:
         dequantize(t, weights, n_threads)
         return
-    n_rows = len(spare) // t.columns
-    for h in range(len(t)):
-        for first in range(0, t.shape[1], n_rows):
-            rows = slice(first, min(first + n_rows, t.shape[1]))
-            turned = spare[: (rows.stop - first) * t.columns].reshape(-1, t.columns)
-            dequantize(t[h, rows], turned, n_threads)
-            weights[h, :, rows] = turned.T
+    n_columns = math.lcm(t.format.block_weights, math.gcd(t.columns, _LEAST_COLUMNS))
+    n_workers = max(1, min(n_threads, len(spare) // n_columns, t.size // THREAD_WEIGHTS))
+    n_rows = min(kernels.TURNED_ROWS, len(spare) // (n_columns * n_workers))
+    head, row, block = t.data.strides[0], t.data.strides[1], t.format.row_bytes(n_columns)
+    fields = dict(
+        n_heads=len(t), d=t.shape[1], rank=t.columns, rows=n_rows, columns=n_columns,
+        source=address(t.data), source_head=head, source_row=row, source_block=block,
+        fill=DECODERS[t.format.name].fill.address, spare=address(spare),
+        weights=address(weights), weights_head=weights.strides[0], weights_row=weights.strides[1],
+    )  # fmt: skip
+    job = np.array([fields[name] for name in kernels.TURN], np.int64)
+    run_tasks(n_workers, kernels.turn.address, address(job), 0)

@@ -343,6 +343,32 @@ def test_many_callers_at_once(rng):
     assert not failures and pool.used == 0
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "F16"])
+@pytest.mark.parametrize("n_tasks_of_slice", [1, 5, 1000])
+def test_stretches_of_tasks_are_done_once(rng, monkeypatch, name, n_tasks_of_slice):
+    """However slices of work cut them, and with more threads than there are stretches."""
+    from quant.cpu.matmul import run as runner
+    from quant.cpu.matmul.layouts import ROWS
+
+    t, x = random_tensor(rng, name, 70 * ROWS + 5, 64), random_x(rng, 1, 64)
+    plan = matmul_plan(1, t, n_threads=1)
+    assert plan.parts[0].stretch > 1
+    expected = np.concatenate([matmul(x, t[i : i + ROWS]) for i in range(0, len(t), ROWS)], axis=1)
+    monkeypatch.setattr(runner, "_tasks_of_slice", lambda n_tasks, cost: n_tasks_of_slice)
+    for n_threads in (1, 2, 7):
+        out = np.full_like(expected, np.nan)
+        np.testing.assert_array_equal(matmul(x, t, out=out, n_threads=n_threads), expected)
+
+
+def test_matrices_that_share_x(rng):
+    """x is quantised once for several: the same bits as each alone, of a few rows of x and of many."""
+    for n in (1, 70):
+        some = [random_tensor(rng, "Q6_K", rows, 2048) for rows in (40, 8)]
+        x = random_x(rng, n, 2048)
+        alone = np.concatenate([matmul(x, t) for t in some], axis=1)
+        np.testing.assert_array_equal(matmul(x, some), alone)
+
+
 # ---------------------------------------------------------------- bad input
 
 

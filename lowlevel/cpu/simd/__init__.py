@@ -58,6 +58,7 @@ from .arithmetic import (
     absolute,
     any_set,
     divide,
+    float_of,
     fma,
     max_lanes,
     maximum,

@@ -119,9 +119,16 @@ def sum_lanes(typingctx, v):
 
 @intrinsic
 def max_lanes(typingctx, v):
-    """Largest of 16 float lanes (a NaN lane is ignored unless all are NaN)."""
-    return simple(
-        lambda builder, x: call(builder, "llvm.vector.reduce.fmax.v16f32", f32, [x]),
-        types.float32,
-        f32x16,
-    )
+    """Largest of 16 lanes (f32x16: a NaN lane is ignored unless all are NaN)."""
+    if v.kind == "f32":
+        name, scalar = "llvm.vector.reduce.fmax.v16f32", types.float32
+    else:
+        name, scalar = "llvm.vector.reduce.smax.v16i32", types.int32
+    kind = f32 if v.kind == "f32" else i32
+    return simple(lambda builder, x: call(builder, name, kind, [x]), scalar, v)
+
+
+@intrinsic
+def float_of(typingctx, bits):
+    """The float32 of an int32's bits."""
+    return simple(lambda builder, x: builder.bitcast(x, f32), types.float32, types.int32)

@@ -24,22 +24,24 @@ ROW_STRIDE, N_GROUPS, N_TASKS, N_PANELS = map(
 # What `begin` is to do with x.
 QUANTISE, COPY = 1, 2
 
-_SMALLEST = np.float32(2.0**-100)
+_SMALLEST, _LARGEST = np.float32(2.0**-100), np.finfo(np.float32).max
+_NAN = np.float32(np.nan)
+_NO_SIGN = 2**31 - 1
 
 
 @kernel(inline=True)
 def _scale_of(x, n_weights):
     """The scale of a block of x: amax / 127, 0 if all is (nearly) zero, NaN if not finite."""
-    largest = simd.splat(np.float32(0))
-    check = simd.splat(np.float32(0))
-    for i in range(n_weights // 16):
-        v = lanes.load_f32x16(x + i * 64)
-        largest = simd.maximum(simd.absolute(v), largest)
-        check += v - v  # NaN from NaN and infinities
-    amax = simd.max_lanes(largest) + simd.sum_lanes(check)
+    largest = simd.splat(0)
+    for i in range(n_weights // 16):  # without signs, floats are ordered as their bits, and all else comes after them
+        bits = simd.as_i32x16(lanes.load_f32x16(x + i * 64)) & _NO_SIGN
+        largest = simd.maximum(bits, largest)
+    amax = simd.float_of(simd.max_lanes(largest))
     if amax < _SMALLEST:
         return np.float32(0)
-    return amax / np.float32(127)
+    if amax <= _LARGEST:
+        return amax / np.float32(127)
+    return _NAN
 
 
 @kernel(inline=True)
@@ -74,6 +76,21 @@ def _put_step(x, finite, factor, q, stride):
         values = simd.to_i32(simd.round_even(lanes.load_f32x16(x) * factor))
     lanes.put_bytes(q, stride, values)
     return values
+
+
+@kernel(inline=True)
+def _quantise_one_segment(x, column, width, job, q, scales, starts):
+    """A block of one segment and no minimum, for dwords."""
+    stride = 4 * width
+    scale, finite, factor = _scale_and_inverse(x, job.block_weights)
+    q += 4 * column
+    sums = simd.splat(0)
+    for _ in range(job.block_weights // 16):
+        sums += _put_step(x, finite, factor, q, stride)
+        x += 64
+        q += 4 * stride
+    lanes.put(starts + 4 * column, np.int32(simd.sum_lanes(sums) * -job.shift))
+    lanes.put(scales + 4 * column, scale)
 
 
 @kernel(inline=True)
@@ -172,6 +189,18 @@ def _quantise_group(job, group):
     column_starts = n_blocks * job.n_starts * 4
     slot = lanes.load_int64(job.groups + 16 * group)
     width = lanes.load_int64(job.groups + 16 * group + 8)
+    if FORM == "dwords" and job.n_segments + job.n_min_segments == 1:
+        for column in range(width):
+            x = lanes.load_int64(job.x_rows + 8 * (slot + column))
+            q = job.x_bytes + slot * column_bytes
+            scales, starts = job.x_scales + slot * column_scales, job.x_starts + slot * column_starts
+            for _ in range(n_blocks):
+                _quantise_one_segment(x, column, width, job, q, scales, starts)
+                x += 4 * job.block_weights
+                q += job.x_panel_bytes * width
+                scales += 4 * width
+                starts += 4 * width
+        return
     for column in range(width):
         x = lanes.load_int64(job.x_rows + 8 * (slot + column))
         for block in range(n_blocks):

@@ -225,9 +225,9 @@ def _part(n, block, n_rows, columns, n_experts, exact, n_threads):
 
 def _stretch_of(n_tasks, n_workers, task_bytes):
     """Tasks of a stretch where weights are read about as fast as memory gives them."""
-    at_best = max(1, _STRETCH_BYTES // task_bytes)
+    at_best = max(1, _STRETCH_BYTES // max(1, task_bytes))
     n_rounds = max(_LEAST_ROUNDS, -(-n_tasks // (n_workers * at_best)))
-    return -(-n_tasks // (n_workers * n_rounds))
+    return max(1, -(-n_tasks // (n_workers * n_rounds)))
 
 
 def _spare_bytes(block):

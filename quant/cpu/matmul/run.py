@@ -39,7 +39,9 @@ def run(plan, device, x, matrices, out, experts, x_rows, scratch):
         n_rows = t.shape[-2]
         if n_rows:
             target = out if len(matrices) == 1 else out[:, at : at + n_rows]
-            products.append(_Product(part, plan.path, x, t, target, tables, scratch))
+            # All have the same columns of one format: x is quantised for the first of them.
+            x_is_there = bool(products)
+            products.append(_Product(part, plan.path, x, t, target, tables, scratch, x_is_there))
         at += n_rows
 
     def again():
@@ -67,10 +69,14 @@ def _indices(array):
 
 
 class _Product:
-    """One matrix, or one stack of them: called, it runs the kernels over what the tables say then."""
+    """One matrix, or one stack of them: called, it runs the kernels over what the tables say then.
 
-    def __init__(self, part, path, x, t, out, tables, scratch):
+    `x_is_there`: the product before has left x in the scratch, quantised.
+    """
+
+    def __init__(self, part, path, x, t, out, tables, scratch, x_is_there):
         self._part, self._path, self._tables = part, path, tables
+        self._quantises = not (part.exact or x_is_there)
         self._job, data = address(scratch), t.data
         self._columns, self._n_values = x.shape[1], len(out) * x.shape[1]
         self._n_panels = -(-t.shape[-2] // ROWS)
@@ -92,10 +98,10 @@ class _Product:
         n_slots, n_groups, n_matrices = tables.n_slots, tables.n_groups, tables.n_matrices
         is_small = self._n_values < _QUANTISE_WORTH or n_groups == 1
         now = activations.COPY if part.copies_x else 0
-        if is_small and not part.exact:
+        if is_small and self._quantises:
             now = activations.QUANTISE
         activations.begin(*self._places, now)
-        if not (part.exact or is_small):
+        if self._quantises and not is_small:
             n_quantising = min(part.n_workers, n_groups, 1 + self._n_values // _QUANTISE_WORTH)
             some = _tasks_of_slice(n_groups, 6 * self._columns * 8)
             run_tasks(n_quantising, activations.quantise.address, job, some)
