@@ -172,7 +172,7 @@ def _plan(n, block, shapes, exact, n_threads):
 
 def _part(n, block, n_rows, columns, n_experts, exact, n_threads):
     """The `Part` of n rows of x times (n_experts,) n_rows x columns weights; n_experts None: a plain matrix."""
-    n_slots, n_groups, n_matrices = most_of(n, n_experts)
+    n_slots, n_groups, n_matrices = most_of(n, n_experts, columns)
     n_panels = -(-n_rows // ROWS)
     work = n_panels * ROWS * columns * (n + n_matrices * _UNPACK_COST)
     n_workers = max(1, min(n_threads, n_panels * n_matrices, work // _WORTH_A_WORKER))

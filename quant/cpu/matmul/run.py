@@ -33,7 +33,7 @@ def run(plan, device, x, matrices, out, experts, x_rows, scratch):
     scratch : numpy.ndarray of uint8
         At least plan.scratch_bytes, from an address that is a multiple of 64.
     """
-    tables = _tables(len(out), experts, x_rows, matrices[0])
+    tables = _tables(len(out), x.shape[1], experts, x_rows, matrices[0])
     products, at = [], 0
     for part, t in zip(plan.parts, matrices, strict=True):
         n_rows = t.shape[-2]
@@ -53,12 +53,12 @@ def run(plan, device, x, matrices, out, experts, x_rows, scratch):
     kept.launch(again)
 
 
-def _tables(n, experts, x_rows, t):
+def _tables(n, columns, experts, x_rows, t):
     """Which rows of x meet which matrices."""
     if experts is None and x_rows is None:
-        return tables_of_one(n)
+        return tables_of_one(n, columns)
     n_experts = 1 if experts is None else t.shape[0]
-    return Tables(n, _indices(experts), n_experts, _indices(x_rows))
+    return Tables(n, columns, _indices(experts), n_experts, _indices(x_rows))
 
 
 def _indices(array):

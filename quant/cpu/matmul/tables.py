@@ -1,7 +1,8 @@
 """Which rows of x meet which matrices, in the form that `activations.begin` reads.
 
 The rows of x that a matrix meets are cut into groups of a few, the columns of a register tile; a group that is not full
-repeats its last row. A table is filled from the experts that stand in memory at that moment, by a kernel: a product that is
+repeats its last row. A matrix that meets many groups stands in the table several times, each time with some of them, as
+many as second caches hold: every panel of its rows passes over these before the next ones. A table is filled from the experts that stand in memory at that moment, by a kernel: a product that is
 made again (`lowlevel.cpu.kept`) meets the experts that are chosen now.
 """
 
@@ -16,6 +17,8 @@ from . import lanes
 from .layouts import WIDTHS
 
 _WIDEST = WIDTHS[-1]
+# Bytes of x that panels pass over at a time, and the fewest rows: for each of so many the panels are unpacked anew.
+_X_BYTES, _LEAST_ROWS = 1 << 19, 192
 
 
 def tail_width(n_rest):
@@ -40,12 +43,20 @@ def most_padding(n, n_matrices):
     return max(padding.values()) * min(n_matrices, n // min(padded))
 
 
-def most_of(n, n_experts):
+def groups_at_once(columns):
+    """Groups of rows of x, of so many columns each, that a matrix meets before its next panel does."""
+    return max(_LEAST_ROWS, _X_BYTES // max(1, columns)) // _WIDEST
+
+
+def most_of(n, n_experts, columns):
     """The most slots, groups and matrices of n rows of x, whichever of the experts they meet; None: a plain matrix."""
+    at_once = groups_at_once(columns)
     if n_experts is None:
-        return n_slots_of(n), -(-n // _WIDEST), 1
+        n_groups = -(-n // _WIDEST)
+        return n_slots_of(n), n_groups, max(1, -(-n_groups // at_once))
     n_matrices = min(n_experts, n)
-    return n + most_padding(n, n_experts), min(n, n // _WIDEST + n_matrices), n_matrices
+    n_groups = min(n, n // _WIDEST + n_matrices)
+    return n + most_padding(n, n_experts), n_groups, n_matrices + n_groups // at_once
 
 
 class Tables:
@@ -55,6 +66,8 @@ class Tables:
     ----------
     n : int
         Rows of the output, at least 1.
+    columns : int
+        Of x.
     experts : numpy.ndarray of int32 or int64, (n,), or None
         The matrix that each meets, all of them below `n_experts`; read whenever the table is filled. None: a plain matrix.
     n_experts : int
@@ -68,8 +81,9 @@ class Tables:
         and width of each group, the end of each matrix's groups, the matrices.
     """
 
-    def __init__(self, n, experts=None, n_experts=1, x_rows=None):
-        n_slots, n_groups, n_matrices = most_of(n, None if experts is None else n_experts)
+    def __init__(self, n, columns, experts=None, n_experts=1, x_rows=None):
+        of_experts = None if experts is None else n_experts
+        n_slots, n_groups, n_matrices = most_of(n, of_experts, columns)
         size = 3 + 2 * (n_slots + n_groups + n_matrices)
         self._data = np.zeros(size + 2 * n_experts, np.int64)  # and two counts an expert
         self._arrays = experts, x_rows  # whose addresses stand in the arguments
@@ -79,6 +93,7 @@ class Tables:
             self.address + 8 * size,
             n,
             n_experts,
+            groups_at_once(columns),
             *_place(experts),
             *_place(x_rows),
         )
@@ -101,9 +116,9 @@ class Tables:
 
 
 @functools.lru_cache(maxsize=64)
-def tables_of_one(n):
+def tables_of_one(n, columns):
     """`Tables` of a plain matrix, kept: most calls are of few sizes."""
-    tables = Tables(n)
+    tables = Tables(n, columns)
     tables.fill()
     return tables
 
@@ -124,7 +139,7 @@ def _index(address, stride, n_bytes, i):
 
 
 @kernel
-def _fill(table, counts, n, n_experts, ids, ids_step, ids_bytes, rows, rows_step, rows_bytes):
+def _fill(table, counts, n, n_experts, at_once, ids, ids_step, ids_bytes, rows, rows_step, rows_bytes):
     """A stable counting sort of the rows by their experts. All arguments are int64; `counts`: two an expert."""
     next_slot = counts + 8 * n_experts
     for e in range(n_experts):
@@ -137,8 +152,9 @@ def _fill(table, counts, n, n_experts, ids, ids_step, ids_bytes, rows, rows_step
         count = lanes.load_int64(counts + 8 * e)
         lanes.put(next_slot + 8 * e, n_slots)
         n_slots += count // _WIDEST * _WIDEST + _TAILS[count % _WIDEST]
-        n_groups += (count + _WIDEST - 1) // _WIDEST
-        n_matrices += np.int64(count > 0)
+        groups_of_one = (count + _WIDEST - 1) // _WIDEST
+        n_groups += groups_of_one
+        n_matrices += (groups_of_one + at_once - 1) // at_once
     lanes.put(table, n_slots)
     lanes.put(table + 8, n_groups)
     lanes.put(table + 16, n_matrices)
@@ -161,14 +177,18 @@ def _fill(table, counts, n, n_experts, ids, ids_step, ids_bytes, rows, rows_step
         padded = count // _WIDEST * _WIDEST + _TAILS[count % _WIDEST]
         for i in range(count, padded):
             lanes.put(sources + 8 * (slot + i), last)
-        for start in range(0, padded, _WIDEST):
-            lanes.put(groups + 16 * group, slot + start)
-            lanes.put(groups + 16 * group + 8, min(np.int64(_WIDEST), padded - start))
-            group += 1
+        groups_of_one = (count + _WIDEST - 1) // _WIDEST
+        times = (groups_of_one + at_once - 1) // at_once
+        for number in range(times):  # as many groups each time as can be
+            for i in range(number * groups_of_one // times, (number + 1) * groups_of_one // times):
+                start = i * _WIDEST
+                lanes.put(groups + 16 * group, slot + start)
+                lanes.put(groups + 16 * group + 8, min(np.int64(_WIDEST), padded - start))
+                group += 1
+            lanes.put(ends + 8 * matrix, group)
+            lanes.put(matrices + 8 * matrix, np.int64(e))
+            matrix += 1
         slot += padded
-        lanes.put(ends + 8 * matrix, group)
-        lanes.put(matrices + 8 * matrix, np.int64(e))
-        matrix += 1
     for i in range(n_slots):
         row = lanes.load_int64(sources + 8 * i)
         if rows_bytes > 0:
