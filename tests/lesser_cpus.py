@@ -27,6 +27,10 @@ class Cpu:
     level: str
 
     @property
+    def has_vnni(self):
+        return bool({"avx512vnni", "avxvnni"} & {*self.features})
+
+    @property
     def environment(self):
         flags = ",".join(f"+{feature}" for feature in self.features)
         return {"NUMBA_CPU_NAME": self.numba_name, "NUMBA_CPU_FEATURES": flags}
@@ -38,9 +42,10 @@ _AVX512 = (*_AVX2, *"avx512f avx512bw avx512vl avx512dq avx512cd".split())
 CPUS = {
     "portable": Cpu("generic", (), "portable"),
     "avx2": Cpu("haswell", _AVX2, "avx2"),
+    "avx2 with VNNI": Cpu("alderlake", (*_AVX2, "avxvnni"), "avx2"),
     "avx512 without VNNI": Cpu("skylake-avx512", _AVX512, "avx512"),
 }
-# One for each form of the SIMD layer; the third differs from today's in integer products alone.
+# One for each form of the SIMD layer; the others differ in integer products alone.
 LESSER_CPUS = ("portable", "avx2")
 
 
@@ -58,7 +63,7 @@ def skip_unless_lesser(name):
     missing = set(cpu.features) - host
     if missing:
         pytest.skip(f"this machine lacks {', '.join(sorted(missing))}")
-    if simd.LEVEL == cpu.level and not (simd.HAS_VNNI and cpu.level == "avx512"):
+    if (simd.LEVEL, simd.HAS_VNNI) == (cpu.level, cpu.has_vnni):
         pytest.skip("this process runs that form already")
 
 
@@ -93,6 +98,5 @@ def pytest_configure():
     from lowlevel.cpu import simd
 
     cpu = CPUS[os.environ[NAME_VARIABLE]]
-    vnni = "avx512vnni" in cpu.features
-    if (simd.LEVEL, simd.HAS_VNNI) != (cpu.level, vnni):
+    if (simd.LEVEL, simd.HAS_VNNI) != (cpu.level, cpu.has_vnni):
         pytest.exit(f"compiling for {simd.LEVEL}, VNNI {simd.HAS_VNNI}, not for {cpu}", 3)

@@ -10,7 +10,20 @@ from .vectors import i32x16, u8x64
 
 def _dot_vnni(builder, acc, unsigned, signed):
     args = [acc, unsigned, signed]
-    return call(builder, "llvm.x86.avx512.vpdpbusd.512", i32x16.llvm, args)
+    return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * acc.type.count}", acc.type, args)
+
+
+def _dot_vnni_by_halves(builder, acc, unsigned, signed):
+    """Where vectors have 32 bytes: of one, or of two of them."""
+    n = acc.type.count
+    if n == 8:
+        return _dot_vnni(builder, acc, unsigned, signed)
+    halves = []
+    for i in (0, 1):
+        part = shuffle(builder, acc, acc, range(8 * i, 8 * i + 8))
+        args = [shuffle(builder, x, x, range(32 * i, 32 * i + 32)) for x in (unsigned, signed)]
+        halves.append(_dot_vnni(builder, part, *args))
+    return shuffle(builder, *halves, range(16))
 
 
 def _dot_words(builder, acc, unsigned, signed):
@@ -49,11 +62,12 @@ def _dot_shifts(builder, acc, unsigned, signed):
 
 _FORMS = {
     "avx512": _dot_vnni if HAS_VNNI else _dot_words,
-    "avx2": _dot_words,
+    "avx2": _dot_vnni_by_halves if HAS_VNNI else _dot_words,
     "portable": _dot_shifts,
 }
 
-# emit_dot(builder, acc, unsigned, signed): the code of `dot_u8s8`, for other intrinsics.
+# emit_dot(builder, acc, unsigned, signed): the code of `dot_u8s8`, for other intrinsics; with VNNI of 32 bytes for such
+# vectors too.
 emit_dot = _FORMS[LEVEL]
 
 

@@ -33,7 +33,9 @@ _NO_SIGN = 2**31 - 1
 def _scale_of(x, n_weights):
     """The scale of a block of x: amax / 127, 0 if all is (nearly) zero, NaN if not finite."""
     largest = simd.splat(0)
-    for i in range(n_weights // 16):  # without signs, floats are ordered as their bits, and all else comes after them
+    for i in range(
+        n_weights // 16
+    ):  # without signs, floats are ordered as their bits, and all else comes after them
         bits = simd.as_i32x16(lanes.load_f32x16(x + i * 64)) & _NO_SIGN
         largest = simd.maximum(bits, largest)
     amax = simd.float_of(simd.max_lanes(largest))
@@ -193,7 +195,10 @@ def _quantise_group(job, group):
         for column in range(width):
             x = lanes.load_int64(job.x_rows + 8 * (slot + column))
             q = job.x_bytes + slot * column_bytes
-            scales, starts = job.x_scales + slot * column_scales, job.x_starts + slot * column_starts
+            scales, starts = (
+                job.x_scales + slot * column_scales,
+                job.x_starts + slot * column_starts,
+            )
             for _ in range(n_blocks):
                 _quantise_one_segment(x, column, width, job, q, scales, starts)
                 x += 4 * job.block_weights

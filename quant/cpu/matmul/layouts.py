@@ -31,9 +31,11 @@ Shape = collections.namedtuple("Shape", "form lanes vectors widths")
 SHAPES = {
     "avx512": Shape("dwords", 16, 2, (1, 2, 4, 6)),
     "avx2": Shape("pairs", 8, 2, (1, 2, 3, 4)),
+    "avx2 vnni": Shape("dwords", 8, 2, (1, 2, 3, 4)),
     "portable": Shape("dwords", 16, 1, (1, 2, 3, 4)),
 }
-FORM, LANES, VECTORS, WIDTHS = SHAPES[simd.LEVEL]
+_HALF_VNNI = simd.LEVEL == "avx2" and simd.HAS_VNNI
+FORM, LANES, VECTORS, WIDTHS = SHAPES["avx2 vnni" if _HALF_VNNI else simd.LEVEL]
 ROWS = VECTORS * LANES
 VECTOR = 4 * LANES  # bytes
 # Bytes of k that one step of the inner loop takes.

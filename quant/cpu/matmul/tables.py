@@ -139,7 +139,9 @@ def _index(address, stride, n_bytes, i):
 
 
 @kernel
-def _fill(table, counts, n, n_experts, at_once, ids, ids_step, ids_bytes, rows, rows_step, rows_bytes):
+def _fill(
+    table, counts, n, n_experts, at_once, ids, ids_step, ids_bytes, rows, rows_step, rows_bytes
+):
     """A stable counting sort of the rows by their experts. All arguments are int64; `counts`: two an expert."""
     next_slot = counts + 8 * n_experts
     for e in range(n_experts):
