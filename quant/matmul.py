@@ -316,7 +316,7 @@ def _checked_x_rows(x_rows, n_x, device):
     """None, or an array of ints that are rows of x."""
     if x_rows is None:
         return None
-    if device.room != "cpu":
+    if not device.products_take_x_rows:
         raise NotImplementedError(
             f"x_rows: on the CPU only in this version, x is on {device.name}; "
             "lowlevel.ops.gather_rows makes those rows"

@@ -23,6 +23,7 @@ class CpuDevice:
     name = "cpu"
     room = "cpu"
     has_streams = False
+    in_host_memory = has_threads = products_take_x_rows = True
     activations = ("float32",)
 
     def allocate(self, n_bytes):

@@ -39,6 +39,7 @@ class KernelDevice:
     """Launches and copies of a device that runs CUDA kernels, which come from a loader.Library."""
 
     room = "gpu"
+    in_host_memory = has_threads = products_take_x_rows = False
     activations = ("float32", "float16", "bfloat16")
 
     def __init__(self, library):

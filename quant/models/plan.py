@@ -213,7 +213,7 @@ class Planned:
     def memory(self, weight_bytes: int) -> Memory:
         """All bytes, `weight_bytes` being the file's."""
         config, choices = self.config, self.choices
-        is_mapped = devices.get(choices.device).room == "cpu"
+        is_mapped = devices.get(choices.device).in_host_memory
         matrices, vectors = self.weights()
         made = sum(align_up(weight.n_bytes) for weight in matrices if weight.is_turned)
         whole = {(w.name, w.share): w.whole_bytes for w in matrices if not w.is_turned}

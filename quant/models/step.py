@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from .buffers import Buffer
     from .config import LayerConfig
-    from .runner import Bound
     from .tensors import Weight
 
 # Forms of latent attention.
@@ -94,7 +93,7 @@ class Operation(NamedTuple):
     kind, name : str
         "product", ...; what it is of: "blk.3.attn_q".
     bind : callable
-        (Bound) -> a function without arguments that runs it.
+        (a `runner.Bound`) -> a function without arguments that runs it.
     scratch_bytes : int
         Of the pool, whatever n_kv.
     attention : AttentionSizes or None
@@ -115,7 +114,7 @@ class Operation(NamedTuple):
 
     kind: str
     name: str
-    bind: Callable[[Bound], Callable[[], Any]]
+    bind: Callable[[Any], Callable[[], Any]]
     scratch_bytes: int = 0
     attention: AttentionSizes | None = None
     flops: int = 0
