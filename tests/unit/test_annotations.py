@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Kernels and what they are built of: Numba types their arguments when they are compiled.
 OF_NUMBA = ("lowlevel/cpu/simd/", "quant/cpu/")
 NOT_YET = (
-    "lowlevel/cpu/", "lowlevel/cuda/", "lowlevel/cudasim/", "lowlevel/gpu/", "quant/gpu/matmul/",
+    "lowlevel/cpu/", "lowlevel/cudasim/", "quant/gpu/matmul/",
 )  # fmt: skip
 
 
