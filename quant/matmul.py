@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from .tensor import QuantTensor, check_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from lowlevel.arrays import Array
     from lowlevel.plans import Plan

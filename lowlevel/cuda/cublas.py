@@ -10,13 +10,12 @@ import contextlib
 import ctypes
 import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import cupy_api
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from lowlevel.shapes import Array
 

@@ -32,13 +32,12 @@ import json
 import os
 import pathlib
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowlevel.extras import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
 
 MIN_CAPABILITY = 8, 0  # bfloat16 conversions, asynchronous copies

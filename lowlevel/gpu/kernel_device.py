@@ -7,7 +7,7 @@ on (see lowlevel/devices.py), and of launch_device.py all but `launch` and `runs
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from .tensor_map import TensorMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from lowlevel.gpu.launch_device import LaunchDevice
     from lowlevel.shapes import Array

@@ -11,14 +11,13 @@ heads and tokens whose states lie in scratch from chunk to chunk.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .instances import FEW_ROWS_SHAPES, FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES, FusedShape
 from .launch_device import launch_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import Any
 
     from lowlevel.plans import Scratch
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.resources
 import re
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowlevel.fork_lock import child_lock
 
@@ -19,7 +19,6 @@ from .instances import generated, of_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from .instances import Kernel
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowlevel.shapes import resolve_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from lowlevel.shapes import Array
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from lowlevel.shapes import dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from lowlevel.checks import Rows
     from lowlevel.devices import Device

@@ -5,6 +5,8 @@ repeats its last row. A table is filled from the experts that stand in memory at
 made again (`lowlevel.cpu.kept`) meets the experts that are chosen now.
 """
 
+from __future__ import annotations
+
 import functools
 
 import numpy as np
@@ -18,7 +20,7 @@ from .layouts import WIDTHS
 _WIDEST = WIDTHS[-1]
 
 
-def tail_width(n_rest):
+def tail_width(n_rest: int) -> int:
     """The narrowest group that holds `n_rest` columns."""
     return next(width for width in WIDTHS if width >= n_rest)
 
@@ -26,12 +28,12 @@ def tail_width(n_rest):
 _TAILS = np.array([0, *(tail_width(rest) for rest in range(1, _WIDEST))], np.int64)
 
 
-def n_slots_of(n_columns):
+def n_slots_of(n_columns: int) -> int:
     """Columns of all groups of a matrix, with those that pad the last group."""
     return n_columns // _WIDEST * _WIDEST + int(_TAILS[n_columns % _WIDEST])
 
 
-def most_padding(n, n_matrices):
+def most_padding(n: int, n_matrices: int) -> int:
     """The most columns that can pad groups when n columns are spread over the matrices."""
     padding = {rest: tail_width(rest) - rest for rest in range(1, _WIDEST)}
     padded = [rest for rest, pad in padding.items() if pad]
@@ -40,7 +42,7 @@ def most_padding(n, n_matrices):
     return max(padding.values()) * min(n_matrices, n // min(padded))
 
 
-def most_of(n, n_experts):
+def most_of(n: int, n_experts: int | None) -> tuple[int, int, int]:
     """The most slots, groups and matrices of n rows of x, whichever of the experts they meet; None: a plain matrix."""
     if n_experts is None:
         return n_slots_of(n), -(-n // _WIDEST), 1
@@ -68,7 +70,13 @@ class Tables:
         and width of each group, the end of each matrix's groups, the matrices.
     """
 
-    def __init__(self, n, experts=None, n_experts=1, x_rows=None):
+    def __init__(
+        self,
+        n: int,
+        experts: np.ndarray | None = None,
+        n_experts: int = 1,
+        x_rows: np.ndarray | None = None,
+    ) -> None:
         n_slots, n_groups, n_matrices = most_of(n, None if experts is None else n_experts)
         size = 3 + 2 * (n_slots + n_groups + n_matrices)
         self._data = np.zeros(size + 2 * n_experts, np.int64)  # and two counts an expert
@@ -83,25 +91,25 @@ class Tables:
             *_place(x_rows),
         )
 
-    def fill(self):
+    def fill(self) -> None:
         """Read the experts, and the rows of x, that stand there now."""
         _fill(*self._fill)
 
     @property
-    def n_slots(self):
+    def n_slots(self) -> int:
         return int(self._data[0])
 
     @property
-    def n_groups(self):
+    def n_groups(self) -> int:
         return int(self._data[1])
 
     @property
-    def n_matrices(self):
+    def n_matrices(self) -> int:
         return int(self._data[2])
 
 
 @functools.lru_cache(maxsize=64)
-def tables_of_one(n):
+def tables_of_one(n: int) -> Tables:
     """`Tables` of a plain matrix, kept: most calls are of few sizes."""
     tables = Tables(n)
     tables.fill()
