@@ -38,6 +38,15 @@ class Device(Protocol):
     ]  # names of the dtypes of what models hand on, which all calls take there
     planner: Any  # tiles and scratch of attention, pure arithmetic: cpu/layout.py, gpu/layout.py
     has_streams: bool  # whether work is queued on streams; then also what stands below
+    in_host_memory: (
+        bool  # its arrays are the host's: files are read where they are mapped, MPI reaches all
+    )
+    has_threads: (
+        bool  # calls use as many threads as they are told; elsewhere plans alone go by `n_threads`
+    )
+    products_take_x_rows: (
+        bool  # `quant.matmul` takes rows of x by their numbers; elsewhere they are gathered first
+    )
 
     def allocate(self, n_bytes: int) -> Array:
         """Flat memory of n_bytes, 256-byte aligned, contents undefined."""

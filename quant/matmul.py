@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from .tensor import QuantTensor, check_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from lowlevel.arrays import Array
     from lowlevel.plans import Plan
@@ -316,7 +315,7 @@ def _checked_x_rows(x_rows, n_x, device):
     """None, or an array of ints that are rows of x."""
     if x_rows is None:
         return None
-    if device.room != "cpu":
+    if not device.products_take_x_rows:
         raise NotImplementedError(
             f"x_rows: on the CPU only in this version, x is on {device.name}; "
             "lowlevel.ops.gather_rows makes those rows"

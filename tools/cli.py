@@ -11,13 +11,12 @@ import sys
 import threading
 
 from . import installation, ranks
-from .options import CommandParser, UsageError
+from .options import INTERRUPTED, CommandParser, UsageError
 from .plain_text import make_streams_robust
 
 DESCRIPTION = "Whole GGUF models over very long contexts, inside a hard memory budget."
 EXIT_CODES = "exit codes: 0 held, 1 a checked limit was broken, 2 bad use"
 BAD_USE = 2
-INTERRUPTED = 130
 SUBCOMMANDS = ("run", "bench", "plan", "make-gguf", "pool", "cache")
 
 

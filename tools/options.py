@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "INTERRUPTED",
     "KV_TYPES",
     "METHODS",
     "MIB",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 MIB = 2**20
+INTERRUPTED = 130  # exit code after Ctrl-C
 METHODS = ("auto", "steps")
 KV_TYPES = ("f32", "f16", "q8_0")
 MOST = 2**31 - 1  # tokens: engines number them in 32 bits

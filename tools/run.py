@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import loading, ranks
-from .options import UsageError, new_parser, positive, whole_numbers
+from .options import INTERRUPTED, UsageError, new_parser, positive, whole_numbers
 from .token_bar import token_bar
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ examples:
   mpirun -n 2 kqcap run model.gguf "Once upon a time" --split tensor"""
 
 DEFAULT_TOKENS = 128
-INTERRUPTED = 130
 
 
 class Prompt(NamedTuple):

@@ -232,7 +232,7 @@ def plan_attention(
         return _checked_plan.__wrapped__(*arguments)
 
 
-@functools.lru_cache(maxsize=256, typed=True)  # most calls are of few sizes
+@functools.lru_cache(maxsize=4096, typed=True)  # calls are of few sizes, plans of models of many
 def _checked_plan(
     n_head, n_head_kv, n_tokens, n_kv, d_k, d_v, budget, kv_dtype, q_dtype, out_dtype, method, assemble, device,
     v_in_k, kv_strided, precision, n_threads, limits,

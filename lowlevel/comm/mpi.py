@@ -81,7 +81,7 @@ class MpiComm(Comm):
     """A process among those of an MPI communicator; see `mpi_rank`."""
 
     def __init__(self, device: str, library: Any, communicator: Any) -> None:
-        is_direct = devices.get(device).room == "cpu" or _takes_cuda(device, communicator)
+        is_direct = devices.get(device).in_host_memory or _takes_cuda(device, communicator)
         engine = MPI if is_direct else MPI_STAGED
         super().__init__(device, Outline(engine, communicator.Get_size(), communicator.Get_rank()))
         self._mpi, self._communicator = library, communicator

@@ -1,6 +1,8 @@
 """Running an attention plan on the CPU: operands to addresses, workers to threads."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +12,14 @@ from lowlevel.attention.passes import passes
 
 from . import attention_kernel, kept, kv_fill, layout, threads
 from .address import address
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowlevel.attention.call import Operands
+    from lowlevel.attention.kv_source import KVSource
+    from lowlevel.attention.plan import AttentionPlan
+
 
 # A window this long leaves nothing out; it keeps positions inside int32.
 NO_WINDOW = 2**31 - 1
@@ -136,7 +146,7 @@ def _attend_kernel(path):
     return attention_kernel.attend
 
 
-def run(plan, operands, scratch):
+def run(plan: AttentionPlan, operands: Operands, scratch: Mapping[str, np.ndarray]) -> None:
     """Compute ``operands.out`` (and lse) by `plan`.
 
     Parameters
@@ -163,7 +173,13 @@ def run(plan, operands, scratch):
 class Walk:
     """A call whose K and V are read where they lie: called, it runs; `again` runs it when there are other keys."""
 
-    def __init__(self, plan, operands, scratch, attend):
+    def __init__(
+        self,
+        plan: AttentionPlan,
+        operands: Operands,
+        scratch: Mapping[str, np.ndarray],
+        attend: Any,
+    ) -> None:
         self._plan, self._attend = plan, attend
         self._memory = operands, scratch  # whose addresses the call has
         k = _rows(operands.k)
@@ -174,7 +190,7 @@ class Walk:
     def __call__(self):
         _walk(self._plan, self._job, self._attend)
 
-    def again(self, plan, k, v):
+    def again(self, plan: AttentionPlan, k: KVSource, v: KVSource) -> bool:
         """The same operands but for `k` and `v`, which lie as they did and have ``plan.n_kv`` keys.
 
         Returns

@@ -13,6 +13,8 @@ causality or a window leave out are never touched. Few query rows have no use fo
 attention_few.py.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numba
@@ -253,7 +255,7 @@ def _add_products(call, weights, chunk, output, n_rows, n_keys):
             )  # fmt: skip
 
 
-def make_value_steps(value):
+def make_value_steps(value: Any) -> tuple[Any, Any]:
     """(all_finite, add_products_carefully); `value(chunk, j, i)`: row j of V from column i on."""
 
     @kernel(inline=True)
@@ -426,7 +428,7 @@ def _add_panel(
         products.add_products(call, kq_address, chunk, tile_address + 4 * output, n_rows, n_keys)
 
 
-def make_add_chunk(products):
+def make_add_chunk(products: Any) -> Any:
     """`Steps.add_chunk` by panels, with some `Products`."""
 
     @kernel(inline=True)

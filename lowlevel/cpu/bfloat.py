@@ -5,6 +5,8 @@ twice what a float32 fma does. The first of a pair lies in the low half. It roun
 and takes subnormals for zero.
 """
 
+from __future__ import annotations
+
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -32,7 +34,7 @@ _bfloats = ir.VectorType(_BFloat(), 32)
 _words = simd.u16x32.llvm
 
 
-def emit_dot_pairs(builder, total, a, b):
+def emit_dot_pairs(builder: ir.IRBuilder, total: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
     """LLVM code of ``total + a[0] * b[0] + a[1] * b[1]`` lane by lane; a, b: any 64-byte vectors."""
     pairs = [builder.bitcast(v, _bfloats) for v in (a, b)]
     name = "llvm.x86.avx512bf16.dpbf16ps.512"

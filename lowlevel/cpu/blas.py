@@ -1,5 +1,7 @@
 """The number of threads of NumPy's BLAS while method "steps" runs, put back afterwards."""
 
+from __future__ import annotations
+
 import functools
 import os
 import threading
@@ -51,7 +53,7 @@ class blas_threads:
     Where the setting belongs to the process, of calls that overlap in time the first one's holds.
     """
 
-    def __init__(self, n_threads):
+    def __init__(self, n_threads: int) -> None:
         self._n_threads = n_threads
         self._user = object()
 

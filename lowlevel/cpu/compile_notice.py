@@ -4,9 +4,16 @@ One line on standard error when the first kernel is not found in the cache; wher
 it counts on, and is overwritten by whatever comes next.
 """
 
+from __future__ import annotations
+
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pathlib
+
 
 # Where it is said: None for nowhere, "stderr" for what sys.stderr is at the time.
 stream = "stderr"
@@ -16,7 +23,7 @@ _begun = None  # when the first kernel of this process was begun (seconds)
 _n_compiled = 0
 
 
-def begin(kept_in):
+def begin(kept_in: pathlib.Path | None) -> None:
     """A kernel is about to be compiled.
 
     Parameters
@@ -37,12 +44,13 @@ def begin(kept_in):
     _say(f"kqcap: compiling kernels for this CPU ({where}) ...\n")
 
 
-def end():
+def end() -> None:
     """A kernel has been compiled."""
     global _n_compiled
     with _lock:
         _n_compiled += 1
-        text = f"  {_n_compiled} kernels in {time.monotonic() - _begun:.0f} s"
+        seconds = time.monotonic() - (_begun or 0.0)
+        text = f"  {_n_compiled} kernels in {seconds:.0f} s"
     if _file() is not None and _file().isatty():
         _say(f"{text}\033[K\r")  # what is written next goes over it
 

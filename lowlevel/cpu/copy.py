@@ -1,6 +1,9 @@
 """Copies between NumPy arrays that never copy twice, and the question whether two arrays share memory."""
 
+from __future__ import annotations
+
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +13,7 @@ CHUNK = 4096
 MAX_WORK = 100_000
 
 
-def copy_disjoint(target, source):
+def copy_disjoint(target: np.ndarray, source: np.ndarray) -> None:
     """Copy `source` into `target`, which shares no element with it (shape and dtype equal, any strides).
 
     NumPy copies through a temporary of full size where it cannot tell quickly that two arrays with a common range
@@ -30,15 +33,16 @@ def copy_disjoint(target, source):
             np.copyto(target[start : start + CHUNK], source[start : start + CHUNK], casting="no")
 
 
-def overlap(first, second):
+def overlap(first: Any, second: Any) -> bool:
     """Whether two arrays share an element; True as well if that cannot be settled in reasonable time."""
     try:
-        return np.shares_memory(first, second, max_work=MAX_WORK)
+        most: Any = MAX_WORK  # NumPy's stubs know two special numbers only
+        return np.shares_memory(first, second, max_work=most)
     except np.exceptions.TooHardError:
         return True
 
 
-def overlaps_itself(array):
+def overlaps_itself(array: Any) -> bool:
     """Whether two indices of an array may mean one place: whether an axis steps within what smaller strides span."""
     return _overlaps_itself(array.shape, array.strides, array.itemsize)
 

@@ -1,9 +1,12 @@
 """The CPU as a device: host memory as NumPy arrays (see `lowlevel.devices`)."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import math
 import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +17,14 @@ from lowlevel.sizes import format_size
 from . import copy as copies
 from . import kept, layout, threads
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from lowlevel.devices import Device
+    from lowlevel.shapes import Array
+
+
 _CACHE_LINE = 64  # bytes
 
 
@@ -23,9 +34,10 @@ class CpuDevice:
     name = "cpu"
     room = "cpu"
     has_streams = False
+    in_host_memory = has_threads = products_take_x_rows = True
     activations = ("float32",)
 
-    def allocate(self, n_bytes):
+    def allocate(self, n_bytes: int) -> Array:
         # The slack that reaches the next aligned address is not part of what is handed out. Pages are
         # touched by whoever writes them, so a large arena costs what is used of it.
         try:
@@ -37,84 +49,84 @@ class CpuDevice:
         start = -memory.ctypes.data % ALIGNMENT
         return memory[start : start + n_bytes]
 
-    def view(self, memory, offset, shape, dtype):
+    def view(self, memory: Array, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         return np.ndarray(shape, dtype, memory, offset)
 
-    def address(self, array):
+    def address(self, array: Any) -> Any:
         return array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else None
 
-    def fill(self, memory, start, stop, pattern):
+    def fill(self, memory: Array, start: int, stop: int, pattern: int) -> None:
         memory[start:stop].view(np.uint16)[...] = pattern
 
-    def holds(self, memory, start, stop, pattern):
+    def holds(self, memory: Array, start: int, stop: int, pattern: int) -> bool:
         return bool((memory[start:stop].view(np.uint16) == pattern).all())
 
-    def empty(self, shape, dtype):
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         return np.empty(shape, dtype)
 
-    def empty_aligned(self, shape, dtype):
+    def empty_aligned(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         memory = np.empty(math.prod(shape) * dtype.itemsize + _CACHE_LINE - 1, np.uint8)
         start = -memory.__array_interface__["data"][0] % _CACHE_LINE
         return np.ndarray(shape, dtype, memory, start)
 
-    def plain(self, array):
+    def plain(self, array: Array) -> Array:
         return np.asarray(array)
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Nothing is ever queued."""
 
-    def own_stream(self):
+    def own_stream(self) -> AbstractContextManager:
         return contextlib.nullcontext()
 
-    def keep(self, run):
+    def keep(self, run: Callable[[], Any]) -> Callable[[], Any]:
         with kept.keeping() as launches:
             run()
         return launches[0] if len(launches) == 1 else functools.partial(_all, launches)
 
-    def keep_attention(self, run):
+    def keep_attention(self, run: Callable[[], Any]) -> Callable[[Any, Any, Any], bool]:
         with kept.keeping() as launches:
             run()
         return launches[0].again if launches else _not_kept
 
-    def capture(self, run):
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         return run
 
-    def writable(self, array):
+    def writable(self, array: Array) -> bool:
         return array.flags.writeable
 
-    def freeze(self, array):
+    def freeze(self, array: Array) -> None:
         array.flags.writeable = False
 
-    def from_host(self, array):
+    def from_host(self, array: np.ndarray) -> Array:
         return array
 
-    def upload(self, target, array):
+    def upload(self, target: Array, array: np.ndarray) -> None:
         self.copy(target, array)
 
-    def to_host(self, array):
+    def to_host(self, array: Array) -> np.ndarray:
         return np.asarray(array)
 
-    def download(self, array, out):
+    def download(self, array: Array, out: np.ndarray) -> None:
         self.copy(out, array)
 
-    def reach(self, peer):
+    def reach(self, peer: Device) -> None:
         """All memory is the same."""
 
-    def receive(self, target, source):
+    def receive(self, target: Array, source: Array) -> None:
         self.copy(target, source)
 
     pinned = allocate
 
-    def copy_out(self, array, out):
+    def copy_out(self, array: Array, out: np.ndarray) -> None:
         self.copy(out, array)
 
-    def free_bytes(self):
+    def free_bytes(self) -> int | None:
         # All that the machine has: files that are mapped give way.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     copy = staticmethod(copies.copy_disjoint)
 
-    def join(self, target, sources, axis):
+    def join(self, target: Array, sources: Sequence[Array], axis: int) -> None:
         for part, source in axes.parts(target, sources, axis):
             self.copy(part, source)
 
@@ -127,7 +139,7 @@ class CpuDevice:
     )
 
     @property
-    def attention(self):
+    def attention(self) -> Any:
         """``run(plan, operands, scratch)``; importing it loads Numba."""
         from . import attention
 
@@ -143,5 +155,5 @@ def _not_kept(plan, k, v):
     return False
 
 
-def open_device(index):
+def open_device(index: int) -> CpuDevice:
     return CpuDevice()

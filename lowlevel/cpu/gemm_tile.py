@@ -19,6 +19,10 @@ ymm) of 16 on AVX2. More rows did not help: 16 accumulators cover the fma latenc
 (10 for 16 fma) stay below one per fma.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import signature
@@ -62,7 +66,7 @@ _B_TYPES = {
 }
 
 
-def make_gemm_tile(m, n_vectors, pairs=False, b_type="float32"):
+def make_gemm_tile(m: int, n_vectors: int, pairs: bool = False, b_type: str = "float32") -> Any:
     """The intrinsic for `m` rows by `n_vectors` vectors of C."""
 
     b_vector, b_bytes, widen = _B_TYPES[b_type]

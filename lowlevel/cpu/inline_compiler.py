@@ -6,6 +6,10 @@ most of its compile time. What is compiled by `InlineCompiler` stays plain LLVM 
 it ends up in is optimised as a whole.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from numba.core import codegen, compiler, typed_passes
 from numba.core.compiler_machinery import register_pass
 
@@ -49,7 +53,7 @@ class _PlainLowering(typed_passes.NativeLowering):
 class InlineCompiler(compiler.CompilerBase):
     """The usual nopython pipeline with `_PlainLowering` at its end."""
 
-    def define_pipelines(self):
+    def define_pipelines(self) -> list[Any]:
         pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
         pipeline.add_pass_after(_PlainLowering, typed_passes.NativeLowering)
         pipeline.passes = [p for p in pipeline.passes if p[0] is not typed_passes.NativeLowering]

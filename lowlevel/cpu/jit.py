@@ -6,15 +6,22 @@ after `simd` changed. `kernel` therefore stamps its cache entries with a digest 
 sources of its package, and goes on without a cache where no folder can be written.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import pathlib
+from typing import TYPE_CHECKING, Any
 
 import numba
 from numba.core import ccallback, sigutils
 
 from .inline_compiler import InlineCompiler
 from .kernel_cache import KernelCache, NoCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _tables: dict = {}  # package folder -> files beside it that its kernels take constants from
@@ -57,7 +64,13 @@ def _disk_cache(function):
     return cache
 
 
-def kernel(function=None, *, fastmath=False, inline=False, allocates=False):
+def kernel(
+    function: Any = None,
+    *,
+    fastmath: bool | set[str] = False,
+    inline: bool = False,
+    allocates: bool = False,
+) -> Any:
     """Compile `function` without the GIL, without bounds checks, cached on disk.
 
     Parameters
@@ -73,10 +86,9 @@ def kernel(function=None, *, fastmath=False, inline=False, allocates=False):
         cost an atomic operation for each array that is handed to a helper, and compile time.
     """
     if function is None:
-        options = {"fastmath": fastmath, "inline": inline, "allocates": allocates}
-        return functools.partial(kernel, **options)
+        return functools.partial(kernel, fastmath=fastmath, inline=inline, allocates=allocates)
     # Entry points that nobody calls would only cost compile time: C's, and for helpers Python's.
-    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     options |= {"no_cfunc_wrapper": True, "forceinline": inline, "no_cpython_wrapper": inline}
     options["_nrt"] = allocates
     if inline:
@@ -90,7 +102,7 @@ def kernel(function=None, *, fastmath=False, inline=False, allocates=False):
 class CKernel:
     """A kernel that compiled code calls through its address, compiled when first asked for it."""
 
-    def __init__(self, function, signature):
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
         self.function, self.signature = function, signature
 
     @functools.cached_property
@@ -103,12 +115,12 @@ class CKernel:
         return compiled
 
     @property
-    def address(self):
+    def address(self) -> int:
         """The compiled function's address (int), valid as long as this object lives."""
         return self._compiled.address
 
 
-def c_kernel(signature):
+def c_kernel(signature: Any) -> Callable[[Callable[..., Any]], CKernel]:
     """Decorator: a function with C calling convention, e.g. ``@c_kernel("void(int64, int64)")``.
 
     Arguments are scalars or pointers; a pointer becomes an array by `numba.carray`.

@@ -13,11 +13,14 @@ in the user's cache folder (`lowlevel.cache_folder`), or where NUMBA_CACHE_DIR s
 of sources.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
 import pathlib
 import types
+from typing import Any
 
 import numpy as np
 from numba.core import caching, config
@@ -137,20 +140,20 @@ class KernelCache(caching.FunctionCache):
 
     _impl_class = _Impl
 
-    def __init__(self, function):
+    def __init__(self, function: Any) -> None:
         super().__init__(function)
         self._cache_file = _CacheFiles(
             self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
         )
 
-    def add_stamp(self, stamp):
+    def add_stamp(self, stamp: Any) -> None:
         """Let entries count only as long as `stamp` (any value with a repr) stays what it is."""
         self._cache_file._source_stamp = (self._cache_file._source_stamp, stamp)
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), _identity(self._py_func)
 
-    def load_overload(self, sig, target_context):
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             found = super().load_overload(sig, target_context)
         except Exception:
@@ -160,7 +163,7 @@ class KernelCache(caching.FunctionCache):
             compile_notice.begin(pathlib.Path(self.cache_path).parent)
         return found
 
-    def save_overload(self, sig, data):
+    def save_overload(self, sig: Any, data: Any) -> None:
         with contextlib.suppress(OSError):  # a full disk, a folder that is gone: as without a cache
             super().save_overload(sig, data)
         compile_notice.end()
@@ -169,8 +172,8 @@ class KernelCache(caching.FunctionCache):
 class NoCache(caching.NullCache):
     """Where nothing can be kept: all that it does is to say that kernels are compiled."""
 
-    def load_overload(self, sig, target_context):
+    def load_overload(self, sig: Any, target_context: Any) -> None:
         compile_notice.begin(None)
 
-    def save_overload(self, sig, data):
+    def save_overload(self, sig: Any, data: Any) -> None:
         compile_notice.end()

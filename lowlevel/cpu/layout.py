@@ -23,9 +23,17 @@ decoded heads and keys, "decode k" and "decode v" are their readers' own, and "p
 maxima and sums from chunk to chunk.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel.attention.kv_source import padded_width
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lowlevel.plans import Scratch
+
 
 METHODS = ("auto", "steps")
 # V inside K's rows is used in place from columns that are multiples of this.
@@ -89,17 +97,17 @@ class Widths(NamedTuple):
     v_stride: int
 
 
-def counts_keys(sizes):
+def counts_keys(sizes: Mapping[str, Any]) -> bool:
     """Whether kernels read how many keys there are when they run: the call knows it here."""
     return False
 
 
-def round_up(n, multiple):
+def round_up(n: int, multiple: int) -> int:
     """`n` rounded up to a multiple."""
     return -(-n // multiple) * multiple
 
 
-def round_down(n, multiple):
+def round_down(n: int, multiple: int) -> int:
     """`n` rounded down to a multiple."""
     return n // multiple * multiple
 
@@ -110,7 +118,7 @@ def _chunk_stride(width):
     return stride + LINE if stride % 256 == 0 else stride
 
 
-def widths(heads, rows, d_k, d_v):
+def widths(heads: int, rows: int, d_k: int, d_v: int) -> Widths:
     """Row lengths of a tile's scratch; see the module's table."""
     n_rows = heads * rows
     panel = LINE if n_rows <= LINE else PANEL
@@ -123,7 +131,7 @@ def widths(heads, rows, d_k, d_v):
     )
 
 
-def worker_floats(tile, d_k, d_v, v_in_k):
+def worker_floats(tile: Tile, d_k: int, d_v: int, v_in_k: bool) -> dict[str, int]:
     """float32 values of one worker's part of each block.
 
     Parameters
@@ -147,14 +155,14 @@ def worker_floats(tile, d_k, d_v, v_in_k):
     return {tag: round_up(n, LINE) for tag, n in floats.items()}
 
 
-def count_tiles(sizes, tile):
+def count_tiles(sizes: Mapping[str, Any], tile: Tile) -> int:
     """Number of (head, row) tiles."""
     group = sizes["n_head"] // sizes["n_head_kv"]
     row_tiles = -(-sizes["n_tokens"] // tile.rows)
     return sizes["n_head_kv"] * -(-group // tile.heads) * row_tiles
 
 
-def tiles_at_once(sizes, tile):
+def tiles_at_once(sizes: Mapping[str, Any], tile: Tile) -> int:
     """Number of tiles that workers may share out among them at a time."""
     return count_tiles(_of_pass(sizes, tile), tile)
 
@@ -175,7 +183,7 @@ def _partial_floats(sizes, tile):
     return tiles_at_once(sizes, tile) * tile.splits * per_split
 
 
-def scratch_parts(sizes, tile):
+def scratch_parts(sizes: Mapping[str, Any], tile: Tile) -> tuple[Scratch, Scratch]:
     """((tag, bytes) of what all workers share, (tag, bytes) of each worker)."""
     per_worker = worker_floats(tile, sizes["d_k"], sizes["d_v"], sizes["v_in_k"])
     shared = _chunk_scratch(sizes, tile) if tile.pass_keys else ()
@@ -195,7 +203,7 @@ def _chunk_scratch(sizes, tile):
     return tuple(blocks)
 
 
-def decided(sizes, tile):
+def decided(sizes: Mapping[str, Any], tile: Tile) -> dict[str, Any]:
     """What a plan says besides its tile: the kernels that run, and the passes that decode K and V."""
     return dict(
         path=_path_of(sizes, tile),
@@ -242,7 +250,7 @@ def _splits(n_tiles, n_threads, n_kv):
     return max(1, min(-(-2 * n_threads // n_tiles), n_kv // MIN_KEYS_PER_SPLIT))
 
 
-def candidate_tiles(sizes):
+def candidate_tiles(sizes: Mapping[str, Any]) -> Iterator[Tile]:
     """Tiles from the best to the smallest, best first; a plan takes the first that fits.
 
     Parameters

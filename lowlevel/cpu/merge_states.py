@@ -1,9 +1,24 @@
 """Attention over several parts of the keys joined on the CPU: see `lowlevel.merge_states`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def merge(device, outs, lses, out, lse):
+    from lowlevel.devices import Device
+
+
+def merge(
+    device: Device,
+    outs: Sequence[np.ndarray],
+    lses: Sequence[np.ndarray],
+    out: np.ndarray,
+    lse: np.ndarray,
+) -> None:
     """Write the joined state; checked arrays, (n_head, n_tokens, d_v) and (n_head, n_tokens)."""
     top = np.maximum.reduce(lses)
     # Parts without keys have lse -inf; where all have, any finite reference will do.

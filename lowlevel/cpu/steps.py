@@ -5,6 +5,10 @@ softmax is one fused pass in place, and each step writes its part of the output.
 ``assemble="concat"`` step results are joined as in the PR instead, by one concat a step.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel import devices
@@ -15,11 +19,20 @@ from . import steps_kernel, threads
 from .blas import blas_threads
 from .fill import fill_rows
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowlevel.attention.call import Operands
+    from lowlevel.attention.plan import AttentionPlan
+
+
 # Query rows in one matrix product: a usual u-batch whole, and bounded copies of any more.
 MATMUL_ROWS = 2048
 
 
-def run(plan, operands, scratch, call):
+def run(
+    plan: AttentionPlan, operands: Operands, scratch: Mapping[str, np.ndarray], call: np.ndarray
+) -> None:
     """As `lowlevel.cpu.attention.run`; `call`: the kernel's view of the operands."""
     kq = scratch.get("kq", np.empty(0, np.float32))
     converter = _Converter(plan, operands, scratch)

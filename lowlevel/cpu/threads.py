@@ -14,12 +14,15 @@ The calling thread comes back to Python between slices of work, so Ctrl-C is see
 still read the caller's arrays.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 import queue
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +30,10 @@ from lowlevel.checks import whole_number
 from lowlevel.sure_start import start_thread
 
 from .address import address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 # More than this, or than there are CPUs if those are more, are refused: each is a thread, with scratch.
 MOST_THREADS = 256
@@ -43,14 +50,14 @@ _tasks: queue.SimpleQueue = queue.SimpleQueue()  # a `_Part` each, for the helpe
 _n_helpers = 0
 
 
-def cpu_count():
+def cpu_count() -> int:
     """Number of CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def resolve_n_threads(n_threads):
+def resolve_n_threads(n_threads: int | None) -> int:
     """`n_threads` as a positive int; None means every CPU this process may use."""
     if n_threads is None:
         return cpu_count()
@@ -181,7 +188,7 @@ def _submit(parts):
             pass  # no more threads: the others do it all
 
 
-def run_workers(n_workers, worker, counter):
+def run_workers(n_workers: int, worker: Callable[[int], Any], counter: np.ndarray) -> None:
     """Run ``worker(i)`` for i in range(n_workers), worker 0 on the calling thread.
 
     Parameters
@@ -239,7 +246,7 @@ def run_workers(n_workers, worker, counter):
         errors.clear()  # its tracebacks lead back here: a cycle would keep the arrays alive
 
 
-def run_tasks(n_workers, function, argument, max_tasks):
+def run_tasks(n_workers: int, function: int, argument: int, max_tasks: int) -> None:
     """Run a task kernel (`jit.task_kernel`) on up to `n_workers` threads, this one among them, until no task is left.
 
     Helpers that rest join within a microsecond, without the GIL (see board.py); others are called as `run_workers`

@@ -4,12 +4,21 @@ Not cuBLAS proper: each of its handles takes a workspace of its own when it is m
 keeps it beside the one that it is given. cuBLASLt's handles have none.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import functools
 import re
+from typing import TYPE_CHECKING, Any
 
 from . import cupy_api
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lowlevel.shapes import Array
+
 
 # cudaDataType, cublasComputeType_t, cublasOperation_t
 _FLOAT32, _COMPUTE_32F, _COMPUTE_TF32 = 0, 68, 77
@@ -34,7 +43,7 @@ class _Heuristic(ctypes.Structure):
 
 
 @contextlib.contextmanager
-def product(workspace):
+def product(workspace: Array) -> Iterator[Any]:
     """Context that yields ``product``, see kernel_device.py; for CuPy's current GPU and stream."""
     cupy = cupy_api.load()
     index = cupy.cuda.runtime.getDevice()

@@ -22,6 +22,8 @@ device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it
 tests/cuda with ``-m gpu`` runs all of it.
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
 import hashlib
@@ -30,14 +32,19 @@ import json
 import os
 import pathlib
 import tempfile
+from typing import TYPE_CHECKING, Any
 
 from lowlevel.extras import pip_install
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 MIN_CAPABILITY = 8, 0  # bfloat16 conversions, asynchronous copies
 
 
 @functools.cache
-def load():
+def load() -> Any:
     """The cupy module.
 
     Raises
@@ -77,7 +84,7 @@ def _driver_major():
     return version.value // 1000 or None
 
 
-def check_device(index):
+def check_device(index: int) -> None:
     """Raise unless GPU `index` is there and can run the kernels.
 
     Raises
@@ -103,28 +110,34 @@ def check_device(index):
         )
 
 
-def compute_capability(index):
+def compute_capability(index: int) -> tuple[int, int]:
     """(major, minor) of a GPU."""
     digits = load().cuda.Device(index).compute_capability  # "90", "120"
     return int(digits[:-1]), int(digits[-1])
 
 
-def n_multiprocessors(index):
+def n_multiprocessors(index: int) -> int:
     """Streaming multiprocessors of a GPU."""
     return int(load().cuda.Device(index).attributes["MultiProcessorCount"])
 
 
-def max_shared_bytes(index):
+def max_shared_bytes(index: int) -> int:
     """Shared memory that one block may ask for on a GPU."""
     return int(load().cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"])
 
 
-def architecture(index):
+def architecture(index: int) -> str:
     """What a GPU's own instructions go by: "90a", "120a"."""
     return "{}{}a".format(*compute_capability(index))
 
 
-def compile_module(text, name, options, expressions, architecture):
+def compile_module(
+    text: str,
+    name: str,
+    options: Sequence[str],
+    expressions: Sequence[str],
+    architecture: str | None,
+) -> Any:
     """Kernels of a source by NVRTC, from CuPy's disk cache where they are there (see loader.Library)."""
     if architecture is not None:
         return _SpecificModule(text, name, options, expressions, architecture)
@@ -133,7 +146,7 @@ def compile_module(text, name, options, expressions, architecture):
     return load().RawModule(code=text, options=options, name_expressions=expressions)
 
 
-def cubin_folder():
+def cubin_folder() -> pathlib.Path:
     """Where binaries of one architecture are kept, as files "kqcap-...": CuPy's own folder of kernels."""
     default = pathlib.Path.home() / ".cupy" / "kernel_cache"
     return pathlib.Path(os.environ.get("CUPY_CACHE_DIR", default))

@@ -4,8 +4,11 @@ Everything runs on CuPy's current stream, in order. What pools do about several 
 `lowlevel.pool.stream_order`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +19,15 @@ from ..gpu.kernel_device import KernelDevice, parsed
 from ..gpu.loader import Library
 from . import cublas, cupy_api
 from .packed_launch import PackedLaunch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from lowlevel.gpu.instances import Kernel
+    from lowlevel.gpu.tensor_map import TensorMap
+    from lowlevel.shapes import Array
+
 
 # Of all GPUs: CuPy loads a module on each that needs it.
 _LIBRARY = Library(cupy_api.compile_module)
@@ -61,15 +73,19 @@ class _OwnStream:
 class CudaDevice(KernelDevice):
     """Memory of one GPU and launches on it."""
 
-    def __init__(self, index):
+    def __init__(self, index: int) -> None:
         super().__init__(_LIBRARY)
         cupy_api.check_device(index)
         self._cupy = cupy_api.load()
         self._index = index
         self._null = np.uintp(0)
         self._launch_kernel = self._cupy.cuda.driver.launchKernel
-        self._packed = {}  # id of a kernel -> (kernel, function, the driver's handle, PackedLaunch)
-        self._shared_bytes = {}  # id of a function -> (function, shared memory that it may have)
+        self._packed: dict[
+            int, tuple
+        ] = {}  # id of a kernel -> (kernel, function, the driver's handle, PackedLaunch)
+        self._shared_bytes: dict[
+            int, tuple[Any, int]
+        ] = {}  # id of a function -> (function, shared memory that it may have)
         self.name = f"cuda:{index}"
         self.n_multiprocessors = cupy_api.n_multiprocessors(index)
         self.max_shared_bytes = cupy_api.max_shared_bytes(index)
@@ -79,7 +95,7 @@ class CudaDevice(KernelDevice):
         """Context in which this GPU is CuPy's current one."""
         return self._cupy.cuda.Device(self._index)
 
-    def allocate(self, n_bytes):
+    def allocate(self, n_bytes: int) -> Array:
         runtime_error = self._cupy.cuda.runtime.CUDARuntimeError
         with self._current():
             try:
@@ -93,10 +109,10 @@ class CudaDevice(KernelDevice):
             pointer = self._cupy.cuda.memory.MemoryPointer(memory, 0)
             return self._cupy.ndarray((n_bytes,), np.uint8, pointer)
 
-    def view(self, memory, offset, shape, dtype):
+    def view(self, memory: Array, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         return self._array(shape, dtype, memory.data + offset)
 
-    def empty(self, shape, dtype):
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         return self._array(shape, dtype, None)
 
     def _array(self, shape, dtype, pointer):
@@ -112,71 +128,71 @@ class CudaDevice(KernelDevice):
             "bool, integers, floats and complex will do, bfloat16 from CuPy 14.1 on"
         )
 
-    def address(self, array):
+    def address(self, array: Any) -> Any:
         if isinstance(array, self._cupy.ndarray):
             data = array.data
             if data.device_id == self._index:
                 return data.ptr
         return None
 
-    def fill(self, memory, start, stop, pattern):
+    def fill(self, memory: Array, start: int, stop: int, pattern: int) -> None:
         with self._current():
             memory[start:stop].view(np.uint16).fill(pattern)
 
-    def holds(self, memory, start, stop, pattern):
+    def holds(self, memory: Array, start: int, stop: int, pattern: int) -> bool:
         with self._current():
             return bool((memory[start:stop].view(np.uint16) == pattern).all())
 
-    def plain(self, array):
+    def plain(self, array: Array) -> Array:
         if type(array) is self._cupy.ndarray:
             return array
         return self._cupy.ndarray(array.shape, array.dtype, array.data, array.strides)
 
-    def writable(self, array):
+    def writable(self, array: Array) -> bool:
         return True
 
-    def freeze(self, array):
+    def freeze(self, array: Array) -> None:
         """CuPy knows no read-only arrays."""
 
-    def from_host(self, array):
+    def from_host(self, array: np.ndarray) -> Array:
         with self._current():
             try:
                 return self._cupy.array(array, order="C")
             except (TypeError, ValueError) as error:
                 raise self._no_such_dtype(array.dtype, error) from None
 
-    def upload(self, target, array):
+    def upload(self, target: Array, array: np.ndarray) -> None:
         with self._current():
             target.set(array, stream=self._cupy.cuda.get_current_stream())
 
-    def to_host(self, array):
+    def to_host(self, array: Array) -> np.ndarray:
         with self._current():
             return self._cupy.asnumpy(array)
 
-    def download(self, array, out):
+    def download(self, array: Array, out: np.ndarray) -> None:
         with self._current():
             stream = self._cupy.cuda.get_current_stream()
             array.get(stream=stream, out=out)
             stream.synchronize()
 
-    def pinned(self, n_bytes):
+    def pinned(self, n_bytes: int) -> np.ndarray:
         with self._current():
             memory = self._cupy.cuda.alloc_pinned_memory(n_bytes)
         return np.frombuffer(memory, np.uint8, n_bytes)
 
-    def copy_out(self, array, out):
+    def copy_out(self, array: Array, out: np.ndarray) -> None:
         with self._current():
             stream = self._cupy.cuda.get_current_stream().ptr
             self._cupy.cuda.runtime.memcpyAsync(
                 out.ctypes.data, array.data.ptr, array.nbytes, _DEVICE_TO_HOST, stream
             )
 
-    def free_bytes(self):
+    def free_bytes(self) -> int | None:
         with self._current():
             free, _ = self._cupy.cuda.runtime.memGetInfo()
             return free
 
-    def reach(self, peer):
+    def reach(self, peer: Any) -> None:
         runtime, other = self._cupy.cuda.runtime, peer._index
         if other == self._index or not runtime.deviceCanAccessPeer(self._index, other):
             return  # the driver goes through the host then
@@ -187,7 +203,7 @@ class CudaDevice(KernelDevice):
                 if error.status != _PEER_ALREADY_ENABLED:
                     raise
 
-    def receive(self, target, source):
+    def receive(self, target: Array, source: Array) -> None:
         with self._current():
             stream = self._cupy.cuda.get_current_stream().ptr
             self._cupy.cuda.runtime.memcpyPeerAsync(
@@ -199,11 +215,11 @@ class CudaDevice(KernelDevice):
                 stream,
             )
 
-    def own_stream(self):
+    def own_stream(self) -> AbstractContextManager:
         with self._current():
             return _OwnStream(self._current, self._cupy.cuda.Stream(non_blocking=True))
 
-    def capture(self, run):
+    def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         stream = self._cupy.cuda.get_current_stream(self._index)
         stream.begin_capture(mode=self._cupy.cuda.runtime.streamCaptureModeGlobal)
         try:
@@ -212,13 +228,13 @@ class CudaDevice(KernelDevice):
             graph = stream.end_capture()
         return lambda: graph.launch(stream)
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         with self._current():
             self._cupy.cuda.get_current_stream().synchronize()
 
     has_streams = True
 
-    def current_stream(self):
+    def current_stream(self) -> Any:
         stream = self._cupy.cuda.get_current_stream(self._index)
         if stream.ptr == _PER_THREAD:
             raise ValueError(
@@ -227,7 +243,7 @@ class CudaDevice(KernelDevice):
             )
         return stream
 
-    def record(self, stream, event=None):
+    def record(self, stream: Any, event: Any = None) -> Any:
         if event is None:
             with self._current():
                 event = self._cupy.cuda.Event(disable_timing=True)
@@ -237,28 +253,32 @@ class CudaDevice(KernelDevice):
             event.record(stream)
         return event
 
-    def wait(self, stream, event):
+    def wait(self, stream: Any, event: Any) -> None:
         if _is_captured(stream):
             raise RuntimeError(_NO_WAIT)
         stream.wait_event(event)
 
-    def settle(self, event):
+    def settle(self, event: Any) -> None:
         event.synchronize()
 
-    def finish(self):
+    def finish(self) -> None:
         if _is_captured(self._cupy.cuda.get_current_stream(self._index)):
             raise RuntimeError(_NO_WAIT)
         with self._current():
             self._cupy.cuda.runtime.deviceSynchronize()
 
-    def launch(self, kernel, n_blocks, arguments, shared_mem=0):
+    def launch(
+        self, kernel: Kernel, n_blocks: int, arguments: Sequence[Any], shared_mem: int = 0
+    ) -> None:
         if self._cupy.cuda.runtime.getDevice() == self._index:
             super().launch(kernel, n_blocks, arguments, shared_mem)
             return
         with self._current():  # compiling looks at the current GPU too
             super().launch(kernel, n_blocks, arguments, shared_mem)
 
-    def start_in_haste(self, kernel, n_blocks, arguments, shared_mem):
+    def start_in_haste(
+        self, kernel: Kernel, n_blocks: int, arguments: Sequence[Any], shared_mem: int
+    ) -> bool:
         known = self._packed.get(id(kernel))
         if known is None:
             function = self._library.function(kernel)
@@ -278,7 +298,9 @@ class CudaDevice(KernelDevice):
 
         return packed(arguments, launch)
 
-    def start(self, function, grid, block, arguments, shared_mem):
+    def start(
+        self, function: Any, grid: tuple, block: tuple, arguments: Sequence[Any], shared_mem: int
+    ) -> None:
         if shared_mem > _DEFAULT_SHARED:
             self._allow_shared(function, shared_mem)
         null = self._null
@@ -293,16 +315,16 @@ class CudaDevice(KernelDevice):
                 function.max_dynamic_shared_size_bytes = n_bytes
             self._shared_bytes[id(function)] = function, n_bytes
 
-    def tensor_map(self, described):
+    def tensor_map(self, described: TensorMap) -> Any:
         array = described.array
         return tensor_map.encode(array.data.ptr, array.shape, array.strides, described.rows)
 
     @contextlib.contextmanager
-    def gemm(self, workspace):
+    def gemm(self, workspace: Array) -> Iterator[Any]:
         with self._current(), cublas.product(workspace) as product:
             yield product
 
-    def copy_flat(self, target, source):
+    def copy_flat(self, target: Array, source: Array) -> None:
         with self._current():
             stream = self._cupy.cuda.get_current_stream().ptr
             self._cupy.cuda.runtime.memcpyAsync(
@@ -310,5 +332,5 @@ class CudaDevice(KernelDevice):
             )
 
 
-def open_device(index):
+def open_device(index: int) -> CudaDevice:
     return CudaDevice(index)

@@ -1,5 +1,7 @@
 """What to do about CUDA that the simulator has not, by the names in a compiler's messages."""
 
+from __future__ import annotations
+
 import re
 
 _HALF = "include <cuda_fp16.h>"
@@ -56,7 +58,7 @@ _QUOTED = re.compile(r"[‘'\"]([\w:./]+)[’'\"]")
 _MISSING_HEADER = re.compile(r"error: '?([\w./+-]+?)'?(?:: No such file| file not found)")
 
 
-def advice(messages):
+def advice(messages: str) -> str:
     """Lines to add to a compiler's messages: what to do about names it does not know.
 
     Parameters
@@ -68,7 +70,7 @@ def advice(messages):
     str
         Empty where none of the names is CUDA's.
     """
-    found = {}
+    found: dict[str, str] = {}
     for line in _ERROR_LINE.findall(messages):
         for name in (*_MISSING_HEADER.findall(line), *_QUOTED.findall(line)):
             for pattern, text in _ADVICE:

@@ -9,7 +9,9 @@ Arrays that share memory keep doing so. Pages of arrays that only const pointers
 read-only.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,12 @@ from lowlevel.gpu.tensor_map import COLUMNS, describable, whole_strides
 from .array import poison_bytes, raw_bytes
 from .errors import ArgumentError, OutOfBoundsError
 from .protocol import MAX_EXTENTS, MAX_PARAMETER_BYTES, MAX_PARAMETERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from . import protocol
+
 
 PAGE = 4096
 _FIRST_ADDRESS = 0x20_0000_0000
@@ -66,7 +74,7 @@ class Parameter(NamedTuple):
     is_const: bool
 
     @property
-    def type_name(self):
+    def type_name(self) -> str:
         names = {
             "bf2": "bfloat16",
             "c1": "char",
@@ -87,7 +95,7 @@ class PointerTable:
         Kernels may write those that are writeable.
     """
 
-    def __init__(self, arrays):
+    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
         self.arrays = tuple(arrays)
         for index, array in enumerate(self.arrays):
             if not isinstance(array, np.ndarray):
@@ -191,7 +199,7 @@ def _is_null(value):
     return value is None or (isinstance(value, np.integer) and value.nbytes == 8 and value == 0)
 
 
-def check_arguments(kernel, parameters, values):
+def check_arguments(kernel: str, parameters: Sequence[Parameter], values: Sequence[Any]) -> None:
     """Raise ArgumentError unless `values` fit `parameters`."""
     if len(values) != len(parameters):
         names = ", ".join(parameter.name for parameter in parameters)
@@ -222,6 +230,11 @@ def check_arguments(kernel, parameters, values):
 
 class _Span:
     """Bytes of this process that runners shall see: one array, or several that overlap."""
+
+    address: int  # these as soon as it has a place
+    file_offset: int
+    mapped: int
+    start: int
 
     def __init__(self, low, high, writable, alignment):
         self.low, self.high, self.writable = low, high, writable
@@ -270,10 +283,16 @@ class MemoryLayout:
         Size that the shared file must have.
     """
 
-    def __init__(self, parameters, values, guard, variables=()):
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        values: Sequence[Any],
+        guard: Guard,
+        variables: Sequence[Variable] = (),
+    ) -> None:
         self._fill = guard.fill
         self._keep = []  # tables made here: their memory must outlive the launch
-        self._spans = []
+        self._spans: list[_Span] = []
         tables = []
         for parameter, value in zip(parameters, values, strict=True):
             if isinstance(value, PointerTable):
@@ -350,7 +369,7 @@ class MemoryLayout:
             self._spans.append(span)
             self.file_bytes += span.mapped
 
-    def address_of(self, array):
+    def address_of(self, array: np.ndarray) -> int:
         """The device address of the array's first element."""
         pointer = array.ctypes.data
         for span in self._spans:
@@ -358,7 +377,7 @@ class MemoryLayout:
                 return span.address + span.start + pointer - span.low
         raise AssertionError("array without a place")
 
-    def copy_in(self, memory):
+    def copy_in(self, memory: np.ndarray) -> None:
         """Fill `memory` (uint8, file_bytes) with the arrays, and the guards' pattern around them."""
         for span in self._spans:
             pages = memory[span.file_offset : span.file_offset + span.mapped]
@@ -367,7 +386,7 @@ class MemoryLayout:
             pages[span.start : stop] = raw_bytes(span.low, span.high - span.low)
             pages[stop:] = poison_bytes(stop, span.mapped - stop, self._fill)
 
-    def copy_out(self, kernel, memory):
+    def copy_out(self, kernel: str, memory: np.ndarray) -> None:
         """Copy back what the kernel may have written; raise OutOfBoundsError if it wrote beside."""
         for span in self._spans:
             if not span.writable:
@@ -389,7 +408,7 @@ class MemoryLayout:
                     span.file_offset + span.start : stop
                 ]
 
-    def describe(self, launch):
+    def describe(self, launch: protocol.Launch) -> None:
         """Write extents and regions into the launch record."""
         regions = 0
         for index, span in enumerate(self._spans):
@@ -405,7 +424,9 @@ class MemoryLayout:
                 regions += 1
         launch.n_extents, launch.n_regions = len(self._spans), regions
 
-    def parameter_bytes(self, parameters, values):
+    def parameter_bytes(
+        self, parameters: Sequence[Parameter], values: Sequence[Any]
+    ) -> list[bytes]:
         """The bytes that each parameter holds when the kernel starts."""
         result = []
         for parameter, value in zip(parameters, values, strict=True):

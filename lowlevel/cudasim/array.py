@@ -1,11 +1,20 @@
 """Arrays of the simulated device."""
 
+from __future__ import annotations
+
 import ctypes
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import streams
 from .protocol import POISON
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, DTypeLike
+
 
 _ALIGNMENT = 256  # what CUDA's allocators give
 
@@ -31,17 +40,17 @@ class CudaSimArray(np.ndarray):
             self.index = index
 
     @property
-    def device(self):
+    def device(self) -> str:  # type: ignore[override]  # of the host, where it lies
         """The device's name, "cudasim" or "cudasim:1"."""
         return name_of(self.index)
 
 
-def name_of(index):
+def name_of(index: int) -> str:
     """What a simulated device is called: the first one "cudasim"."""
     return f"cudasim:{index}" if index else "cudasim"
 
 
-def empty(shape, dtype="float32", index=0):
+def empty(shape: int | Sequence[int], dtype: DTypeLike = "float32", index: int = 0) -> CudaSimArray:
     """An array whose bytes are poison: NaN as any float type, and unwritten to race mode.
 
     Parameters
@@ -62,7 +71,7 @@ def empty(shape, dtype="float32", index=0):
     return array
 
 
-def asarray(values, dtype=None):
+def asarray(values: ArrayLike, dtype: DTypeLike | None = None) -> CudaSimArray:
     """A copy of `values` as a CudaSimArray; one that is a CudaSimArray already stays itself."""
     if isinstance(values, CudaSimArray) and dtype in (None, values.dtype):
         return values
@@ -72,24 +81,25 @@ def asarray(values, dtype=None):
     return array
 
 
-def asnumpy(array):
+def asnumpy(array: np.ndarray) -> np.ndarray:
     """A plain NumPy copy of `array`."""
     return np.array(array, subok=False)
 
 
-def poison(array):
+def poison(array: np.ndarray) -> None:
     """Fill `array`, whose memory must be contiguous, with the pattern that marks unwritten bytes."""
     if not array.flags.c_contiguous:
         raise ValueError("poison: give a C-contiguous array; this one has gaps")
     raw_bytes(array.ctypes.data, array.nbytes)[:] = poison_bytes(array.ctypes.data, array.nbytes)
 
 
-def raw_bytes(address, n_bytes):
+def raw_bytes(address: int, n_bytes: int) -> np.ndarray:
     """The process's memory at `address` as a uint8 array, not kept alive."""
-    return np.frombuffer((ctypes.c_ubyte * n_bytes).from_address(address), np.uint8)
+    memory: Any = (ctypes.c_ubyte * n_bytes).from_address(address)
+    return np.frombuffer(memory, np.uint8)
 
 
-def poison_bytes(address, n_bytes, word=POISON):
+def poison_bytes(address: int, n_bytes: int, word: int = POISON) -> np.ndarray:
     """What poison, or another word at multiples of four, looks like at `address`."""
     phase = address % 4
     words = np.full((phase + n_bytes + 3) // 4, word, np.uint32)

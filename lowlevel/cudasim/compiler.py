@@ -6,6 +6,8 @@ that any number of processes can share a folder; where it cannot be written, a t
 takes its place (what the unwritable one already holds is still used).
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -17,13 +19,17 @@ import shutil
 import subprocess
 import tempfile
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lowlevel import cache_folder
 
 from . import source, source_text, source_variables
 from .advice import advice
 from .errors import CompileError, CompilerNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
 INCLUDE = PACKAGE / "include"
@@ -56,7 +62,7 @@ class Compiler(NamedTuple):
 
 
 @functools.cache
-def find_compiler():
+def find_compiler() -> Compiler:
     """The compiler named by the environment's CUDASIM_CXX, else g++, else clang++."""
     wanted = os.environ.get("CUDASIM_CXX")
     for name in (wanted,) if wanted else ("g++", "clang++"):
@@ -183,7 +189,7 @@ def _run(command, what):
     return answer.stdout
 
 
-def build_runner():
+def build_runner() -> pathlib.Path:
     """The path of the runner executable, compiled where it is not in the cache."""
 
     def build(path):
@@ -250,7 +256,15 @@ def _supported(flag):
     return [flag] if subprocess.run(command, capture_output=True).returncode == 0 else []
 
 
-def build_library(path, text, flags, include_dirs, name_expressions, race, ub):
+def build_library(
+    path: str,
+    text: str,
+    flags: Sequence[str],
+    include_dirs: Sequence[str],
+    name_expressions: Sequence[str],
+    race: bool,
+    ub: bool,
+) -> pathlib.Path:
     """Compile a CUDA source to a library for the runner.
 
     Parameters

@@ -1,5 +1,7 @@
 """What can go wrong: everything is a CudaSimError; what a kernel did wrong is a KernelError."""
 
+from __future__ import annotations
+
 
 class CudaSimError(RuntimeError):
     """Base of all errors of this package."""
@@ -34,7 +36,15 @@ class KernelError(CudaSimError):
         blockIdx and threadIdx.
     """
 
-    def __init__(self, message, kernel="", file=None, line=None, block=None, thread=None):
+    def __init__(
+        self,
+        message: str,
+        kernel: str = "",
+        file: str | None = None,
+        line: int | None = None,
+        block: tuple | None = None,
+        thread: tuple | None = None,
+    ) -> None:
         super().__init__(message)
         self.kernel, self.file, self.line = kernel, file, line
         self.block, self.thread = block, thread

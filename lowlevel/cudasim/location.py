@@ -1,17 +1,26 @@
 """From addresses in a compiled library to lines of the source."""
 
+from __future__ import annotations
+
 import os
 import pathlib
 import shutil
 import subprocess
+from typing import TYPE_CHECKING
 
 from .compiler import INCLUDE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 # Frames in these folders are ours; a kernel's author wants to see the line that called them.
 _OURS = (INCLUDE, INCLUDE.parent.parent / "gpu" / "include")
 
 
-def find_line(library, offsets):
+def find_line(
+    library: str | os.PathLike[str], offsets: Iterable[int]
+) -> tuple[str | None, int | None]:
     """(file, line) of the innermost frame that lies in a kernel's own source.
 
     Parameters
@@ -31,7 +40,7 @@ def find_line(library, offsets):
     return frames[0] if frames else (None, None)
 
 
-def is_ours(file):
+def is_ours(file: str) -> bool:
     """Is `file` one of this package's headers rather than somebody's kernel?"""
     path = pathlib.Path(os.path.normpath(file))
     return any(folder in path.parents for folder in _OURS)

@@ -1,10 +1,13 @@
 """Compiled CUDA sources and their kernels, with the call shape of CuPy's RawModule."""
 
+from __future__ import annotations
+
 import importlib.resources
 import operator
 import os
 import pathlib
 import re
+from typing import TYPE_CHECKING, Any
 
 from . import protocol
 from .arguments import Guard, MemoryLayout, Parameter, Variable, check_arguments
@@ -12,6 +15,10 @@ from .compiler import build_library
 from .errors import CudaSimError, KernelAssertionError, LaunchError, MisalignedError
 from .runner import POOL
 from .settings import current_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 _MAX_THREADS = 1024
 _MAX_BLOCK = (1024, 1024, 64)
@@ -49,17 +56,25 @@ class Module:
     CompileError, CompilerNotFoundError
     """
 
-    def __init__(self, source, options=(), name_expressions=(), *, code=None):
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        options: Sequence[str] = (),
+        name_expressions: Sequence[str] = (),
+        *,
+        code: str | None = None,
+    ) -> None:
+        self.path: str
+        self._text: str
         self.path, self._text = _read(source) if code is None else (str(source), code)
         self.name_expressions = tuple(name_expressions)
         self._flags, self._include_dirs, self.flush_denormals = _translate(options)
-        self._libraries = {}
-        self._kernels = None
-        self._variables = None
+        self._libraries: dict[tuple[bool, bool], pathlib.Path] = {}
+        self._described: Any = None
         now = current_settings()
         self.library(now.race, now.ub)
 
-    def library(self, race, ub):
+    def library(self, race: bool, ub: bool) -> pathlib.Path:
         """The path of the library compiled for these checking modes."""
         if (race, ub) not in self._libraries:
             self._libraries[race, ub] = build_library(
@@ -73,36 +88,40 @@ class Module:
             )
         return self._libraries[race, ub]
 
-    def _describe(self):
-        """Ask a runner what the library holds: kernels, and variables with their first contents."""
-        if self._kernels is not None:
-            return
+    def _describe(
+        self,
+    ) -> tuple[dict[str, tuple[int, tuple[Parameter, ...]]], tuple[Variable, ...]]:
+        """Ask a runner what the library holds: kernels by name, and variables with their first contents."""
+        if self._described is not None:
+            return self._described
         library = next(iter(self._libraries.values()))
         rows = [line.split("\t") for line in POOL.describe(library).splitlines()]
-        variables = [
-            (name, *map(int, numbers)) for first, name, *numbers in rows if first == "__device__"
-        ]
-        contents = POOL.initial_values(library, [n_bytes for _, n_bytes, _, _ in variables])
-        self._variables = tuple(
-            Variable(name, initial, element, address)
-            for (name, _, element, address), initial in zip(variables, contents, strict=True)
+        rows_of_variables = [row[1:] for row in rows if row[0] == "__device__"]
+        contents = POOL.initial_values(
+            library, [int(n_bytes) for _, n_bytes, *_ in rows_of_variables]
+        )
+        variables = tuple(
+            Variable(name, initial, int(element), int(address))
+            for (name, _, element, address), initial in zip(
+                rows_of_variables, contents, strict=True
+            )
         )
         kernels = [row for row in rows if row[0] != "__device__"]
-        self._kernels = {
+        by_name = {
             name: (index, _read_parameters(names, types))
             for index, (name, names, types) in enumerate(kernels)
         }
+        self._described = by_name, variables
+        return self._described
 
     @property
-    def variables(self):
+    def variables(self) -> tuple[Variable, ...]:
         """The ``__device__`` variables: of this module alone, kept from launch to launch."""
-        self._describe()
-        return self._variables
+        return self._describe()[1]
 
-    def get_function(self, name):
+    def get_function(self, name: str) -> Function:
         """The kernel `name`: an extern "C" function, or one of the name expressions."""
-        self._describe()
-        kernels = self._kernels
+        kernels, _ = self._describe()
         if name not in kernels:
             raise CudaSimError(
                 f"{self.path}: no kernel {name!r}; there are {', '.join(kernels) or 'none'} (kernels "
@@ -122,7 +141,9 @@ class Function:
         As in CuPy: raise it before a launch with more than 48 KiB of dynamic shared memory.
     """
 
-    def __init__(self, module, name, index, parameters):
+    def __init__(
+        self, module: Module, name: str, index: int, parameters: tuple[Parameter, ...]
+    ) -> None:
         self.module, self.name, self.parameters = module, name, parameters
         self._index = index
         self._wants_alignment = False  # found out that it loads vectors from arrays of less

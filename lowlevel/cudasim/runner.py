@@ -5,6 +5,8 @@ ends its runner; Python reads what the runner wrote down, raises it, and starts 
 the next launch.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import ctypes
@@ -14,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +26,12 @@ from . import protocol
 from .compiler import build_runner
 from .errors import BY_FAULT, CudaSimError, KernelError
 from .location import find_line, is_ours
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .arguments import MemoryLayout
+
 
 # Shared pages are kept between launches up to here: to clear fresh ones costs more than to copy.
 _KEEP_BYTES = 256 << 20
@@ -63,7 +72,7 @@ class _Runner:
 class RunnerPool:
     """All runners of this Python process, and the memory they share with it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         child_lock(self)  # a child starts anew, see _exclusive
         self._process_id = None
 
@@ -124,14 +133,16 @@ class RunnerPool:
 
     # ---- commands -------------------------------------------------------------------------------
 
-    def describe(self, library):
+    def describe(self, library: str | os.PathLike[str]) -> str:
         """The kernels of a compiled library, as text: see describe() in runtime/runner.cpp."""
         with self._exclusive():
             self._control.launch.library = os.fsencode(library)
             self._run(b"D", 1, "", library)
             return self._control.description.decode()
 
-    def initial_values(self, library, sizes):
+    def initial_values(
+        self, library: str | os.PathLike[str], sizes: Sequence[int]
+    ) -> list[np.ndarray]:
         """What the ``__device__`` variables of a library start with: an array of bytes each."""
         if not sizes:
             return []
@@ -145,7 +156,14 @@ class RunnerPool:
             self._release_memory()
             return parts
 
-    def launch(self, kernel, library, layout, record, n_runners):
+    def launch(
+        self,
+        kernel: str,
+        library: str | os.PathLike[str],
+        layout: MemoryLayout,
+        record: Callable[[Any], None],
+        n_runners: int,
+    ) -> int:
         """Run one launch.
 
         Parameters

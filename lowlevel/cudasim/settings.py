@@ -1,10 +1,16 @@
 """How launches run, where a call does not say."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from .protocol import MAX_RUNNERS, ORDERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def _from_environment():
 _current = _from_environment()
 
 
-def current_settings(**changes):
+def current_settings(**changes: Any) -> Settings:
     """The settings in force, with those of `changes` that are not None put in their place."""
     return replace(
         _current, **{name: value for name, value in changes.items() if value is not None}
@@ -70,7 +76,7 @@ def current_settings(**changes):
 
 
 @contextlib.contextmanager
-def settings(**changes):
+def settings(**changes: Any) -> Iterator[Settings]:
     """Within this context all launches of the process run with `changes`, see `Settings`."""
     global _current
     before = _current

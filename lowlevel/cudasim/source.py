@@ -11,9 +11,11 @@ messages and debug information keep the source's own lines.
 - Inline PTX and launches by ``<<< >>>`` are refused by file and line.
 """
 
+from __future__ import annotations
+
 import pathlib
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .source_text import (
     IDENTIFIER,
@@ -26,6 +28,10 @@ from .source_text import (
     without_literals,
 )
 from .source_variables import rewrite_device, rewrite_shared
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 # What stands at a kernel, and the check that it becomes.
 _ATTRIBUTES = {
@@ -44,7 +50,7 @@ class KernelDeclaration(NamedTuple):
     is_extern_c: bool
 
 
-def rewrite(text):
+def rewrite(text: str) -> tuple[str, dict[str, KernelDeclaration]]:
     """`text` for the host compiler, and its kernels.
 
     Parameters
@@ -69,7 +75,7 @@ def rewrite(text):
     return text[:start] + _keep_noinline(rewrite_device(rewrite_shared(own))), kernels
 
 
-def kernel_table(entries, race):
+def kernel_table(entries: Sequence[tuple[str, KernelDeclaration | None]], race: bool) -> str:
     """The end of a compiled source: the table of kernels that the runner looks for.
 
     Parameters

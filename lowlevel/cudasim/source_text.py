@@ -1,5 +1,7 @@
 """Reading preprocessed C++ text just far enough to rewrite declarations in it."""
 
+from __future__ import annotations
+
 import bisect
 import re
 
@@ -11,7 +13,7 @@ _BRACKETS = re.compile(_LITERALS.pattern + r"|[(\[{)\]}]")
 _SCOPE = re.compile(r'(\bnamespace\b[\w:\s]*|\bextern\s*"[^"]*"\s*)$')
 
 
-def end_of_group(text, start):
+def end_of_group(text: str, start: int) -> int:
     """Index after the bracket that closes the one at `start`; those in literals do not count."""
     depth = 0
     for found in _BRACKETS.finditer(text, start):
@@ -24,12 +26,12 @@ def end_of_group(text, start):
     raise ValueError("unbalanced brackets")
 
 
-def without_literals(text):
+def without_literals(text: str) -> str:
     """`text` with spaces in place of its string and character literals."""
     return _LITERALS.sub(lambda literal: " " * len(literal.group()), text)
 
 
-def statement_end(text, start):
+def statement_end(text: str, start: int) -> int:
     """Index of the semicolon that ends the statement."""
     position = start
     while found := _BRACKETS.search(text, position):
@@ -40,7 +42,7 @@ def statement_end(text, start):
     return text.index(";", position)
 
 
-def split_top_level(text):
+def split_top_level(text: str) -> list[str]:
     """`text` split at commas outside all brackets, template ones too."""
     parts, depth, angle, start = [], 0, 0, 0
     for i, char in enumerate(without_literals(text)):
@@ -59,7 +61,7 @@ def split_top_level(text):
     return parts
 
 
-def declared_name(declarator):
+def declared_name(declarator: str) -> str:
     """The name that ``const float* __restrict x`` or ``T a[4][N]`` declares."""
     without_attributes = re.sub(r"\b(__attribute__|alignas)\s*\(", "(", declarator)
     while "(" in without_attributes:
@@ -70,23 +72,23 @@ def declared_name(declarator):
     return names[-1] if names else ""
 
 
-def statement_start(text, position):
+def statement_start(text: str, position: int) -> int:
     """Where the declaration that holds `position` begins: after ; { } or a line marker."""
     start = max(text.rfind(char, 0, position) for char in ";{}") + 1
     markers = list(re.finditer(r"^#.*\n", text[start:position], re.MULTILINE))
     return start + markers[-1].end() if markers else start
 
 
-def line_breaks(text):
+def line_breaks(text: str) -> str:
     return "\n" * text.count("\n")
 
 
 class FileScope:
     """Which positions of a text lie outside all braces but those of namespaces and ``extern "C"``."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         self._starts, self._ends = [], []  # of the outermost other braces
-        opened = []  # of each open brace: is it a namespace's?
+        opened: list[bool] = []  # of each open brace: is it a namespace's?
         for found in _BRACKETS.finditer(text):
             if found.group() == "{":
                 is_namespace = _SCOPE.search(text, max(found.start() - 200, 0), found.start())
@@ -101,7 +103,7 @@ class FileScope:
         return index < 0 or (index < len(self._ends) and self._ends[index] <= position)
 
 
-def place_of(text, position):
+def place_of(text: str, position: int) -> tuple[str, int, bool]:
     """(file, line, is it a system header) of a position, by the preprocessor's line markers."""
     markers = list(_MARKER.finditer(text, 0, position))
     if not markers:

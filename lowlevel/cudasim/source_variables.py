@@ -1,5 +1,7 @@
 """Rewriting variables of CUDA's memory spaces: ``__shared__`` and ``__device__``."""
 
+from __future__ import annotations
+
 import re
 
 from .source_text import (
@@ -17,7 +19,7 @@ from .source_text import (
 # ---- shared memory ------------------------------------------------------------------------------
 
 
-def rewrite_shared(text):
+def rewrite_shared(text: str) -> str:
     """`text` with its ``__shared__`` declarations as include/cudasim/shared.h wants them."""
     matches = list(re.finditer(r"\b__shared__\b", text))
     file_scope = FileScope(text) if matches else ()
@@ -85,7 +87,7 @@ _NEXT = re.compile(
 )
 
 
-def rewrite_device(text):
+def rewrite_device(text: str) -> str:
     """`text` without ``__device__``; variables at file scope become what
     include/cudasim/device_variables.h wants. What is constant stays a plain static."""
     matches = list(re.finditer(r"\b__cudasim_device__\b", text))

@@ -10,14 +10,22 @@ raises `StreamError`, if one of the two writes. What counts as touched is the wh
 Nothing is looked at until the first `Stream` is made. Accesses by NumPy itself (``a[...] = 1``) are not.
 """
 
+from __future__ import annotations
+
 import itertools
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
 from lowlevel.axes import span
 from lowlevel.fork_lock import child_lock
 
 from .errors import CudaSimError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
 
 
 class StreamError(CudaSimError):
@@ -33,7 +41,7 @@ class Event:
         Of each stream the last piece of work that lies before.
     """
 
-    def __init__(self, clock):
+    def __init__(self, clock: dict[int, int]) -> None:
         self.clock = clock
 
 
@@ -45,25 +53,25 @@ class Stream:
     ptr : int
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         with _LOG.lock:
             if not _streams:  # until now nothing was looked at, and all was in order
                 _LOG.entries.clear()
             self.ptr = next(_numbers)
-            self.clock = {}
+            self.clock: dict[int, int] = {}
             _streams.add(self)
 
-    def record(self):
+    def record(self) -> Event:
         """An `Event` after all that is queued now."""
         with _LOG.lock:
             return Event({**self.clock})
 
-    def wait(self, event):
+    def wait(self, event: Event) -> None:
         """Let later work of this stream come after an event."""
         with _LOG.lock:
             _join(self.clock, event.clock)
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Let the program wait for all that is queued."""
         with _LOG.lock:
             _join(_LOG.done, self.clock)
@@ -76,25 +84,25 @@ class Stream:
         _of_thread.streams = _entered()[:-1]
 
 
-def current():
+def current() -> Stream:
     """The calling thread's current stream."""
     return _entered()[-1] if _entered() else DEFAULT
 
 
-def settle(event):
+def settle(event: Event) -> None:
     """Let the program wait for an event."""
     with _LOG.lock:
         _join(_LOG.done, event.clock)
 
 
-def finish():
+def finish() -> None:
     """Let the program wait for all work of all streams."""
     with _LOG.lock:
         for stream in (DEFAULT, *_streams):
             _join(_LOG.done, stream.clock)
 
 
-def touch(what, reads=(), writes=()):
+def touch(what: str, reads: Sequence[np.ndarray] = (), writes: Sequence[np.ndarray] = ()) -> None:
     """Note work on the current stream.
 
     Parameters
@@ -114,7 +122,7 @@ def touch(what, reads=(), writes=()):
             _LOG.touch(what, current(), ranges)
 
 
-def forget(address, n_bytes):
+def forget(address: int, n_bytes: int) -> None:
     """New memory: what was done at these addresses before is over."""
     if _streams:
         with _LOG.lock:
@@ -123,6 +131,8 @@ def forget(address, n_bytes):
 
 class _Log:
     """What the streams have touched and not been overtaken in."""
+
+    lock: threading.Lock
 
     def __init__(self):
         child_lock(self, "lock")

@@ -1,6 +1,15 @@
 """A pass of attention as the kernels see it: attention_call.cuh's AttentionCall, filled from operands."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from lowlevel.attention.call import Operands
+    from lowlevel.shapes import Array
+
 
 # attention_call.cuh's AttentionCall.
 STRIDES = {
@@ -24,7 +33,7 @@ CALL = np.dtype(
 NO_WINDOW = 2**31 - 1
 
 
-def describe(operands, kv_heads, **fields):
+def describe(operands: Operands, kv_heads: slice, **fields: Any) -> np.ndarray:
     """The kernels' view of a pass (CALL): sizes, strides but those of K and V, options; and `fields`."""
     o = operands
     n_head, n_tokens = o.q.shape[:2]
@@ -46,7 +55,7 @@ def describe(operands, kv_heads, **fields):
     return call
 
 
-def set_strides(call, name, array):
+def set_strides(call: np.ndarray, name: str, array: Array | None) -> None:
     """Write an array's strides into a call, in elements; 0 along an axis of one."""
     if array is None:
         return

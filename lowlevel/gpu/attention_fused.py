@@ -4,7 +4,9 @@ Dense K and V take one launch. Quantised ones are decoded a chunk of keys at a t
 the kernel goes on from chunk to chunk with its rows' sums, maxima and denominators in scratch.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,13 +18,25 @@ from .instances import FUSED, MERGE, WGMMA, WGMMA_SHAPES, Kernel
 from .passes import chunk_reader
 from .tensor_map import TensorMap, describable
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowlevel.attention.call import Operands
+    from lowlevel.attention.plan import AttentionPlan
+    from lowlevel.shapes import Array
+
+    from .launch_device import LaunchDevice
+
+
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
 # Between them, log2(e) times a scale is a normal float32.
 _SCALES_WITHIN_RANGE = 1e-37, 1e38
 _MOST_REMEMBERED = 16  # of one plan
 
 
-def run(device, plan, operands, scratch):
+def run(
+    device: LaunchDevice, plan: AttentionPlan, operands: Operands, scratch: Mapping[str, Array]
+) -> None:
     """Compute ``operands.out`` (and lse); see `attention.run`."""
     if layout.is_decoded(plan.sizes):
         for each in passes(plan, operands, plan.heads, plan.rows):

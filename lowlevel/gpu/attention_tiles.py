@@ -6,7 +6,10 @@ the device's matrix product takes them (float32 keys stay where they lie if thei
 they are exact as TF32, and products may round weights to it (2**-11 of each): tensor cores do those.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 from lowlevel.attention.passes import passes
 
@@ -14,8 +17,19 @@ from .attention_call import describe, set_strides
 from .instances import FINISH, SCAN, SOFTMAX, WIDEN
 from .passes import chunk_reader
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-def run(device, plan, operands, scratch):
+    from lowlevel.attention.call import Operands
+    from lowlevel.attention.plan import AttentionPlan
+    from lowlevel.shapes import Array
+
+    from .launch_device import LaunchDevice
+
+
+def run(
+    device: LaunchDevice, plan: AttentionPlan, operands: Operands, scratch: Mapping[str, Array]
+) -> None:
     """Compute ``operands.out`` (and lse) tile by tile; see `attention.run`."""
     scratch = _Scratch(scratch)
     with device.gemm(scratch["gemm workspace"]) as gemm:

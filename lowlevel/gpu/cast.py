@@ -1,10 +1,20 @@
 """Casts between float32, float16 and bfloat16 on a device that runs CUDA kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.shapes import dtype_name
 
 from .instances import CAST
+
+if TYPE_CHECKING:
+    from lowlevel.shapes import Array
+
+    from .launch_device import LaunchDevice
+
 
 # cast.cu's CastCall.
 CALL = np.dtype(
@@ -18,7 +28,7 @@ CALL = np.dtype(
 _ITEMS_OF_A_THREAD = 4  # kItems
 
 
-def cast(device, target, source):
+def cast(device: LaunchDevice, target: Array, source: Array) -> None:
     """Write `source` into `target`, both (planes, rows, columns) with a contiguous last axis; no element in common.
 
     A source of one plane goes to every plane of the target.

@@ -4,13 +4,24 @@ An array's item is bytes: an axis of its own, which joins its neighbours where t
 gap. The widest unit that divides everything is what a thread copies at once.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowlevel.axes import join_axes, parts
 
 from .instances import COPY, JOIN, JOIN_SOURCES, TRANSPOSED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.shapes import Array
+
+    from .launch_device import LaunchDevice
+
 
 MAX_AXES = 8
 # Units that one launch copies: their number is counted in 32 bits, with a bit to spare.
@@ -43,7 +54,7 @@ VECTOR = 16  # bytes that a thread writes of joined rows
 LONG_ROW = 4096
 
 
-def join(device, target, sources, axis):
+def join(device: LaunchDevice, target: Array, sources: Sequence[Array], axis: int) -> None:
     """Copy `sources` into `target` one after the other along `axis`, all on `device`.
 
     Rows whose parts are short are written whole, by one launch: the parts of several sources then share
@@ -96,7 +107,7 @@ def _join_rows(device, target, sources, n_rows, strides, lengths, wide=False):
     return True
 
 
-def copy(device, target, source):
+def copy(device: LaunchDevice, target: Array, source: Array) -> None:
     """Copy `source` into `target`, both on `device`, of one shape and dtype, without common elements."""
     if not target.size:
         return
@@ -186,7 +197,7 @@ def _layout(axes, unit):
     return layout
 
 
-def divisor(length):
+def divisor(length: int) -> tuple[int, int]:
     """(multiplier, shift) with ``n // length == ((n * multiplier >> 32) + n) >> shift`` for n < 2**31."""
     shift = (length - 1).bit_length()
     return -(-(2 ** (32 + shift)) // length) - 2**32, shift

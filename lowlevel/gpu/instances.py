@@ -5,6 +5,8 @@ The ground's own kernels stand here. A floor above hands in its own when the mod
 (`register`), with the sources and headers that are no files but made from a table.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -35,7 +37,7 @@ class Kernel(NamedTuple):
     architecture: str | None = None
 
     @property
-    def source(self):
+    def source(self) -> tuple[str, str]:
         return self.package, self.file
 
 
@@ -89,7 +91,7 @@ class FusedShape(NamedTuple):
     k_stages: int = 1  # STAGES_K: tiles of K in shared memory, unless latent
 
     @property
-    def counts_keys(self):
+    def counts_keys(self) -> bool:
         """Whether its kernels can read how many keys there are where they run: all without KEYS_FROM_HOST."""
         return self.latent or self.rows < 128
 
@@ -321,7 +323,7 @@ def register(
 register("lowlevel.gpu", KERNELS)
 
 
-def all_kernels():
+def all_kernels() -> tuple[Kernel, ...]:
     """Every `Kernel` of all packages that have been imported."""
     return tuple(kernel for kernels in _kernels.values() for kernel in kernels)
 
@@ -331,7 +333,7 @@ def packages() -> tuple[str, ...]:
     return tuple(_kernels)
 
 
-def of_source(source):
+def of_source(source: tuple[str, str]) -> tuple[Kernel, ...]:
     """The kernels of one file, (package, file): they are compiled together."""
     return tuple(k for k in _kernels[source[0]] if k.source == source)
 

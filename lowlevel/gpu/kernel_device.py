@@ -1,27 +1,13 @@
 """What "cuda:N" and "cudasim" do alike, above the little that each does in its own way.
 
-A device adds: `allocate`, `view`, `address`, `fill`, `holds`, `empty`, `plain`, `writable` (see
-lowlevel/devices.py), `from_host`, `to_host`, and
-
-    start(function, grid, block, arguments, shared_mem)   one launch
-    start_in_haste(kernel, n_blocks, arguments, shared_mem)   one launch without much of a look at arguments; False:
-                                                       something is unusual, or it cannot; nothing was done
-    copy_flat(target, source)                          equal shapes, both without gaps, in one order
-    upload(target, array)                              a NumPy array into one without gaps, of its dtype
-    gemm(workspace)                                    context that yields a matrix product; see below
-    n_multiprocessors                                  how many blocks' worth of hardware there is
-    max_shared_bytes                                   shared memory that one block may have
-    architecture                                       such as "90a": with its own instructions
-    tensor_map(described)                              what a launch passes for a `tensor_map.TensorMap`
-
-``gemm(workspace)`` yields ``product(a, b, c, transposed=False, accumulate=False, may_round=False)`` for
-float32 arrays: a (batch, m, k), b (batch, k, n) or with `transposed` (batch, n, k), c (batch, m, n), rows
-without gaps inside; c = a b, or c += a b; `may_round`: operands may be rounded to TF32. It needs no memory
-but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
+A device adds: `allocate`, `view`, `address`, `fill`, `holds`, `empty`, `plain`, `writable`, `from_host`, `to_host` and so
+on (see lowlevel/devices.py), and of launch_device.py all but `launch` and `runs`.
 """
 
+from __future__ import annotations
+
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,19 +18,40 @@ from lowlevel.cpu import copy as host_copies
 from . import copies, layout
 from .tensor_map import TensorMap
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.shapes import Array
+
+    from .instances import Kernel
+    from .loader import Library
+
+
 _MAX_GRID = 2**31 - 1
 
 
-class KernelDevice:
+if (
+    TYPE_CHECKING
+):  # a device that lacks something is told by mypy; nothing is inherited that does nothing
+    _Base = LaunchDevice
+else:
+    _Base = object
+
+
+class KernelDevice(_Base):
     """Launches and copies of a device that runs CUDA kernels, which come from a loader.Library."""
 
     room = "gpu"
+    in_host_memory = has_threads = products_take_x_rows = False
     activations = ("float32", "float16", "bfloat16")
 
-    def __init__(self, library):
+    def __init__(self, library: Library) -> None:
         self._library = library
 
-    def launch(self, kernel, n_blocks, arguments, shared_mem=0):
+    def launch(
+        self, kernel: Kernel, n_blocks: int, arguments: Sequence[Any], shared_mem: int = 0
+    ) -> None:
         """Run a kernel over a grid of one axis, in the order of the device's other work.
 
         Parameters
@@ -89,15 +96,15 @@ class KernelDevice:
         function = self._library.function(kernel)
         self.start(function, (n_blocks,), (kernel.block,), arguments, shared_mem)
 
-    def runs(self, kernel):
+    def runs(self, kernel: Kernel) -> bool:
         """Whether the device has the instructions that a kernel wants."""
         return kernel.architecture in (None, self.architecture)
 
-    def keep(self, run):
+    def keep(self, run: Callable[[], Any]) -> Callable[[], Any]:
         run()
         return run
 
-    def keep_attention(self, run):
+    def keep_attention(self, run: Callable[[], Any]) -> Callable[[Any, Any, Any], bool]:
         run()
         return _not_kept
 
@@ -121,33 +128,33 @@ class KernelDevice:
             raise TypeError(f"expected a TensorMap of an array on {self.name}, got {argument!r}")
         return self.tensor_map(argument)
 
-    def empty_aligned(self, shape, dtype):
+    def empty_aligned(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         return self.empty(shape, dtype)
 
-    def copy(self, target, source):
+    def copy(self, target: Array, source: Array) -> None:
         copies.copy(self, target, source)
 
-    def join(self, target, sources, axis):
+    def join(self, target: Array, sources: Sequence[Array], axis: int) -> None:
         copies.join(self, target, sources, axis)
 
-    def overlap(self, first, second):
+    def overlap(self, first: Array, second: Array) -> bool:
         low, high = span(self.address(first), first)
         other_low, other_high = span(self.address(second), second)
         if high <= other_low or other_high <= low:
             return False
         return host_copies.overlap(self._shadow(first), self._shadow(second))
 
-    def overlaps_itself(self, array):
+    def overlaps_itself(self, array: Array) -> bool:
         return host_copies.overlaps_itself(array)
 
-    def resolve_n_threads(self, n_threads):
+    def resolve_n_threads(self, n_threads: int | None) -> int:
         """How many multiprocessors attention plans for; `n_threads` None: all there are."""
         if n_threads is None:
             return self.n_multiprocessors
         return whole_number(n_threads, "n_threads", 1)
 
     @property
-    def plan_limits(self):
+    def plan_limits(self) -> tuple:
         """What plans go by besides sizes and `n_threads` (see `lowlevel.attention.plan`)."""
         return self.max_shared_bytes, self.architecture
 
@@ -156,7 +163,7 @@ class KernelDevice:
     )
 
     @property
-    def attention(self):
+    def attention(self) -> Any:
         """``run(plan, operands, scratch)``."""
         from . import attention
 
@@ -190,7 +197,7 @@ class _Parameter(NamedTuple):
 
 
 @functools.cache
-def parsed(parameters):
+def parsed(parameters: tuple[str, ...]) -> tuple[_Parameter, ...]:
     """The `_Parameter` of each code of a kernel's `parameters`."""
     return tuple(map(_parsed_one, parameters))
 

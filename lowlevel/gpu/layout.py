@@ -9,11 +9,20 @@ heads and tokens whose states lie in scratch from chunk to chunk.
 *Tiles* (everything else): scores of `heads` x `rows` x `keys` lie in scratch, as float32.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from lowlevel import devices
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .instances import FEW_ROWS_SHAPES, FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES
+from .instances import FEW_ROWS_SHAPES, FUSED_SHAPES, WGMMA, WGMMA_SHAPES, WGMMA_STAGES, FusedShape
+from .launch_device import launch_device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lowlevel.plans import Scratch
+
+    from .instances import Kernel
+
 
 METHODS = ("auto",)
 # V inside K's rows is used in place from columns that are multiples of this: 16 bytes.
@@ -52,7 +61,7 @@ class Tile(NamedTuple):
     least_workers: int = 1
 
 
-def is_fused(sizes):
+def is_fused(sizes: Mapping[str, Any]) -> bool:
     """Whether a call of these sizes (see `candidate_tiles`) takes the fused kernels."""
     q_dtype = sizes["q_dtype"]
     if q_dtype not in ("float16", "bfloat16") or fused_shape(sizes) is None:
@@ -62,7 +71,7 @@ def is_fused(sizes):
     return all(kind.name == q_dtype or not kind.is_dense for kind in sizes["kv_types"])
 
 
-def is_decoded(sizes):
+def is_decoded(sizes: Mapping[str, Any]) -> bool:
     """Whether K or V are decoded into scratch a chunk at a time."""
     return bool(_decoded(sizes))
 
@@ -74,7 +83,7 @@ def _decoded(sizes):
     return [name for name, kind in types if not kind.is_dense]
 
 
-def fused_shape(sizes):
+def fused_shape(sizes: Mapping[str, Any]) -> FusedShape | None:
     """The FusedShape of the fused kernel for these sizes on this device, or None."""
     d_k, d_v = sizes["d_k"], sizes["d_v"]
     shape = FUSED_SHAPES.get((d_k, d_v))
@@ -82,24 +91,25 @@ def fused_shape(sizes):
         return None
     rows = sizes["n_head"] // sizes["n_head_kv"] * sizes["n_tokens"]  # of a K/V head
     shape = next((few for few in FEW_ROWS_SHAPES.get((d_k, d_v), ()) if rows <= few.rows), shape)
-    most = devices.get(sizes["device"]).max_shared_bytes
+    most = launch_device(sizes["device"]).max_shared_bytes
     return shape if fused_shared_bytes(sizes, shape, 1) <= most else None
 
 
-def counts_keys(sizes):
+def counts_keys(sizes: Mapping[str, Any]) -> bool:
     """Whether the kernels can read how many keys there are where they run: see `lowlevel.attention`'s n_kv."""
     if not is_fused(sizes) or is_decoded(sizes):
         return False
-    return fused_shape(sizes).counts_keys
+    shape = fused_shape(sizes)
+    return shape is not None and shape.counts_keys
 
 
-def fused_stages(sizes, shape):
+def fused_stages(sizes: Mapping[str, Any], shape: FusedShape) -> int:
     """Tiles of K that the latent kernel keeps in shared memory: two where the device holds them."""
-    most = devices.get(sizes["device"]).max_shared_bytes
+    most = launch_device(sizes["device"]).max_shared_bytes
     return 2 if shape.latent and fused_shared_bytes(sizes, shape, 2) <= most else 1
 
 
-def fused_shared_bytes(sizes, shape, stages):
+def fused_shared_bytes(sizes: Mapping[str, Any], shape: FusedShape, stages: int) -> int:
     """Dynamic shared memory of a fused kernel: tiles of Q, K, and of V or of weights, 16-bit."""
     d_k, d_v = sizes["d_k"], sizes["d_v"]
     if shape.latent:
@@ -108,7 +118,7 @@ def fused_shared_bytes(sizes, shape, stages):
     return 2 * (shape.rows * d_k + shape.keys * (shape.k_stages * d_k + d_v))
 
 
-def wgmma_shared_bytes(sizes):
+def wgmma_shared_bytes(sizes: Mapping[str, Any]) -> int:
     """As `fused_shared_bytes`, of a kernel of warpgroups; barriers and what warps tell each other besides."""
     d_k, d_v = sizes["d_k"], sizes["d_v"]
     shape = WGMMA_SHAPES[d_k, d_v]
@@ -124,18 +134,19 @@ def wgmma_shared_bytes(sizes):
     return 2 * (shape.rows * d_k + WGMMA_STAGES * shape.keys * (d_k + d_v)) + copies
 
 
-def kernel_of_warpgroups(sizes):
+def kernel_of_warpgroups(sizes: Mapping[str, Any]) -> Kernel | None:
     """The kernel on a warpgroup's products, where the device runs it; or None."""
     kernel = WGMMA.get((sizes["d_k"], sizes["d_v"], sizes["q_dtype"], False))
-    device = devices.get(sizes["device"])
+    device = launch_device(sizes["device"])
     if kernel is None or not device.runs(kernel):
         return None
-    if fused_shape(sizes).rows != WGMMA_SHAPES[sizes["d_k"], sizes["d_v"]].rows:
+    shape = fused_shape(sizes)
+    if shape is None or shape.rows != WGMMA_SHAPES[sizes["d_k"], sizes["d_v"]].rows:
         return None
     return kernel if wgmma_shared_bytes(sizes) <= device.max_shared_bytes else None
 
 
-def count_tiles(sizes, tile):
+def count_tiles(sizes: Mapping[str, Any], tile: Tile) -> int:
     """Number of (head, row) tiles."""
     group = sizes["n_head"] // sizes["n_head_kv"]
     if tile.heads > group:
@@ -148,11 +159,11 @@ def count_tiles(sizes, tile):
 tiles_at_once = count_tiles
 
 
-def decided(sizes, tile):
+def decided(sizes: Mapping[str, Any], tile: Tile) -> dict[str, Any]:
     """What a plan says besides its tile: the kernels that run, and how many tiles of K they hold."""
-    if not is_fused(sizes):
+    shape = fused_shape(sizes) if is_fused(sizes) else None
+    if shape is None:
         return dict(path=TILES)
-    shape = fused_shape(sizes)
     if kernel_of_warpgroups(sizes):
         return dict(path=FUSED_WGMMA, stages=WGMMA_STAGES)
     is_few = shape.rows < FUSED_SHAPES[sizes["d_k"], sizes["d_v"]].rows
@@ -160,14 +171,14 @@ def decided(sizes, tile):
     return dict(path=FUSED_FEW_ROWS if is_few else FUSED_MMA, stages=stages)
 
 
-def scratch_parts(sizes, tile):
+def scratch_parts(sizes: Mapping[str, Any], tile: Tile) -> tuple[Scratch, Scratch]:
     """((tag, bytes) of the call's blocks, ()): nothing is per worker here."""
     if is_fused(sizes):
         return _fused_scratch(sizes, tile), ()
     return _tiles_scratch(sizes, tile), ()
 
 
-def candidate_tiles(sizes):
+def candidate_tiles(sizes: Mapping[str, Any]) -> Iterator[Tile]:
     """Tiles from the best to the smallest, best first; a plan takes the first that fits.
 
     Parameters
@@ -205,7 +216,7 @@ def _slots(sizes):
     return fused_shape(sizes).blocks * sizes["n_threads"]
 
 
-def packed_heads(group, n_tokens, rows):
+def packed_heads(group: int, n_tokens: int, rows: int) -> int:
     """Heads of a group in one tile of `rows` query rows: the fewest tiles, then the most heads."""
 
     def n_tiles(heads):
@@ -214,7 +225,7 @@ def packed_heads(group, n_tokens, rows):
     return min(range(1, min(group, rows) + 1), key=lambda heads: (n_tiles(heads), -heads))
 
 
-def keys_per_split(n_keys, n_splits, tile_keys):
+def keys_per_split(n_keys: int, n_splits: int, tile_keys: int) -> int:
     """Keys of each split: whole tiles of keys."""
     tiles = -(-max(n_keys, 1) // tile_keys)
     return -(-tiles // n_splits) * tile_keys
@@ -308,7 +319,7 @@ def _tile_of(sizes, n_scores):
     return Tile(heads, rows, keys, 1)
 
 
-def kv_heads_of(sizes, tile):
+def kv_heads_of(sizes: Mapping[str, Any], tile: Tile) -> int:
     """K/V heads in one tile."""
     return max(1, tile.heads // (sizes["n_head"] // sizes["n_head_kv"]))
 

@@ -6,12 +6,22 @@ by text and options, and so notices a changed header too. Some headers are no fi
 text from a table (see instances.py).
 """
 
+from __future__ import annotations
+
 import importlib.resources
 import re
+import threading
+from typing import TYPE_CHECKING, Any
 
 from lowlevel.fork_lock import child_lock
 
 from .instances import generated, of_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .instances import Kernel
+
 
 # CuPy adds -ftz=true to whatever it compiles: everybody compiles so, then.
 OPTIONS = ("-std=c++17", "-ftz=true")
@@ -19,12 +29,12 @@ _SHARED_HEADERS = ("lowlevel.gpu", "include")
 _INCLUDE = re.compile(r'[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"[^\n]*')
 
 
-def display_name(package, file):
+def display_name(package: str, file: str) -> str:
     """What messages call a file: "quant/gpu/q2_k.cu"."""
     return "/".join((*package.split("."), file))
 
 
-def source_text(package, file):
+def source_text(package: str, file: str) -> str:
     """The text of a source with its own headers in it.
 
     Parameters
@@ -93,12 +103,14 @@ class Library:
         only this one has.
     """
 
-    def __init__(self, compile_module):
+    _lock: threading.Lock
+
+    def __init__(self, compile_module: Callable[..., Any]) -> None:
         self._compile = compile_module
-        self._functions = {}  # Kernel -> function
+        self._functions: dict[Kernel, Any] = {}  # Kernel -> function
         child_lock(self)  # what is there is whole: functions come when their file is compiled
 
-    def function(self, kernel):
+    def function(self, kernel: Kernel) -> Any:
         """The compiled function of a `Kernel`; its whole file is compiled when first asked for one."""
         try:
             return self._functions[kernel]

@@ -1,10 +1,22 @@
 """Attention over several parts of the keys joined on a device: see `lowlevel.merge_states`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.shapes import dtype_name
 
 from .instances import MERGE_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.shapes import Array
+
+    from .launch_device import LaunchDevice
+
 
 # merge_states.cu's MergeCall.
 _STRIDES = "part_head part_token part_lse_head part_lse_token out_head out_token lse_head lse_token".split()
@@ -14,7 +26,13 @@ CALL = np.dtype(
 )
 
 
-def merge(device, outs, lses, out, lse):
+def merge(
+    device: LaunchDevice,
+    outs: Sequence[Array],
+    lses: Sequence[Array],
+    out: Array,
+    lse: Array,
+) -> None:
     """Write the joined state; checked arrays of `device`, (n_head, n_tokens, d_v) and (n_head, n_tokens)."""
     if out.ndim != 3:
         raise ValueError(f"outs[0]: expected shape (n_head, n_tokens, d_v), got {out.shape}")

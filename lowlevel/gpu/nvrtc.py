@@ -4,10 +4,16 @@ Needs the wheels cuda-bindings and nvidia-cuda-nvrtc (and, for kernels that incl
 headers, nvidia-cuda-runtime and nvidia-cuda-crt).
 """
 
+from __future__ import annotations
+
 import functools
 import importlib.util
 import pathlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 PACKAGES = "cuda-bindings nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt"
 
@@ -47,21 +53,23 @@ def _bindings():
     return nvrtc
 
 
-def version():
+def version() -> str:
     """NVRTC's version: "13.5"."""
     nvrtc = _bindings()
     _, major, minor = nvrtc.nvrtcVersion()
     return f"{major}.{minor}"
 
 
-def architectures():
+def architectures() -> list[int]:
     """What this NVRTC compiles for: [75, 80, ...]."""
     nvrtc = _bindings()
     _, found = nvrtc.nvrtcGetSupportedArchs()
     return list(found)
 
 
-def compile_program(text, name, options, expressions, architecture):
+def compile_program(
+    text: str, name: str, options: Sequence[str], expressions: Sequence[str], architecture: str
+) -> Program:
     """Compile a source.
 
     Parameters

@@ -1,8 +1,18 @@
 """Chunks of K and V as kernels read them: where they lie, or decoded into scratch."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING, Any
 
 from lowlevel.shapes import resolve_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowlevel.shapes import Array
+
+    from .launch_device import LaunchDevice
 
 
 def _part(array, heads, keys):
@@ -12,7 +22,14 @@ def _part(array, heads, keys):
     return array[heads, keys]
 
 
-def chunk_reader(device, source, kv_heads, scratch, dtype_name, own=None):
+def chunk_reader(
+    device: LaunchDevice,
+    source: Any,
+    kv_heads: slice,
+    scratch: Array,
+    dtype_name: str,
+    own: Array | None = None,
+) -> Callable[[slice], Array]:
     """``read(keys)``: a chunk of K or V as a dense array, where it lies or decoded into `scratch`.
 
     Parameters

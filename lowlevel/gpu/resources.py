@@ -11,6 +11,8 @@ digest of each source that its numbers were measured of: what has not changed si
 neither by --update nor by the tests.
 """
 
+from __future__ import annotations
+
 import argparse
 import concurrent.futures
 import hashlib
@@ -18,10 +20,20 @@ import json
 import pathlib
 import re
 import sys
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import instances, nvrtc
 from .loader import OPTIONS, display_name, source_text
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from .instances import Kernel
+
+
+# {kernel's key: {field: number}}, of one architecture; resources.json.
+Measured: TypeAlias = dict[str, dict[str, Any]]
+Table: TypeAlias = dict[str, Any]
 TABLE = pathlib.Path(__file__).with_name("resources.json")
 ARCHITECTURES = ("80", "90a", "120")
 MORE_ARCHITECTURES = ("86", "89", "100")
@@ -36,12 +48,12 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 _SERIALISED = re.compile(r"wgmma.*are serialized.*in (?:the )?function '(\w+)'")
 
 
-def key_of(kernel):
+def key_of(kernel: Kernel) -> str:
     """A kernel's key in the table: "quant/gpu/q2_k.cu dequantize<Q2_K, Float32, true>"."""
     return f"{display_name(*kernel.source)} {kernel.name}"
 
 
-def read_log(log):
+def read_log(log: str) -> dict[str, dict[str, int]]:
     """{lowered name: {field: number}} of what ``--ptxas-options=-v`` says.
 
     Besides, "serialised" where ptxas lets products of warpgroups run one after another.
@@ -63,25 +75,25 @@ def read_log(log):
     return found
 
 
-def digest_of(source):
+def digest_of(source: tuple[str, str]) -> str:
     """Digest of all that is compiled of a source, (package, file): its text, options and kernels."""
     names = [kernel.name for kernel in instances.of_source(source)]
     compiled = json.dumps([source_text(*source), OPTIONS, names])
     return hashlib.sha256(compiled.encode()).hexdigest()[:16]
 
 
-def is_measured(source, table, version):
+def is_measured(source: tuple[str, str], table: Table, version: str) -> bool:
     """Whether the table's rows for all of `ARCHITECTURES` are this version's, of this very text."""
     known = table.get("texts", {}).get(display_name(*source))
     return version == table["nvrtc"] and known == digest_of(source)
 
 
-def is_for(kernel, architecture):
+def is_for(kernel: Kernel, architecture: str) -> bool:
     """Whether an architecture has the instructions that a kernel wants."""
     return kernel.architecture in (None, architecture)
 
 
-def measure(source, architecture):
+def measure(source: tuple[str, str], architecture: str) -> Measured:
     """{key: {field: number}} of all kernels of one source, (package, file)."""
     kernels = instances.of_source(source)
     program = nvrtc.compile_program(
@@ -99,10 +111,14 @@ def _sources():
     return sorted({kernel.source for kernel in instances.all_kernels()})
 
 
-def measure_all(architectures, progress=lambda text: None, but=()):
+def measure_all(
+    architectures: Sequence[str],
+    progress: Callable[[str], Any] = lambda text: None,
+    but: Iterable[tuple[str, str]] = (),
+) -> dict[str, Measured]:
     """{architecture: {key: {field: number}}} of every kernel there is, but for those of some sources."""
     sources = [source for source in _sources() if source not in but]
-    result = {architecture: {} for architecture in architectures}
+    result: dict[str, Measured] = {architecture: {} for architecture in architectures}
     with concurrent.futures.ThreadPoolExecutor() as threads:
         tasks = {
             threads.submit(measure, source, architecture): (source, architecture)
@@ -117,11 +133,11 @@ def measure_all(architectures, progress=lambda text: None, but=()):
     return result
 
 
-def read_table():
+def read_table() -> Table:
     return json.loads(TABLE.read_text())
 
 
-def breaches(measured, table, version):
+def breaches(measured: dict[str, Measured], table: Table, version: str) -> list[str]:
     """What is wrong, one text each; empty if everything holds.
 
     Parameters
@@ -166,7 +182,7 @@ def _forbidden(where, numbers, block, reason):
             yield f"{where}: {numbers[field]} bytes of {field} without a stated reason"
 
 
-def new_table(measured, old, version):
+def new_table(measured: dict[str, Measured], old: Table, version: str) -> Table:
     """The table with what was measured; reasons, and what was not measured now, stay."""
     kept = old["kernels"] if version == old["nvrtc"] else {}
     kernels = {key_of(k): dict(kept.get(key_of(k), {})) for k in instances.all_kernels()}
@@ -199,7 +215,7 @@ def _is_whole_and_right(source, measured, table):
     return True
 
 
-def write_table(table):
+def write_table(table: Table) -> None:
     """One line a kernel, so that differences read well.
 
     Raises
@@ -222,7 +238,7 @@ def write_table(table):
     TABLE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
-def print_table(measured):
+def print_table(measured: dict[str, Measured]) -> None:
     """Kernels down, architectures across: registers, then stack, spills and shared where not 0."""
     names = list(measured)
     keys = sorted({key for of_kernels in measured.values() for key in of_kernels})
@@ -241,7 +257,7 @@ def print_table(measured):
         print(f"{key:{wide}}{cells}  {'; '.join(notes)}".rstrip())
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m quant.gpu.resources", description=__doc__.split("\n", 1)[0]
     )

@@ -1,6 +1,9 @@
 """Rows of a quantised table by index on the CPU."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,6 +12,12 @@ from lowlevel.cpu.ops import frame
 from lowlevel.cpu.ops.elementwise import read_i32
 
 from .dequantize.decoders import DECODERS
+
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.devices import Device
+
+    from ..tensor import QuantTensor
 
 
 @functools.cache
@@ -25,7 +34,9 @@ def _embed_kernel(name):
     return frame.rows_kernel(embed_rows)
 
 
-def embed(device, t, ids, out, n_threads):
+def embed(
+    device: Device, t: QuantTensor, ids: np.ndarray, out: Rows, n_threads: int | None
+) -> None:
     """See `quant.embed`; out as `lowlevel.checks.Rows`."""
     integers = (
         frame.address(t.data), t.data.strides[0], frame.address(out.array), out.row,

@@ -1,6 +1,9 @@
 """Latents to keys or values on the CPU: a head's weights as floats once, then products chunk by chunk."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,16 +15,23 @@ from lowlevel.cpu.threads import run_tasks, run_workers
 from .dequantize.decoders import DECODERS
 from .dequantize.run import THREAD_WEIGHTS, dequantize
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowlevel.devices import Device
+
 # Columns of weights that are decoded at a time, if blocks are not longer.
 _LEAST_COLUMNS = 32
 
 
-def scratch_bytes(kind, heads, keys):
+def scratch_bytes(kind: Any, heads: int, keys: int) -> int:
     """Weights (heads, rank, d) with padded rows, and the chunk's latents, as floats."""
     return 4 * kind.rank * (heads * padded_width(kind.d) + max(keys, 1))
 
 
-def reader(source, device, heads, scratch, n_threads):
+def reader(
+    source: Any, device: Device, heads: slice, scratch: np.ndarray, n_threads: int
+) -> Callable[[slice, np.ndarray], None]:
     """See `KVSource.reader`."""
     kind, n_heads = source.type, heads.stop - heads.start
     stride = padded_width(kind.d)

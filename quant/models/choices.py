@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_CONTEXT = 2**31 - 64
 DEFAULT_CONTEXT = 16384
-# Dtypes that a cache and attention have in common on devices.
+# Dtypes that a cache and attention have in common where activations may be halves; the last is the common one.
 HALVES = ("float16", "bfloat16")
 
 
@@ -47,9 +47,9 @@ def choices_of(
     if method not in ("auto", "steps"):
         raise ValueError(f"method: expected 'auto' or 'steps', got {method!r}")
     kind = kv_type_named(kv_type)
-    is_host = where.room == "cpu"
-    heads = "float32" if is_host else kind.name if kind.name in HALVES else "bfloat16"
-    if not is_host and n_threads is not None:
+    halves = [dtype for dtype in HALVES if dtype in where.activations]
+    half = halves[-1] if halves else "float32"
+    if not where.has_threads and n_threads is not None:
         raise ValueError(f"n_threads: {where.name} has no use for it; leave it out")
     return Choices(
         n_ctx=int(n_ctx),
@@ -59,11 +59,11 @@ def choices_of(
         mla=mla,
         exact=bool(exact),
         method=method,
-        n_threads=where.resolve_n_threads(n_threads) if is_host else None,
+        n_threads=where.resolve_n_threads(n_threads) if where.has_threads else None,
         device=where.name,
-        rows="float32" if is_host or exact else "bfloat16",
-        heads=heads,
-        gathers=not is_host,
+        rows="float32" if exact else half,
+        heads=kind.name if kind.name in halves else half,
+        gathers=not where.products_take_x_rows,
     )
 
 

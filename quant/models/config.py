@@ -6,6 +6,7 @@ Whatever changes the pass and is not understood (an architecture, a key, a tenso
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,7 @@ class LayerConfig:
     def is_latent(self) -> bool:
         return self.kv_lora_rank > 0
 
-    @property
+    @functools.cached_property
     def kind(self) -> tuple:
         """What its plan goes by: layers of one kind take the same memory."""
         sizes = self.n_head, self.n_head_kv, self.d_k, self.d_v, self.q_lora_rank, self.kv_lora_rank

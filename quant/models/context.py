@@ -86,12 +86,18 @@ class KeyShares:
     def __init__(self, n_ctx: int, ranks: Outline) -> None:
         self._ranks = ranks
         self._owner = np.zeros(n_ctx, np.int16)
+        # Rows of each rank, of the first so many tokens.
+        self._counts, self._n_counted = np.zeros(ranks.size, np.int64), 0
 
     def deal(self, n_kv: int, n_tokens: int) -> Share:
         """This rank's share of the next tokens, behind `n_kv` others."""
         size, rank = self._ranks.size, self._ranks.rank
-        counts = np.bincount(self._owner[:n_kv], minlength=size).tolist()
+        first, last = sorted((n_kv, self._n_counted))
+        between = np.bincount(self._owner[first:last], minlength=size)
+        self._counts += between if n_kv > self._n_counted else -between
+        counts = self._counts.tolist()
         new = dealt(counts, n_tokens)
+        self._counts, self._n_counted = self._counts + new, n_kv + n_tokens
         ends = np.cumsum([0, *new]).tolist()
         for owner in range(size):
             self._owner[n_kv + ends[owner] : n_kv + ends[owner + 1]] = owner

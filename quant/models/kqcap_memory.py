@@ -30,8 +30,8 @@ ESTIMATED = "kqcap's: attention's scratch as it is taken, to the byte; the logit
 
 def is_by_passes(model: ModelMemory, setting: Setting) -> bool:
     """Whether a model's memory is known by its passes."""
-    is_host = devices.get(setting.device).room == "cpu"
-    return model.config is not None and (is_host or setting.n_threads is None)
+    are_threads = devices.get(setting.device).has_threads
+    return model.config is not None and (are_threads or setting.n_threads is None)
 
 
 def counted(model: ModelMemory, setting: Setting) -> str:

@@ -240,7 +240,7 @@ class Model:
             source = next(each for each in queued if each.has_streams)
             memory = source.pinned(n_bytes)
             self._pinned = Taken(self._own(Pool(n_bytes, device=CPU, memory=memory)))
-        crossings = plans.crossings()
+        crossings = plans.crossings
         for crossing in crossings:
             memory = self._pinned.empty(crossing.pinned_bytes, "uint8", tag="crossing")
             crossing.take(memory)

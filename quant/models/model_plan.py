@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel import devices
@@ -49,6 +50,8 @@ class ModelPlan:
         In the order of a pass.
     by_device : dict of str to Memory
         What each device holds.
+    crossings : list of HostCrossing
+        What hands rows from each part to the next, in this process: of the one model that this is the plan of.
     loaded_bytes : int
         Of weights, to be copied to devices.
     pinned_bytes : int
@@ -64,7 +67,17 @@ class ModelPlan:
             for name, each in by_device.items()
             if devices.get(name).has_streams
         )
-        self.pinned_bytes = sum(crossing.pinned_bytes for crossing in self.crossings())
+        n_ubatch = parts[0].planned.choices.n_ubatch
+        self.crossings = [
+            HostCrossing(
+                devices.get(before.part.device),
+                devices.get(after.part.device),
+                n_ubatch,
+                config.n_embd,
+            )
+            for before, after in itertools.pairwise(parts)
+        ]
+        self.pinned_bytes = sum(crossing.pinned_bytes for crossing in self.crossings)
         if self.loaded_bytes:
             self.pinned_bytes += loading_bytes(self.loaded_bytes)
 
@@ -88,17 +101,6 @@ class ModelPlan:
     def attention_bytes(self) -> int:
         """Scratch of attention at most, of any part."""
         return max(each.planned.attention_bytes for each in self.parts)
-
-    def crossings(self) -> list[HostCrossing]:
-        """What hands rows from each part to the next, in this process."""
-        pairs = zip(self.parts[:-1], self.parts[1:], strict=True)
-        n_ubatch, n_embd = self.parts[0].planned.choices.n_ubatch, self.config.n_embd
-        return [
-            HostCrossing(
-                devices.get(before.part.device), devices.get(after.part.device), n_ubatch, n_embd
-            )
-            for before, after in pairs
-        ]
 
     def fits(self, n_tokens: int, n_kv: int) -> bool:
         """Whether a pass of a size takes no more than was planned, with logits of all its tokens too."""

@@ -19,10 +19,11 @@ from .kv_cache import cache_bytes
 from .layers import record_pass
 from .memory import Memory, some_sizes
 from .step import DECOMPRESSED, form_changes_at, latent_form
+from .weights_used import WeightsUsed
 
 if TYPE_CHECKING:
     from .config import ModelConfig, Rope
-    from .step import Choices, Pass
+    from .step import AttentionSizes, Choices, Pass
     from .tensors import Weight
 
 # Feed-forward parts work on so many rows at a time where a budget asks for it, and no fewer.
@@ -76,20 +77,24 @@ class Planned:
         self._passes_at: dict[tuple, tuple[int, int, int]] = {}
         self._fitting: dict[tuple, bool] = {}
         self.activation_bytes = self.attention_bytes = self.staging_bytes = fixed = 0
-        brief, refused = config.of_each_kind(), []
+        self._brief, refused = config.of_each_kind(), []
+        attention: dict[
+            tuple[AttentionSizes, int], None
+        ] = {}  # what is planned once, of many passes
         for n_tokens in some_sizes(choices.n_ubatch):
             for n_kv in self._contexts(n_tokens):
                 for n_outputs in self._outputs(n_tokens):
-                    made = self._of(brief, n_tokens, n_outputs, n_kv)
+                    made = self._of(self._brief, n_tokens, n_outputs, n_kv)
                     self.activation_bytes = max(self.activation_bytes, made.activation_bytes)
                     fixed = max(fixed, made.fixed_scratch_bytes)
                     self.staging_bytes = max(self.staging_bytes, made.staging_bytes)
-                    try:
-                        attention = made.attention_bytes(n_kv, choices.amb)
-                    except BudgetError as error:
-                        refused.append(error)
-                        continue
-                    self.attention_bytes = max(self.attention_bytes, attention)
+                    attention |= dict.fromkeys(made.attention_at(n_kv))
+        for sizes, n_keys in attention:
+            try:
+                plan = sizes.plan(n_keys, choices, choices.amb)
+                self.attention_bytes = max(self.attention_bytes, plan.scratch_bytes)
+            except BudgetError as error:
+                refused.append(error)
         if refused:  # what holds the most demanding pass holds all
             raise max(refused, key=lambda error: error.requested)
         self.scratch_bytes = max(fixed, self.attention_bytes, ALIGNMENT)  # a pool is never empty
@@ -164,7 +169,7 @@ class Planned:
             choices.split == "context"
         ):  # where a token's row goes, and how many keys a rank has, the host says
             return False
-        made = record_pass(self.config.of_each_kind(), choices, 1, 1, choices.n_ctx, True)
+        made = record_pass(self._brief, choices, 1, 1, choices.n_ctx, True)
         try:
             plans = [
                 each.plan(choices.n_ctx, choices, choices.amb) for each in made.attention_sizes
@@ -177,9 +182,8 @@ class Planned:
         """Whether a pass of a size takes no more than was planned, with logits of all its tokens too."""
         key = n_tokens, *self._forms(n_tokens, n_tokens, n_kv)
         if key not in self._fitting:
-            brief = self.config.of_each_kind()
             n_outputs = max(self._outputs(n_tokens))
-            made = record_pass(brief, self.choices, n_tokens, n_outputs, n_kv)
+            made = record_pass(self._brief, self.choices, n_tokens, n_outputs, n_kv)
             self._fitting[key] = (
                 made.activation_bytes <= self.activation_bytes
                 and made.fixed_scratch_bytes <= self.scratch_bytes
@@ -187,19 +191,20 @@ class Planned:
         return self._fitting[key]
 
     @functools.cached_property
-    def whole_passes(self) -> tuple[Pass, ...]:
-        """Passes of all layers that between them need every weight and constant."""
-        return tuple(self._of(self.config, *sizes) for sizes in list(self._passes_at.values()))
+    def _whole_passes(self):
+        """Passes that between them need every kind of weight and constant; with one layer of each kind."""
+        return [self._of(self._brief, *sizes) for sizes in list(self._passes_at.values())]
 
     def weights(self) -> tuple[dict[Weight, None], dict[Weight, None]]:
         """(those that are needed in their blocks, those that are needed as float32), each once."""
-        operations = [op for each in self.whole_passes for op in each.operations]
-        matrices = dict.fromkeys(weight for op in operations for weight in op.matrices)
-        return matrices, dict.fromkeys(weight for op in operations for weight in op.vectors)
+        used = WeightsUsed(self.config, self._brief, self.choices.exact)
+        operations = [op for each in self._whole_passes for op in each.operations]
+        matrices = used.of_all(weight for op in operations for weight in op.matrices)
+        return matrices, used.of_all(weight for op in operations for weight in op.vectors)
 
     def constants(self) -> dict[tuple[str, int], Any]:
         """What is the same in every pass; see `Pass.constants`."""
-        return {key: made for each in self.whole_passes for key, made in each.constants.items()}
+        return {key: made for each in self._whole_passes for key, made in each.constants.items()}
 
     def ropes(self) -> tuple[Rope, ...]:
         """The kinds of RoPE that layers have."""
@@ -208,7 +213,7 @@ class Planned:
     def memory(self, weight_bytes: int) -> Memory:
         """All bytes, `weight_bytes` being the file's."""
         config, choices = self.config, self.choices
-        is_mapped = devices.get(choices.device).room == "cpu"
+        is_mapped = devices.get(choices.device).in_host_memory
         matrices, vectors = self.weights()
         made = sum(align_up(weight.n_bytes) for weight in matrices if weight.is_turned)
         whole = {(w.name, w.share): w.whole_bytes for w in matrices if not w.is_turned}

@@ -7,7 +7,7 @@ bytes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from .buffers import Buffer
     from .config import LayerConfig
-    from .runner import Bound
     from .tensors import Weight
 
 # Forms of latent attention.
@@ -94,7 +93,7 @@ class Operation(NamedTuple):
     kind, name : str
         "product", ...; what it is of: "blk.3.attn_q".
     bind : callable
-        (Bound) -> a function without arguments that runs it.
+        (a `runner.Bound`) -> a function without arguments that runs it.
     scratch_bytes : int
         Of the pool, whatever n_kv.
     attention : AttentionSizes or None
@@ -115,7 +114,7 @@ class Operation(NamedTuple):
 
     kind: str
     name: str
-    bind: Callable[[Bound], Callable[[], Any]]
+    bind: Callable[[Any], Callable[[], Any]]
     scratch_bytes: int = 0
     attention: AttentionSizes | None = None
     flops: int = 0
@@ -226,17 +225,17 @@ class Pass:
         """The most that transfers between ranks take of the host's memory."""
         return max((op.staging_bytes for op in self.operations), default=0)
 
+    def attention_at(self, n_kv: int) -> Iterator[tuple[AttentionSizes, int]]:
+        """The kinds of attention, and keys of each, when there are `n_kv` tokens, these included."""
+        for each in self.attention_sizes:
+            yield each, each.n_keys(n_kv)
+            if each.n_ranks > 1:  # a rank may have none of the keys
+                yield each, 0
+
     def attention_bytes(self, n_kv: int, budget: int | None) -> int:
         """Scratch of the attention that takes the most when there are `n_kv` tokens, these included."""
-        return max(
-            (
-                each.plan(n_keys, self.choices, budget).scratch_bytes
-                for each in self.attention_sizes
-                # A rank may have none of the keys.
-                for n_keys in {each.n_keys(n_kv), 0 if each.n_ranks > 1 else each.n_keys(n_kv)}
-            ),
-            default=0,
-        )
+        plans = (each.plan(n, self.choices, budget) for each, n in self.attention_at(n_kv))
+        return max((plan.scratch_bytes for plan in plans), default=0)
 
     def scratch_bytes(self, n_kv: int, budget: int | None = None) -> int:
         """Bytes of scratch at most, of attention within `budget` (None: amb)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -63,8 +64,7 @@ class Weight:
     @property
     def n_bytes(self) -> int:
         """Bytes of its blocks."""
-        n_rows = int(np.prod(self.shape[:-1], dtype=np.int64))
-        return n_rows * self.format.row_bytes(self.shape[-1])
+        return math.prod(self.shape[:-1]) * self.format.row_bytes(self.shape[-1])
 
     def reshape(self, *shape: int) -> Weight:
         """The same weights with other leading axes."""

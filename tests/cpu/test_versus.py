@@ -20,6 +20,7 @@ from tools.bench.peers import numpy as numpy_peer
 from tools.bench.peers.handle import Peer, PeerError, child_environment
 from tools.bench.versus_cases import CASES, Bar, Case
 from tools.cli import main
+from tools.options import UsageError
 
 
 def attention_sizes(n_head=4, n_head_kv=2, d_k=32, d_v=16, n_tokens=5, n_kv=40, v_in_k=False):
@@ -108,7 +109,7 @@ def test_only_looks_for_all_words_in_a_name():
     assert versus_cases.select(None) == CASES
     names = [case.name for case in versus_cases.select(["gqa u1 ", "matvec q2_k"])]
     assert names == ["matvec Q2_K", "attention gqa decode 32/8 128/128 u1 n16384"]
-    with pytest.raises(ValueError, match="no case has 'nothing' in its name; there are: dequant"):
+    with pytest.raises(UsageError, match="no case has 'nothing' in its name; there are: dequant"):
         versus_cases.select(["nothing"])
 
 
@@ -365,11 +366,11 @@ def test_tables_say_what_is_missing(capsys, tiny_cases, monkeypatch, tmp_path):
     monkeypatch.setattr(
         versus_report,
         "print_tables",
-        lambda document, bars: documents.append(document) or print_tables(document, bars),
+        lambda document, with_bars: documents.append(document) or print_tables(document, with_bars),
     )
     assert main([*argv, "--check"]) == 1
     text = capsys.readouterr().out
-    print_tables(documents[0], bars=False)
+    print_tables(documents[0], with_bars=False)
     without = capsys.readouterr().out
     assert "MISSED" not in without and " bar" not in without and "bars" not in without
     assert "torch: not installed; pip install torch" in text

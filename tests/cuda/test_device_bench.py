@@ -55,7 +55,7 @@ def test_what_is_missed_or_wrong_is_said():
     memory = dict(what="dequantize Q2_K", to="float16", of_copy=0.9, wrong=1)
     document = dict(device="cuda:0", ceilings=dict(copy=4e12, product=4e14), attention=[row])
     document["dequantize"] = [memory, dict(memory, of_copy=0.8, wrong=0)]
-    met = {bar["name"].split(":")[0] + f" {bar['bar']}": bar["met"] for bar in judge(document)}
+    met = {bar["text"].split(":")[0] + f" {bar['bound']}": bar["met"] for bar in judge(document)}
     assert met == {
         "dequantize 0": False, "dequantize 0.85": False, "attention 0.002": False,
         "attention 192/128, 128 heads, n 163840, u 2048, 64 MiB 0.4": False,

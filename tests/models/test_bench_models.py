@@ -132,6 +132,7 @@ def test_a_broken_plan_is_exit_code_1(capsys, latent, monkeypatch):
     ("argv", "message"),
     [
         (["-p", "0", "-n", "0"], "nothing to run"),
+        (["-p", "64", "-n", "0", "--only", "tg"], "no case has 'tg' in its name; there are: pp64"),
         (["--layer", "1"], "--full and --layer belong to --attention"),
         (["--vs", "torch"], "of models there are ik, ggml"),
         (["--vs", "ik", "--method", "steps"], "--method: --vs runs our best"),

@@ -183,10 +183,10 @@ def test_layers_split_over_ranks_give_the_same_bits(path_of, tokens, name, devic
 
 
 def test_layers_by_shares(path_of):
+    path = path_of("deepseek-r1")  # made once, not by each rank
+
     def run(comm):
-        with quant.load(
-            path_of("deepseek-r1"), comm=comm, split="layer", tensor_split=(2, 1), **OPTIONS
-        ) as net:
+        with quant.load(path, comm=comm, split="layer", tensor_split=(2, 1), **OPTIONS) as net:
             return net.parts[0].start, net.parts[0].stop
 
     with RankThreads(local_group(("cpu", "cpu"))) as threads:
@@ -195,9 +195,7 @@ def test_layers_by_shares(path_of):
         with pytest.raises(
             ValueError, match="split: 4 ranks of which each has at least one of 3 layers"
         ):
-            threads.run(
-                lambda comm: quant.load(path_of("deepseek-r1"), comm=comm, split="layer", **OPTIONS)
-            )
+            threads.run(lambda comm: quant.load(path, comm=comm, split="layer", **OPTIONS))
 
 
 def test_what_one_rank_cannot_take_none_takes(path_of):

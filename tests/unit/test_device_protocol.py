@@ -1,11 +1,15 @@
 """Every device has all that `lowlevel.devices.Device` lists, with the arguments it names."""
 
+import ast
 import inspect
+import pathlib
 
 import pytest
 
 from lowlevel import devices
 from lowlevel.devices import Device, StreamDevice
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def members(protocol):
@@ -35,3 +39,12 @@ def test_the_gpu_device_has_them_too():
     own = {"name", "has_streams"} | set(vars(CudaDevice)) | set(dir(CudaDevice))
     missing = (set(members(Device)) | set(members(StreamDevice))) - own
     assert not missing - set(CudaDevice.__init__.__code__.co_names)
+
+
+def test_no_caller_asks_which_device_it_is_on():
+    """What differs is a fact or a method of the device; its `room` finds kernels by name, no more."""
+    for floor in ("lowlevel", "quant", "tools"):
+        for path in (ROOT / floor).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Compare):
+                    assert ".room" not in ast.unparse(node), path

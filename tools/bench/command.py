@@ -13,6 +13,7 @@ from typing import Any
 from .. import placing, ranks
 from ..loading import MLA
 from ..options import (
+    INTERRUPTED,
     KV_TYPES,
     UsageError,
     add_sweep,
@@ -87,9 +88,6 @@ measured in the same rounds. -t is 1,2 by default. About 8 minutes on two idle c
                 missed); floor: what work as fast as traffic, or reading, alone would have reached"""
 
 DEFAULT_REPETITIONS = 3
-# Fewer runs have no spread worth the name.
-SPREAD_RUNS = 3
-INTERRUPTED = 130
 # Options that attention alone has no use for.
 WHOLE_ONLY = {"n_gen": "-n", "n_depth": "-d", "attention_mla": "-mla"}
 DEFAULT_SECONDS = 110
@@ -171,7 +169,10 @@ def add_parser(subparsers: Any) -> None:
         f"{', '.join(PEERS)}, and against what the machine can do",
     )
     versus.add_argument(
-        "--only", metavar="TEXT", action="append", help="only cases with these words in their name"
+        "--only",
+        metavar="TEXT",
+        action="append",
+        help="only cases, or tests of MODEL, with these words in their name",
     )
     versus.add_argument(
         "--log2-weights",
@@ -218,8 +219,10 @@ def _chosen(args):
         if unknown:
             raise UsageError(f"--vs {','.join(unknown)}: for a model: kqcap bench MODEL --vs ...")
         return versus.run
-    if args.only or args.check:
-        raise UsageError("--only and --check belong to --vs or --device")
+    if args.check or (args.only and not args.model):
+        raise UsageError("--only and --check belong to --vs or --device, --only to a MODEL as well")
+    if args.only and args.attention:
+        raise UsageError("--only: for whole models, --vs and --device")
     if args.log2_weights:
         raise UsageError("--log2-weights belongs to --device")
     if args.attention:
@@ -249,12 +252,14 @@ def run_attention(args: argparse.Namespace) -> int | None:
     import quant
 
     from .. import tables
+    from . import provenance
 
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(tables.progress())
         path = args.model or _default_model(progress)
         model = stack.enter_context(quant.open(path))
         document = dict(model=str(path), layer=args.layer, full=args.full, seed=args.seed)
+        document["machine"] = provenance.describe()
         document.update(_sizes(model.attention, args.layer), rows=[], interrupted=False)
         if not args.json:
             with tables.paused(progress):
@@ -376,7 +381,7 @@ def _first_words(result, prompt):
 
 def _derived(result, reference, prompt):
     """What a row says besides its measurement."""
-    from . import measure
+    from . import measure, timing
 
     speeds = [prompt.n_tokens / seconds for seconds in result.seconds]
     return dict(
@@ -385,7 +390,7 @@ def _derived(result, reference, prompt):
         score_max=prompt.score_max,
         error_bound=prompt.error_bound,
         tokens_per_second=statistics.median(speeds) if speeds else None,
-        spread=(max(speeds) - min(speeds)) / 2 if len(speeds) >= SPREAD_RUNS else None,
+        spread=timing.half_range(speeds),
         ratio=measure.ratio(result, reference),
     )
 
@@ -444,6 +449,7 @@ def _merged(rows):
 
 def _cells(row):
     from ..tables import mib, tile
+    from .timing import speed_text
 
     start = [row["method"], row["amb"]]
     if row["cannot_run"]:
@@ -457,8 +463,7 @@ def _cells(row):
         mib(row["scratch_bytes"]),
         mib(row["peak_bytes"]),
         mib(row["growth_bytes"]),
-        f"{row['tokens_per_second']:.2f}"
-        + ("" if row["spread"] is None else f" ± {row['spread']:.2f}"),
+        speed_text(row["tokens_per_second"], row["spread"]),
         ratio,
         f"{row['error']:.1e}",
     ]

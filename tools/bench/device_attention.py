@@ -14,7 +14,11 @@ import quant
 from lowlevel import devices
 from lowlevel.attention.reference import attention_float64
 
-from . import device_timing as timing
+from ..tables import mib
+from . import device_arrays as arrays
+from . import timing
+from .device_memory import peers_text
+from .growing_table import Column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ def measure(
     budgets: Sequence[str] = ("64MiB",),
     rounds: int = 5,
     peers: bool = False,
-    note: Callable[[str], None] = lambda text: None,
+    show: Callable[[dict[str, Any]], object] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Time attention; results are held against float64 on sampled rows.
 
@@ -67,7 +71,7 @@ def measure(
         for n_kv in n_kvs:
             for n in n_tokens:
                 for row in _measure(device, shape, n, n_kv, budgets, rounds, peers):
-                    note(format_row(row))
+                    show(row)
                     rows.append(row)
     return rows
 
@@ -86,12 +90,12 @@ def _measure(device, shape, n_tokens, n_kv, budgets, rounds, peers):
 
         others = device_peers.attention(q, k, v)
     try:
-        free = [timing.free_bytes(device)]
+        free = [arrays.free_bytes(device)]
         for call in calls.values():
             call()
-        free.append(timing.free_bytes(device))
-        times = timing.interleaved(device, calls, rounds)
-        free.append(timing.free_bytes(device))
+        free.append(arrays.free_bytes(device))
+        times = timing.interleaved(calls, rounds, device)
+        free.append(arrays.free_bytes(device))
         for budget, pool in zip(budgets, pools, strict=True):
             plans[budget] = pool.peak
         calls[budgets[-1]]()
@@ -102,7 +106,7 @@ def _measure(device, shape, n_tokens, n_kv, budgets, rounds, peers):
     compared = {}
     for name, call in others.items():  # one by one: they take much memory
         try:
-            compared[name] = timing.interleaved(device, {name: call}, min(rounds, 3))[name]
+            compared[name] = timing.interleaved({name: call}, min(rounds, 3), device)[name]
         except RuntimeError as reason:
             compared[name] = str(reason).splitlines()[0]
         device_peers.give_back_memory()
@@ -125,14 +129,14 @@ def _kept(n_tokens, n_kv):
 
 def _operands(device, shape, n_tokens, n_kv):
     s = shape
-    q = timing.normal(device, (s.n_head, n_tokens, s.d_k), s.q_type, 1)
+    q = arrays.normal(device, (s.n_head, n_tokens, s.d_k), s.q_type, 1)
     if s.kv_type in ("float32", "float16"):
-        k = timing.normal(device, (s.n_head_kv, n_kv, s.d_k), s.kv_type, 2)
+        k = arrays.normal(device, (s.n_head_kv, n_kv, s.d_k), s.kv_type, 2)
         if s.v_in_k:
             return q, k, k[..., : s.d_v]
-        return q, k, timing.normal(device, (s.n_head_kv, n_kv, s.d_v), s.kv_type, 3)
+        return q, k, arrays.normal(device, (s.n_head_kv, n_kv, s.d_v), s.kv_type, 3)
     return q, *(
-        timing.blocks(device, s.kv_type, (s.n_head_kv, n_kv, d), seed)
+        arrays.blocks(device, s.kv_type, (s.n_head_kv, n_kv, d), seed)
         for d, seed in ((s.d_k, 4), (s.d_v, 5))
     )
 
@@ -154,25 +158,22 @@ def _error(q, k, v, out):
 
 def _values(x, head):
     if isinstance(x, quant.QuantTensor):
-        return timing.host_values(x[head : head + 1])
+        return arrays.host_values(x[head : head + 1])
     return lowlevel.asnumpy(x[head : head + 1]).astype(np.float32)
 
 
-def format_row(row: dict[str, Any]) -> str:
-    text = (
-        f"{row['shape']:26}{row['n_tokens']:6}{row['n_kv']:8}{row['budget']:>8}"
-        f"{row['scratch'] / 2**20:8.1f}{statistics.median(row['seconds']) * 1e3:10.2f}"
-        f"{row['tflops']:8.1f}{row['error']:9.1e}"
-    )
-    for name, seconds in row["peers"].items():
-        if isinstance(seconds, str):
-            text += f"  {name}: {seconds[:60]}"
-        else:
-            text += f"  {name} {statistics.median(seconds) * 1e3:.2f}"
-    return text
-
-
-HEADER = (
-    f"{'attention':26}{'u':>6}{'n':>8}{'budget':>8}{'scratch':>8}{'ms':>10}{'TFLOP/s':>8}{'error':>9}"
-    "  peers (ms)"
-)
+def columns(has_peers: bool) -> list[Column]:
+    """Of the table of rows, which appear as they are measured."""
+    found = [
+        Column(
+            "attention", lambda row: row["shape"], max(len(shape.name) for shape in SHAPES), "left"
+        ),
+        Column("u", lambda row: str(row["n_tokens"]), 5),
+        Column("n", lambda row: str(row["n_kv"]), 6),
+        Column("budget", lambda row: row["budget"], 7),
+        Column("scratch", lambda row: mib(row["scratch"], 1), 7),
+        Column("ms", lambda row: f"{statistics.median(row['seconds']) * 1e3:.2f}", 8),
+        Column("TFLOP/s", lambda row: f"{row['tflops']:.1f}"),
+        Column("error", lambda row: f"{row['error']:.1e}", 7),
+    ]
+    return [*found, Column("peers, ms", peers_text, 40, "left")] if has_peers else found

@@ -11,8 +11,18 @@ from lowlevel.cudasim.errors import CompilerNotFoundError
 
 from .. import tables
 from ..options import UsageError
-from . import device_attention, device_bars, device_matmul, device_memory, provenance, selection
-from . import device_timing as timing
+from . import (
+    bars,
+    device_attention,
+    device_bars,
+    device_matmul,
+    device_memory,
+    provenance,
+    selection,
+    timing,
+)
+from . import device_arrays as arrays
+from .growing_table import GrowingTable
 from .peers import INSTALL as PEERS
 
 _DEFAULTS = dict(n_prompt=[16384, 163840], ubatch_size=[2048], attn_max_batch=[64], repetitions=5)
@@ -52,8 +62,7 @@ def _run(args):
     # With --json the tables go where they do not disturb.
     note = (lambda text: print(text, file=sys.stderr, flush=True)) if args.json else tables.note
     document = dict(device=device, **provenance.describe(device))
-    facts = {key: value for key, value in document.items() if key != "packages"}
-    note("  ".join(f"{key} {value}" for key, value in facts.items()))
+    note(f"{device}: {provenance.line(document)}")
     document["ceilings"] = _ceilings(device, note, "ceilings" in chosen and bool(args.vs))
     bench = _Bench(args, device, document["ceilings"]["copy"], note)
     for section, cases in chosen.items():
@@ -62,10 +71,10 @@ def _run(args):
     document.update(bench.facts)
     document["bars"] = device_bars.judge(document)
     note("")
-    missed = [bar for bar in document["bars"] if not bar["met"]]
-    for bar in document["bars"]:
-        if args.check or (bar in missed and bar["must_hold"]):
-            note(device_bars.format_bar(bar))
+    missed = bars.missed(document["bars"])
+    shown = document["bars"] if args.check else [bar for bar in missed if bar["must_hold"]]
+    if shown:
+        bars.print_bars(shown, note)
     if args.json:
         tables.print_json(document)
     return int(any(args.check or bar["must_hold"] for bar in missed))
@@ -78,12 +87,8 @@ def _chosen(only):
         for section, cases in CASES.items()
         for case in cases
     }
-    try:
-        names = selection.select(named, only)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     chosen = {}
-    for section, case in map(named.__getitem__, names):
+    for section, case in map(named.__getitem__, selection.select(named, only)):
         chosen.setdefault(section, []).append(case)
     return chosen
 
@@ -91,7 +96,7 @@ def _chosen(only):
 def _ceilings(device, note, product):
     """Bytes a second of a copy, and with torch operations a second of its largest 16-bit product."""
     gpu = timing.is_gpu(device)
-    ceilings = dict(copy=timing.copy_speed(device, _COPY_BYTES[gpu], 15 if gpu else 1))
+    ceilings = dict(copy=arrays.copy_speed(device, _COPY_BYTES[gpu], 15 if gpu else 1))
     note(f"copy {ceilings['copy'] / 1e9:.1f} GB/s, read and written")
     if gpu and product:
         from . import device_peers
@@ -112,9 +117,10 @@ class _Bench:
         self._rounds = args.repetitions or (15 if self._gpu else 1)
 
     def _noted(self, module, rows):
-        self._note("\n" + module.HEADER)
+        self._note("")
+        table = GrowingTable(module.columns(rows), self._note)
         for row in rows:
-            self._note(module.format_row(row))
+            table.add(row)
         return rows
 
     def dequantize(self, types):
@@ -159,7 +165,8 @@ class _Bench:
         n_kvs, n_tokens, budgets, rounds = (
             getattr(self._args, name) or default for name, default in _DEFAULTS.items()
         )
-        self._note("\n" + device_attention.HEADER)
+        self._note("")
+        table = GrowingTable(device_attention.columns(bool(self._args.vs)), self._note)
         return device_attention.measure(
             self._device,
             [shape for shape in device_attention.SHAPES if shape.name in names],
@@ -168,5 +175,5 @@ class _Bench:
             [f"{n}MiB" if n else "64GiB" for n in budgets],
             rounds,
             peers=bool(self._args.vs),
-            note=self._note,
+            show=table.add,
         )

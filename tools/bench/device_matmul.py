@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,9 @@ import quant
 from lowlevel import Pool, asnumpy, devices
 from quant.formats import block_format
 
-from . import device_timing as timing
+from . import device_arrays as arrays
+from . import timing
+from .growing_table import Column
 
 # Weights of all tensors of a case together, in bytes: several times any GPU's second-level cache.
 ROTATED_BYTES = 400 << 20
@@ -98,8 +99,8 @@ class _Case:
         rotated = ROTATED_BYTES if timing.is_gpu(device) and n < 128 else 1
         n_calls = min(_MAX_CALLS, -(-rotated // size))
         self._device, self._pool, self._exact = device, pool, exact
-        self.tensors = [timing.blocks(device, name, shape, seed) for seed in range(n_calls)]
-        self._x = timing.normal(device, (n, columns), np.float32, 7)
+        self.tensors = [arrays.blocks(device, name, shape, seed) for seed in range(n_calls)]
+        self._x = arrays.normal(device, (n, columns), np.float32, 7)
         self._out = devices.get(device).empty((n, n_rows), np.dtype(np.float32))
         self._experts = self._experts_there = None
         if n_expert:
@@ -129,7 +130,7 @@ class _Case:
     def seconds(self):
         """Of one product."""
         call = self._graph.launch if self._graph else self._multiply_all
-        return timing.seconds_of(self._device, call) / len(self.tensors)
+        return timing.seconds_of(call, self._device) / len(self.tensors)
 
     def error(self):
         """The largest of sampled values."""
@@ -139,7 +140,7 @@ class _Case:
         for row in {0, len(x) // 2, len(x) - 1}:
             t = self.tensors[0] if self._experts is None else self.tensors[0][self._experts[row]]
             for part in (slice(0, 16), slice(t.shape[0] - 16, t.shape[0])):
-                weights = timing.host_values(t[part]).astype(np.float64)
+                weights = arrays.host_values(t[part]).astype(np.float64)
                 norms = np.linalg.norm(weights, axis=1) * np.linalg.norm(x[row])
                 apart = np.abs(out[row, part] - weights @ x[row]) / norms
                 worst = max(worst, float(apart.max()) * x.shape[1] ** 0.5)
@@ -151,17 +152,17 @@ def small_copy_speed(device: str, n_bytes: int, rounds: int) -> float:
     reads, in a graph as the products are: what launches leave of a large copy's speed."""
     half = n_bytes // 2
     n_copies = max(1, ROTATED_BYTES // n_bytes)
-    there = timing.kernel_device(device)
+    there = arrays.kernel_device(device)
     with _stream(device) as stream:
         source, target = (there.empty((n_copies, half), np.dtype(np.uint8)) for _ in range(2))
         noise = np.random.default_rng(1).integers(0, 256, 1 << 22, dtype=np.uint8)
-        timing.fill(device, source, noise)
+        arrays.fill(device, source, noise)
         there.synchronise()
         stream.begin_capture()
         for i in range(n_copies):
             there.copy_flat(target[i], source[i])
         graph = stream.end_capture()
-        times = [timing.seconds_of(device, graph.launch) for _ in range(rounds)]
+        times = [timing.seconds_of(graph.launch, device) for _ in range(rounds)]
     return 2 * half * n_copies / statistics.median(times)
 
 
@@ -170,32 +171,43 @@ def host_seconds(
 ) -> float:
     """Seconds that one call on a GPU takes the host."""
     with Pool("16MiB", device=device) as pool:
-        t = timing.blocks(device, name, (n_rows, columns), 1)
-        x = timing.normal(device, (1, columns), np.float32, 7)
+        t = arrays.blocks(device, name, (n_rows, columns), 1)
+        x = arrays.normal(device, (1, columns), np.float32, 7)
         out = devices.get(device).empty((1, n_rows), np.dtype(np.float32))
         quant.matmul(x, t, pool=pool, out=out)
         devices.get(device).synchronise()
-        start = time.perf_counter()
-        for _ in range(repeat):
-            quant.matmul(x, t, pool=pool, out=out)
-        seconds = (time.perf_counter() - start) / repeat
+
+        def all_calls():
+            for _ in range(repeat):
+                quant.matmul(x, t, pool=pool, out=out)
+
+        seconds = timing.seconds_of(all_calls) / repeat  # the host's: nobody waits for the device
         devices.get(device).synchronise()
     return seconds
 
 
-def format_row(row: dict[str, Any]) -> str:
-    middle = statistics.median(row["seconds"])
-    spread = (max(row["seconds"]) - min(row["seconds"])) / middle
-    shape = "x".join(
-        map(str, ((row["n_expert"],) if row["n_expert"] else ()) + tuple(row["shape"]))
-    )
-    return (
-        f"{row['type']:8}{shape:>16}{row['n']:6}{middle * 1e6:11.1f}{row['bytes'] / middle / 1e9:8.0f}"
-        f"{row['of_copy']:9.2f}{row['tops']:8.1f}{spread:8.1%}{row['error']:9.4f}"
-    )
+def columns(rows: list[dict[str, Any]]) -> list[Column]:
+    """Of the table of some rows."""
+    return [
+        Column("matmul", lambda row: row["type"], 7, "left"),
+        Column("weights", _shape, max(map(len, map(_shape, rows)), default=0)),
+        Column("n", lambda row: str(row["n"]), 4),
+        Column("us", lambda row: f"{_middle(row) * 1e6:.1f}", 9),
+        Column("GB/s", lambda row: f"{row['bytes'] / _middle(row) / 1e9:.0f}", 5),
+        Column("of copy", lambda row: f"{row['of_copy']:.2f}"),
+        Column("TOP/s", lambda row: f"{row['tops']:.1f}", 6),
+        Column("spread", _spread),
+        Column("error", lambda row: f"{row['error']:.4f}", 6),
+    ]
 
 
-HEADER = (
-    f"{'matmul':8}{'weights':>16}{'n':>6}{'us':>11}{'GB/s':>8}{'of copy':>9}{'TOP/s':>8}{'spread':>8}"
-    f"{'error':>9}"
-)
+def _middle(row):
+    return statistics.median(row["seconds"])
+
+
+def _spread(row):
+    return f"{(max(row['seconds']) - min(row['seconds'])) / _middle(row):.1%}"
+
+
+def _shape(row):
+    return "x".join(map(str, (*([row["n_expert"]] * bool(row["n_expert"])), *row["shape"])))

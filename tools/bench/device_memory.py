@@ -16,7 +16,9 @@ from lowlevel import asnumpy, concat, devices
 from lowlevel.shapes import resolve_dtype
 from quant.formats import FORMATS
 
-from . import device_timing as timing
+from . import device_arrays as arrays
+from . import timing
+from .growing_table import Column
 
 TYPES = tuple(block.name for block in FORMATS.values())
 DTYPES = ("float32", "float16", "bfloat16")
@@ -44,7 +46,7 @@ def measure_dequantize(
     rows = []
     largest = devices.get(device).empty((4 * n_weights,), np.dtype(np.uint8))
     for name in types:
-        tensor = timing.blocks(device, name, (n_weights // columns, columns), 1)
+        tensor = arrays.blocks(device, name, (n_weights // columns, columns), 1)
         calls, outputs, others = {}, {}, {}
         for to in DTYPES:
             dtype = resolve_dtype(to)
@@ -55,7 +57,7 @@ def measure_dequantize(
                 from . import device_peers
 
                 others[to] = device_peers.dequantize(tensor, out)
-        times = timing.queued(device, calls, rounds)
+        times = timing.queued(calls, rounds, device)
         for to, call in calls.items():
             call()
             n_bytes = tensor.n_bytes + outputs[to].nbytes
@@ -63,9 +65,7 @@ def measure_dequantize(
             row["wrong"] = _wrong_values(tensor, outputs[to])
             row["peers"] = {}
             if others.get(to):
-                row["peers"]["torch"] = timing.interleaved(device, {"torch": others[to]}, 3)[
-                    "torch"
-                ]
+                row["peers"] = timing.interleaved({"torch": others[to]}, 3, device)
             rows.append(row)
     return rows
 
@@ -78,7 +78,7 @@ def _row(what, to, n_bytes, seconds, copy_speed):
 def _wrong_values(tensor, out):
     wrong = 0
     for part in (slice(0, _CHECKED_ROWS), slice(tensor.n_rows - _CHECKED_ROWS, tensor.n_rows)):
-        expected = timing.host_values(tensor[part]).astype(out.dtype).astype(np.float32)
+        expected = arrays.host_values(tensor[part]).astype(out.dtype).astype(np.float32)
         actual = asnumpy(out[part]).astype(np.float32)
         wrong += int((~((actual == expected) | np.isnan(actual) & np.isnan(expected))).sum())
     return wrong
@@ -96,7 +96,7 @@ def measure_concat(
     """
     n_keys = n_values // (_N_HEAD * _D)
     shape = _N_HEAD, n_keys, _D
-    whole = timing.normal(device, shape, np.float16, 2)
+    whole = arrays.normal(device, shape, np.float16, 2)
     out = devices.get(device).empty(shape, np.dtype(np.float16))
     cut = n_keys // 3
     tokens = whole.reshape(n_keys, _N_HEAD, _D).transpose(1, 0, 2)
@@ -113,7 +113,7 @@ def measure_concat(
         name: lambda arrays=arrays, axis=axis: concat(arrays, axis, out=out)
         for name, (arrays, axis, _) in cases.items()
     }
-    times = timing.queued(device, calls, rounds)
+    times = timing.queued(calls, rounds, device)
     rows = []
     for name, (_, _, expected) in cases.items():
         calls[name]()
@@ -130,15 +130,27 @@ def measure_concat(
     return rows
 
 
-def format_row(row: dict[str, Any]) -> str:
-    middle = statistics.median(row["seconds"])
-    text = (
-        f"{row['what']:22}{row['to']:>10}{middle * 1e3:10.3f}{row['bytes'] / middle / 1e9:8.0f}"
-        f"{row['of_copy']:9.2f}{row['wrong']:7}"
+def columns(rows: list[dict[str, Any]]) -> list[Column]:
+    """Of the table of some rows."""
+    found = [
+        Column("memory", lambda row: row["what"], 22, "left"),
+        Column("to", lambda row: row["to"], 8),
+        Column("ms", lambda row: f"{statistics.median(row['seconds']) * 1e3:.3f}", 8),
+        Column(
+            "GB/s", lambda row: f"{row['bytes'] / statistics.median(row['seconds']) / 1e9:.0f}", 5
+        ),
+        Column("of copy", lambda row: f"{row['of_copy']:.2f}"),
+        Column("wrong", lambda row: str(row["wrong"]), 6),
+    ]
+    has_peers = any(row.get("peers") for row in rows)
+    return [*found, Column("peers, ms", peers_text, 14, "left")] if has_peers else found
+
+
+def peers_text(row: dict[str, Any]) -> str:
+    """Median milliseconds of each peer, or why it has none."""
+    return ", ".join(
+        f"{name}: {seconds[:60]}"
+        if isinstance(seconds, str)
+        else f"{name} {statistics.median(seconds) * 1e3:.3f}"
+        for name, seconds in row.get("peers", {}).items()
     )
-    for name, seconds in row.get("peers", {}).items():
-        text += f"  {name} {statistics.median(seconds) * 1e3:.3f}"
-    return text
-
-
-HEADER = f"{'memory':22}{'to':>10}{'ms':>10}{'GB/s':>8}{'of copy':>9}{'wrong':>7}  peers (ms)"

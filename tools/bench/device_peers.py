@@ -63,10 +63,10 @@ def product_flops(n: int = 8192, rounds: int = 10) -> float:
 
     import torch
 
-    from .device_timing import interleaved
+    from .timing import interleaved
 
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    times = interleaved("cuda:0", {"product": lambda: torch.mm(a, b)}, rounds)
+    times = interleaved({"product": lambda: torch.mm(a, b)}, rounds, "cuda:0")
     return 2 * n**3 / statistics.median(times["product"])
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +19,7 @@ from lowlevel.sizes import format_size
 
 from .. import process
 from ..options import MIB
+from . import timing
 
 __all__ = ["ERROR_BOUND", "Case", "Measurement", "Prompt", "measure", "ratio"]
 
@@ -175,8 +176,8 @@ class Prompt:
         seconds, peaks = 0.0, []
         for (start, stop, n_kv), plan in zip(self.ubatches, plans, strict=True):
             pool.reset_peak()
-            begun = time.perf_counter()
-            lowlevel.attention(
+            call = functools.partial(
+                lowlevel.attention,
                 self.q[:, start:stop],
                 _first_keys(self.k, n_kv),
                 _first_keys(self.v, n_kv),
@@ -187,7 +188,7 @@ class Prompt:
                 plan=plan,
                 n_threads=plan.n_threads,
             )
-            seconds += time.perf_counter() - begun
+            seconds += timing.seconds_of(call)
             peaks.append(pool.peak)
         return seconds, peaks
 
@@ -280,11 +281,8 @@ def _of_equal_plans(prompts, results):
 
 def ratio(result: Measurement, reference: Measurement | None) -> float | None:
     """Speed over that of `reference`: the median over the rounds, each against its own round."""
-    if reference is None or not reference.seconds or not result.seconds:
-        return None
-    # an interrupted round has some of them only
-    pairs = zip(reference.seconds, result.seconds, strict=False)
-    return statistics.median(theirs / ours for theirs, ours in pairs)
+    found = reference and timing.ratio(reference.seconds, result.seconds)
+    return found["median"] if found else None
 
 
 def _rounds(count, deadline):

@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import loading, placing, ranks, token_bar
-from ..options import UsageError
-from . import default_model
+from ..options import INTERRUPTED, UsageError
+from . import default_model, provenance, selection, timing
+from .growing_table import Column, GrowingTable
 from .model_cases import Setting, bench_tests, cases_of
 from .model_runs import run_case, warm_up
-from .model_table import Column, GrowingTable
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from .model_cases import BenchTest, Case
 
-INTERRUPTED = 130
 DEFAULT_REPETITIONS = 3
 # Of a named file, as llama-bench has them but for the u-batch; of the small file the source's tables.
 DEFAULTS: dict[str, list[Any]] = dict(
@@ -63,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         cases, tests = chosen_cases(args, file)
         head = head_of(path, file)
     say = loading.complain if not args.json else _nothing
+    machine = provenance.describe()
     rows, table = [], None
     if not args.json:
         tables.note(title(head, cases, tests))
@@ -79,7 +79,12 @@ def run(args: argparse.Namespace) -> int:
                 table.add(row)
     except KeyboardInterrupt:
         interrupted = True
-    document = {**head, "seed": args.seed, "rows": [row.to_dict() for row in rows]}
+    document = {
+        **head,
+        "machine": machine,
+        "seed": args.seed,
+        "rows": [row.to_dict() for row in rows],
+    }
     document["interrupted"] = interrupted
     _finish(args, document, tables)
     if interrupted:
@@ -101,6 +106,8 @@ def chosen_cases(
     tests = bench_tests(args.n_prompt, args.n_gen, args.n_depth)
     if not tests:
         raise UsageError("-p, -n: nothing to run")
+    by_name = {test.name: test for test in tests}
+    tests = [by_name[name] for name in selection.select(by_name, args.only)]
     comm, where = ranks.comm_of(args), placing.Placing.of(args)
     settings = [
         Setting(
@@ -247,8 +254,7 @@ def _columns(cases):
 def _speed(row):
     if row.case.cannot_run or row.cannot_run:
         return "cannot run"
-    spread = "" if row.spread is None else f" ± {row.spread:.2f}"
-    return f"{statistics.median(row.speeds):.2f}{spread}"
+    return timing.speed_text(statistics.median(row.speeds), row.spread)
 
 
 def _mib(memory, name):

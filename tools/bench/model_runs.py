@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import loading, process
+from . import timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from .model_cases import BenchTest, Case
 
-# Fewer runs have no spread worth the name.
-SPREAD_RUNS = 3
 WARM_UP_TOKENS = 512
 
 
@@ -51,8 +50,7 @@ class Row:
     @property
     def spread(self) -> float | None:
         """Half of what the runs' t/s differ by, from three runs on."""
-        speeds = self.speeds
-        return (max(speeds) - min(speeds)) / 2 if len(speeds) >= SPREAD_RUNS else None
+        return timing.half_range(self.speeds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -161,14 +159,16 @@ class _Runs:
         if warm_up:
             end = test.depth + (min(test.n_prompt, net.choices.n_ubatch, WARM_UP_TOKENS) or 1)
         tokens = self._tokens[test.depth : end]
-        begun = time.perf_counter()
-        if test.n_prompt:
+        return timing.seconds_of(lambda: self._pass_over(tokens))
+
+    def _pass_over(self, tokens):
+        net = self._net
+        if self._test.n_prompt:
             net.prefill(tokens, out=self._logits, progress=self._progress)
-        else:
-            for number, token in enumerate(tokens):
-                net.decode(token, out=self._logits)
-                self._progress(number + 1, len(tokens))
-        return time.perf_counter() - begun
+            return
+        for number, token in enumerate(tokens):
+            net.decode(token, out=self._logits)
+            self._progress(number + 1, len(tokens))
 
     def _go_to_depth(self):
         """The first tokens in the cache, and no others."""

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import random
 import statistics
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..options import UsageError
-from . import model_peers, provenance
+from ..options import INTERRUPTED, UsageError
+from . import model_peers, provenance, timing
+from .growing_table import Column, GrowingTable
 from .model_command import (
-    INTERRUPTED,
     chosen_cases,
     columns_of_cases,
     fill_defaults,
     head_of,
     title,
 )
-from .model_table import Column, GrowingTable
 from .peers.handle import Peer, PeerError, PeerMissing
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 OURS = "ours"
 ROUNDS = 3
-# Fewer rounds have no least and most worth showing.
-SPREAD_ROUNDS = 3
 
 
 def run(args: argparse.Namespace) -> int:
@@ -148,7 +144,12 @@ class _Trial:
                 for name, times in seconds.items()
                 if times
             },
-            ratios=dict(_ratios(seconds)),
+            # our speed over theirs
+            ratios={
+                name: found
+                for name, theirs in seconds.items()
+                if name != OURS and (found := timing.ratio(theirs, seconds[OURS]))
+            },
             compute_bytes={
                 name: reply["info"]["compute_bytes"] for name, reply in info.items() if reply
             },
@@ -179,31 +180,14 @@ class _Trial:
             return None
 
 
-def _ratios(seconds: dict[str, list[float]]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Our speed over theirs, round by round: above 1, ours is faster."""
-    for name, theirs in seconds.items():
-        # an engine that died has fewer rounds
-        each = [b / a for a, b in zip(seconds[OURS], theirs, strict=False)]
-        if name != OURS and each:
-            yield (
-                name,
-                dict(
-                    median=statistics.median(each),
-                    least=min(each),
-                    most=max(each),
-                    n_rounds=len(each),
-                ),
-            )
-
-
 # ---------------------------------------------------------------- output
 
 
 def _note_engines(tables, machine, peers):
     tables.note(
-        f"{machine['cpu']}, {machine['cpus']} CPUs, load {machine['load_before']}; "
-        + "; ".join(
-            f"{key} ({value})" for peer in peers.values() for key, value in peer.about.items()
+        "; ".join(
+            [provenance.line(machine)]
+            + [f"{key} ({value})" for peer in peers.values() for key, value in peer.about.items()]
         )
     )
     tables.note(
@@ -229,11 +213,7 @@ def _speed(row, name):
 
 
 def _ratio(row, name):
-    ratio = row["ratios"].get(name)
-    if ratio is None:
-        return "-"
-    spread = f" ({ratio['least']:.2f}-{ratio['most']:.2f})" * (ratio["n_rounds"] >= SPREAD_ROUNDS)
-    return f"{ratio['median']:.2f}{spread}"
+    return timing.ratio_text(row["ratios"].get(name))
 
 
 def _compute(row, name):

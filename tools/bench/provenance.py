@@ -12,7 +12,7 @@ from typing import Any
 
 from ..process import available_bytes
 
-__all__ = ["describe", "load"]
+__all__ = ["describe", "line", "load"]
 
 _PACKAGES = ("numpy", "numba", "llvmlite", "gguf", "torch", "llama-cpp-python", "scipy")
 
@@ -35,6 +35,21 @@ def describe(device_name: str = "cpu") -> dict[str, Any]:
         omp_wait_policy=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         load_before=load(),
     )
+
+
+def line(machine: dict[str, Any]) -> str:
+    """What is said of the machine above a table: of `describe`, with ``load_after`` if that is known by then."""
+    loads = [machine["load_before"], *([machine["load_after"]] if "load_after" in machine else [])]
+    parts = [
+        f"{machine['cpu']}, {machine['cpus']} CPUs, load "
+        + " -> ".join("?" if load is None else f"{load:.1f}" for load in loads)
+    ]
+    if "gpu" in machine:
+        told = {key: machine.get(key) for key in ("driver", "cuda", "cupy")}
+        parts.insert(0, " ".join([machine["gpu"], *(f"{k} {v}" for k, v in told.items() if v)]))
+    versions = [f"{name} {version}" for name, version in machine["packages"].items() if version]
+    parts.append(", ".join([f"Python {machine['python']}", *versions]))
+    return "; ".join([*parts, f"{machine['date']}, commit {(machine['commit'] or '?')[:9]}"])
 
 
 def _gpu(device_name):

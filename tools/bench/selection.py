@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..options import UsageError
+
 
 def select(names: Iterable[str], patterns: Iterable[str] | None) -> list[str]:
     """The names that contain any of `patterns` (all words of one, in any case), in their order; None: all.
 
     Raises
     ------
-    ValueError
+    UsageError
         A pattern that no name contains.
     """
     names = list(names)
@@ -21,7 +23,7 @@ def select(names: Iterable[str], patterns: Iterable[str] | None) -> list[str]:
         words = pattern.lower().split()
         found = [name for name in names if all(word in name.lower() for word in words)]
         if not found:
-            raise ValueError(
+            raise UsageError(
                 f"--only: no case has {pattern!r} in its name; there are: {', '.join(names)}"
             )
         chosen.update(found)

@@ -79,7 +79,7 @@ class Case:
 
 
 def select(patterns: Sequence[str] | None) -> tuple[Case, ...]:
-    """The cases that ``--only`` names; None: all. ValueError for a pattern that no name contains."""
+    """The cases that ``--only`` names; None: all."""
     cases = {case.name: case for case in CASES}
     return tuple(cases[name] for name in selection.select(cases, patterns))
 

@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from ..options import MIB
+from . import bars, provenance, timing
 from .versus_cases import kept_pairs
 
 __all__ = ["is_missed", "judge", "print_tables"]
@@ -13,8 +14,6 @@ __all__ = ["is_missed", "judge", "print_tables"]
 # Shown as one table column, the fastest of its forms.
 _GROUPED = ("torch", "numpy")
 _UNITS = {"fill": "GB/s", "read": "GB/s", "fma": "GFLOP/s", "int8 dot": "GOP/s"}
-# Fewer rounds have no least and most worth showing.
-_SPREAD_ROUNDS = 3
 _TITLES = {
     "dequantize": "Dequantise to float32, 64 MiB out; GB/s of output",
     "matvec": "Matrix times vector, 16384 x 4096; GB/s of blocks, read from copies that no cache holds",
@@ -43,12 +42,10 @@ def judge(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def is_missed(document: dict[str, Any]) -> bool:
     """Whether any bar was missed, or any result was wrong."""
-    return any(
-        verdict["met"] is False
-        for case in document["cases"]
-        for row in case["rows"]
-        for verdict in row["bars"]
-    ) or any(column["wrong"] for case in document["cases"] for column in case["columns"])
+    rows = [row for case in document["cases"] for row in case["rows"]]
+    return any(bars.missed(row["bars"]) for row in rows) or any(
+        column["wrong"] for case in document["cases"] for column in case["columns"]
+    )
 
 
 def _row(result, n_threads):
@@ -99,10 +96,7 @@ def _median(column, n_threads):
 
 
 def _ratio(theirs, ours, n_threads):
-    """Their seconds over ours, round by round: median, least and most."""
-    return _spread(
-        [a / b for a, b in zip(theirs["seconds"][n_threads], ours["seconds"][n_threads])]  # noqa: B905
-    )
+    return timing.ratio(theirs["seconds"][n_threads], ours["seconds"][n_threads])
 
 
 def _share(result, columns, found, name, n_threads):
@@ -112,17 +106,8 @@ def _share(result, columns, found, name, n_threads):
     return {key: work * ratio[key] for key in ("median", "least", "most")}
 
 
-def _spread(values):
-    return dict(
-        median=statistics.median(values), least=min(values), most=max(values), n_rounds=len(values)
-    )
-
-
 def _verdict(result, columns, row, bar):
-    """A bar and what was reached: {text, value, bound, goal, met, reaches_goal}; met None: unknown.
-
-    Where the case has a floor, also ``most``: the value that work at that floor would have.
-    """
+    """As `bars.verdict` makes it; where the case has a floor, also ``most``: the value that work at that floor would have."""
     value, text = _VALUES[bar["what"]](result, columns, row, bar)
     at_most = bar["what"] in ("scratch", "seconds", "imports")
     verdict = _against(bar, value, text, at_most)
@@ -133,17 +118,7 @@ def _verdict(result, columns, row, bar):
 
 
 def _against(bar, value, text, at_most=False):
-    met = None if value is None else value <= bar["bound"] if at_most else value >= bar["bound"]
-    goal = bar["goal"]
-    return dict(
-        text=text,
-        value=value,
-        bound=bar["bound"],
-        at_most=at_most,
-        met=met,
-        goal=goal,
-        reaches_goal=None if goal is None or value is None else value >= goal,
-    )
+    return bars.verdict(text, value, bar["bound"], at_most=at_most, goal=bar["goal"])
 
 
 def _speed(result, columns, row, bar):
@@ -186,8 +161,8 @@ def _startup_verdicts(result, row):
 # ---------------------------------------------------------------- tables
 
 
-def print_tables(document: dict[str, Any], bars: bool = True) -> None:
-    """Print everything; what this project set itself to reach only with `bars`."""
+def print_tables(document: dict[str, Any], with_bars: bool = True) -> None:
+    """Print everything; what this project set itself to reach only with `with_bars`."""
     from .. import tables
 
     _print_machine(document)
@@ -199,24 +174,18 @@ def print_tables(document: dict[str, Any], bars: bool = True) -> None:
         by_kind.setdefault(key, []).append(case)
     for key, cases in by_kind.items():
         tables.note(f"\n{_TITLES[key]}")
-        _PRINT.get(key, _print_measured)(cases, bars)
+        _PRINT.get(key, _print_measured)(cases, with_bars)
         for case in cases:
             for text in case["notes"]:
                 tables.note(f"{case['name']}: {text}")
     _print_growth(document)
-    _print_summary(document, bars)
+    _print_summary(document, with_bars)
 
 
 def _print_machine(document):
     from .. import tables
 
-    machine, versions = document["machine"], document["machine"]["packages"]
-    load = [machine["load_before"], machine["load_after"]]
-    loads = " -> ".join("?" if x is None else f"{x:.1f}" for x in load)
-    tables.note(
-        f"{machine['cpu']}, {machine['cpus']} CPUs, load {loads}; Python {machine['python']}, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    )
+    tables.note(provenance.line(document["machine"]))
     for name, about in document["peers"].items():
         tables.note(f"{name}: " + ", ".join(f"{key} {value}" for key, value in about.items()))
     tables.note(
@@ -225,7 +194,7 @@ def _print_machine(document):
     )
 
 
-def _print_measured(cases, bars):
+def _print_measured(cases, with_bars):
     from .. import tables
 
     groups = list(
@@ -236,7 +205,7 @@ def _print_measured(cases, bars):
     has_scratch = cases[0]["kind"] == "attention"
     columns = [("case", "left"), ("t", "right"), ("ours ms", "right"), ("rate", "right")]
     columns += [("roofline", "right"), *((group, "right") for group in groups)]
-    columns += [("scratch", "right")] * has_scratch + [("bar", "left")] * bars
+    columns += [("scratch", "right")] * has_scratch + [("bar", "left")] * with_bars
     rows = []
     for case in cases:
         for row in case["rows"]:
@@ -248,7 +217,7 @@ def _print_measured(cases, bars):
             cells += [_ratio_cell(row, group) for group in groups]
             if has_scratch:
                 cells.append(_scratch_cell(case))
-            rows.append([*cells, *_bar_cells(row, bars)])
+            rows.append([*cells, *_bar_cells(row, with_bars)])
     tables.print_table(columns, rows)
 
 
@@ -270,12 +239,7 @@ def _ratio_cell(row, group):
     if not members:
         return "-"
     fastest = min(members, key=lambda name: row["seconds"][name])
-    ratio, form = row["ratios"][fastest], fastest.removeprefix(group)
-    digits = 0 if ratio["median"] >= 20 else 2
-    median, least, most = (f"{ratio[key]:.{digits}f}" for key in ("median", "least", "most"))
-    has_spread = ratio["n_rounds"] >= _SPREAD_ROUNDS and ratio["least"] < ratio["most"]
-    spread = f" ({least}-{most})" if has_spread else ""
-    return f"{median}{spread}{form}"
+    return timing.ratio_text(row["ratios"][fastest]) + fastest.removeprefix(group)
 
 
 def _scratch_cell(case):
@@ -283,14 +247,14 @@ def _scratch_cell(case):
     return f"{found[0] / MIB:.2f}" if found and found[0] is not None else "-"
 
 
-def _bar_cells(row, bars):
-    return [_bar_cell(row["bars"])] if bars else []
+def _bar_cells(row, with_bars):
+    return [_bar_cell(row["bars"])] if with_bars else []
 
 
 def _bar_cell(verdicts):
     if not verdicts:
         return "-"
-    missed = [_verdict_text(v) for v in verdicts if v["met"] is False]
+    missed = [_verdict_text(v) for v in bars.missed(verdicts)]
     unknown = [v["text"] for v in verdicts if v["met"] is None]
     parts = [f"MISSED {', '.join(missed)}"] if missed else []
     parts += [f"not measured: {', '.join(unknown)}"] if unknown else []
@@ -309,17 +273,17 @@ def _verdict_text(verdict):
     return f"{value:.2f} {verdict['text']} {sign} {bound:g}{most}"
 
 
-def _print_import(cases, bars):
+def _print_import(cases, with_bars):
     from .. import tables
 
     tables.print_table(
-        [("what", "left"), ("s", "right"), ("loads", "left"), *[("bar", "left")] * bars],
+        [("what", "left"), ("s", "right"), ("loads", "left"), *[("bar", "left")] * with_bars],
         [
             [
                 row["name"],
                 f"{row['seconds']:.2f}",
                 ", ".join(row["modules"]) or "-",
-                *_bar_cells(row, bars),
+                *_bar_cells(row, with_bars),
             ]
             for case in cases
             for row in case["rows"]
@@ -327,12 +291,12 @@ def _print_import(cases, bars):
     )
 
 
-def _print_compile(cases, bars):
+def _print_compile(cases, with_bars):
     from .. import tables
 
     headings = [("first call", "left"), ("s", "right"), ("kernels", "right")]
     tables.print_table(
-        [*headings, ("slowest kernel", "left"), ("s", "right"), *[("bar", "left")] * bars],
+        [*headings, ("slowest kernel", "left"), ("s", "right"), *[("bar", "left")] * with_bars],
         [
             [
                 row["name"],
@@ -340,7 +304,7 @@ def _print_compile(cases, bars):
                 str(len(row["kernels"])),
                 row["slowest"],
                 f"{row['seconds']:.2f}",
-                *_bar_cells(row, bars),
+                *_bar_cells(row, with_bars),
             ]
             for case in cases
             for row in case["rows"]
@@ -378,10 +342,9 @@ def _print_growth(document):
             )
 
 
-def _print_summary(document, bars):
+def _print_summary(document, with_bars):
     from .. import tables
 
     verdicts = [v for case in document["cases"] for row in case["rows"] for v in row["bars"]]
-    counts = [sum(v["met"] is met for v in verdicts) for met in (True, False, None)]
-    said = "bars: {} met, {} missed, {} not measured; ".format(*counts) if bars else ""
+    said = f"{bars.summary(verdicts)}; " if with_bars else ""
     tables.note(f"\n{said}took {document['seconds']:.0f} s")

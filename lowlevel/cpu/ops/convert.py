@@ -1,6 +1,9 @@
 """One row of floats to another, of any two of float32, float16 and bfloat16."""
 
+from __future__ import annotations
+
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +33,7 @@ _NARROW = {"float32": _same, "float16": simd.f32_to_half, "bfloat16": simd.f32_t
 
 
 @functools.cache
-def row_converter(source, target):
+def row_converter(source: str, target: str) -> Any:
     """``convert(source, target, n, factor)``, inlined: writes n values times factor from an address to another.
 
     A factor of 1 changes nothing.

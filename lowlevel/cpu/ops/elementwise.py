@@ -1,6 +1,9 @@
 """Sums, multiples and casts of rows on the CPU."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
@@ -12,6 +15,11 @@ from lowlevel.shapes import dtype_name
 
 from . import frame
 from .convert import row_converter
+
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.devices import Device
+
 
 _ZERO = np.float32(0)
 read_i32 = simd.make_read_at(types.int32, ir.IntType(32))
@@ -40,7 +48,9 @@ def _add_rows(integers, floats, first, stop):
 _add = frame.rows_kernel(_add_rows)
 
 
-def add(device, x, y, row_ids, out, n_threads):
+def add(
+    device: Device, x: Rows, y: Rows, row_ids: np.ndarray | None, out: Rows, n_threads: int | None
+) -> None:
     """See `lowlevel.ops.add`; x, y and out as `lowlevel.checks.Rows`."""
     _, plane_rows, columns = x.shape
     ids, id_step = frame.address(row_ids), 0
@@ -60,7 +70,7 @@ def add(device, x, y, row_ids, out, n_threads):
     frame.run(_add, integers, (0,), n_rows, 12 * columns, n_threads)
 
 
-def check_ids(ids, n, name, of):
+def check_ids(ids: np.ndarray, n: int, name: str, of: str) -> None:
     """Raise IndexError for an id that is none of 0 to n - 1."""
     if not len(ids):
         return
@@ -97,11 +107,11 @@ def _convert(source, target, factor, n_threads):
     frame.run(_cast_kernel(*kinds), integers, (factor,), n_rows, row_bytes, n_threads)
 
 
-def scale(device, x, factor, n_threads):
+def scale(device: Device, x: Rows, factor: float, n_threads: int | None) -> None:
     """See `lowlevel.ops.scale`; x as `lowlevel.checks.Rows`."""
     _convert(x, x, factor, n_threads)
 
 
-def cast(device, source, target, n_threads):
+def cast(device: Device, source: Rows, target: Rows, n_threads: int | None) -> None:
     """See `lowlevel.ops.cast`; both as `lowlevel.checks.Rows`."""
     _convert(source, target, 1.0, n_threads)

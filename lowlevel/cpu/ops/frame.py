@@ -4,12 +4,22 @@ A kernel has one signature, ``kernel(integers, floats, task, counter)``: address
 factors in one float32 array. So each is compiled once, whatever arrays it meets.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from lowlevel.cpu import kept, simd
 from lowlevel.cpu.address import address
 from lowlevel.cpu.jit import kernel
 from lowlevel.cpu.threads import resolve_n_threads, run_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.checks import Rows
+
 
 # A second thread pays from about this many bytes on.
 THREAD_BYTES = 1 << 19
@@ -18,7 +28,7 @@ GRAB_BYTES = 1 << 17
 SLICE_BYTES = 1 << 27
 
 
-def rows_kernel(do_rows):
+def rows_kernel(do_rows: Any) -> Any:
     """The compiled kernel of ``do_rows(integers, floats, first, stop)``, an inlined one for some rows."""
 
     @kernel
@@ -36,7 +46,14 @@ def rows_kernel(do_rows):
     return rows
 
 
-def run(rows, integers, floats, n_rows, row_bytes, n_threads):
+def run(
+    rows: Any,
+    integers: Sequence[int],
+    floats: Sequence[float],
+    n_rows: int,
+    row_bytes: int,
+    n_threads: int | None,
+) -> None:
     """Run a kernel of `rows_kernel`.
 
     Parameters
@@ -68,7 +85,7 @@ def run(rows, integers, floats, n_rows, row_bytes, n_threads):
     kept.launch(again)
 
 
-def place(rows):
+def place(rows: Rows) -> tuple[int, int, int]:
     """(address, plane stride, row stride) of `lowlevel.checks.Rows`."""
     return address(rows.array), rows.plane, rows.row
 

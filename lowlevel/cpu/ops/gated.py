@@ -1,6 +1,9 @@
 """Gated activations on the CPU."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +11,11 @@ from lowlevel.cpu import simd, softmax
 from lowlevel.cpu.jit import kernel
 
 from . import frame
+
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.devices import Device
+
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _LOWEST = np.float32(-87.0)  # below, `softmax.exp` goes no further down
@@ -71,7 +79,16 @@ _KERNELS = {
 }
 
 
-def gated(device, kind, gate, up, out, alpha, limit, n_threads):
+def gated(
+    device: Device,
+    kind: str,
+    gate: Rows,
+    up: Rows,
+    out: Rows,
+    alpha: float,
+    limit: float,
+    n_threads: int | None,
+) -> None:
     """See `lowlevel.ops.swiglu` and its siblings; arrays as `lowlevel.checks.Rows`."""
     _, plane_rows, columns = gate.shape
     integers = (*frame.place(gate), *frame.place(up), *frame.place(out), plane_rows, columns)

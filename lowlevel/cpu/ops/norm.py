@@ -1,6 +1,9 @@
 """Root mean square normalisation on the CPU."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +11,11 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from . import frame
+
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.devices import Device
+
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -60,7 +68,9 @@ def _norm_rows(integers, floats, first, stop):
 _norm = frame.rows_kernel(_norm_rows)
 
 
-def rms_norm(device, x, weight, eps, out, n_threads):
+def rms_norm(
+    device: Device, x: Rows, weight: np.ndarray | None, eps: float, out: Rows, n_threads: int | None
+) -> None:
     """See `lowlevel.ops.rms_norm`; x and out as `lowlevel.checks.Rows`."""
     _, plane_rows, columns = x.shape
     integers = (*frame.place(x), *frame.place(out), frame.address(weight), plane_rows, columns)

@@ -1,6 +1,9 @@
 """Rotary position embedding on the CPU: 16 pairs of a token side by side, their angles made once for all heads."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,6 +12,11 @@ from lowlevel.cpu.jit import kernel
 
 from . import frame
 from .elementwise import read_i32
+
+if TYPE_CHECKING:
+    from lowlevel.devices import Device
+    from lowlevel.ops.rope import RopeFrequencies
+
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _RADIANS = np.float32(2 * math.pi / 2**32)  # of a 2**-32 turn
@@ -97,7 +105,15 @@ def _rope_kernel(halves):
 _KERNELS = {halves: _rope_kernel(halves) for halves in (False, True)}
 
 
-def rope(device, x, positions, frequencies, halves, offset, n_threads):
+def rope(
+    device: Device,
+    x: np.ndarray,
+    positions: np.ndarray,
+    frequencies: RopeFrequencies,
+    halves: bool,
+    offset: int,
+    n_threads: int | None,
+) -> None:
     """See `lowlevel.ops.rope`."""
     n_heads, n_tokens, _ = x.shape
     turns = frequencies.turns

@@ -1,5 +1,9 @@
 """Choosing experts on the CPU: a token's scores lie on the stack of the thread that has it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.cpu import simd, softmax
@@ -7,6 +11,11 @@ from lowlevel.cpu.jit import kernel
 
 from . import frame
 from .gated import sigmoid
+
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.devices import Device
+
 
 # The same as in lowlevel/ops/routing.py, as constants of the kernels: experts, and groups behind them.
 _N_SCORES, _N_GROUPS, _N_USED, _GROUP_FLOATS = 1024, 32, 32, 64
@@ -178,8 +187,18 @@ _KERNELS = {
 
 
 def route(
-    device, logits, bias, ids, weights, gating, n_group, n_group_used, normalise, scale, n_threads
-):
+    device: Device,
+    logits: Rows,
+    bias: np.ndarray | None,
+    ids: Rows,
+    weights: Rows,
+    gating: str,
+    n_group: int,
+    n_group_used: int,
+    normalise: bool,
+    scale: float,
+    n_threads: int | None,
+) -> None:
     """See `lowlevel.ops.top_k_routing`; logits, ids and weights as `lowlevel.checks.Rows`."""
     _, n_tokens, n_expert = logits.shape
     n_used = ids.shape[2]

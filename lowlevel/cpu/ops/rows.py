@@ -1,6 +1,9 @@
 """Rows by index on the CPU."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +14,14 @@ from lowlevel.shapes import dtype_name
 from . import frame
 from .convert import row_converter
 from .elementwise import check_ids, read_i32
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.checks import Rows
+    from lowlevel.devices import Device
+    from lowlevel.plans import Scratch
+
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 # Columns that one task of `scatter_add` with ids takes through all rows.
@@ -31,7 +42,7 @@ def _gather_kernel(source, target):
     return frame.rows_kernel(gather_rows)
 
 
-def gather(device, table, ids, out, n_threads):
+def gather(device: Device, table: Rows, ids: np.ndarray, out: Rows, n_threads: int | None) -> None:
     """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.checks.Rows`."""
     check_ids(ids, table.shape[1], "ids", "table")
     _, n_rows, columns = out.shape
@@ -60,7 +71,7 @@ def _put_kernel(source, target):
     return frame.rows_kernel(put_rows)
 
 
-def put(device, rows, ids, out, n_threads):
+def put(device: Device, rows: Rows, ids: np.ndarray, out: Rows, n_threads: int | None) -> None:
     """See `lowlevel.ops.put_rows`; rows and out as `lowlevel.checks.Rows`."""
     check_ids(ids, out.shape[1], "ids", "out")
     _, plane_rows, columns = rows.shape
@@ -73,7 +84,7 @@ def put(device, rows, ids, out, n_threads):
     frame.run(run, integers, (0,), rows.n_rows, row_bytes, n_threads)
 
 
-def scatter_scratch(n_rows, n_tokens):
+def scatter_scratch(n_rows: int, n_tokens: int) -> Scratch:
     """What `scatter_add` takes: see `lowlevel.ops.ScatterPlan.scratch`. Nothing here."""
     return ()
 
@@ -121,7 +132,15 @@ def _add_slabs(integers, floats, first, stop):
 _in_order, _slabs = frame.rows_kernel(_add_in_order), frame.rows_kernel(_add_slabs)
 
 
-def scatter_add(device, rows, out, tokens, weights, n_threads, scratch):
+def scatter_add(
+    device: Device,
+    rows: Rows,
+    out: Rows,
+    tokens: np.ndarray | None,
+    weights: np.ndarray | None,
+    n_threads: int | None,
+    scratch: Sequence[np.ndarray],
+) -> None:
     """See `lowlevel.ops.scatter_add`; rows and out as `lowlevel.checks.Rows`."""
     _, n_rows, columns = rows.shape
     n_tokens = out.shape[1]

@@ -1,5 +1,9 @@
 """Choices of experts in the order of experts, on the CPU: a counting sort by one thread."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -8,6 +12,10 @@ from lowlevel.ops.routing import MAX_EXPERTS
 
 from . import frame
 from .elementwise import read_i32
+
+if TYPE_CHECKING:
+    from lowlevel.devices import Device
+
 
 # The first rows of experts stand behind the launch's integers.
 _N_INTEGERS, _N_EXPERTS = 14, MAX_EXPERTS
@@ -44,7 +52,14 @@ def _sort_choices(integers, floats, first, stop):
 _sort = frame.rows_kernel(_sort_choices)
 
 
-def sort_by_expert(device, ids, weights, tokens, experts, row_weights):
+def sort_by_expert(
+    device: Device,
+    ids: np.ndarray,
+    weights: np.ndarray,
+    tokens: np.ndarray,
+    experts: np.ndarray,
+    row_weights: np.ndarray,
+) -> None:
     """See `lowlevel.ops.sort_by_expert`; ids are at least 0 and below `MAX_EXPERTS`."""
     integers = [frame.address(ids), *ids.strides, frame.address(weights), *weights.strides]
     for array in (tokens, experts, row_weights):

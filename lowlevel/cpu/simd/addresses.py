@@ -3,6 +3,10 @@
 An int64 address in bytes, an index in elements (even negative ones: nothing wraps around).
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import signature
@@ -12,7 +16,9 @@ from .emit import broadcast, call, f32, i8, i16, i32, i64, shuffle, simple
 from .vectors import f32x16, i32x16, u8x16, u8x32, u8x64, u16x16
 
 
-def pointer_at(builder, address, index, item_bytes, llvm_type):
+def pointer_at(
+    builder: ir.IRBuilder, address: Any, index: Any, item_bytes: int, llvm_type: ir.Type
+) -> ir.Value:
     byte_address = builder.add(address, builder.mul(index, i64(item_bytes)))
     return builder.inttoptr(byte_address, llvm_type.as_pointer())
 
@@ -49,7 +55,7 @@ read_f32, read_f32x16 = _make_read(types.float32, f32, 4), _make_read(f32x16, f3
 write_f32, write_f32x16 = _make_write(types.float32, f32, 4), _make_write(f32x16, f32x16.llvm, 4)
 
 
-def make_read_at(result, llvm_type):
+def make_read_at(result: Any, llvm_type: ir.Type) -> Any:
     @intrinsic
     def read_at(typingctx, address):
         """The value behind an address in bytes; any alignment."""
@@ -137,7 +143,7 @@ def write_first_f32(typingctx, address, index, value, n):
     return simple(build, types.void, types.int64, types.int64, f32x16, types.int64)
 
 
-def emit_prefetch(builder, address):
+def emit_prefetch(builder: ir.IRBuilder, address: Any) -> ir.Value:
     """The code of `prefetch`, for other intrinsics."""
     pointer = builder.inttoptr(address, i8.as_pointer())
     arguments = [pointer, i32(0), i32(2), i32(1)]  # for reading, into L2, data

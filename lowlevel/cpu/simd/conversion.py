@@ -1,5 +1,7 @@
 """Making vectors, and converting between them."""
 
+from __future__ import annotations
+
 from llvmlite import ir
 from numba.core import types
 from numba.core.typing.templates import signature
@@ -125,7 +127,7 @@ _HALF = half.native if LEVEL != "portable" else half.by_integers
 emit_half_to_f32 = _HALF[0]
 
 
-def emit_bfloat_to_f32(builder, v):
+def emit_bfloat_to_f32(builder: ir.IRBuilder, v: ir.Value) -> ir.Value:
     wide = builder.zext(v, i32x16.llvm)
     return builder.bitcast(builder.shl(wide, constant(i32x16, 16)), f32x16.llvm)
 

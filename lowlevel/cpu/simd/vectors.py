@@ -1,5 +1,7 @@
 """Vectors as Numba types."""
 
+from __future__ import annotations
+
 from llvmlite import ir
 from numba.core import types
 from numba.extending import models, register_model
@@ -18,21 +20,21 @@ _ELEMENT = {
 class Vec(types.Type):
     """A Numba type for `lanes` values of `kind` (f32, i32, u16, u8 or mask) in one LLVM vector."""
 
-    def __init__(self, kind, lanes):
+    def __init__(self, kind: str, lanes: int) -> None:
         self.kind, self.lanes = kind, lanes
         super().__init__(name=f"{kind}x{lanes}")
 
     @property
-    def llvm(self):
+    def llvm(self) -> ir.VectorType:
         return ir.VectorType(_ELEMENT[self.kind], self.lanes)
 
     @property
-    def floats(self):
+    def floats(self) -> Vec:
         """The type of as many float32."""
         return Vec("f32", self.lanes)
 
     @property
-    def mask(self):
+    def mask(self) -> Vec:
         return Vec("mask", self.lanes)
 
 

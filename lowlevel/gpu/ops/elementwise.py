@@ -1,11 +1,22 @@
 """Sums, multiples and casts of rows on a device that runs CUDA kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .. import cast as casts
 from ..instances import ADD, SCALE
 from . import launch
 
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.shapes import Array
 
-def add(device, x, y, row_ids, out, n_threads):
+
+def add(
+    device: LaunchDevice, x: Rows, y: Rows, row_ids: Array | None, out: Rows, n_threads: int | None
+) -> None:
     """See `lowlevel.ops.add`; x, y and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not x.array.size:
@@ -17,7 +28,7 @@ def add(device, x, y, row_ids, out, n_threads):
     device.launch(kernel, launch.n_blocks(kernel, x.n_rows, x.shape[2]), arguments)
 
 
-def scale(device, x, factor, n_threads):
+def scale(device: LaunchDevice, x: Rows, factor: float, n_threads: int | None) -> None:
     """See `lowlevel.ops.scale`; x as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not x.array.size:
@@ -28,7 +39,7 @@ def scale(device, x, factor, n_threads):
     device.launch(kernel, n_blocks, (x.array, factor, call))
 
 
-def cast(device, source, target, n_threads):
+def cast(device: LaunchDevice, source: Rows, target: Rows, n_threads: int | None) -> None:
     """See `lowlevel.ops.cast`; both as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     arrays = (rows.array if rows.array.ndim == 3 else rows.array[None] for rows in (target, source))

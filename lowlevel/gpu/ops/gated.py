@@ -1,12 +1,30 @@
 """Gated activations on a device that runs CUDA kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ..instances import GATED
 from . import launch
+
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.gpu.launch_device import LaunchDevice
+
 
 _KINDS = {"swiglu": 0, "geglu": 1, "clamped_swiglu": 2}  # gated.cu's GatedKind
 
 
-def gated(device, kind, gate, up, out, alpha, limit, n_threads):
+def gated(
+    device: LaunchDevice,
+    kind: str,
+    gate: Rows,
+    up: Rows,
+    out: Rows,
+    alpha: float,
+    limit: float,
+    n_threads: int | None,
+) -> None:
     """See `lowlevel.ops.swiglu` and its siblings; arrays as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not gate.array.size:

@@ -1,8 +1,22 @@
 """What the launchers of operations on rows share: rows.cuh's side of the host."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from lowlevel.shapes import dtype_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.checks import Rows
+    from lowlevel.devices import Device
+    from lowlevel.gpu.instances import Kernel
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.shapes import Array
+
 
 # rows.cuh's RowsCall.
 CALL = np.dtype(
@@ -14,18 +28,18 @@ PIECE = 8  # kPiece: columns of a thread
 _ALIGNMENT = 16  # bytes that are read at once
 
 
-def refuse_n_threads(device, n_threads):
+def refuse_n_threads(device: Device, n_threads: int | None) -> None:
     """Raise ValueError for a number of threads: a GPU's launches have their own."""
     if n_threads is not None:
         raise ValueError(f"n_threads: {device.name} has no use for it; leave it out")
 
 
-def kinds(*rows):
+def kinds(*rows: Rows) -> tuple[str, ...]:
     """The names of the dtypes of `lowlevel.checks.Rows`."""
     return tuple(dtype_name(operand.array.dtype) for operand in rows)
 
 
-def is_aligned(device, *arrays):
+def is_aligned(device: LaunchDevice, *arrays: Array | None) -> bool:
     """Whether 16 bytes at a time may be read from the start of every row of every array (None: of no matter)."""
     return not any(
         number % _ALIGNMENT
@@ -35,7 +49,9 @@ def is_aligned(device, *arrays):
     )
 
 
-def rows_call(device, aligned_too=(), **operands):
+def rows_call(
+    device: LaunchDevice, aligned_too: Sequence[Any] = (), **operands: Rows
+) -> np.ndarray:
     """A RowsCall of some of x, y and out, `lowlevel.checks.Rows` of one shape.
 
     `aligned_too`: other arrays that are read in the same pieces.
@@ -51,6 +67,6 @@ def rows_call(device, aligned_too=(), **operands):
     return call
 
 
-def n_blocks(kernel, n_rows, columns):
+def n_blocks(kernel: Kernel, n_rows: int, columns: int) -> int:
     """Blocks of a grid with a thread a piece."""
     return -(-n_rows * -(-columns // PIECE) // kernel.block)

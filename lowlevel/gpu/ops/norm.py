@@ -1,14 +1,31 @@
 """Root mean square normalisation on a device that runs CUDA kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ..instances import RMS_NORM
 from . import launch
+
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.shapes import Array
+
 
 _WARP = 32
 # Rows of up to so many columns are a warp's, longer ones a block's.
 WARP_COLUMNS = 1024
 
 
-def rms_norm(device, x, weight, eps, out, n_threads):
+def rms_norm(
+    device: LaunchDevice,
+    x: Rows,
+    weight: Array | None,
+    eps: float,
+    out: Rows,
+    n_threads: int | None,
+) -> None:
     """See `lowlevel.ops.rms_norm`; x and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not x.array.size:

@@ -1,11 +1,21 @@
 """Rotary position embedding on a device that runs CUDA kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.shapes import dtype_name
 
 from ..instances import ROPE
 from . import launch
+
+if TYPE_CHECKING:
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.ops.rope import RopeFrequencies
+    from lowlevel.shapes import Array
+
 
 # rope.cu's RopeCall.
 CALL = np.dtype(
@@ -21,7 +31,15 @@ THREAD_HEADS = 4
 _ENOUGH_BLOCKS = 8  # of a multiprocessor
 
 
-def rope(device, x, positions, frequencies, halves, offset, n_threads):
+def rope(
+    device: LaunchDevice,
+    x: Array,
+    positions: Array,
+    frequencies: RopeFrequencies,
+    halves: bool,
+    offset: int,
+    n_threads: int | None,
+) -> None:
     """See `lowlevel.ops.rope`."""
     launch.refuse_n_threads(device, n_threads)
     turns = frequencies.turns

@@ -1,9 +1,19 @@
 """Choosing experts on a device that runs CUDA kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..instances import ROUTE
 from . import launch
+
+if TYPE_CHECKING:
+    from lowlevel.checks import Rows
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.shapes import Array
+
 
 # routing.cu's RoutingCall and Gating.
 CALL = np.dtype(
@@ -19,8 +29,18 @@ _WARP = 32
 
 
 def route(
-    device, logits, bias, ids, weights, gating, n_group, n_group_used, normalise, scale, n_threads
-):
+    device: LaunchDevice,
+    logits: Rows,
+    bias: Array | None,
+    ids: Rows,
+    weights: Rows,
+    gating: str,
+    n_group: int,
+    n_group_used: int,
+    normalise: bool,
+    scale: float,
+    n_threads: int | None,
+) -> None:
     """See `lowlevel.ops.top_k_routing`; logits, ids and weights as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not logits.array.size:

@@ -1,9 +1,22 @@
 """Rows by index on a device that runs CUDA kernels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..instances import GATHER_ROWS, PUT_ROWS, SCATTER_ADD, SCATTER_ORDER
 from . import launch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.checks import Rows
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.plans import Scratch
+    from lowlevel.shapes import Array
+
 
 # rows.cu's GatherCall, PutCall and ScatterCall.
 GATHER_CALL = np.dtype(
@@ -23,7 +36,7 @@ SCATTER_CALL = np.dtype(
 )
 
 
-def gather(device, table, ids, out, n_threads):
+def gather(device: LaunchDevice, table: Rows, ids: Array, out: Rows, n_threads: int | None) -> None:
     """See `lowlevel.ops.gather_rows`; table and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not out.array.size:
@@ -39,7 +52,7 @@ def gather(device, table, ids, out, n_threads):
     device.launch(kernel, n_blocks, (table.array, ids, out.array, call))
 
 
-def put(device, rows, ids, out, n_threads):
+def put(device: LaunchDevice, rows: Rows, ids: Array, out: Rows, n_threads: int | None) -> None:
     """See `lowlevel.ops.put_rows`; rows and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not rows.array.size:
@@ -56,12 +69,20 @@ def put(device, rows, ids, out, n_threads):
     device.launch(kernel, n_blocks, (rows.array, ids, out.array, call))
 
 
-def scatter_scratch(n_rows, n_tokens):
+def scatter_scratch(n_rows: int, n_tokens: int) -> Scratch:
     """What `scatter_add` takes: see `lowlevel.ops.ScatterPlan.scratch`."""
     return (("scatter order", 4 * n_rows), ("scatter starts", 4 * (n_tokens + 1)))
 
 
-def scatter_add(device, rows, out, tokens, weights, n_threads, scratch):
+def scatter_add(
+    device: LaunchDevice,
+    rows: Rows,
+    out: Rows,
+    tokens: Array | None,
+    weights: Array | None,
+    n_threads: int | None,
+    scratch: Sequence[Array],
+) -> None:
     """See `lowlevel.ops.scatter_add`; rows and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not rows.array.size or not out.array.size:

@@ -2,6 +2,10 @@
 bits of all side by side in 32 bits.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -9,6 +13,11 @@ from lowlevel.cpu.jit import kernel
 
 from .runs import make_decoder
 from .writers import VALUES
+
+if TYPE_CHECKING:
+    from ...formats import BlockFormat
+    from .runs import Decoder
+
 
 # Which of the 32 bits belongs to each of 16 weights; those of the upper half are 16 further on.
 _BIT = np.arange(16, dtype=np.int32)
@@ -20,7 +29,7 @@ def _with_fifth_bit(low, bits):
     return simd.widen(low) | ((bits >> simd.load_i32x16(_BIT, 0)) & 1) << 4
 
 
-def make_five_bit_decoder(block):
+def make_five_bit_decoder(block: BlockFormat) -> Decoder:
     """The `Decoder` of a `BlockFormat` with the fields d, qh, qs and, if it has minima, m."""
     block_weights, block_bytes = block.block_weights, block.block_bytes
     d_at, qh_at, qs_at = block.offsets("d", "qh", "qs")

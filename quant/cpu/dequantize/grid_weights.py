@@ -1,5 +1,7 @@
 """What the decoders of IQ1, IQ2 and IQ3 formats share: weights out of a table's entries."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -13,7 +15,7 @@ _TO_SIGN = np.arange(31, 15, -1, dtype=np.int32)
 SIGNS = np.array(EVEN_SIGNS, np.int64)
 
 
-def entries(name):
+def entries(name: str) -> np.ndarray:
     """The entries of a grid as int64, of eight bytes each or of four."""
     table = grid(name)
     return table.view(f"<u{table.shape[1]}").reshape(-1).astype(np.int64)

@@ -1,6 +1,8 @@
 """Dequantisation on the CPU: finds the runs of a tensor and hands them to threads."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -8,6 +10,14 @@ from lowlevel.cpu import threads
 
 from .decoders import DECODERS
 from .writers import WAYS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.devices import Device
+
+    from ...tensor import QuantTensor
+
 
 # Weights per unit, the smallest piece of work; a worker takes a few from the counter at a time.
 # With units of a quarter of this, streamed outputs are 4 % slower.
@@ -39,7 +49,14 @@ class Runs(NamedTuple):
     n_blocks: int
 
 
-def find_runs(shape, source_strides, destination_strides, row_blocks, block_bytes, block_out):
+def find_runs(
+    shape: Sequence[int],
+    source_strides: Sequence[int],
+    destination_strides: Sequence[int],
+    row_blocks: int,
+    block_bytes: int,
+    block_out: int,
+) -> Runs:
     """Join rows and leading axes that follow each other without a gap on both sides.
 
     Parameters
@@ -53,7 +70,8 @@ def find_runs(shape, source_strides, destination_strides, row_blocks, block_byte
     -------
     Runs
     """
-    axes, n_blocks = [], row_blocks
+    axes: list[tuple[int, int, int]] = []
+    n_blocks = row_blocks
     for axis in reversed(list(zip(shape, source_strides, destination_strides, strict=True))):
         size, source, destination = axis
         if size == 1:
@@ -67,7 +85,7 @@ def find_runs(shape, source_strides, destination_strides, row_blocks, block_byte
     return Runs(axes, n_blocks)
 
 
-def best_way(out, runs):
+def best_way(out: np.ndarray, runs: Runs) -> str:
     """The way in WAYS to write `out`: past the caches if it is large and aligned enough."""
     if out.nbytes < STREAM_BYTES:
         return "cached"
@@ -86,7 +104,7 @@ class Work(NamedTuple):
     task: np.ndarray
 
 
-def plan_work(t, out, runs, n_workers):
+def plan_work(t: QuantTensor, out: np.ndarray, runs: Runs, n_workers: int) -> Work:
     """Cut the runs of a QuantTensor into units: a `Work`."""
     block = t.format
     unit_blocks = min(runs.n_blocks, UNIT_WEIGHTS // block.block_weights)
@@ -106,12 +124,14 @@ def plan_work(t, out, runs, n_workers):
     )
 
 
-def resolve_n_threads(n_threads, device):
+def resolve_n_threads(n_threads: int | None, device: Device) -> int:
     """Threads of a call."""
     return threads.resolve_n_threads(n_threads)
 
 
-def dequantize(t, out, n_threads, device=None):
+def dequantize(
+    t: QuantTensor, out: np.ndarray, n_threads: int, device: Device | None = None
+) -> None:
     """Decode a QuantTensor into `out`, both checked: see quant/dequantize.py."""
     block = t.format
     block_out = block.block_weights * out.itemsize

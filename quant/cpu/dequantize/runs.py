@@ -11,12 +11,17 @@ Blocks that lie side by side in the source, and their weights in the destination
 whole contiguous tensor is one. Threads take units of a run from a shared counter.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numba import types
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import c_kernel, kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Decoder(NamedTuple):
@@ -109,7 +114,7 @@ def _make_fill(decode_f32, block_weights):
     return fill
 
 
-def make_decoder(decode_blocks, writers, block_weights):
+def make_decoder(decode_blocks: Any, writers: Mapping[str, Any], block_weights: int) -> Decoder:
     """The `Decoder` of a format: `writers` is the family that its `decode_blocks` calls."""
     write_f32 = writers["cached"].float32
 

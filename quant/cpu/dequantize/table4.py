@@ -3,6 +3,10 @@
 The weights are looked up in a table of 16, which the scale multiplies once a block.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -12,8 +16,12 @@ from ..exponents import half_power_of_two
 from .runs import make_decoder
 from .writers import TABLE
 
+if TYPE_CHECKING:
+    from ...formats import BlockFormat
+    from .runs import Decoder
 
-def make_table_decoder(block):
+
+def make_table_decoder(block: BlockFormat) -> Decoder:
     """The `Decoder` of a `BlockFormat` with the fields d (or e, a power of two), qs and, if it has minima, m."""
     block_weights, block_bytes = block.block_weights, block.block_bytes
     scale_at, qs_at = block.fields[0].offset, block.field("qs").offset

@@ -64,12 +64,6 @@ def _scale_and_inverse(x, n_weights):
     return scale, scale == scale, simd.splat(inverse)
 
 
-# ``_quantise_block(x, column, width, job, q, scales, starts)`` does one block of one row of x.
-#
-# x : address of the floats; column, width : its place in its group.
-# q, scales, starts : addresses of the group's bytes, scales and starting sums for this block.
-
-
 @kernel(inline=True)
 def _put_step(x, finite, factor, q, stride):
     """Sixteen values of x as bytes, four dwords `stride` bytes apart; as int32."""
@@ -80,63 +74,60 @@ def _put_step(x, finite, factor, q, stride):
     return values
 
 
-@kernel(inline=True)
-def _quantise_one_segment(x, column, width, job, q, scales, starts):
-    """A block of one segment and no minimum, for dwords."""
-    stride = 4 * width
-    scale, finite, factor = _scale_and_inverse(x, job.block_weights)
-    q += 4 * column
-    sums = simd.splat(0)
-    for _ in range(job.block_weights // 16):
-        sums += _put_step(x, finite, factor, q, stride)
-        x += 64
-        q += 4 * stride
-    lanes.put(starts + 4 * column, np.int32(simd.sum_lanes(sums) * -job.shift))
-    lanes.put(scales + 4 * column, scale)
+# What a form ("dwords", "pairs") makes of sums of x is in four functions each:
+#
+# ``_steps(job)``: steps of 16 values after which sums start anew.
+# ``_start(sums, job)``: what a product's sum starts with, of the sums of such steps.
+# ``_clear_mins(mins_at, stride, job)`` and ``_put_min(mins_at, stride, index, sums, job)``: room for the sums of x that
+# meet mins, and number `index` of them.
+# ``_finish(start_at, scales_at, stride, scale, sums, job)``: scales, and what the block's own minimum meets; `sums`: of x
+# since the last that was put.
 
 
 @kernel(inline=True)
-def _quantise_block_for_dwords(x, column, width, job, q, scales, starts):
-    stride = 4 * width
-    scale, finite, factor = _scale_and_inverse(x, job.block_weights)
-    q += 4 * column
-    start_at = starts + 4 * column
-    mins_at = q + (job.block_weights // 4) * stride
-    min_steps, min_bits = job.min_run // 16, 4 + job.min_run // 32
-    if min_steps == 2:  # eight sums in sixteen places
+def _steps_for_dwords(job):
+    return job.segment_steps
+
+
+@kernel(inline=True)
+def _start_for_dwords(sums, job):
+    return np.int32(simd.sum_lanes(sums) * -job.shift)
+
+
+@kernel(inline=True)
+def _clear_mins_for_dwords(mins_at, stride, job):
+    if job.min_run == 32:  # eight sums in sixteen places
         for i in range(2, 4):
             lanes.put(mins_at + i * stride, np.int32(0))
             lanes.put(mins_at + (4 + i) * stride, np.int32(0))
-    zero = simd.splat(0)
-    segment_sums, segment_left = zero, job.segment_steps
-    min_sums, min_left, min_index = zero, min_steps, np.int64(0)  # min_steps 0: never complete
-    for step in range(job.block_weights // 16):
-        values = _put_step(x + step * 64, finite, factor, q + step * 4 * stride, stride)
-        segment_sums += values
-        segment_left -= 1
-        if segment_left == 0:
-            lanes.put(start_at, np.int32(simd.sum_lanes(segment_sums) * -job.shift))
-            start_at += stride
-            segment_sums, segment_left = zero, job.segment_steps
-        min_sums += values
-        min_left -= 1
-        if min_left == 0:
-            total = np.int64(simd.sum_lanes(min_sums))
-            _put_digits(mins_at, stride, min_bits, min_index, total)
-            min_sums, min_left, min_index = zero, min_steps, min_index + 1
+
+
+@kernel(inline=True)
+def _put_min_for_dwords(mins_at, stride, index, sums, job):
+    total = np.int64(simd.sum_lanes(sums))
+    _put_digits(mins_at, stride, 4 + job.min_run // 32, index, total)
+
+
+@kernel(inline=True)
+def _finish_for_dwords(start_at, scales_at, stride, scale, sums, job):
     # Mins that are bytes come by their products; the only one of a block has nothing but the sum of x.
     min_start = np.int32(0)
-    if job.n_min_segments > 0 and min_steps == 0:
-        min_start = np.int32(simd.sum_lanes(min_sums))
+    if job.n_min_segments > 0 and job.min_run == 0:
+        min_start = np.int32(simd.sum_lanes(sums))
     for _ in range(job.n_min_segments):
         lanes.put(start_at, min_start)
         start_at += stride
     for i in range(job.n_segments + job.n_min_segments):
-        lanes.put(scales + i * stride + 4 * column, scale)
+        lanes.put(scales_at + i * stride, scale)
 
 
 @kernel(inline=True)
-def _start_of_run(sums, job):
+def _steps_for_pairs(job):
+    return job.run_steps
+
+
+@kernel(inline=True)
+def _start_for_pairs(sums, job):
     """``-shift * sum``, of words for each of both: bytes 0 and 1 of a dword, and 2 and 3."""
     total = np.int64(simd.sum_lanes(sums))
     if job.word_starts == 0:
@@ -146,41 +137,76 @@ def _start_of_run(sums, job):
 
 
 @kernel(inline=True)
-def _quantise_block_for_pairs(x, column, width, job, q, scales, starts):
+def _clear_mins_for_pairs(mins_at, stride, job):
+    """All places are written."""
+
+
+@kernel(inline=True)
+def _put_min_for_pairs(mins_at, stride, index, sums, job):
+    # Sub-blocks 0 and 2 are a pair, 1 and 3, as mins in a dword's bytes become words.
+    pair = index // 4 * 2 + index % 2
+    lanes.put(mins_at + pair * stride + (index & 2), np.int16(simd.sum_lanes(sums)))
+
+
+@kernel(inline=True)
+def _finish_for_pairs(start_at, scales_at, stride, scale, sums, job):
+    for _ in range(job.n_segments):
+        lanes.put(scales_at, scale)
+        scales_at += stride
+    if job.has_min > 0:
+        if job.min_run == 0:  # the block's only minimum meets the sum of all
+            scale *= np.float32(simd.sum_lanes(sums))
+        lanes.put(scales_at, scale)
+
+
+_steps, _start, _clear_mins, _put_min, _finish = {
+    "dwords": (
+        _steps_for_dwords,
+        _start_for_dwords,
+        _clear_mins_for_dwords,
+        _put_min_for_dwords,
+        _finish_for_dwords,
+    ),
+    "pairs": (
+        _steps_for_pairs,
+        _start_for_pairs,
+        _clear_mins_for_pairs,
+        _put_min_for_pairs,
+        _finish_for_pairs,
+    ),
+}[FORM]
+
+
+@kernel(inline=True)
+def _quantise_block(x, column, width, job, q, scales, starts):
+    """One block of one row of x.
+
+    x : address of the floats; column, width : its place in its group.
+    q, scales, starts : addresses of the group's bytes, scales and starting sums for this block.
+    """
     stride = 4 * width
     scale, finite, factor = _scale_and_inverse(x, job.block_weights)
     q += 4 * column
     start_at, scales_at = starts + 4 * column, scales + 4 * column
     mins_at, min_steps = q + (job.block_weights // 4) * stride, job.min_run // 16
+    _clear_mins(mins_at, stride, job)
     zero = simd.splat(0)
-    run_sums, run_left = zero, job.run_steps
+    sums, left = zero, _steps(job)
     min_sums, min_left, min_index = zero, min_steps, np.int64(0)  # min_steps 0: never complete
     for step in range(job.block_weights // 16):
         values = _put_step(x + step * 64, finite, factor, q + step * 4 * stride, stride)
-        run_sums += values
-        run_left -= 1
-        if run_left == 0:
-            lanes.put(start_at, _start_of_run(run_sums, job))
+        sums += values
+        left -= 1
+        if left == 0:
+            lanes.put(start_at, _start(sums, job))
             start_at += stride
-            run_sums, run_left = zero, job.run_steps
+            sums, left = zero, _steps(job)
         min_sums += values
         min_left -= 1
         if min_left == 0:
-            # Sub-blocks 0 and 2 are a pair, 1 and 3, as mins in a dword's bytes become words.
-            pair = min_index // 4 * 2 + min_index % 2
-            at = mins_at + pair * stride + (min_index & 2)
-            lanes.put(at, np.int16(simd.sum_lanes(min_sums)))
+            _put_min(mins_at, stride, min_index, min_sums, job)
             min_sums, min_left, min_index = zero, min_steps, min_index + 1
-    for _ in range(job.n_segments):
-        lanes.put(scales_at, scale)
-        scales_at += stride
-    if job.has_min > 0:
-        if min_steps == 0:  # the block's only minimum meets the sum of all
-            scale *= np.float32(simd.sum_lanes(min_sums))
-        lanes.put(scales_at, scale)
-
-
-_quantise_block = {"dwords": _quantise_block_for_dwords, "pairs": _quantise_block_for_pairs}[FORM]
+    _finish(start_at, scales_at, stride, scale, min_sums, job)
 
 
 @kernel(inline=True)
@@ -191,35 +217,17 @@ def _quantise_group(job, group):
     column_starts = n_blocks * job.n_starts * 4
     slot = lanes.load_int64(job.groups + 16 * group)
     width = lanes.load_int64(job.groups + 16 * group + 8)
-    if FORM == "dwords" and job.n_segments + job.n_min_segments == 1:
-        for column in range(width):
-            x = lanes.load_int64(job.x_rows + 8 * (slot + column))
-            q = job.x_bytes + slot * column_bytes
-            scales, starts = (
-                job.x_scales + slot * column_scales,
-                job.x_starts + slot * column_starts,
-            )
-            for _ in range(n_blocks):
-                _quantise_one_segment(x, column, width, job, q, scales, starts)
-                x += 4 * job.block_weights
-                q += job.x_panel_bytes * width
-                scales += 4 * width
-                starts += 4 * width
-        return
     for column in range(width):
         x = lanes.load_int64(job.x_rows + 8 * (slot + column))
-        for block in range(n_blocks):
-            scales_at = slot * column_scales + block * job.n_scales * 4 * width
-            starts_at = slot * column_starts + block * job.n_starts * 4 * width
-            _quantise_block(
-                x + block * job.block_weights * 4,
-                column,
-                width,
-                job,
-                job.x_bytes + slot * column_bytes + block * job.x_panel_bytes * width,
-                job.x_scales + scales_at,
-                job.x_starts + starts_at,
-            )
+        q = job.x_bytes + slot * column_bytes
+        scales = job.x_scales + slot * column_scales
+        starts = job.x_starts + slot * column_starts
+        for _ in range(n_blocks):
+            _quantise_block(x, column, width, job, q, scales, starts)
+            x += 4 * job.block_weights
+            q += job.x_panel_bytes * width
+            scales += job.n_scales * 4 * width
+            starts += job.n_starts * 4 * width
 
 
 @task_kernel

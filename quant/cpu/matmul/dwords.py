@@ -1,5 +1,9 @@
 """Products of the form "dwords": what becomes of unpacked blocks, and passes over a panel of them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -10,6 +14,10 @@ from .bits import BYTES_1, HIGH_NIBBLES, TWO_BITS, put_high_nibbles
 from .layouts import LANES, STEP, VECTOR
 from .places import panel_sizes, places
 from .unpack import Sink
+
+if TYPE_CHECKING:
+    from .layouts import PanelLayout
+
 
 # ---------------------------------------------------------------- into a panel
 # The last two of a state, here and below, say what to fetch meanwhile: an address, and how many
@@ -232,18 +240,18 @@ def _scale_and_lowest(job, panel, scales, step):
 # As in pairs.py, for any layout.
 
 
-def to_panel_of(layout):
+def to_panel_of(layout: PanelLayout) -> Any:
     return to_panel
 
 
-def to_product_of(layout):
+def to_product_of(layout: PanelLayout) -> Any:
     return to_product
 
 
-def pass_of(layout):
+def pass_of(layout: PanelLayout) -> Any:
     return pass_bytes
 
 
-def as_floats_of(layout):
+def as_floats_of(layout: PanelLayout) -> tuple[Any, Any]:
     """How bytes of a panel become weights: (integer of byte i of dwords, scale and lowest of a step)."""
     return _weight, _scale_and_lowest

@@ -5,6 +5,10 @@ float32 each, for every k; of a block format exactly one block. `spare` is memor
 unpacked block of them; `ahead` is where weights lie that will be needed later.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -20,7 +24,7 @@ _AHEAD = 512
 _PAGES_AHEAD = 8192
 
 
-def make_fill(unpack, to_panel, as_floats):
+def make_fill(unpack: Any, to_panel: Any, as_floats: tuple[Any, Any]) -> Any:
     """`fill` of a block format: one block, by way of its bytes; see `as_floats_of` of a form."""
     weight, scale_and_lowest = as_floats
 

@@ -1,5 +1,7 @@
 """What the products of IQ1, IQ2 and IQ3 formats share: bytes out of a table's entries, their signs."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -13,7 +15,7 @@ SHIFT = 64
 _SHIFTS = 0x40404040
 
 
-def words(name, plus=0):
+def words(name: str, plus: int = 0) -> np.ndarray:
     """The entries of a grid as int32, an entry of eight bytes in two; `plus`: to be added to each byte."""
     return (grid(name) + np.int8(plus)).view("<i4").reshape(-1)
 

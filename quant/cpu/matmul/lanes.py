@@ -14,6 +14,10 @@ A tile travels through a kernel as a tuple of vectors, (vector 0, column 0), (ve
 ... (vector 1, column 0) ...; the number of columns is half its length.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -23,6 +27,10 @@ from lowlevel.cpu.simd import emit
 
 from .layouts import LANES, ROWS, VECTOR, VECTORS, Job
 
+if TYPE_CHECKING:
+    from lowlevel.cpu.simd.vectors import Vec
+
+
 _i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 # Numba's types of a vector: a lane holds a float32, an int32, two words, four bytes; `half_words`: 16 bits a row.
 floats, ints, half_words = (simd.Vec(kind, LANES) for kind in ("f32", "i32", "u16"))
@@ -30,15 +38,17 @@ words, four_bytes = simd.Vec("u16", 2 * LANES), simd.Vec("u8", 4 * LANES)
 _ints, _floats = ints.llvm, floats.llvm
 
 
-def pointer_at(builder, address, offset, llvm_type):
+def pointer_at(builder: ir.IRBuilder, address: Any, offset: Any, llvm_type: ir.Type) -> ir.Value:
     return builder.inttoptr(builder.add(address, _i64(offset)), llvm_type.as_pointer())
 
 
-def load_at(builder, address, offset, llvm_type):
+def load_at(builder: ir.IRBuilder, address: Any, offset: Any, llvm_type: ir.Type) -> ir.Value:
     return builder.load(pointer_at(builder, address, offset, llvm_type), align=1)
 
 
-def emit_splat(builder, address, offset, element, vec):
+def emit_splat(
+    builder: ir.IRBuilder, address: Any, offset: Any, element: ir.Type, vec: Vec
+) -> ir.Value:
     return emit.broadcast(builder, load_at(builder, address, offset, element), vec)
 
 
@@ -291,15 +301,15 @@ splat_f32, splat_i32 = _make_splat_at(floats), _make_splat_at(ints)
 # ---------------------------------------------------------------- tiles
 
 
-def unpack_tile(builder, tile):
+def unpack_tile(builder: ir.IRBuilder, tile: ir.Value) -> list[ir.Value]:
     return [builder.extract_value(tile, i) for i in range(tile.type.count)]
 
 
-def columns_of(tile_type):
+def columns_of(tile_type: Any) -> int:
     return tile_type.count // VECTORS
 
 
-def tile_type(vec, columns):
+def tile_type(vec: Vec, columns: int) -> Any:
     return types.UniTuple(vec, VECTORS * columns)
 
 

@@ -20,10 +20,17 @@ in int16, then multiplied by it, and all runs of a segment are one int32; mins a
 they meet.
 """
 
+from __future__ import annotations
+
 import collections
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lowlevel.cpu import simd
+
+if TYPE_CHECKING:
+    from ...formats import BlockFormat
+
 
 Shape = collections.namedtuple("Shape", "form lanes vectors widths")
 # A tile is `vectors` vectors of `lanes` weight rows by as many columns (rows of x) as one of `widths`: what the
@@ -89,34 +96,34 @@ class PanelLayout:
     sums: str = ""
 
     @property
-    def panel_bytes(self):
+    def panel_bytes(self) -> int:
         """Bytes of one row in the panel, per block."""
         steps = self.n_segments * self.segment_steps
         steps += self.n_min_segments * self.min_segment_steps
         return STEP * steps + 4 * (self.n_factors + self.n_min_pairs)
 
     @property
-    def x_panel_bytes(self):
+    def x_panel_bytes(self) -> int:
         """Bytes of one row of x, per block."""
         return self.panel_bytes - 4 * self.n_factors
 
     @property
-    def n_scales(self):
+    def n_scales(self) -> int:
         """Scales of one row, per block."""
         return self.n_segments + self.n_min_segments + self.has_min
 
     @property
-    def n_starts(self):
+    def n_starts(self) -> int:
         """What sums of one row of x start with, per block."""
         return self.n_runs or self.n_scales
 
     @property
-    def word_starts(self):
+    def word_starts(self) -> int:
         """Pairs: 1 if starts are two words each."""
         return int(self.sums == "words")
 
     @property
-    def fetch_step(self):
+    def fetch_step(self) -> int:
         """Bytes to fetch with every vector and (dwords) every scale of a block: all in all as many as it has."""
         n_vectors = self.panel_bytes // 4 + self.n_scales
         if self.sums:
@@ -124,14 +131,20 @@ class PanelLayout:
         return -(-LANES * self.block_bytes // max(1, n_vectors))
 
     @property
-    def fetches_seldom(self):
+    def fetches_seldom(self) -> bool:
         """Pairs: whether every other vector can do one of two steps and miss no cache line."""
         return 2 * self.fetch_step <= 64
 
 
 def layout_of(
-    block, n_segments, shift=0, n_min_segments=0, min_segment_steps=0, n_factors=0, code_shift=None
-):
+    block: BlockFormat,
+    n_segments: int,
+    shift: int = 0,
+    n_min_segments: int = 0,
+    min_segment_steps: int = 0,
+    n_factors: int = 0,
+    code_shift: int | None = None,
+) -> PanelLayout:
     """The `PanelLayout` of a `BlockFormat`: what its row does not say is how its `unpack` cuts it.
 
     n_segments, shift, n_min_segments, min_segment_steps : of the form "dwords".

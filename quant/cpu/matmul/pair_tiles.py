@@ -12,6 +12,10 @@ How sums of a run go on from there, `sums` of a layout:
     What products there are would not fit an int16 otherwise: 2 * 255 * 127. Then as "dwords".
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -82,7 +86,7 @@ def _vectors(builder, address, stride):
     return [builder.add(address, builder.mul(stride, _i64(v))) for v in range(VECTORS)]
 
 
-def make_start(sums):
+def make_start(sums: str) -> Any:
     vec = _SUMS[sums][0]
 
     @intrinsic
@@ -93,7 +97,7 @@ def make_start(sums):
     return start
 
 
-def make_dot_column(sums):
+def make_dot_column(sums: str) -> Any:
     vec, emit_dot, magnitudes_of = _SUMS[sums]
 
     @intrinsic
@@ -141,7 +145,7 @@ def dot_words_column(typingctx, total, weights, x):
 # ---------------------------------------------------------------- tiles
 
 
-def make_start_tile(sums):
+def make_start_tile(sums: str) -> Any:
     vec = _SUMS[sums][0]
 
     @intrinsic
@@ -159,7 +163,7 @@ def make_start_tile(sums):
     return start_tile
 
 
-def make_dot_tile(sums):
+def make_dot_tile(sums: str) -> Any:
     _, emit_dot, magnitudes_of = _SUMS[sums]
 
     @intrinsic

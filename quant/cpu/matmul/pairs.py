@@ -4,8 +4,11 @@ In a panel, each block and vector of rows: its bytes; a factor (integer scale) e
 pair of sub-blocks. In x, each block: bytes; the sums that meet the mins, in pairs.
 """
 
+from __future__ import annotations
+
 import collections
 import functools
+from typing import TYPE_CHECKING, Any
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
@@ -15,6 +18,10 @@ from .bits import TWO_BITS
 from .layouts import LANES, STEP, VECTOR, VECTORS
 from .places import panel_sizes, places
 from .unpack import Sink
+
+if TYPE_CHECKING:
+    from .layouts import PanelLayout
+
 
 # Only blocks of so many weights have factors or integer mins.
 SUPER_BLOCK = 256
@@ -161,7 +168,7 @@ def _to_panel(sums, fetches_seldom):
     return to_panel
 
 
-def to_panel_of(layout):
+def to_panel_of(layout: PanelLayout) -> Any:
     return _to_panel(layout.sums, layout.fetches_seldom)
 
 
@@ -281,7 +288,7 @@ def _to_product(sums, has_factors, fetches_seldom):
     return to_product
 
 
-def to_product_of(layout):
+def to_product_of(layout: PanelLayout) -> Any:
     return _to_product(layout.sums, layout.n_factors > 0, layout.fetches_seldom)
 
 
@@ -345,7 +352,7 @@ def _pass(sums_in, has_factors):
     return pass_pairs
 
 
-def pass_of(layout):
+def pass_of(layout: PanelLayout) -> Any:
     return _pass(layout.sums, layout.n_factors > 0)
 
 
@@ -379,6 +386,6 @@ def _scale_and_lowest(job, panel, scales, step):
     return scale, lowest
 
 
-def as_floats_of(layout):
+def as_floats_of(layout: PanelLayout) -> tuple[Any, Any]:
     """How bytes of a panel become weights: (integer of byte i of dwords, scale and lowest of a step)."""
     return _signed if layout.sums == "signed" else _unsigned, _scale_and_lowest

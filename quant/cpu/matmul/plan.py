@@ -4,8 +4,11 @@ Everything here follows from shapes alone (never from the values in `experts`), 
 can be made before there is any data and equals what the call takes to the byte.
 """
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +30,12 @@ from .layouts import (
     PanelLayout,
 )
 from .tables import most_of
+
+if TYPE_CHECKING:
+    from lowlevel.devices import Device
+
+    from ...formats import BlockFormat
+
 
 # Below this many multiply-adds (plus the cost of unpacking) per worker a helper thread is not
 # worth waking up.
@@ -73,7 +82,7 @@ class Part:
     scratch_bytes: int
 
     @functools.cached_property
-    def job_address(self):
+    def job_address(self) -> int:
         return self.job.ctypes.data
 
 
@@ -104,7 +113,7 @@ class MatmulPlan:
     scratch: tuple
     scratch_bytes: int
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, for JSON."""
         return dict(
             path=self.path,
@@ -115,12 +124,19 @@ class MatmulPlan:
         )
 
 
-def uses_floats(name, exact):
+def uses_floats(name: str, exact: bool) -> bool:
     """Whether x stays float32: asked for, or a float format."""
     return exact or name not in LAYOUTS
 
 
-def plan_matmul(n, block, shapes, activations, n_threads, device):
+def plan_matmul(
+    n: int,
+    block: BlockFormat,
+    shapes: tuple[tuple[int, ...], ...],
+    activations: str | None,
+    n_threads: int | None,
+    device: Device,
+) -> MatmulPlan:
     """The `MatmulPlan` of n rows of x and weights of a format.
 
     Parameters

@@ -1,5 +1,9 @@
 """Products on the CPU: tables and scratch of one call, and the kernels run over them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowlevel.cpu import kept
@@ -11,13 +15,31 @@ from . import kernels as matmul_kernels
 from .layouts import ROWS
 from .tables import Tables, tables_of_one
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.devices import Device
+
+    from ...tensor import QuantTensor
+    from .plan import MatmulPlan
+
+
 # A cautious guess of a worker's rate (multiply-adds a second), to size its slices of work.
 _RATE = 2e10
 # Floats of x worth a helper thread when they are quantised.
 _QUANTISE_WORTH = 1 << 17
 
 
-def run(plan, device, x, matrices, out, experts, x_rows, scratch):
+def run(
+    plan: MatmulPlan,
+    device: Device,
+    x: np.ndarray,
+    matrices: Sequence[QuantTensor],
+    out: np.ndarray,
+    experts: np.ndarray | None,
+    x_rows: np.ndarray | None,
+    scratch: np.ndarray,
+) -> None:
     """Fill `out`. Everything is checked before; see quant.matmul.
 
     Parameters
@@ -34,7 +56,8 @@ def run(plan, device, x, matrices, out, experts, x_rows, scratch):
         At least plan.scratch_bytes, from an address that is a multiple of 64.
     """
     tables = _tables(len(out), x.shape[1], experts, x_rows, matrices[0])
-    products, at = [], 0
+    products: list[_Product] = []
+    at = 0
     for part, t in zip(plan.parts, matrices, strict=True):
         n_rows = t.shape[-2]
         if n_rows:

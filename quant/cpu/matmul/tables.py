@@ -6,6 +6,8 @@ many as second caches hold: every panel of its rows passes over these before the
 made again (`lowlevel.cpu.kept`) meets the experts that are chosen now.
 """
 
+from __future__ import annotations
+
 import functools
 
 import numpy as np
@@ -21,7 +23,7 @@ _WIDEST = WIDTHS[-1]
 _X_BYTES, _LEAST_ROWS = 1 << 19, 192
 
 
-def tail_width(n_rest):
+def tail_width(n_rest: int) -> int:
     """The narrowest group that holds `n_rest` columns."""
     return next(width for width in WIDTHS if width >= n_rest)
 
@@ -29,12 +31,12 @@ def tail_width(n_rest):
 _TAILS = np.array([0, *(tail_width(rest) for rest in range(1, _WIDEST))], np.int64)
 
 
-def n_slots_of(n_columns):
+def n_slots_of(n_columns: int) -> int:
     """Columns of all groups of a matrix, with those that pad the last group."""
     return n_columns // _WIDEST * _WIDEST + int(_TAILS[n_columns % _WIDEST])
 
 
-def most_padding(n, n_matrices):
+def most_padding(n: int, n_matrices: int) -> int:
     """The most columns that can pad groups when n columns are spread over the matrices."""
     padding = {rest: tail_width(rest) - rest for rest in range(1, _WIDEST)}
     padded = [rest for rest, pad in padding.items() if pad]
@@ -43,12 +45,12 @@ def most_padding(n, n_matrices):
     return max(padding.values()) * min(n_matrices, n // min(padded))
 
 
-def groups_at_once(columns):
+def groups_at_once(columns: int) -> int:
     """Groups of rows of x, of so many columns each, that a matrix meets before its next panel does."""
     return max(_LEAST_ROWS, _X_BYTES // max(1, columns)) // _WIDEST
 
 
-def most_of(n, n_experts, columns):
+def most_of(n: int, n_experts: int | None, columns: int) -> tuple[int, int, int]:
     """The most slots, groups and matrices of n rows of x, whichever of the experts they meet; None: a plain matrix."""
     at_once = groups_at_once(columns)
     if n_experts is None:
@@ -81,7 +83,14 @@ class Tables:
         and width of each group, the end of each matrix's groups, the matrices.
     """
 
-    def __init__(self, n, columns, experts=None, n_experts=1, x_rows=None):
+    def __init__(
+        self,
+        n: int,
+        columns: int,
+        experts: np.ndarray | None = None,
+        n_experts: int = 1,
+        x_rows: np.ndarray | None = None,
+    ) -> None:
         of_experts = None if experts is None else n_experts
         n_slots, n_groups, n_matrices = most_of(n, of_experts, columns)
         size = 3 + 2 * (n_slots + n_groups + n_matrices)
@@ -98,25 +107,25 @@ class Tables:
             *_place(x_rows),
         )
 
-    def fill(self):
+    def fill(self) -> None:
         """Read the experts, and the rows of x, that stand there now."""
         _fill(*self._fill)
 
     @property
-    def n_slots(self):
+    def n_slots(self) -> int:
         return int(self._data[0])
 
     @property
-    def n_groups(self):
+    def n_groups(self) -> int:
         return int(self._data[1])
 
     @property
-    def n_matrices(self):
+    def n_matrices(self) -> int:
         return int(self._data[2])
 
 
 @functools.lru_cache(maxsize=64)
-def tables_of_one(n, columns):
+def tables_of_one(n: int, columns: int) -> Tables:
     """`Tables` of a plain matrix, kept: most calls are of few sizes."""
     tables = Tables(n, columns)
     tables.fill()

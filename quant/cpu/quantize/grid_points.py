@@ -94,3 +94,18 @@ def _find_near(levels, numbers, bits, n_levels, n_distances, starts, near):
             if found == n_distances:
                 break
     starts[len(numbers)] = at
+
+
+@kernel(inline=True)
+def entry_at(point, points, error_of, of):
+    """(the grid's entry for a point, whether it is one): else of those near it the one of least ``error_of(points, entry, *of)``."""
+    number = points.numbers[point]
+    if number >= 0:
+        return number, True
+    best_error, best = np.float32(np.inf), points.near[points.starts[point]]
+    for place in range(points.starts[point], points.starts[point + 1]):
+        near = points.near[place]
+        error = error_of(points, near, *of)
+        if error < best_error:
+            best_error, best = error, near
+    return np.int32(best), False

@@ -13,7 +13,7 @@ from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
 from ...formats import block_format
-from .grid_points import grid_points
+from .grid_points import entry_at, grid_points
 from .importance import error_weights, mean_square
 from .scalar import multiple_of_peak, round_even
 
@@ -127,6 +127,16 @@ def _sizes_and_signs(address, first, rule, weights, sizes, signs):
 
 
 @kernel(inline=True)
+def _error(points, entry, sizes, roots, at, scale, rule):
+    """Of a group where it takes an entry's levels."""
+    error = _ZERO
+    for i in range(rule.group):
+        difference = scale * np.float32(2 * points.levels[entry, i] + 1) - sizes[at + i]
+        error += roots[at + i] * difference * difference
+    return error
+
+
+@kernel(inline=True)
 def _entry(sizes, roots, at, inverse, scale, rule, points):
     """(the grid's entry for a group at a scale, whether the nearest levels are on the grid)."""
     point = 0
@@ -134,18 +144,7 @@ def _entry(sizes, roots, at, inverse, scale, rule, points):
         level = round_even(_HALF * (inverse * sizes[at + i] - _ONE))
         level = max(0, min(rule.n_levels - 1, level))
         point |= level << (rule.bits * i)
-    number = points.numbers[point]
-    if number >= 0:
-        return number, True
-    best_error, best = np.float32(np.inf), points.near[points.starts[point]]
-    for place in range(points.starts[point], points.starts[point + 1]):
-        near, error = points.near[place], _ZERO
-        for i in range(rule.group):
-            difference = scale * np.float32(2 * points.levels[near, i] + 1) - sizes[at + i]
-            error += roots[at + i] * difference * difference
-        if error < best_error:
-            best_error, best = error, near
-    return np.int32(best), False
+    return entry_at(point, points, _error, (sizes, roots, at, scale, rule))
 
 
 @kernel(inline=True)

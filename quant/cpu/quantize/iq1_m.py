@@ -10,7 +10,7 @@ from .grid_points import grid_points
 from .grid_search import SUPER_BLOCK
 from .importance import error_weights, mean_square
 from .scalar import round_even
-from .ternary_search import add_products, entry_of, levels_of, part_16, peak_is_below, sort_order
+from .ternary_search import add_products, is_down_at, part_16, search_sub_block
 
 FORMAT = block_format("IQ1_M")
 _QS, _QH, _SCALES = FORMAT.offsets("qs", "qh", "scales")
@@ -30,46 +30,34 @@ def quantize_iq1_m(
 @kernel(allocates=True)
 def _quantize(address, n_blocks, out, importance, row_blocks, points):
     n = _SUB_BLOCK
-    weights, order, levels = np.empty(n, np.float32), np.empty(n, np.int64), np.empty(n, np.int64)
-    sums_x, sums_w = np.empty((2, n + 1), np.float32), np.empty((2, n + 1), np.float32)
+    weights, sums = np.empty(n, np.float32), np.empty(2, np.float32)
+    work = (
+        weights, np.empty(n, np.int64), np.empty(n, np.int64),
+        np.empty((2, n + 1), np.float32), np.empty((2, n + 1), np.float32), sums,
+    )  # fmt: skip
     scales, shifts = np.empty(16, np.float32), np.empty(16, np.int64)
     numbers = np.empty((16, 2), np.int64)
-    sums = np.empty(2, np.float32)
     for block in range(n_blocks):
         o, largest = block * _BLOCK_BYTES, _ZERO
         out[o : o + _BLOCK_BYTES] = 0
         sigma2 = _TWO * mean_square(address, SUPER_BLOCK * block, SUPER_BLOCK)
         for part in range(16):
             first = SUPER_BLOCK * block + n * part
-            scales[part], shifts[part] = _ZERO, 0
-            numbers[part, 0] = numbers[part, 1] = 0
-            if peak_is_below(address, first, n, _SMALLEST):
-                continue
             at = SUPER_BLOCK * (block % row_blocks) + n * part
-            error_weights(address, first, importance, at, n, sigma2, _ZERO, weights)
-            sort_order(address, first, n, order)
-            scale, low, high, shift = part_16(address, first, weights, order, sums_x, sums_w)
-            if low < 0:
-                continue
-            is_turned = scale < _ZERO
-            levels_of(order, n, low, high, is_turned, levels)
-            if is_turned:
-                scale, shift = -scale, 3 - shift
-            all_on_grid = True
-            sums[:] = 0
-            for eight in range(2):
-                is_down = shift >> (1 - eight) & 1 == 1
-                number, is_on = entry_of(
-                    address, first, weights, 8 * eight, levels, scale, is_down, points
-                )
-                all_on_grid &= is_on
-                add_products(
-                    address, first, weights, 8 * eight, number, is_down, _ONE, sums, points
-                )
-                numbers[part, eight] = number
-            if not all_on_grid and sums[0] > _ZERO and sums[1] > _ZERO:
-                scale = sums[0] / sums[1]
-            scales[part], shifts[part] = scale, shift
+            scale, shifts[part] = search_sub_block(
+                part_16,
+                2,
+                _SMALLEST,
+                address,
+                first,
+                importance,
+                at,
+                sigma2,
+                work,
+                points,
+                numbers[part],
+            )
+            scales[part] = scale
             largest = max(largest, scale)
         for part in range(16):
             out[o + _QS + 2 * part] = numbers[part, 0] & 255
@@ -91,7 +79,7 @@ def _quantize(address, n_blocks, out, importance, row_blocks, points):
             at = SUPER_BLOCK * (block % row_blocks) + n * part
             error_weights(address, first, importance, at, n, sigma2, _ZERO, weights)
             for eight in range(2):
-                is_down = shift >> (1 - eight) & 1 == 1
+                is_down = is_down_at(shift, eight, 2, 2)
                 add_products(
                     address, first, weights, 8 * eight, numbers[part, eight], is_down,
                     np.float32(2 * multiple + 1), sums, points,

@@ -7,10 +7,10 @@ from lowlevel.cpu.jit import kernel
 from ...formats import block_format
 from .grid_points import grid_points
 from .grid_search import ALIKE, SUPER_BLOCK
-from .importance import error_weights, mean_square
+from .importance import mean_square
 from .lanes import write_half
 from .scalar import round_even
-from .ternary_search import add_products, entry_of, levels_of, part_32, peak_is_below, sort_order
+from .ternary_search import part_32, search_sub_block
 
 FORMAT = block_format("IQ1_S")
 _D, _QS, _QH = FORMAT.offsets("d", "qs", "qh")
@@ -32,44 +32,27 @@ def quantize_iq1_s(
 @kernel(allocates=True)
 def _quantize(address, n_blocks, out, importance, row_blocks, points):
     n = _SUB_BLOCK
-    weights, order, levels = np.empty(n, np.float32), np.empty(n, np.int64), np.empty(n, np.int64)
-    sums_x, sums_w = np.empty(n + 1, np.float32), np.empty(n + 1, np.float32)
+    work = (
+        np.empty(n, np.float32), np.empty(n, np.int64), np.empty(n, np.int64),
+        np.empty(n + 1, np.float32), np.empty(n + 1, np.float32), np.empty(2, np.float32),
+    )  # fmt: skip
+    numbers = np.empty(4, np.int64)
     scales, tops = np.empty(8, np.float32), np.empty(8, np.int64)
-    sums = np.empty(2, np.float32)
     for block in range(n_blocks):
         o, largest = block * _BLOCK_BYTES, _ZERO
         out[o : o + _BLOCK_BYTES] = 0
         sigma2 = _TWO * mean_square(address, SUPER_BLOCK * block, SUPER_BLOCK)
         for part in range(8):
             first = SUPER_BLOCK * block + n * part
-            scales[part], tops[part] = _ZERO, 0
-            if peak_is_below(address, first, n, _SMALLEST):
-                continue
             at = SUPER_BLOCK * (block % row_blocks) + n * part
-            error_weights(address, first, importance, at, n, sigma2, _ZERO, weights)
-            sort_order(address, first, n, order)
-            scale, low, high, is_down = part_32(address, first, weights, order, sums_x, sums_w)
-            if low < 0:
-                continue
-            is_turned = scale < _ZERO
-            levels_of(order, n, low, high, is_turned, levels)
-            if is_turned:
-                scale, is_down = -scale, not is_down
-            all_on_grid, top = True, 0
-            sums[:] = 0
+            scale, shift = search_sub_block(
+                part_32, 1, _SMALLEST, address, first, importance, at, sigma2, work, points, numbers
+            )
+            top = shift << 15
             for eight in range(4):
-                number, is_on = entry_of(
-                    address, first, weights, 8 * eight, levels, scale, is_down, points
-                )
-                all_on_grid &= is_on
-                add_products(
-                    address, first, weights, 8 * eight, number, is_down, _ONE, sums, points
-                )
-                out[o + _QS + 4 * part + eight] = number & 255
-                top |= number >> 8 << 3 * eight
-            if not all_on_grid and sums[0] > _ZERO and sums[1] > _ZERO:
-                scale = sums[0] / sums[1]
-            scales[part], tops[part] = scale, top | int(is_down) << 15
+                out[o + _QS + 4 * part + eight] = numbers[eight] & 255
+                top |= numbers[eight] >> 8 << 3 * eight
+            scales[part], tops[part] = scale, top
             largest = max(largest, scale)
         if largest > _ZERO:
             d = largest / np.float32(2 * _MOST_SCALE + 1)

@@ -1,5 +1,9 @@
 """float32 -> Q4_K: d and dmin (half), 8 scales and minima of 6 bits, 128 bytes of nibbles."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from lowlevel.cpu import simd
@@ -10,6 +14,10 @@ from .importance import FIRST, N_STEPS, STEP_SIZE, lane_sums, mean_square, read_
 from .lanes import LANES, clamped_int, nearest_int, read_lanes, write_half
 from .scalar import multiple_of_peak
 from .search import search_scale_and_minimum
+
+if TYPE_CHECKING:
+    from ...formats import BlockFormat
+
 
 FORMAT = block_format("Q4_K")
 BLOCK_WEIGHTS = FORMAT.block_weights
@@ -93,7 +101,7 @@ def write_nibbles(out, offset, levels, first):
             out[offset + _SUB_BLOCK * pair + i] = levels[k] | levels[k + 1] << 4
 
 
-def make_quantize(block, begin, n_tries, write_levels):
+def make_quantize(block: BlockFormat, begin: Any, n_tries: int, write_levels: Any) -> Any:
     """The quantiser of Q4_K or Q5_K, which differ in their levels.
 
     Two super-blocks at a time fill the 16 lanes; the lanes of a missing one hold zeros.

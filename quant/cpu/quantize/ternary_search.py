@@ -8,7 +8,10 @@ import numpy as np
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
 
-_ZERO, _LOWEST = np.float32(0.0), np.float32(-3.4028235e38)
+from .grid_points import entry_at
+from .importance import error_weights
+
+_ZERO, _ONE, _LOWEST = np.float32(0.0), np.float32(1.0), np.float32(-3.4028235e38)
 _SHIFT = 0.125
 # What levels 0, 1, 2 stand for: shifted up, shifted down.
 UP = tuple(np.float32(level - 1 + _SHIFT) for level in range(3))
@@ -44,30 +47,29 @@ def levels_of(order, n, low, high, is_turned, levels):
 
 
 @kernel(inline=True)
+def value_of(level, is_down):
+    """What a level stands for at a scale of one."""
+    return DOWN[level] if is_down else UP[level]
+
+
+@kernel(inline=True)
+def _error(points, entry, address, first, weights, at, scale, is_down):
+    """Of eight weights where they take an entry's levels."""
+    error = _ZERO
+    for i in range(8):
+        difference = scale * value_of(points.levels[entry, i], is_down)
+        difference -= simd.read_f32(address, first + at + i)
+        error += weights[at + i] * difference * difference
+    return error
+
+
+@kernel(inline=True)
 def entry_of(address, first, weights, at, levels, scale, is_down, points):
     """(the grid's entry for eight levels, whether they are one)."""
     point = 0
     for i in range(8):
         point |= levels[at + i] << 2 * i
-    number = points.numbers[point]
-    if number >= 0:
-        return number, True
-    best_error, best = np.float32(np.inf), points.near[points.starts[point]]
-    for place in range(points.starts[point], points.starts[point + 1]):
-        near, error = points.near[place], _ZERO
-        for i in range(8):
-            q = value_of(points.levels[near, i], is_down)
-            difference = scale * q - simd.read_f32(address, first + at + i)
-            error += weights[at + i] * difference * difference
-        if error < best_error:
-            best_error, best = error, near
-    return np.int32(best), False
-
-
-@kernel(inline=True)
-def value_of(level, is_down):
-    """What a level stands for at a scale of one."""
-    return DOWN[level] if is_down else UP[level]
+    return entry_at(point, points, _error, (address, first, weights, at, scale, is_down))
 
 
 @kernel(inline=True)
@@ -80,12 +82,64 @@ def add_products(address, first, weights, at, number, is_down, multiple, sums, p
         sums[1] += w * q * q
 
 
+@kernel(inline=True)
+def is_down_at(shifts, eight, n_shifts, n_eights):
+    """Whether the shift of a sub-block's eight weights number `eight` is down: the first shift is the highest bit."""
+    return shifts >> (n_shifts - 1 - eight * n_shifts // n_eights) & 1 == 1
+
+
+@kernel(inline=True)
+def search_sub_block(
+    part, n_shifts, smallest, address, first, importance, at, sigma2, work, points, numbers
+):
+    """(scale, shifts) of a sub-block, its entries to `numbers`; zeros where its weights count as zeros.
+
+    Parameters
+    ----------
+    part : inlined kernel
+        `part_32` or `part_16`.
+    n_shifts : int
+        Of a sub-block.
+    smallest : float32
+        Sub-blocks whose largest weight is smaller count as zero.
+    first, at : int
+        Number of its first weight, of that of its importance.
+    work : tuple of arrays
+        weights, order, levels, sums_x, sums_w, sums.
+    """
+    weights, order, levels, sums_x, sums_w, sums = work
+    n = len(order)
+    numbers[:] = 0
+    if peak_is_below(address, first, n, smallest):
+        return _ZERO, 0
+    error_weights(address, first, importance, at, n, sigma2, _ZERO, weights)
+    sort_order(address, first, n, order)
+    scale, low, high, shifts = part(address, first, weights, order, sums_x, sums_w)
+    if low < 0:
+        return _ZERO, 0
+    is_turned = scale < _ZERO
+    levels_of(order, n, low, high, is_turned, levels)
+    if is_turned:
+        scale, shifts = -scale, (1 << n_shifts) - 1 - shifts
+    all_on_grid = True
+    sums[:] = 0
+    for eight in range(len(numbers)):
+        is_down = is_down_at(shifts, eight, n_shifts, len(numbers))
+        number, is_on = entry_of(address, first, weights, 8 * eight, levels, scale, is_down, points)
+        all_on_grid &= is_on
+        add_products(address, first, weights, 8 * eight, number, is_down, _ONE, sums, points)
+        numbers[eight] = number
+    if not all_on_grid and sums[0] > _ZERO and sums[1] > _ZERO:
+        scale = sums[0] / sums[1]
+    return scale, shifts
+
+
 # ---------------------------------------------------------------- IQ1_S: one shift for 32 weights
 
 
 @kernel(inline=True)
 def part_32(address, first, weights, order, sums_x, sums_w):
-    """(scale, low, high, whether the shift is down) of the best way to part 32 weights; low < 0: there is none."""
+    """(scale, low, high, shifts) of the best way to part 32 weights; low < 0: there is none. Shifts: 1 for down."""
     n = 32
     sums_x[0] = sums_w[0] = _ZERO
     for j in range(n):
@@ -93,20 +147,20 @@ def part_32(address, first, weights, order, sums_x, sums_w):
         sums_x[j + 1] = sums_x[j] + weights[i] * simd.read_f32(address, first + i)
         sums_w[j + 1] = sums_w[j] + weights[i]
     best, scale = _LOWEST, _ZERO
-    best_low, best_high, best_is_down = -1, -1, False
+    best_low, best_high, best_shifts = -1, -1, 0
     for low in range(n + 1):
         for high in range(low, n + 1):
             x0, x1, x2 = sums_x[low], sums_x[high] - sums_x[low], sums_x[n] - sums_x[high]
             w0, w1, w2 = sums_w[low], sums_w[high] - sums_w[low], sums_w[n] - sums_w[high]
-            for is_down in (False, True):
-                v0, v1, v2 = DOWN if is_down else UP
+            for shifts in range(2):
+                v0, v1, v2 = DOWN if shifts else UP
                 sum_xq = x0 * v0 + x1 * v1 + x2 * v2
                 sum_qq = w0 * v0 * v0 + w1 * v1 * v1 + w2 * v2 * v2
                 if sum_qq > _ZERO and sum_xq * sum_xq > best * sum_qq:
                     scale = sum_xq / sum_qq
                     best = scale * sum_xq
-                    best_low, best_high, best_is_down = low, high, is_down
-    return scale, best_low, best_high, best_is_down
+                    best_low, best_high, best_shifts = low, high, shifts
+    return scale, best_low, best_high, best_shifts
 
 
 # ---------------------------------------------------------------- IQ1_M: a shift for each eight of 16 weights

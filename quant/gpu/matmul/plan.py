@@ -1,8 +1,11 @@
 """What a product on a device runs and takes: kernels, tiles and scratch, from shapes alone."""
 
+from __future__ import annotations
+
 import functools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lowlevel.gpu.ops.launch import refuse_n_threads
 from lowlevel.plans import sections, shown
@@ -18,6 +21,14 @@ from ..instances import (
     WGMMA_TILES,
 )
 from .sizes import EXACT_COLUMNS, tile_sizes
+
+if TYPE_CHECKING:
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.plans import Scratch
+
+    from ...formats import BlockFormat
+    from ..instances import Tile, WgmmaTile
+
 
 ACTIVATIONS = ("int8", "bfloat16", "float32")
 _ALIGNMENT = 256
@@ -60,7 +71,7 @@ class MatmulPlan:
     path: str
     activations: str
     width: int
-    tile: tuple | None
+    tile: Tile | WgmmaTile | None
     x_columns: int
     n_slots: int
     most_groups: int
@@ -68,12 +79,12 @@ class MatmulPlan:
     scratch_bytes: int
 
     @property
-    def scratch(self):
+    def scratch(self) -> Scratch:
         """(tag, bytes) of each section, whole units of 256 bytes."""
         starts = {name: at for name, (at, _, _) in self.sections.items()}
         return sections(starts, self.scratch_bytes)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, for JSON."""
         return dict(
             path=self.path,
@@ -85,7 +96,14 @@ class MatmulPlan:
         )
 
 
-def plan_matmul(n, block, shapes, activations, n_threads, device):
+def plan_matmul(
+    n: int,
+    block: BlockFormat,
+    shapes: tuple[tuple[int, ...], ...],
+    activations: str | None,
+    n_threads: int | None,
+    device: LaunchDevice,
+) -> MatmulPlan:
     """The `MatmulPlan` of n rows of x and weights of a format.
 
     Parameters

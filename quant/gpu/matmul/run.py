@@ -4,7 +4,10 @@ A few rows of x stream against the weights (matvec), more of them meet tiles; bo
 a call in one launch, by a table of groups: rows of x, sorted by expert, that meet one matrix.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +34,16 @@ from ..instances import (
 from .plan import CHUNK_WEIGHTS, GROUP_FIELDS, SLOT_MULTIPLE
 from .sizes import exact_sizes, stream_sizes, tile_sizes, wgmma_shared
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowlevel.gpu.launch_device import LaunchDevice
+    from lowlevel.shapes import Array
+
+    from ...tensor import QuantTensor
+    from .plan import MatmulPlan
+
+
 # matmul_call.cuh's MatmulCall.
 CALL = np.dtype(
     [(name, "<i8") for name in "expert_stride out_stride".split()]
@@ -44,7 +57,16 @@ _PIECE = 16
 MAX_ROWS = 2**30
 
 
-def run(plan, device, x, matrices, out, experts, x_rows, scratch):
+def run(
+    plan: MatmulPlan,
+    device: LaunchDevice,
+    x: Array,
+    matrices: Sequence[QuantTensor],
+    out: Array,
+    experts: Array | None,
+    x_rows: None,
+    scratch: Array,
+) -> None:
     """Fill `out`, in the order of the device's other work; everything is checked, see quant.matmul.
 
     Parameters

@@ -1,7 +1,16 @@
 """Rows of weights that a block of each kernel of quant.matmul takes, and its shared memory, as the kernels' headers have them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ..constants import constants
 from ..instances import WGMMA_ROWS
+
+if TYPE_CHECKING:
+    from ...formats import BlockFormat
+    from ..instances import Tile, WgmmaTile
+
 
 EXACT_COLUMNS = 32  # kExactColumns
 _EXACT_ROWS = 32  # kExactRows
@@ -19,7 +28,7 @@ def _unit(block):
     return block.block_weights, block.block_bytes, constants(block).units
 
 
-def stream_sizes(block, exact, n_columns, n_warps):
+def stream_sizes(block: BlockFormat, exact: bool, n_columns: int, n_warps: int) -> tuple[int, int]:
     """(rows of weights that a warp takes at once, shared memory of a thread block): see Stream, ByteSums."""
     n_weights, n_bytes, units = _unit(block)
     chunk = 32 // units * n_bytes
@@ -32,7 +41,7 @@ def stream_sizes(block, exact, n_columns, n_warps):
     return at_once, n_warps * _STAGES * at_once * (chunk + 16)
 
 
-def exact_sizes(block):
+def exact_sizes(block: BlockFormat) -> tuple[int, int]:
     """(rows of weights of a thread block, its shared memory): see ExactTile."""
     n_weights, n_bytes, _ = _unit(block)
     depth = max(64, n_weights)
@@ -40,7 +49,7 @@ def exact_sizes(block):
     return _EXACT_ROWS, 4 * (_EXACT_ROWS + EXACT_COLUMNS) * (depth + 4) + _EXACT_ROWS * raw
 
 
-def tile_sizes(block, tile):
+def tile_sizes(block: BlockFormat, tile: Tile) -> tuple[int, int]:
     """(rows of weights of a thread block, its shared memory): see Tile in matmul_tiles.cuh."""
     n_weights, n_bytes, _ = _unit(block)
     rows, columns, n_blocks = tile.threads // 4, tile.columns, _DEPTH // n_weights
@@ -58,7 +67,7 @@ def tile_sizes(block, tile):
     return rows, shared
 
 
-def wgmma_shared(block, tile):
+def wgmma_shared(block: BlockFormat, tile: WgmmaTile) -> int:
     """Shared memory of a thread block: see WgmmaTile."""
     raw_bytes = _DEPTH // block.block_weights * block.block_bytes
     raw_pitch = 16 * ((raw_bytes + 30) // 16 | 1)

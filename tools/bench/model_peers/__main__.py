@@ -6,11 +6,11 @@ to standard error.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 
+from .. import timing
 from ..serve import serve
 from . import Job
 
@@ -39,13 +39,13 @@ class Server:
             if depth:
                 engine.append(tokens[:depth])
         timed = tokens[depth:]
-        begun = time.perf_counter()
-        if n_prompt:
-            engine.append(timed)
-        else:
-            for index in range(n_gen):
-                engine.append(timed[index : index + 1])
-        return dict(seconds=time.perf_counter() - begun)
+
+        def append():
+            step = n_prompt or 1
+            for start in range(0, len(timed), step):
+                engine.append(timed[start : start + step])
+
+        return dict(seconds=timing.seconds_of(append))
 
     def drop(self) -> dict[str, Any]:
         """Close the file."""

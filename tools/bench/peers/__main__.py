@@ -6,13 +6,11 @@ print goes to standard error.
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
 from typing import Any
 
 import numpy as np
 
+from .. import timing
 from ..serve import serve
 from . import inputs
 
@@ -40,15 +38,10 @@ class Server:
         )
 
     def run(self, variant: str, n_threads: int, count: int) -> dict[str, Any]:
-        """Call it `count` times; returns the seconds of one: the median, lest one that the system
-        interrupted counts for all."""
+        """Call it `count` times; returns the seconds of one."""
         call = self._variants[variant].call
         self._module.set_threads(n_threads)
-        times = [time.perf_counter()]
-        for _ in range(count):
-            call(n_threads)
-            times.append(time.perf_counter())
-        return dict(seconds=statistics.median(b - a for a, b in itertools.pairwise(times)))
+        return dict(seconds=timing.median_of_calls(lambda: call(n_threads), count))
 
     def output(self, variant: str, path: str) -> dict[str, Any]:
         """Write some values of the last result to a file; says what else there is to know."""

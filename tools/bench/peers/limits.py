@@ -213,8 +213,28 @@ def _fma_12(x, y, results, n_rounds):
 
 
 @kernel
-def _dots(data, results, n_rounds):
-    """Six chains of byte products; one operand is read anew each round, or it would be hoisted."""
+def _dots_12(data, results, n_rounds):
+    """Twelve chains of byte products; one operand is read anew each round, or it would be hoisted."""
+    s = simd.load_u8x64(data, 0)
+    a, b, c, d, e, f = (
+        simd.splat(0), simd.splat(1), simd.splat(2), simd.splat(3), simd.splat(4), simd.splat(5),
+    )  # fmt: skip
+    g, h, i, j, k, m = (
+        simd.splat(6), simd.splat(7), simd.splat(8), simd.splat(9), simd.splat(10), simd.splat(11),
+    )  # fmt: skip
+    for n in range(n_rounds):
+        u = simd.load_u8x64(data, (n & 7) * 64)
+        a, b, c = simd.dot_u8s8(a, u, s), simd.dot_u8s8(b, u, s), simd.dot_u8s8(c, u, s)
+        d, e, f = simd.dot_u8s8(d, u, s), simd.dot_u8s8(e, u, s), simd.dot_u8s8(f, u, s)
+        g, h, i = simd.dot_u8s8(g, u, s), simd.dot_u8s8(h, u, s), simd.dot_u8s8(i, u, s)
+        j, k, m = simd.dot_u8s8(j, u, s), simd.dot_u8s8(k, u, s), simd.dot_u8s8(m, u, s)
+    first = simd.to_f32(a + b + c) + simd.to_f32(d + e + f)
+    results[0] = simd.sum_lanes(first + (simd.to_f32(g + h + i) + simd.to_f32(j + k + m)))
+
+
+@kernel
+def _dots_6(data, results, n_rounds):
+    """The same of six, which are two registers each where those have 32 bytes."""
     s = simd.load_u8x64(data, 0)
     a, b, c, d, e, f = (
         simd.splat(0), simd.splat(1), simd.splat(2), simd.splat(3), simd.splat(4), simd.splat(5),
@@ -256,8 +276,11 @@ def _fma(_inputs):
 
 
 def _int8_dot(_inputs):
+    run = _dots_12 if _ACCUMULATORS == 12 else _dots_6
     data = np.ones(512, np.uint8)
-    return _register_loop("int8 dot", lambda results: _dots(data, results, _ROUNDS), 2 * 64 * 6)
+    return _register_loop(
+        "int8 dot", lambda results: run(data, results, _ROUNDS), 2 * 64 * _ACCUMULATORS
+    )
 
 
 def _sgemm(_inputs):

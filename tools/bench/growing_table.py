@@ -24,15 +24,20 @@ class Column(NamedTuple):
 
 
 class GrowingTable:
-    """Printed row by row on standard output.
+    """Printed row by row.
 
     Parameters
     ----------
     columns : sequence of Column
+    say : callable, optional
+        Where lines go; None: to standard output.
     """
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(
+        self, columns: Sequence[Column], say: Callable[[str], object] | None = None
+    ) -> None:
         self._columns = columns
+        self._say = say or (lambda text: print(text, flush=True))
         self._has_heading = False
 
     def add(self, row: Any) -> None:
@@ -47,4 +52,4 @@ class GrowingTable:
         text = io.StringIO()
         Console(file=text, width=1000).print(table)
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
-        print("\n".join(line for line in lines if line), flush=True)
+        self._say("\n".join(line for line in lines if line))

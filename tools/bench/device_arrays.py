@@ -1,11 +1,9 @@
-"""Timing on a device: what the rows of ``kqcap bench --device`` share."""
+"""Arrays of a device, and what memory it has: what the rows of ``kqcap bench --device`` share."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import gguf
@@ -16,14 +14,10 @@ from lowlevel import devices
 from lowlevel.shapes import resolve_dtype
 from quant.formats import block_format
 
+from . import timing
+
 # Values of one random block, repeated to fill an array: odd, so that no two rows are alike.
 _BLOCK = (1 << 22) - 3
-# What keeps a GPU busy for a millisecond: longer than the host takes to queue a call.
-_BUSY_BYTES, _BUSY_TIMES = 1 << 29, 8
-
-
-def is_gpu(device_name: str) -> bool:
-    return device_name.startswith("cuda:")
 
 
 def kernel_device(device_name: str) -> Any:
@@ -31,66 +25,11 @@ def kernel_device(device_name: str) -> Any:
     return devices.get(device_name)
 
 
-def seconds_of(device_name: str, call: Callable[[], Any]) -> float:
-    """Seconds that the device takes for one call; on the simulator the host's."""
-    if not is_gpu(device_name):
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    import cupy
-
-    start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-    start.record()
-    call()
-    stop.record()
-    stop.synchronize()
-    return cupy.cuda.get_elapsed_time(start, stop) / 1e3
-
-
-def interleaved(
-    device_name: str, calls: Mapping[str, Callable[[], Any]], rounds: int
-) -> dict[str, list[float]]:
-    """{name: seconds of each round} of {name: call}, after one call each that is not counted."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(seconds_of(device_name, call))
-    return times
-
-
-def queued(
-    device_name: str, calls: Mapping[str, Callable[[], Any]], rounds: int
-) -> dict[str, list[float]]:
-    """As `interleaved`; a GPU is busy with something else until a call is queued, so that the host's
-    share of the call is not in its time."""
-    if not is_gpu(device_name):
-        return interleaved(device_name, calls, rounds)
-    import cupy
-
-    other = cupy.empty(_BUSY_BYTES, np.uint8)
-
-    def behind_other_work(call):
-        stream = cupy.cuda.get_current_stream().ptr
-        for _ in range(_BUSY_TIMES):
-            cupy.cuda.runtime.memsetAsync(other.data.ptr, 0, other.nbytes, stream)
-        return seconds_of(device_name, call)
-
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(behind_other_work(call))
-    return times
-
-
 def copy_speed(device_name: str, n_bytes: int, rounds: int) -> float:
     """Bytes a second, read and written, of a copy on the device."""
     device = kernel_device(device_name)
     source, target = (device.empty((n_bytes,), np.uint8) for _ in range(2))
-    times = queued(device_name, {"copy": lambda: device.copy_flat(target, source)}, rounds)
+    times = timing.queued({"copy": lambda: device.copy_flat(target, source)}, rounds, device_name)
     return 2 * n_bytes / statistics.median(times["copy"])
 
 
@@ -148,7 +87,7 @@ def host_values(tensor: quant.QuantTensor) -> np.ndarray:
 
 def free_bytes(device_name: str) -> int | None:
     """Memory that the GPU has left for all programs, as cudaMemGetInfo says; None on the simulator."""
-    if not is_gpu(device_name):
+    if not timing.is_gpu(device_name):
         return None
     import cupy
 
