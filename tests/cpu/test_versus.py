@@ -229,13 +229,15 @@ def test_the_fma_loop_does_every_round(n_chains):
     assert results[0] == pytest.approx(16 * sum(chains), rel=1e-5)
 
 
-def test_the_dot_loop_does_every_round():
+@pytest.mark.parametrize("n_chains", [6, 12])
+def test_the_dot_loop_does_every_round(n_chains):
     data = np.random.default_rng(5).integers(0, 100, 512).astype(np.uint8)
     results, n_rounds = np.zeros(16, np.float32), 11
-    limits._dots(data, results, n_rounds)
+    run = limits._dots_6 if n_chains == 6 else limits._dots_12
+    run(data, results, n_rounds)
     unsigned = data.reshape(8, 64).astype(np.int64)
     total = sum((unsigned[n % 8] * unsigned[0]).sum() for n in range(n_rounds))
-    assert results[0] == pytest.approx(6 * total + 16 * (0 + 1 + 2 + 3 + 4 + 5), rel=1e-6)
+    assert results[0] == pytest.approx(n_chains * total + 16 * sum(range(n_chains)), rel=1e-6)
 
 
 def test_every_limit_of_a_case_can_be_measured():
