@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lowlevel.devices import Device
 
 
-def scratch_bytes(kind: Any, heads: int, keys: int) -> int:
+def scratch_bytes(kind: Any, heads: int, keys: int, dtype: str) -> int:
     """Weights (heads, rank, d) with padded rows, and the chunk's latents, as floats."""
     return 4 * kind.rank * (heads * padded_width(kind.d) + max(keys, 1))
 

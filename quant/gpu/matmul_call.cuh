@@ -10,7 +10,8 @@ struct MatmulCall {  // matmul.py's CALL
   int n_rows, columns, n_slots, n_groups;
   int x_columns;  // floats from one prepared row of x to the next
   int pieces;     // see copies_pieces
-  int counted;    // not 0: n_groups is the most there may be, groups[3 * n_groups] how many there are
+  int counted;    // above 0: n_groups is the most there may be, groups[3 * n_groups] how many there are; below: groups are
+                  // the ids of so many matrices, see matmul_stream.cuh
   int x_type, out_type;  // FloatType
   int image_slots;  // rows of x in the image that tile_rows makes
 };

@@ -3,12 +3,13 @@
 #pragma once
 #include "matmul_formats.cuh"
 
-constexpr int kStreamThreads = 256, kStages = 2;
+constexpr int kStreamThreads = 256;
 
-// Of a chunk a lane takes kBlocks blocks, or, of super-blocks, a unit.
+// Of a chunk a lane takes kBlocks blocks, or, of super-blocks, a unit. Floats have as many bytes as the others many
+// blocks, and matrices of them few rows (a router's): a row's chunks must come side by side, not one after the other.
 template <class Format, int kRowsAtOnce, int kBlocks>
 struct Stream {
-  static constexpr int kRows = kRowsAtOnce, kLaneBlocks = kBlocks;
+  static constexpr int kRows = kRowsAtOnce, kLaneBlocks = kBlocks, kStages = Format::kBlockWeights < 32 ? 8 : 2;
   static constexpr int kChunkBytes = 32 * kBlocks / Format::kUnits * Format::kBlockBytes;
   static constexpr int kPieces = kChunkBytes / 16 + 1, kPitch = 16 * kPieces;
   static constexpr int kSlotBytes = kRows * kPitch, kWarpBytes = kStages * kSlotBytes;
@@ -30,6 +31,24 @@ struct StreamTask {
   }
 };
 
+// Where rows of x meet a matrix each, groups are the ids of these, and group g is slot g. Kernels without a register for
+// more than `count` rows ask again whether there is such a matrix: out is NaN where there is none.
+__device__ __forceinline__ bool are_ids(const MatmulCall& call) {
+  return call.counted < 0;
+}
+__device__ __forceinline__ bool has_matrix(const int* __restrict__ groups, const MatmulCall& call, int index) {
+  return !groups || !are_ids(call) || (unsigned)__ldg(groups + index) < (unsigned)-call.counted;
+}
+__device__ __forceinline__ int matrix_of(const int* __restrict__ groups, const MatmulCall& call, int index) {
+  if (!are_ids(call)) return __ldg(groups + 3 * (long long)index);
+  return has_matrix(groups, call, index) ? __ldg(groups + index) : 0;
+}
+__device__ __forceinline__ Group slots_of(const int* __restrict__ groups, const MatmulCall& call, int index,
+                                          int width) {
+  if (!groups || !are_ids(call)) return read_group(groups, call, index, width);
+  return {0, index, 1};
+}
+
 template <int kRows>
 __device__ __forceinline__ StreamTask read_task(const unsigned char* __restrict__ weights,
                                                 const int* __restrict__ groups, const MatmulCall& call,
@@ -39,7 +58,7 @@ __device__ __forceinline__ StreamTask read_task(const unsigned char* __restrict_
   unsigned tile = task;
   if (groups) {
     result.group = task / row_tiles, tile = task % row_tiles;
-    weights += __ldg(groups + 3 * (long long)result.group) * call.expert_stride;
+    weights += matrix_of(groups, call, result.group) * call.expert_stride;
   }
   result.first = tile * kRows, result.last = call.n_rows - 1;
   result.rows = weights + (long long)result.first * call.row_stride;
@@ -124,6 +143,7 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
                                                 const int* __restrict__ groups, const MatmulCall& call,
                                                 unsigned char* shared) {
   using S = typename Sums::Rows;
+  constexpr int kStages = S::kStages;
   constexpr int kWeights = S::kLaneBlocks * Format::kBlockWeights / Format::kUnits;  // a lane's of a chunk
   const int lane = threadIdx.x % 32;
   unsigned char* const slots = shared + threadIdx.x / 32 * S::kWarpBytes;
@@ -172,7 +192,7 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
     if (summed_chunk == 0) {
       if (is_new(summed_task)) {
         task = read_task<S::kRows>(weights, groups, call, summed_task, row_tiles);
-        group = read_group(groups, call, task.group, kColumns);
+        group = slots_of(groups, call, task.group, kColumns);
 #pragma unroll
         for (int i = 0; i < S::kRows; ++i)
           places[i] = i * S::kPitch + task.skew(call, i) +
@@ -196,7 +216,8 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
     float values[kSums];
 #pragma unroll
     for (int i = 0; i < kSums; ++i) values[i] = sums.total[i % S::kRows][i / S::kRows];
-    const float sum = sum_lanes(values, lane);
+    float sum = sum_lanes(values, lane);
+    if (!has_matrix(groups, call, task.group)) sum = __uint_as_float(0x7fc00000u);
     const int index = lane / (32 / kSums);
     const int row = task.first + index % S::kRows, column = index / S::kRows;
     if (lane % (32 / kSums) == 0 && column < group.count && row < call.n_rows)

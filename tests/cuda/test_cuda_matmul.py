@@ -241,6 +241,30 @@ def test_experts_take_one_launch(device, launched, rng):
 
 
 @pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q3_K", "F16"])
+def test_rows_that_are_not_sorted(name, exact, device, launched, rng):
+    """A few rows with an expert each: ids on the device are taken as they come; NaN where there is no such expert."""
+    t = random_tensor(rng, name, 7, 9, 512)
+    on = t.to(device)
+    for ids in ([3], [6, 0, 2, 2, 5], [1, 7, 0, -1, 2**31 - 1, 6, -(2**31)]):
+        ids = np.array(ids, np.int32)
+        x = random_x(rng, len(ids), t.columns)
+        there = asarray(x, device)
+        y = asnumpy(matmul(there, on, experts=asarray(ids, device), exact=exact))
+        n_launched = len(launched)
+        assert SORT_ROWS["int32"] not in launched
+        is_there = (0 <= ids) & (ids < 7)
+        assert np.isnan(y[~is_there]).all()
+        for e in set(ids[is_there].tolist()):
+            check_product(y[ids == e], x[ids == e], t[e], exact)
+        wide = asarray(ids.astype(np.int64), device)
+        again = asnumpy(matmul(there, on, experts=wide, exact=exact))
+        assert launched[n_launched] is SORT_ROWS["int64"]
+        np.testing.assert_array_equal(again, y)
+        launched.clear()
+
+
+@pytest.mark.parametrize("exact", [False, True])
 def test_nothing_to_do(exact, any_device, rng):
     t = random_tensor(rng, "Q8_0", 5, 64)
     assert multiply(random_x(rng, 0, 64), t, any_device, exact=exact).shape == (0, 5)

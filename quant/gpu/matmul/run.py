@@ -52,7 +52,10 @@ CALL = np.dtype(
 )
 assert CALL.itemsize == 64
 FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # matmul_call.cuh's FloatType
+_SIZES = ("columns", "n_slots", "n_groups", "counted", "x_columns", "image_slots")
 _PIECE = 16
+# So many rows with a matrix each are not sorted: what two of them share stays in the second-level cache.
+ROWS_BY_ID = 128
 # Rows of weights in one launch: they are counted in 32 bits.
 MAX_ROWS = 2**30
 
@@ -86,13 +89,19 @@ def run(
         name: scratch[at : at + n_items * np.dtype(dtype).itemsize].view(dtype)
         for name, (at, dtype, n_items) in plan.sections.items()
     }
+    # How many groups there are, and what the kernels find where: see MatmulCall.
+    n_groups, counted = plan.most_groups, 0
     if experts is None:
-        n_groups = plan.most_groups
+        pass
     elif device.address(experts) is None:
         n_groups = _sort_on_host(plan, device, parts, experts)
+    elif _are_groups(plan, experts):
+        del parts["order"]
+        parts["groups"], n_groups, counted = experts, len(out), -matrices[0].shape[0]
     else:
         _sort_on_device(plan, device, parts, experts, matrices[0].shape[0], out)
-        n_groups = -plan.most_groups  # how many there are stands in the table
+        counted = 1
+    groups = n_groups, counted
     block = matrices[0].format
     if plan.path == "single":
         parts["x"] = x
@@ -106,13 +115,13 @@ def run(
         max_rows = MAX_ROWS if all(abs(t.data.strides[-2]) < 2**31 for t in some) else 1
         if n_rows <= max_rows:
             target = out[:, at : at + len(some) * n_rows] if len(matrices) > len(some) else out
-            _launch(plan, device, some, target, parts, n_groups, x_type)
+            _launch(plan, device, some, target, parts, groups, x_type)
         else:
             for t in some:
                 for first in range(0, n_rows, max_rows):
                     rows = slice(first, min(first + max_rows, n_rows))
                     target = out[:, at + rows.start : at + rows.stop]
-                    _launch(plan, device, (t[..., rows, :],), target, parts, n_groups, x_type)
+                    _launch(plan, device, (t[..., rows, :],), target, parts, groups, x_type)
                 at += n_rows
             continue
         at += len(some) * n_rows
@@ -142,6 +151,13 @@ def _kernel(plan, name):
 
 def _multiple(plan):
     return SLOT_MULTIPLE if plan.path == "wgmma" else 1
+
+
+def _are_groups(plan, experts):
+    """Whether a few rows meet a matrix each: their ids serve as groups, in the order in which they come."""
+    if plan.width > 1 or len(experts) > ROWS_BY_ID or experts.dtype != np.int32:
+        return False
+    return experts.flags.c_contiguous
 
 
 def _sort_on_host(plan, device, parts, experts):
@@ -208,8 +224,8 @@ def _row_stride(array):
 # ---------------------------------------------------------------- weights
 
 
-def _launch(plan, device, matrices, out, parts, n_groups, x_type):
-    """One launch for one matrix or two alike; n_groups < 0: at most so many."""
+def _launch(plan, device, matrices, out, parts, groups, x_type):
+    """One launch for one matrix or two alike."""
     t = matrices[0]
     block, data = t.format, t.data
     kernel = _kernel(plan, block.name)
@@ -218,7 +234,7 @@ def _launch(plan, device, matrices, out, parts, n_groups, x_type):
     alignment = max(alignment_of(block), 2) if plan.path == "wgmma" else min(alignment_of(block), 2)
     call = _call(
         tuple([device.address(some.data) % _PIECE for some in matrices]), alignment, data.shape,
-        data.strides, _row_stride(out), (t.columns, len(out), n_groups, plan.x_columns, plan.n_slots), types,
+        data.strides, _row_stride(out), (t.columns, len(out), *groups, plan.x_columns, plan.n_slots), types,
     )  # fmt: skip
     target = (out, parts.get("order"), parts.get("groups"), call)
     if plan.path == "wgmma":
@@ -230,7 +246,7 @@ def _launch(plan, device, matrices, out, parts, n_groups, x_type):
         arguments = (data, parts["x"], parts["x_scales"], parts.get("x_sums"), *target)
     n_blocks, shared = _launch_sizes(
         plan.path, plan.activations, plan.width, plan.tile, block.qtype, kernel.block,
-        len(matrices) * -(-t.shape[-2] // WGMMA_ROWS), t.shape[-2], t.columns, abs(n_groups),
+        len(matrices) * -(-t.shape[-2] // WGMMA_ROWS), t.shape[-2], t.columns, groups[0],
         device.n_multiprocessors,
     )  # fmt: skip
     device.launch(kernel, n_blocks, arguments, shared_mem=shared)
@@ -270,9 +286,8 @@ def _call(misaligned, alignment, data_shape, data_strides, out_stride, sizes, ty
     call["expert_stride"] = strides[0] if len(strides) == 2 else 0
     call["n_rows"], call["row_bytes"] = data_shape[-2:]
     call["out_stride"] = out_stride
-    n_groups = sizes[2]
-    call["columns"], call["n_slots"], _, call["x_columns"], call["image_slots"] = sizes
-    call["n_groups"], call["counted"] = abs(n_groups), n_groups < 0
+    for name, size in zip(_SIZES, sizes, strict=True):
+        call[name] = size
     call["x_type"], call["out_type"] = types
     call["pieces"] = min(_pieces(address, alignment, data_shape, strides) for address in misaligned)
     call.flags.writeable = False
