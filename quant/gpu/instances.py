@@ -150,14 +150,14 @@ def bytes_of_x(block: BlockFormat) -> tuple[int, bool, bool]:
     return block.block_weights, of.interleaved, of.sums
 
 
-_X = ("const V*", "i8", "i4", "const i4*")  # x, its stride and type, order
+_X = ("const V*", "const i4*", "V24", "const i4*")  # x, rows, RowsOfX, order
 # (what `bytes_of_x` gives, in the order of kernels that stream?) -> Kernel
 QUANTISE_ROWS = {
     (of_x, streamed): Kernel(
         PACKAGE,
         "matmul_x.cu",
         f"quantise_rows<{', '.join(str(each).lower() for each in (*of_x, streamed))}>",
-        (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
+        (*_X, "u1*", "f4*", "i2*", "i4"),
         256,
     )
     for of_x in sorted({bytes_of_x(block) for block in FORMATS.values() if not block.is_float})
@@ -168,12 +168,12 @@ GATHER_ROWS = {
         PACKAGE,
         "matmul_x.cu",
         f"gather_rows<{str(interleaved).lower()}>",
-        (*_X, "f4*", "i4", "i4", "i4"),
+        (*_X, "f4*", "i4", "i4"),
         256,
     )
     for interleaved in (False, True)
 }
-TILE_ROWS = Kernel(PACKAGE, "matmul_x.cu", "tile_rows", (*_X, "u1*", "i4", "i4", "i4"), 256)
+TILE_ROWS = Kernel(PACKAGE, "matmul_x.cu", "tile_rows", (*_X, "u1*", "i4", "i4"), 256)
 SORT_THREADS = 1024
 # dtype of the experts' numbers -> Kernel
 SORT_ROWS = {

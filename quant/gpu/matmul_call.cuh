@@ -70,6 +70,20 @@ __device__ __forceinline__ long long row_of_slot(const int* __restrict__ order, 
   return order ? __ldg(order + slot) : slot;
 }
 
+// Rows of x as a call finds them. With `rows`, row i of the product is that of x's row rows[i]; a product whose row x
+// does not have becomes NaN.
+struct RowsOfX {  // matmul/run.py's ROWS
+  long long stride;  // items
+  int type, n_rows, columns, unused;
+};
+
+// Whether x has the row that row `row` of the product asks for, which becomes that.
+__device__ __forceinline__ bool find_row(const int* __restrict__ rows, const RowsOfX& of, long long& row) {
+  if (!rows) return true;
+  row = __ldg(rows + row);
+  return (unsigned long long)row < (unsigned long long)of.n_rows;
+}
+
 // ---- rows of blocks into shared memory ------------------------------------------------------------
 //
 // Rows are copied in pieces of 16 bytes that start at multiples of 16 in global memory: a row's first

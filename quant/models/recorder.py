@@ -320,6 +320,14 @@ class Recorder(RankOperations):
 
         self.note("copy", name, (x, out), bind, fixed=True)
 
+    def narrowed(self, x: Rows) -> Rows:
+        """Rows in the dtype that operations hand on."""
+        if x.buffer.dtype == self.choices.rows:
+            return x
+        out = self.new(x.buffer.name.split(".")[-1], *x.shape)
+        self.copy(x, out, "narrowed")
+        return out
+
     def rope(self, x: Rows, rope: Rope, offset: int = 0, name: str = "q") -> None:
         """Turn heads, (n_head, n, d), of the last n tokens by their positions, in place."""
         n_threads, n_tokens = self.choices.n_threads, self.made.n_tokens
@@ -451,10 +459,10 @@ class Recorder(RankOperations):
         return ids, weights
 
     def expert_rows(self, ids: Rows, weights: Rows) -> ExpertRows:
-        """Each choice of each token a row: sorted by expert, or token after token where rows are gathered."""
+        """Each choice of each token a row: sorted by expert, or token after token where products sort them."""
         n_tokens, n_used = ids.shape
         n = n_tokens * n_used
-        if self.choices.gathers:
+        if self.choices.in_token_order:
             tokens = self.constant("row_tokens", lambda m: np.repeat(np.arange(m), n_used), n_used)
             return ExpertRows(tokens.rows(0, n), ids.flat(), weights.flat(), n_used)
         tokens = self.new("row_tokens", n, 1, "int32").flat()
@@ -478,12 +486,12 @@ class Recorder(RankOperations):
         experts: Rows,
         name: str,
         tokens: Rows | None = None,
+        out: Rows | None = None,
     ) -> Rows:
         """Row i: ``x[tokens[i]] @ weight[experts[i]].T``, without tokens ``x[i]``; several weights side by side."""
-        if tokens is not None and self.choices.gathers:
-            x, tokens = self._gather(x, tokens), None
         n = experts.shape[0]
-        out = self.new(name, n, sum(weight.shape[1] for weight in weights))
+        if out is None:
+            out = self.new(name, n, sum(weight.shape[1] for weight in weights))
         at = 0
         for together in _of_one_format(weights):
             n_rows = sum(weight.shape[1] for weight in together)
@@ -492,23 +500,12 @@ class Recorder(RankOperations):
             at += n_rows
         return out
 
-    def _gather(self, x, tokens):
-        out = self.new("gathered", tokens.shape[0], x.shape[1])
-        n_threads = self.choices.n_threads
-
-        def bind(bound):
-            arrays = [bound.array(each) for each in (x, tokens, out)]
-            return functools.partial(ops.gather_rows, *arrays, n_threads=n_threads)
-
-        self.note("experts", "gather", (x, tokens, out), bind, fixed=True)
-        return out
-
     def scatter_add(self, rows: Rows, out: Rows, of: ExpertRows, start: int) -> None:
         """``out[tokens[i]] += weights[i] * rows[i]``, for rows from `start` on."""
         n, n_threads = rows.shape[0], self.choices.n_threads
         weights = of.weights.rows(start, start + n)
-        tokens = None if self.choices.gathers else of.tokens.rows(start, start + n)
-        if self.choices.gathers:
+        tokens = None if self.choices.in_token_order else of.tokens.rows(start, start + n)
+        if self.choices.in_token_order:
             out = out.rows(start // of.per_token, (start + n) // of.per_token)
         plan = ops.plan_scatter_add(
             n, out.shape[0], in_order=tokens is None, device=self.choices.device

@@ -264,6 +264,42 @@ def test_rows_that_are_not_sorted(name, exact, device, launched, rng):
         launched.clear()
 
 
+@pytest.mark.parametrize("n", [5, 70])
+@pytest.mark.parametrize(
+    ("name", "activations"), [("IQ4_NL", "int8"), ("Q4_K", "float32"), ("Q2_K", "bfloat16")]
+)
+def test_rows_of_x_by_number(name, activations, n, device, rng):
+    """As of a copy that has the rows; NaN where x has none."""
+    t = random_tensor(rng, name, 7, 9, 512)
+    on, x = t.to(device), random_x(rng, 6, t.columns)
+    x_rows = rng.integers(0, len(x), n).astype(np.int32)
+    x_rows[2], x_rows[4] = -1, len(x)
+    experts = asarray(rng.integers(0, 7, n).astype(np.int32), device)
+    found = matmul(
+        asarray(x, device), on, experts=experts, x_rows=asarray(x_rows, device), activations=activations
+    )
+    is_there = (0 <= x_rows) & (x_rows < len(x))
+    copied = np.where(is_there[:, None], x[np.where(is_there, x_rows, 0)], np.float32(0))
+    expected = matmul(asarray(copied, device), on, experts=experts, activations=activations)
+    found, expected = asnumpy(found), asnumpy(expected)
+    assert np.isnan(found[~is_there]).all()
+    np.testing.assert_array_equal(found[is_there], expected[is_there])
+
+
+def test_rows_of_x_that_do_not_fit(device, rng):
+    t = random_tensor(rng, "Q8_0", 3, 9, 64).to(device)
+    x, ids = asarray(random_x(rng, 2, 64), device), asarray(np.zeros(4, np.int32), device)
+    with pytest.raises(ValueError, match="x_rows: on .* with experts= only"):
+        matmul(x, t[0], x_rows=ids)
+    with pytest.raises(TypeError, match="x_rows: "):
+        matmul(x, t, experts=ids, x_rows=np.zeros(4, np.int32))
+    with pytest.raises(TypeError, match="x_rows: expected int32"):
+        matmul(x, t, experts=ids, x_rows=asarray(np.zeros(4, np.int64), device))
+    gaps = asarray(np.zeros(8, np.int32), device)[::2]
+    with pytest.raises(ValueError, match="x_rows: expected an array without gaps"):
+        matmul(x, t, experts=ids, x_rows=gaps)
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_nothing_to_do(exact, any_device, rng):
     t = random_tensor(rng, "Q8_0", 5, 64)

@@ -51,6 +51,10 @@ CALL = np.dtype(
     + [(name, "<i4") for name in "x_columns pieces counted x_type out_type image_slots".split()]
 )
 assert CALL.itemsize == 64
+# matmul_call.cuh's RowsOfX.
+ROWS = np.dtype(
+    [("stride", "<i8")] + [(name, "<i4") for name in ("type", "n_rows", "columns", "unused")]
+)
 FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # matmul_call.cuh's FloatType
 _SIZES = ("columns", "n_slots", "n_groups", "counted", "x_columns", "image_slots")
 _PIECE = 16
@@ -80,8 +84,8 @@ def run(
         Of one format and one number of columns and experts.
     experts : array of int, (n,), or None
         On the host, sorted out there, or on the device (int32 or int64), of which the host knows nothing.
-    x_rows : None
-        For products on the CPU.
+    x_rows : array of int32, (n,), or None
+        On the device: the row of x that each row of the product is of.
     scratch : array of uint8
         At least plan.scratch_bytes.
     """
@@ -106,7 +110,7 @@ def run(
     if plan.path == "single":
         parts["x"] = x
     else:
-        _prepare(plan, device, x, block, parts)
+        _prepare(plan, device, x, x_rows, len(out), block, parts)
     x_type = FLOAT_TYPES[dtype_name(x.dtype)]
     at = 0
     for some in _at_once(plan, matrices):
@@ -194,26 +198,35 @@ def _sort_on_device(plan, device, parts, experts, n_experts, out):
     device.launch(kernel, 1, arguments, shared_mem=4 * (n_experts + 2 * SORT_THREADS // 32))
 
 
-def _prepare(plan, device, x, block, parts):
+def _prepare(plan, device, x, x_rows, n, block, parts):
     """x as bytes, as padded floats or as an image of bfloat16, its rows in the groups' order."""
-    n, columns = x.shape
+    n_x, columns = x.shape
     interleaved = not block.is_float and constants(block).interleaved
-    source = (x, _row_stride(x), FLOAT_TYPES[dtype_name(x.dtype)], parts.get("order"), parts["x"])
+    of = _rows_of_x(_row_stride(x), FLOAT_TYPES[dtype_name(x.dtype)], n_x, columns)
+    source = (x, x_rows, of, parts.get("order"), parts["x"])
     if plan.path == "wgmma":
         kernel = TILE_ROWS
         n_threads = plan.n_slots * plan.x_columns // 8
-        arguments = (*source, columns, n, plan.n_slots)
+        arguments = (*source, n, plan.n_slots)
     elif plan.activations == "float32":
         kernel = GATHER_ROWS[interleaved]
         n_threads = n * plan.x_columns // 4
-        arguments = (*source, columns, plan.x_columns, n)
+        arguments = (*source, plan.x_columns, n)
     else:
         kernel = QUANTISE_ROWS[bytes_of_x(block), plan.path == "stream"]
         n_threads = n * -(-columns // 256) * 32
         sums = parts.get("x_sums")
         sums = None if sums is None else sums.view(np.int16)
-        arguments = (*source, parts["x_scales"], sums, columns, n)
+        arguments = (*source, parts["x_scales"], sums, n)
     device.launch(kernel, -(-n_threads // kernel.block), arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rows_of_x(stride, kind, n_rows, columns):
+    """A `ROWS`, not to be written to."""
+    of = np.array((stride, kind, n_rows, columns, 0), ROWS)
+    of.flags.writeable = False
+    return of
 
 
 def _row_stride(array):
