@@ -30,7 +30,7 @@ V_COLUMN_STEP = 8
 PRECISIONS = ("float32",)
 KV_ALIGNED = True
 # The least keys worth a split; latents, read by one head for all, are four times as wide, and one tile has all queries.
-MIN_KEYS_PER_SPLIT, MIN_LATENTS_PER_SPLIT = 512, 128
+MIN_KEYS_PER_SPLIT, MIN_LATENTS_PER_SPLIT = 512, 256
 # Decoded K and V: keys of a chunk, at most, worth giving heads and splits up for, and at least.
 MOST_KEYS_OF_A_CHUNK, WORTHWHILE_KEYS, LEAST_KEYS_OF_A_CHUNK = 8192, 1024, 64
 # Tiles path: sizes of the K*Q tile that are tried, in scores. 32 MiB of them stay in a large GPU's L2, but 64 MiB,
