@@ -97,7 +97,9 @@ class _Plan:
         preference = self._make("MatmulPreference")
         most = ctypes.c_uint64(n_bytes)
         self._set("MatmulPreference", preference, _MOST_WORKSPACE, most)
-        if dtype != "float32":  # sums in parts, by how many rows there are, would be rounded otherwise
+        if (
+            dtype != "float32"
+        ):  # sums in parts, by how many rows there are, would be rounded otherwise
             none = ctypes.c_uint32(_NO_REDUCTION)
             self._set("MatmulPreference", preference, _REDUCTIONS, none)
         for i, alignment in enumerate((*alignments, alignments[-1])):  # A, B, C, D

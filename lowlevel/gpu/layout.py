@@ -33,6 +33,8 @@ KV_ALIGNED = True
 MIN_KEYS_PER_SPLIT, MIN_LATENTS_PER_SPLIT = 512, 256
 # Decoded K and V: keys of a chunk, at most, worth giving heads and splits up for, and at least.
 MOST_KEYS_OF_A_CHUNK, WORTHWHILE_KEYS, LEAST_KEYS_OF_A_CHUNK = 8192, 1024, 64
+# Of a row, what a block merges of the splits' states: attention_merge.cu's kPart.
+MERGED_COLUMNS = 128
 # Tiles path: sizes of the K*Q tile that are tried, in scores. 32 MiB of them stay in a large GPU's L2, but 64 MiB,
 # with twice the heads or keys, take an H100 less time.
 SCORES_OF_A_TILE = tuple(2**i for i in range(24, 3, -1))

@@ -111,6 +111,14 @@ MATVEC_EXACT = {
     for block in FORMATS.values()
     for columns in EXACT_STREAM_COLUMNS
 }
+# Rows of float weights, of all matrices of a call, that a block each takes.
+MOST_FEW_ROWS = 512
+MATVEC_FEW = {
+    (block.name, columns): _product(block, f"matvec_few<{block.name}, {columns}>", _FLOATS, 256)
+    for block in FORMATS.values()
+    if block.is_float
+    for columns in EXACT_STREAM_COLUMNS
+}
 MATVEC_SINGLE = {
     block.name: _product(block, f"matvec_single<{block.name}>", _ANY, SINGLE_THREADS)
     for block in FORMATS.values()
@@ -196,6 +204,7 @@ PRODUCTS = (
             MATVEC,
             MATVEC_SINGLE,
             MATVEC_EXACT,
+            MATVEC_FEW,
             MATMUL_TILES,
             MATMUL_EXACT,
             MATMUL_WGMMA,

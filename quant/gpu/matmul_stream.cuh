@@ -3,13 +3,12 @@
 #pragma once
 #include "matmul_formats.cuh"
 
-constexpr int kStreamThreads = 256;
+constexpr int kStreamThreads = 256, kStages = 2;
 
-// Of a chunk a lane takes kBlocks blocks, or, of super-blocks, a unit. Floats have as many bytes as the others many
-// blocks, and matrices of them few rows (a router's): a row's chunks must come side by side, not one after the other.
+// Of a chunk a lane takes kBlocks blocks, or, of super-blocks, a unit.
 template <class Format, int kRowsAtOnce, int kBlocks>
 struct Stream {
-  static constexpr int kRows = kRowsAtOnce, kLaneBlocks = kBlocks, kStages = Format::kBlockWeights < 32 ? 8 : 2;
+  static constexpr int kRows = kRowsAtOnce, kLaneBlocks = kBlocks;
   static constexpr int kChunkBytes = 32 * kBlocks / Format::kUnits * Format::kBlockBytes;
   static constexpr int kPieces = kChunkBytes / 16 + 1, kPitch = 16 * kPieces;
   static constexpr int kSlotBytes = kRows * kPitch, kWarpBytes = kStages * kSlotBytes;
@@ -143,7 +142,6 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
                                                 const int* __restrict__ groups, const MatmulCall& call,
                                                 unsigned char* shared) {
   using S = typename Sums::Rows;
-  constexpr int kStages = S::kStages;
   constexpr int kWeights = S::kLaneBlocks * Format::kBlockWeights / Format::kUnits;  // a lane's of a chunk
   const int lane = threadIdx.x % 32;
   unsigned char* const slots = shared + threadIdx.x / 32 * S::kWarpBytes;

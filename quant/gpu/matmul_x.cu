@@ -8,6 +8,7 @@ __global__ void __launch_bounds__(256)
     quantise_rows(const void* __restrict__ x, const int* __restrict__ rows, const RowsOfX of,
                   const int* __restrict__ order, unsigned char* __restrict__ bytes,
                   float* __restrict__ scales, short* __restrict__ sums, int n_slots) {
+  ptx::await_earlier_kernels();
   const int columns = of.columns;
   const unsigned parts = (columns + 255) / 256;
   const long long warp = blockIdx.x * 8ll + threadIdx.x / 32;
@@ -38,6 +39,7 @@ template <bool kInterleaved>
 __global__ void __launch_bounds__(256)
     gather_rows(const void* __restrict__ x, const int* __restrict__ rows, const RowsOfX of,
                 const int* __restrict__ order, float* __restrict__ out, int out_columns, int n_slots) {
+  ptx::await_earlier_kernels();
   const unsigned fours = out_columns / 4;
   const long long index = blockIdx.x * 256ll + threadIdx.x;
   const long long slot = index / fours;
@@ -64,6 +66,7 @@ __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     tile_rows(const void* __restrict__ x, const int* __restrict__ rows, const RowsOfX of,
               const int* __restrict__ order, unsigned char* __restrict__ image, int n_rows, int n_slots) {
+  ptx::await_earlier_kernels();
   const unsigned chunks = (of.columns + 63) / 64 * 8;
   const long long index = blockIdx.x * 256ll + threadIdx.x;
   const long long slot = index / chunks;
@@ -89,6 +92,7 @@ __global__ void __launch_bounds__(1024)
     sort_rows(const Id* __restrict__ experts, long long stride, int n, int n_experts, int* __restrict__ order,
               int n_slots, int* __restrict__ groups, int most_groups, int width, int multiple,
               void* __restrict__ out, long long out_stride, int out_columns, int out_type) {
+  ptx::await_earlier_kernels();
   extern __shared__ __align__(16) int sort_shared[];
   int* const counts = sort_shared;           // of each expert; then its next slot
   int* const partial = counts + n_experts;   // two for each of the 32 warps

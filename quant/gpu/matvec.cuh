@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(kStreamThreads, kColumns > 2 ? 1 : 2)
     matvec(const unsigned char* __restrict__ weights, const unsigned char* __restrict__ x_bytes,
            const float* __restrict__ x_scales, const int* __restrict__ x_sums, void* __restrict__ out,
            const int* __restrict__ order, const int* __restrict__ groups, const MatmulCall call) {
+  ptx::await_earlier_kernels();
   extern __shared__ __align__(16) unsigned char matvec_shared[];
   const ByteRows x = {x_bytes, x_scales, x_sums};
   stream_products<Format, kColumns>(ByteSums<Format, kColumns, ByteRows>(x, call), weights, out, order, groups,
@@ -196,6 +197,7 @@ __global__ void __launch_bounds__(kSingleThreads, 1)
     matvec_single(const unsigned char* __restrict__ weights, const void* __restrict__ x,
                   void* __restrict__ out, const int* __restrict__ order,
                   const int* __restrict__ groups, const MatmulCall call) {
+  ptx::await_earlier_kernels();
   extern __shared__ __align__(16) unsigned char single_shared[];
   using Slots = typename ByteSums<Format, 1, OwnByteRow<Format>>::Rows;
   unsigned char* const bytes = single_shared + kSingleThreads / 32 * Slots::kWarpBytes;

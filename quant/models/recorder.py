@@ -324,7 +324,7 @@ class Recorder(RankOperations):
         """Rows in the dtype that operations hand on."""
         if x.buffer.dtype == self.choices.rows:
             return x
-        out = self.new(x.buffer.name.split(".")[-1], *x.shape)
+        out = self.new(x.buffer.name.split(".")[-1], x.shape[0], x.shape[1])
         self.copy(x, out, "narrowed")
         return out
 

@@ -41,6 +41,24 @@ def test_every_kernel_has_a_test():
     assert not missing, "kernels without a test: " + ", ".join(missing)
 
 
+def test_every_kernel_awaits_earlier_ones():
+    """First of all: launched as driver_launch.py does, a kernel may start before the one ahead of it has ended."""
+    first = re.compile(r"\{\s*ptx::await_earlier_kernels\(\);")
+    n_found = 0
+    for package in instances.packages():
+        folder = pathlib.Path(str(importlib.resources.files(package)))
+        for path in (*folder.rglob("*.cu"), *folder.rglob("*.cuh")):
+            text = re.sub(r"//.*", "", path.read_text())
+            for start in (match.end() for match in re.finditer(r"__global__", text)):
+                body, depth = start, 0
+                while depth or text[body] != "{":
+                    depth += {"(": 1, ")": -1}.get(text[body], 0)
+                    body += 1
+                assert first.match(text, body), f"{path.name}: {text[start : body + 40]}"
+                n_found += 1
+    assert n_found > 30
+
+
 def test_every_source_is_in_the_table():
     there = {
         (package, name)

@@ -24,7 +24,9 @@ from quant.gpu.instances import (
     MATMUL_WGMMA,
     MATVEC,
     MATVEC_EXACT,
+    MATVEC_FEW,
     MATVEC_SINGLE,
+    MOST_FEW_ROWS,
     PRODUCTS,
     QUANTISE_ROWS,
     SORT_ROWS,
@@ -42,6 +44,7 @@ LAUNCHES = [
     *((kernel, name, False, 1) for name, kernel in MATVEC_SINGLE.items()),
     *((kernel, name, False, n) for (name, n), kernel in MATVEC.items()),
     *((kernel, name, True, n) for (name, n), kernel in MATVEC_EXACT.items()),
+    *((kernel, name, True, n) for (name, n), kernel in MATVEC_FEW.items()),
     *((k, name, False, max(9, tile.columns - 3)) for (name, tile), k in MATMUL_TILES.items()),
     *((kernel, name, True, 35) for name, kernel in MATMUL_EXACT.items()),
 ]
@@ -97,7 +100,10 @@ def check_launch(kernel, t, device, exact, n, rng):
 def test_every_instance(kernel, name, exact, n, device, launched, rng):
     """Two tiles of rows and a bit of the next; a depth of 256 weights and a bit of the next."""
     n_blocks = {1: 8, 32: 11, 64: 5, 128: 3, 256: 3}[block_format(name).block_weights]
-    t = random_tensor(rng, name, 67, columns_of(name, n_blocks))
+    # A few rows of floats have a kernel of their own.
+    is_long = block_format(name).is_float and kernel in MATVEC_EXACT.values()
+    n_rows = MOST_FEW_ROWS + 3 if is_long else 67
+    t = random_tensor(rng, name, n_rows, columns_of(name, n_blocks))
     check_launch(kernel, t, device, exact, n, rng)
     prepares = {*QUANTISE_ROWS.values(), *GATHER_ROWS.values()}
     assert kernel in launched and len(set(launched) - prepares) == 1
@@ -276,7 +282,11 @@ def test_rows_of_x_by_number(name, activations, n, device, rng):
     x_rows[2], x_rows[4] = -1, len(x)
     experts = asarray(rng.integers(0, 7, n).astype(np.int32), device)
     found = matmul(
-        asarray(x, device), on, experts=experts, x_rows=asarray(x_rows, device), activations=activations
+        asarray(x, device),
+        on,
+        experts=experts,
+        x_rows=asarray(x_rows, device),
+        activations=activations,
     )
     is_there = (0 <= x_rows) & (x_rows < len(x))
     copied = np.where(is_there[:, None], x[np.where(is_there, x_rows, 0)], np.float32(0))

@@ -190,6 +190,17 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int n_threads PTX_S
 #endif
 }
 
+// ---- kernels one after the other -------------------------------------------------------------------
+// The first thing that every kernel does. Launched by packed_launch.py, a kernel's blocks come while the last ones of the
+// kernel before are at work, and wait here until all of that is done and can be read; then those of the next one may come.
+// Simulated launches end before the next begins.
+__device__ __forceinline__ void await_earlier_kernels() {
+#if !defined(CUDASIM) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- stores ---------------------------------------------------------------------------------------
 // 16 bytes to global memory, to a multiple of 16. Assigned through a pointer they may become four
 // stores, which the compiler joins again only where it sees the alignment itself.

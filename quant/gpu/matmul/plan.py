@@ -14,6 +14,7 @@ from ...formats import FORMATS
 from ..constants import constants
 from ..instances import (
     EXACT_STREAM_COLUMNS,
+    MOST_FEW_ROWS,
     STREAM_COLUMNS,
     TILES,
     WGMMA_ARCHITECTURE,
@@ -53,8 +54,8 @@ class MatmulPlan:
     Attributes
     ----------
     path : str
-        "single": one row of x, as it is; "stream": few rows, every warp streams weights; "tiles": many
-        rows, on mma.sync or, float32, on plain multiplications; "wgmma": many rows on Hopper's warpgroup
+        "single": one row of x, as it is; "stream": few rows, every warp streams weights; "few": few rows of x and of
+        float weights, a thread block each; "tiles": many rows, on mma.sync or, float32, on plain multiplications; "wgmma": many rows on Hopper's warpgroup
         products.
     activations : str
         What x becomes: one of `ACTIVATIONS`.
@@ -147,6 +148,8 @@ def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multip
     elif activations == "float32":
         width = _fitting(EXACT_STREAM_COLUMNS, rows_each)
         path, width = ("stream", width) if width else ("tiles", EXACT_COLUMNS)
+        if path == "stream" and block.is_float and shape[-2] <= MOST_FEW_ROWS:
+            path = "few"
     elif n == 1 and columns <= SINGLE_COLUMNS and n_experts is None:
         path = "single"
     else:

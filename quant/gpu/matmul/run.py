@@ -23,6 +23,7 @@ from ..instances import (
     MATMUL_WGMMA,
     MATVEC,
     MATVEC_EXACT,
+    MATVEC_FEW,
     MATVEC_SINGLE,
     QUANTISE_ROWS,
     SORT_ROWS,
@@ -145,6 +146,8 @@ def _kernel(plan, name):
         return MATMUL_WGMMA[name, plan.tile]
     if plan.path == "single":
         return MATVEC_SINGLE[name]
+    if plan.path == "few":
+        return MATVEC_FEW[name, plan.width]
     if plan.activations == "float32":
         return MATVEC_EXACT[name, plan.width] if plan.path == "stream" else MATMUL_EXACT[name]
     return MATVEC[name, plan.width] if plan.path == "stream" else MATMUL_TILES[name, plan.tile]
@@ -275,6 +278,8 @@ def _launch_sizes(
     exact = activations == "float32"
     if path == "wgmma":
         return min(n_groups * row_tiles, n_multiprocessors), wgmma_shared(block, tile)
+    if path == "few":
+        return n_groups * n_rows, 0
     if path == "tiles":
         at_once, shared = exact_sizes(block) if exact else tile_sizes(block, tile)
         return n_groups * -(-n_rows // at_once), shared

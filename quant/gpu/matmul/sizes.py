@@ -16,7 +16,7 @@ EXACT_COLUMNS = 32  # kExactColumns
 _EXACT_ROWS = 32  # kExactRows
 _FLOAT_UNIT_BYTES = 16
 _DEPTH = 256  # kDepth
-_STAGES, _FLOAT_STAGES = 2, 8  # kStages
+_STAGES = 2  # kStages
 # Of matmul_wgmma.cuh: kMostShared, kMostStages, kBarrierBytes, kLine.
 _WGMMA_SHARED, _WGMMA_STAGES, _BARRIER_BYTES, _LINE_BYTES = 227 << 10, 6, 128, 128
 
@@ -38,8 +38,7 @@ def stream_sizes(block: BlockFormat, exact: bool, n_columns: int, n_warps: int) 
         chunk *= 2 if n_weights == 32 else 1  # a lane takes two blocks
         few = chunk > 1500 or n_columns >= constants(block).few_from
         at_once = (2 if n_columns > 2 else 1) * (1 if few and n_columns != 2 else 2)
-    stages = _FLOAT_STAGES if block.is_float else _STAGES
-    return at_once, n_warps * stages * at_once * (chunk + 16)
+    return at_once, n_warps * _STAGES * at_once * (chunk + 16)
 
 
 def exact_sizes(block: BlockFormat) -> tuple[int, int]:
