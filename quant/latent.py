@@ -42,9 +42,7 @@ class LatentType(KVType):
     latents: str = "float32"
     in_chunks: ClassVar[bool] = True
 
-    def scratch_bytes(
-        self, device: str, heads: int, keys: int, dtype: str = "float32"
-    ) -> int:
+    def scratch_bytes(self, device: str, heads: int, keys: int, dtype: str = "float32") -> int:
         return devices.kernels("quant", devices.get(device), "latent").scratch_bytes(
             self, heads, keys, dtype
         )

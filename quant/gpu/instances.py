@@ -58,7 +58,7 @@ DEQUANTIZE = {
 
 # ---- products: see matmul.py -------------------------------------------------------------------------
 
-CALL = "V64"  # matmul_call.cuh's MatmulCall
+CALL = "V72"  # matmul_call.cuh's MatmulCall
 _TARGET = ("V*", "const i4*", "const i4*", CALL)  # out, order, groups
 _BYTES = ("const u1*", "const u1*", "const f4*", "const i4*", *_TARGET)  # weights, x, scales, sums
 _FLOATS = ("const u1*", "const f4*", *_TARGET)  # weights, x

@@ -14,6 +14,7 @@ struct MatmulCall {  // matmul.py's CALL
                   // the ids of so many matrices, see matmul_stream.cuh
   int x_type, out_type;  // FloatType
   int image_slots;  // rows of x in the image that tile_rows makes
+  int row_lanes, unused;  // below 32: what counts as a row is 32 / row_lanes short ones, see matmul_stream.cuh
 };
 
 // matmul.py's FLOAT_TYPES.

@@ -36,6 +36,7 @@ template <class Format, int kColumns>
 struct FloatSums {
   static constexpr int kRows = kColumns > 1 ? 1 : 2, kRun = Format::kRun;
   using Rows = Stream<Format, kRows, 1>;
+  static constexpr bool kPacks = false;
   const float* const x;
   const int columns;
   const long long x_columns;

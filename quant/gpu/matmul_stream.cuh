@@ -136,6 +136,7 @@ __device__ __forceinline__ float sum_lanes(float (&values)[N], int lane) {
 //   begin(), prepare(): once, by all warps, before the first copies and after them
 //   start(first slot, count), total[row][column]
 //   add(places, chunk): what a lane has of a chunk; places[i]: of row i the first of the lane's blocks
+//   kPacks: short rows that lie side by side, as many as have 32 lanes, may count as one: x is the same for each
 template <class Format, int kColumns, class Sums>
 __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* __restrict__ weights,
                                                 void* __restrict__ out, const int* __restrict__ order,
@@ -149,7 +150,8 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
   const unsigned row_tiles = (call.n_rows + S::kRows - 1) / S::kRows;
   const unsigned n_tasks = row_tiles * call.n_groups;
   const unsigned step = gridDim.x * (blockDim.x / 32);
-  const int n_lanes = (call.columns + kWeights - 1) / kWeights;
+  const int row_lanes = Sums::kPacks ? call.row_lanes : 32;
+  const int n_lanes = row_lanes < 32 ? 32 : (call.columns + kWeights - 1) / kWeights;
   const int n_chunks = (n_lanes + 31) / 32;
 
   // From one task of a warp to its next all rows are as far apart, but for those beyond the last one. Where
@@ -210,12 +212,26 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
     }
     if (++summed_chunk < n_chunks) continue;
     summed_chunk = 0, summed_task += step;
+    const bool is_there = has_matrix(groups, call, task.group);
+    if (Sums::kPacks && row_lanes < 32) {
+#pragma unroll
+      for (int i = 0; i < S::kRows; ++i) {
+        float sum = sums.total[i][0];
+        for (int apart = row_lanes / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+        const int row = task.first + i;
+        if (lane % row_lanes || row >= call.n_rows || group.count < 1) continue;
+        const long long at = row_of_slot(order, group.first) * call.out_stride;
+        store_out(out, at + row * (32 / row_lanes) + lane / row_lanes, is_there ? sum : __uint_as_float(0x7fc00000u),
+                  call.out_type);
+      }
+      continue;
+    }
     constexpr int kSums = S::kRows * kColumns;
     float values[kSums];
 #pragma unroll
     for (int i = 0; i < kSums; ++i) values[i] = sums.total[i % S::kRows][i / S::kRows];
     float sum = sum_lanes(values, lane);
-    if (!has_matrix(groups, call, task.group)) sum = __uint_as_float(0x7fc00000u);
+    if (!is_there) sum = __uint_as_float(0x7fc00000u);
     const int index = lane / (32 / kSums);
     const int row = task.first + index % S::kRows, column = index / S::kRows;
     if (lane % (32 / kSums) == 0 && column < group.count && row < call.n_rows)

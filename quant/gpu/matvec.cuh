@@ -63,12 +63,13 @@ struct ByteSums {
   static constexpr int kTerms = kColumns > 2 ? 1 : Format::kTerms;
   static constexpr int kWords = Format::kRun / 4;
   X x;
-  const int columns;
+  static constexpr bool kPacks = kColumns == 1;
+  const int columns, lane;  // which of those that have a row
   int slots[kColumns];
   float total[kRows][kColumns];
 
   __device__ __forceinline__ ByteSums(const X& x, const MatmulCall& call)
-      : x(x), columns(call.columns) {}
+      : x(x), columns(call.columns), lane(threadIdx.x % 32 & (kPacks ? call.row_lanes - 1 : 31)) {}
 
   __device__ __forceinline__ void begin() { x.begin(columns); }
   __device__ __forceinline__ void prepare() { x.prepare(columns); }
@@ -100,14 +101,14 @@ struct ByteSums {
   }
 
   __device__ __forceinline__ bool has_second(int chunk) const {
-    return chunk * kChunkWeights + threadIdx.x % 32 * kLaneWeights + Format::kBlockWeights < columns;
+    return chunk * kChunkWeights + lane * kLaneWeights + Format::kBlockWeights < columns;
   }
 
   // A lane's first or second block, or its unit.
   template <int kBlock, bool kAligned>
   __device__ __forceinline__ void add_block(const Place (&places)[kRows], int chunk) {
     constexpr int kOffset = kBlock * Format::kBlockBytes;
-    const int lane = threadIdx.x % 32, unit = lane % Format::kUnits;
+    const int unit = lane % Format::kUnits;
     const int block = (32 * chunk + lane) * kBlocks / Format::kUnits + kBlock;
     typename Format::Raw raw[kRows];
 #pragma unroll
@@ -170,9 +171,9 @@ struct ByteSums {
         x.bytes + (long long)slots[column] * streamed_pitch(columns) + chunk * kChunkWeights;
 #pragma unroll
     for (int j = 0; j < kWords / 4; ++j) {
-      const int lane = (int)(threadIdx.x % 32) + Format::x_neighbour(unit, j);
+      const int neighbour = lane + Format::x_neighbour(unit, j);
       const int piece = Format::x_piece(unit, kBlock, run, j);
-      const uint4 four = x.load(reinterpret_cast<const uint4*>(from) + piece * 32 + lane);
+      const uint4 four = x.load(reinterpret_cast<const uint4*>(from) + piece * 32 + neighbour);
       values[4 * j] = (int)four.x, values[4 * j + 1] = (int)four.y;
       values[4 * j + 2] = (int)four.z, values[4 * j + 3] = (int)four.w;
     }

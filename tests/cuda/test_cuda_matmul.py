@@ -16,7 +16,7 @@ from quant_cases import block_format, modes_of, orders_of
 import lowlevel
 import quant.gpu.matmul.run as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
-from quant import FORMATS, QuantTensor, matmul, matmul_scratch_bytes
+from quant import FORMATS, QuantTensor, matmul, matmul_plan, matmul_scratch_bytes
 from quant.gpu.instances import (
     GATHER_ROWS,
     MATMUL_EXACT,
@@ -270,6 +270,34 @@ def test_rows_that_are_not_sorted(name, exact, device, launched, rng):
         launched.clear()
 
 
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("IQ4_NL", 128), ("IQ4_NL", 64), ("Q8_0", 1024), ("Q3_K", 512), ("Q2_K", 256)],
+)
+def test_short_rows_that_go_together(name, columns, device, rng):
+    """A warp takes as many as it has lanes for, where they lie side by side; the same bits as where they do not."""
+    n_rows = 96 if columns < 1024 else 6
+    t = random_tensor(rng, name, 5, n_rows, columns)
+    assert matmul_plan(5, t, device=device).row_lanes < 32
+    ids = np.array([4, 0, 3, 7, 1], np.int32)
+    x, experts = random_x(rng, len(ids), columns), asarray(ids, device)
+    wide = np.zeros((*t.data.shape[:2], t.data.shape[2] + 16), np.uint8)
+    wide[..., : t.data.shape[2]] = t.data
+    apart = QuantTensor(asarray(wide, device)[..., : t.data.shape[2]], name, t.shape)
+    found, expected = (
+        asnumpy(matmul(asarray(x, device), on, experts=experts)) for on in (t.to(device), apart)
+    )
+    np.testing.assert_array_equal(found, expected)
+    for row, e in enumerate(ids):
+        if e < 5:
+            check_product(found[row : row + 1], x[row : row + 1], t[e], False)
+    odd = matmul(asarray(x, device), t.to(device)[:, 1:-2], experts=experts)
+    np.testing.assert_array_equal(asnumpy(odd), expected[:, 1:-2])
+    one = asarray(x[:1], device)
+    alone = asnumpy(matmul(one, t.to(device)[4]))
+    np.testing.assert_array_equal(alone[0], expected[0])
+
+
 @pytest.mark.parametrize("n", [5, 70])
 @pytest.mark.parametrize(
     ("name", "activations"), [("IQ4_NL", "int8"), ("Q4_K", "float32"), ("Q2_K", "bfloat16")]
@@ -299,7 +327,7 @@ def test_rows_of_x_by_number(name, activations, n, device, rng):
 def test_rows_of_x_that_do_not_fit(device, rng):
     t = random_tensor(rng, "Q8_0", 3, 9, 64).to(device)
     x, ids = asarray(random_x(rng, 2, 64), device), asarray(np.zeros(4, np.int32), device)
-    with pytest.raises(ValueError, match="x_rows: on .* with experts= only"):
+    with pytest.raises(ValueError, match=r"x_rows: on .* with experts= only"):
         matmul(x, t[0], x_rows=ids)
     with pytest.raises(TypeError, match="x_rows: "):
         matmul(x, t, experts=ids, x_rows=np.zeros(4, np.int32))

@@ -21,7 +21,7 @@ from ..instances import (
     WGMMA_ROWS,
     WGMMA_TILES,
 )
-from .sizes import EXACT_COLUMNS, tile_sizes
+from .sizes import EXACT_COLUMNS, lanes_of_row, tile_sizes
 
 if TYPE_CHECKING:
     from lowlevel.gpu.launch_device import LaunchDevice
@@ -67,6 +67,9 @@ class MatmulPlan:
     sections : dict
         Of the scratch: name -> (offset in bytes, dtype, items).
     scratch_bytes : int
+    row_lanes : int
+        Lanes of a warp that a row of weights has work for; below 32 as many rows as have 32 go together, where they lie
+        side by side.
     """
 
     path: str
@@ -78,6 +81,7 @@ class MatmulPlan:
     most_groups: int
     sections: dict
     scratch_bytes: int
+    row_lanes: int = 32
 
     @property
     def scratch(self) -> Scratch:
@@ -186,8 +190,10 @@ def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multip
         placed[name] = at, dtype, n_items
         n_bytes = n_items * (1 if dtype == "uint8" else 4)
         at += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+    row_lanes = lanes_of_row(block, columns) if path in ("single", "stream") and width == 1 else 32
     return MatmulPlan(
-        path, activations, width, tile, x_columns, n_slots, most_groups, placed, at
+        path, activations, width, tile, x_columns, n_slots, most_groups, placed, at,
+        row_lanes if activations == "int8" else 32,
     )  # fmt: skip
 
 

@@ -50,14 +50,15 @@ CALL = np.dtype(
     [(name, "<i8") for name in "expert_stride out_stride".split()]
     + [(name, "<i4") for name in "row_stride row_bytes n_rows columns n_slots n_groups".split()]
     + [(name, "<i4") for name in "x_columns pieces counted x_type out_type image_slots".split()]
+    + [(name, "<i4") for name in ("row_lanes", "unused")]
 )
-assert CALL.itemsize == 64
+assert CALL.itemsize == 72
 # matmul_call.cuh's RowsOfX.
 ROWS = np.dtype(
     [("stride", "<i8")] + [(name, "<i4") for name in ("type", "n_rows", "columns", "unused")]
 )
 FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # matmul_call.cuh's FloatType
-_SIZES = ("columns", "n_slots", "n_groups", "counted", "x_columns", "image_slots")
+_SIZES = ("columns", "n_slots", "n_groups", "counted", "x_columns", "image_slots", "row_lanes")
 _PIECE = 16
 # So many rows with a matrix each are not sorted: what two of them share stays in the second-level cache.
 ROWS_BY_ID = 128
@@ -248,9 +249,12 @@ def _launch(plan, device, matrices, out, parts, groups, x_type):
     types = x_type, FLOAT_TYPES[dtype_name(out.dtype)]
     # Of rows at odd addresses warpgroups would copy pieces that are no multiples of 16 apart.
     alignment = max(alignment_of(block), 2) if plan.path == "wgmma" else min(alignment_of(block), 2)
+    n_rows, row_lanes = t.shape[-2], plan.row_lanes
+    if data.strides[-2] != data.shape[-1] or n_rows % (32 // row_lanes):
+        row_lanes = 32  # rows apart from each other, or some left over
     call = _call(
         tuple([device.address(some.data) % _PIECE for some in matrices]), alignment, data.shape,
-        data.strides, _row_stride(out), (t.columns, len(out), *groups, plan.x_columns, plan.n_slots), types,
+        data.strides, _row_stride(out), (t.columns, len(out), *groups, plan.x_columns, plan.n_slots, row_lanes), types,
     )  # fmt: skip
     target = (out, parts.get("order"), parts.get("groups"), call)
     if plan.path == "wgmma":
@@ -262,7 +266,7 @@ def _launch(plan, device, matrices, out, parts, groups, x_type):
         arguments = (data, parts["x"], parts["x_scales"], parts.get("x_sums"), *target)
     n_blocks, shared = _launch_sizes(
         plan.path, plan.activations, plan.width, plan.tile, block.qtype, kernel.block,
-        len(matrices) * -(-t.shape[-2] // WGMMA_ROWS), t.shape[-2], t.columns, groups[0],
+        len(matrices) * -(-n_rows // WGMMA_ROWS), n_rows * row_lanes // 32, t.columns, groups[0],
         device.n_multiprocessors,
     )  # fmt: skip
     device.launch(kernel, n_blocks, arguments, shared_mem=shared)
@@ -300,9 +304,10 @@ def _call(misaligned, alignment, data_shape, data_strides, out_stride, sizes, ty
         stride if length > 1 else 0
         for length, stride in zip(data_shape[:-1], data_strides[:-1], strict=True)
     ]
-    call["row_stride"] = strides[-1]
+    n_packed = 32 // sizes[-1]  # rows that count as one
+    call["row_stride"] = strides[-1] * n_packed
     call["expert_stride"] = strides[0] if len(strides) == 2 else 0
-    call["n_rows"], call["row_bytes"] = data_shape[-2:]
+    call["n_rows"], call["row_bytes"] = data_shape[-2] // n_packed, data_shape[-1] * n_packed
     call["out_stride"] = out_stride
     for name, size in zip(_SIZES, sizes, strict=True):
         call[name] = size
