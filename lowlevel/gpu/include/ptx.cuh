@@ -196,7 +196,6 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int n_threads PTX_S
 // Simulated launches end before the next begins.
 __device__ __forceinline__ void await_earlier_kernels() {
 #if !defined(CUDASIM) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
