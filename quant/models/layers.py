@@ -256,8 +256,8 @@ def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, of: ExpertRows) -
         if s.choices.in_token_order and is_long and bias is None:
             # Some columns at a time, over what gate and up have left: no more memory than they took.
             for first, last in equal_parts(n_embd, n_ff):
-                part, to = (down.part(first, last, axis=1),), halves[1].columns(0, last - first)
-                y = s.expert_product(halves[0], part, of_expert, "ffn_down_exps", out=to)
+                to = halves[1].columns(0, last - first)
+                y = s.part_of_expert_product(halves[0], down, of_expert, "ffn_down_exps", first, to)
                 s.scatter_add(y, x.columns(first, last), of, start)
             continue
         y = s.expert_product(halves[0], (down,), of_expert, "ffn_down_exps")

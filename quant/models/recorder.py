@@ -226,8 +226,13 @@ class Recorder(RankOperations):
 
         self.note("scale", _short(weight) + "_scale", (x,), bind, fixed=True)
 
-    def _product(self, x, weights, out, name, kind="product", experts=None, x_rows=None):
-        """One call of `quant.matmul`, with one matrix or several of one format."""
+    def _product(
+        self, x, weights, out, name, kind="product", experts=None, x_rows=None, matrices=None
+    ):
+        """One call of `quant.matmul`, with one matrix or several of one format.
+
+        `matrices`: what a model has to bring for it, where that is not just `weights`.
+        """
         exact, n_threads = self.choices.exact, self.choices.n_threads
         n = out.shape[0]
 
@@ -255,7 +260,7 @@ class Recorder(RankOperations):
             scratch_bytes=self._matmul_scratch(n, weights),
             flops=2 * n * out.shape[1] * x.shape[1],
             weight_bytes=n_bytes * min(n_matrices, n) // n_matrices,
-            matrices=tuple(weights),
+            matrices=tuple(matrices or weights),
             fixed=True,
         )
 
@@ -486,18 +491,24 @@ class Recorder(RankOperations):
         experts: Rows,
         name: str,
         tokens: Rows | None = None,
-        out: Rows | None = None,
     ) -> Rows:
         """Row i: ``x[tokens[i]] @ weight[experts[i]].T``, without tokens ``x[i]``; several weights side by side."""
         n = experts.shape[0]
-        if out is None:
-            out = self.new(name, n, sum(weight.shape[1] for weight in weights))
+        out = self.new(name, n, sum(weight.shape[1] for weight in weights))
         at = 0
         for together in _of_one_format(weights):
             n_rows = sum(weight.shape[1] for weight in together)
             target, label = out.columns(at, at + n_rows), "+".join(_short(w) for w in together)
             self._product(x, together, target, label, "experts", experts, tokens)
             at += n_rows
+        return out
+
+    def part_of_expert_product(
+        self, x: Rows, weight: Weight, experts: Rows, name: str, first: int, out: Rows
+    ) -> Rows:
+        """Some columns of an `expert_product`, from `first` on, to `out`."""
+        part = weight.part(first, first + out.shape[1], axis=1)
+        self._product(x, (part,), out, name, "experts", experts, matrices=(weight,))
         return out
 
     def scatter_add(self, rows: Rows, out: Rows, of: ExpertRows, start: int) -> None:
