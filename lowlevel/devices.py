@@ -44,7 +44,9 @@ class Device(Protocol):
     has_threads: (
         bool  # calls use as many threads as they are told; elsewhere plans alone go by `n_threads`
     )
-    products_sort_rows: bool  # `quant.matmul` sorts rows by expert; elsewhere they are best sorted before
+    products_sort_rows: (
+        bool  # `quant.matmul` sorts rows by expert; elsewhere they are best sorted before
+    )
 
     def allocate(self, n_bytes: int) -> Array:
         """Flat memory of n_bytes, 256-byte aligned, contents undefined."""

@@ -39,9 +39,7 @@ class KVType:
         """Whether the values lie in memory as floats."""
         return self.name in DENSE_DTYPES
 
-    def scratch_bytes(
-        self, device: str, heads: int, keys: int, dtype: str = "float32"
-    ) -> int:
+    def scratch_bytes(self, device: str, heads: int, keys: int, dtype: str = "float32") -> int:
         """Bytes that reading so many K/V heads, chunks of so many keys of a dtype, takes besides the chunk itself."""
         return 0
 

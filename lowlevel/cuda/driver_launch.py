@@ -1,5 +1,5 @@
-"""The driver's launch that lets a kernel's blocks come before the kernel ahead has ended: what every kernel of ours begins
-with (`await_earlier_kernels` in ptx.cuh) has them wait for it. Between two small kernels that saves about a microsecond.
+"""The driver's launch that brings a kernel's blocks as soon as those of the kernel ahead have gone, while what these wrote is
+still on its way: what every kernel of ours begins with (`await_earlier_kernels` in ptx.cuh) has them wait for it.
 
 CuPy has no name for it (cuLaunchKernelEx with CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION).
 """

@@ -42,7 +42,7 @@ def test_every_kernel_has_a_test():
 
 
 def test_every_kernel_awaits_earlier_ones():
-    """First of all: launched as driver_launch.py does, a kernel may start before the one ahead of it has ended."""
+    """First of all: launched as driver_launch.py does, it may start before what the one ahead wrote can be read."""
     first = re.compile(r"\{\s*ptx::await_earlier_kernels\(\);")
     n_found = 0
     for package in instances.packages():

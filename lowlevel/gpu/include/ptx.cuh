@@ -191,9 +191,10 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int n_threads PTX_S
 }
 
 // ---- kernels one after the other -------------------------------------------------------------------
-// The first thing that every kernel does. Launched by packed_launch.py, a kernel's blocks come while the last ones of the
-// kernel before are at work, and wait here until all of that is done and can be read; then those of the next one may come.
-// Simulated launches end before the next begins.
+// The first thing that every kernel does. As driver_launch.py launches it, a kernel's blocks come when those of the kernel
+// before have gone, and wait here until all that they wrote can be read. They must not come earlier (with
+// griddepcontrol.launch_dependents ahead of this): lines that blocks still at work have read would be in the first-level
+// cache then, and loads of constant data find the old ones. Simulated launches end before the next begins.
 __device__ __forceinline__ void await_earlier_kernels() {
 #if !defined(CUDASIM) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
