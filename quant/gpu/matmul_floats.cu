@@ -70,7 +70,7 @@ __device__ __forceinline__ void load_from_global(const unsigned char* __restrict
 constexpr int kFewThreads = 256;
 
 template <class Format, int kColumns>
-__global__ void __launch_bounds__(kFewThreads)
+__global__ void __launch_bounds__(kFewThreads, 2)
     matvec_few(const unsigned char* __restrict__ weights, const float* __restrict__ x, void* __restrict__ out,
                const int* __restrict__ order, const int* __restrict__ groups, const MatmulCall call) {
   ptx::await_earlier_kernels();
@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(kFewThreads)
     sums[c] = 0.0f;
   }
   const int n_units = (call.columns + Format::kRun - 1) / Format::kRun;
-#pragma unroll 4
+  constexpr int kAtOnce = kColumns > 1 ? 1 : 4;
+#pragma unroll kAtOnce
   for (int unit = threadIdx.x; unit < n_units; unit += kFewThreads) {
     float w[Format::kRun];
     load_from_global<Format>(from + 16 * unit, call.columns - unit * Format::kRun, w);
