@@ -305,7 +305,10 @@ def test_a_table_knows_what_it_was_measured_of(monkeypatch):
     for measured in (spilling, {"80": right["80"]}):
         assert not resources.is_measured(source, resources.new_table(measured, old, "13.5"), "13.5")
     text_of = resources.source_text
-    monkeypatch.setattr(resources, "source_text", lambda *source: text_of(*source) + " ")
+    remark = "\n\n// It says why."
+    monkeypatch.setattr(resources, "source_text", lambda *source: text_of(*source) + remark)
+    assert resources.is_measured(source, table, "13.5")
+    monkeypatch.setattr(resources, "source_text", lambda *source: text_of(*source) + "\nint n;")
     assert not resources.is_measured(source, table, "13.5")
     assert resources.new_table({"80": right["80"]}, table, "13.5")["texts"] == {}
 
