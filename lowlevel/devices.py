@@ -44,8 +44,8 @@ class Device(Protocol):
     has_threads: (
         bool  # calls use as many threads as they are told; elsewhere plans alone go by `n_threads`
     )
-    products_take_x_rows: (
-        bool  # `quant.matmul` takes rows of x by their numbers; elsewhere they are gathered first
+    products_sort_rows: (
+        bool  # `quant.matmul` sorts rows by expert; elsewhere they are best sorted before
     )
 
     def allocate(self, n_bytes: int) -> Array:

@@ -32,17 +32,26 @@ class LatentType(KVType):
         Columns that a head's weights make of it.
     d_tail : int
         Columns after those that all heads share: k_pe's.
+    latents : str
+        What the latents are kept as: "float16", "Q8_0", ...
     """
 
     rank: int = 0
     d: int = 0
     d_tail: int = 0
+    latents: str = "float32"
     in_chunks: ClassVar[bool] = True
 
-    def scratch_bytes(self, device: str, heads: int, keys: int) -> int:
+    def scratch_bytes(self, device: str, heads: int, keys: int, dtype: str = "float32") -> int:
         return devices.kernels("quant", devices.get(device), "latent").scratch_bytes(
-            self, heads, keys
+            self, heads, keys, dtype
         )
+
+
+def latent_type(latents: str, weights: str, rank: int, d: int, d_tail: int = 0) -> LatentType:
+    """The `LatentType` of latents kept as `latents` and weights of a format."""
+    name = f"latent {latents}, {weights}"
+    return LatentType(name, rank=rank, d=d, d_tail=d_tail, latents=latents)
 
 
 class LatentSource:
@@ -62,8 +71,7 @@ class LatentSource:
         if transposed:
             d, rank = rank, d
         d_tail = tail.shape[2] if tail is not None else 0
-        name = f"latent {latents.type.name}, {weights.format.name}"
-        self.type = LatentType(name, rank=rank, d=d, d_tail=d_tail)
+        self.type = latent_type(latents.type.name, weights.format.name, rank, d, d_tail)
         self.shape = n_head, latents.shape[1], d + d_tail
         sources = (latents,) if tail is None else (latents, tail)
         self.arrays = (*(source.data for source in sources), weights.data)

@@ -71,9 +71,10 @@ def matmul(
         For a stack of matrices: which one each row of x meets. Without it t is one matrix. An array of
         int32 or int64 on the GPU stays there: the host does not wait for it, and a row whose expert does
         not exist becomes NaN, where it is an IndexError otherwise.
-    x_rows : numpy.ndarray of int, (n,), optional
-        On the CPU: ``x[x_rows] @ t.T`` without that copy of x, which has rows of its own number then; `out`
-        and `experts` go by the n rows that are asked for. A token's row meets all of its experts so.
+    x_rows : array of int, (n,), optional
+        ``x[x_rows] @ t.T`` without that copy of x, which has rows of its own number then; `out` and `experts` go by the
+        n rows that are asked for. A token's row meets all of its experts so. On a GPU with `experts` only, an array of
+        int32 there, without gaps: the host does not look at it, and a row that x does not have becomes NaN.
     n_threads : int, optional
         None: every CPU of this process. Not for a GPU.
 
@@ -116,7 +117,7 @@ def matmul(
     checks.check_pool(pool, device)
     n_rows = t.shape[-2] if len(matrices) == 1 else sum(each.shape[-2] for each in matrices)
     _check_x(x, t, device)
-    x_rows = _checked_x_rows(x_rows, x.shape[0], device)
+    x_rows = _checked_x_rows(x_rows, x.shape[0], experts, device)
     n = x.shape[0] if x_rows is None else len(x_rows)
     out = _checked_out(out, n, x, matrices, n_rows, device)
     experts = _checked_experts(experts, n, t, device)
@@ -311,20 +312,24 @@ def _check_x(x, t, device):
     checks.check_alignment(x, "x", device)
 
 
-def _checked_x_rows(x_rows, n_x, device):
-    """None, or an array of ints that are rows of x."""
+def _checked_x_rows(x_rows, n_x, experts, device):
+    """None, or an array of ints that are rows of x; on a device with streams nobody has looked at them."""
     if x_rows is None:
         return None
-    if not device.products_take_x_rows:
-        raise NotImplementedError(
-            f"x_rows: on the CPU only in this version, x is on {device.name}; "
-            "lowlevel.ops.gather_rows makes those rows"
-        )
     checks.check_device(x_rows, "x_rows", device, "x")
     if x_rows.dtype.kind not in "iu":
         raise TypeError(f"x_rows: expected integers, got {x_rows.dtype}")
     if x_rows.ndim != 1:
         raise ValueError(f"x_rows: expected shape (n,), got {x_rows.shape}")
+    if device.has_streams:
+        if experts is None:
+            raise ValueError(
+                f"x_rows: on {device.name} with experts= only; lowlevel.ops.gather_rows makes those rows"
+            )
+        checks.check_vector(x_rows, "x_rows", device, ("int32",), len(x_rows))
+        if not x_rows.flags.c_contiguous:
+            raise ValueError("x_rows: expected an array without gaps")
+        return x_rows
     lowest, highest = (int(x_rows.min()), int(x_rows.max())) if len(x_rows) else (0, -1)
     if lowest < 0 or highest >= n_x:
         bad = lowest if lowest < 0 else highest

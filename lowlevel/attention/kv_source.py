@@ -39,8 +39,8 @@ class KVType:
         """Whether the values lie in memory as floats."""
         return self.name in DENSE_DTYPES
 
-    def scratch_bytes(self, device: str, heads: int, keys: int) -> int:
-        """Bytes that reading so many K/V heads, chunks of so many keys, takes besides the chunk itself."""
+    def scratch_bytes(self, device: str, heads: int, keys: int, dtype: str = "float32") -> int:
+        """Bytes that reading so many K/V heads, chunks of so many keys of a dtype, takes besides the chunk itself."""
         return 0
 
 
@@ -86,8 +86,8 @@ class DecodedSource(KVSource, Protocol):
         heads : slice
             With start and stop, as `keys`.
         scratch : array of float32, 1-D
-            At least ``type.scratch_bytes(device.name, heads, most keys of a chunk)``, the reader's own as long
-            as it is used; None where that is 0.
+            At least ``type.scratch_bytes(device.name, heads, most keys of a chunk, dtype of `out`)``, the reader's own
+            as long as it is used; None where that is 0.
         n_threads : int
             Of the call, on the CPU.
 

@@ -10,7 +10,7 @@ from lowlevel import devices
 from lowlevel.attention.kv_source import as_kv_source, padded_width
 from lowlevel.attention.passes import passes
 
-from . import attention_kernel, kept, kv_fill, layout, threads
+from . import attention_call, attention_kernel, kept, kv_fill, layout, threads
 from .address import address
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ def _call(plan, operands, k, v, kv_heads):
         scale=np.float32(o.scale),
         softcap=np.float32(o.softcap or 0.0),
     )
-    call = np.zeros(1, attention_kernel.CALL)
-    for name in attention_kernel.CALL.names:
+    call = np.zeros(1, attention_call.CALL)
+    for name in attention_call.CALL.names:
         call[name] = fields[name]
     return call
 
@@ -216,7 +216,7 @@ def _cut(plan):
 
 def _job(call, scratch):
     """What task kernels are given; it is read until they have returned."""
-    blocks = (scratch.get(name) for name in attention_kernel.JOB[1:])
+    blocks = (scratch.get(name) for name in attention_call.JOB[1:])
     addresses = (0 if block is None else address(block) for block in blocks)
     return np.array([address(call), *addresses], np.int64)
 

@@ -17,12 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from . import float_reads, simd, softmax
+from .attention_call import key_range, mask_row
 from .attention_kernel import (
     Steps,
     clear,
-    key_range,
     make_value_steps,
-    mask_row,
     prefetch_key,
     rescale,
     work_on_tasks,

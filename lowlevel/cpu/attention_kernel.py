@@ -17,17 +17,22 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from numba.core import cgutils, types
-from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from . import simd, softmax
+from .attention_call import (
+    Tile,
+    call_at,
+    floats_at,
+    ints_at,
+    key_range,
+    mask_row,
+    padded_rows_of,
+    state_rows,
+    tile_place,
+)
 from .gemm_tile import TILE_COLUMNS, TILE_ROWS, TILE_VECTORS, make_gemm_tile
 from .jit import kernel, task_kernel
-from .layout import KEY_STEP
-from .simd import emit
 
 # A worker goes back to Python after about this many multiply-adds (some 20 ms).
 SLICE_WORK = 1_000_000_000
@@ -38,35 +43,6 @@ _gemm = make_gemm_tile(TILE_ROWS, TILE_VECTORS)
 _gemm_narrow = _gemm if TILE_VECTORS == 1 else make_gemm_tile(TILE_ROWS, 1)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _INF, _MINUS_INF, _NAN = np.float32(np.inf), np.float32(-np.inf), np.float32(np.nan)
-
-
-# Everything a worker reads, as one record: it travels as a pointer, which compiles far faster than
-# a tuple of as many values. Addresses in bytes (0: not given), strides as said.
-_CALL_FIELDS = {
-    "n_head_kv group n_tokens n_kv d_k d_v": np.int64,  # group: query heads per K/V head
-    # the first token's position, and the keys that are there: all, or a decoded chunk (K's and V's
-    # addresses count from key 0 all the same)
-    "first_position first_key last_key": np.int64,
-    # whether tiles go on from, and whether they end at, what "partial results" hold of them
-    "resume finish": np.int64,
-    # the tile, and its place in scratch in float32 values; see layout.py
-    "heads rows keys splits head_tiles row_tiles": np.int64,
-    "panel q_depth k_stride v_stride": np.int64,
-    "kq_floats chunk_floats tile_floats state_floats": np.int64,
-    # operands: address, strides in float32 values
-    "q q_head q_token": np.int64,
-    "out out_head out_token": np.int64,
-    "mask mask_head mask_token mask_key": np.int64,
-    "lse lse_head slopes sinks": np.int64,
-    # K and V: address, strides in bytes, bytes of one key, address of the fill
-    "k k_head k_key k_bytes k_fill": np.int64,
-    "v v_head v_key v_bytes v_fill": np.int64,
-    "v_column": np.int64,  # V's first column inside K's rows, or -1: V has rows of its own
-    "k_direct v_direct": np.int64,  # float32 rows of whole vectors: may be read where they lie
-    "causal window": np.int64,
-    "scale softcap": np.float32,
-}
-CALL = np.dtype([(name, kind) for names, kind in _CALL_FIELDS.items() for name in names.split()])
 
 
 class Chunk(NamedTuple):
@@ -96,43 +72,6 @@ class Products(NamedTuple):
     all_finite: Any
     add_products: Any
     add_products_carefully: Any
-
-
-class Tile(NamedTuple):
-    """A task: its query rows, and where they lie in the tile block (indices)."""
-
-    head: int
-    n_heads: int
-    token: int
-    n_tokens: int
-    q_rows: int
-    queries: int
-    output: int
-
-
-class Rows(NamedTuple):
-    """Where a worker's row state starts, in 4-byte items of the state block; see layout.py."""
-
-    row_max: int
-    row_sum: int
-    rescale: int
-    slope: int
-    low: int
-    high: int
-    position: int
-
-
-@kernel(inline=True)
-def _state_rows(base, padded_rows):
-    return Rows(
-        base,
-        base + padded_rows,
-        base + 2 * padded_rows,
-        base + 3 * padded_rows,
-        base + 4 * padded_rows,
-        base + 5 * padded_rows,
-        base + 6 * padded_rows,
-    )
 
 
 @kernel(inline=True)
@@ -345,51 +284,6 @@ def _load_partial(partial, base, v_stride, padded_rows, target, output, state, r
 
 
 @kernel(inline=True)
-def _tile_place(call, tile_number):
-    """(K/V head, first query head, heads, first token, tokens) of a tile; last rows come first:
-    with causality they have the most keys, and long tasks should not start last."""
-    per_row = call.n_head_kv * call.head_tiles
-    row_tile = call.row_tiles - 1 - tile_number // per_row
-    kv_head = tile_number % per_row // call.head_tiles
-    first = tile_number % call.head_tiles * call.heads
-    token = row_tile * call.rows
-    return (
-        kv_head,
-        kv_head * call.group + first,
-        min(call.heads, call.group - first),
-        token,
-        min(call.rows, call.n_tokens - token),
-    )
-
-
-@kernel(inline=True)
-def _padded_rows(call):
-    return -(-(call.heads * call.rows) // call.panel) * call.panel
-
-
-@kernel(inline=True)
-def key_range(state_int, rows, r0, n_rows, key, n_keys):
-    """(first, last) key of the chunk that some of `n_rows` rows sees, and whether all see all."""
-    low, high = np.int64(2**31), np.int64(0)
-    highest_low, lowest_high = np.int64(0), np.int64(2**31)
-    for r in range(r0, r0 + n_rows):
-        row_low, row_high = np.int64(state_int[rows.low + r]), np.int64(state_int[rows.high + r])
-        low, high = min(low, row_low), max(high, row_high)
-        highest_low, lowest_high = max(highest_low, row_low), min(lowest_high, row_high)
-    first, last = max(low, key), min(high, key + n_keys)
-    # Whole register tiles of keys, counted from the chunk's first: none reaches past the chunk.
-    first -= (first - key) % KEY_STEP
-    return first, last, highest_low <= first and lowest_high >= last
-
-
-@kernel(inline=True)
-def mask_row(call, t, r, key):
-    """Address of the mask of the tile's row `r` at key `key`."""
-    at = (t.head + r // t.n_tokens) * call.mask_head
-    return call.mask + 4 * (at + (t.token + r % t.n_tokens) * call.mask_token + key * call.mask_key)
-
-
-@kernel(inline=True)
 def _add_panel(
     products, call, kq, kq_base, chunk, tile, t, state, state_int, rows, r0, n_rows,
     key, n_keys, masked, careful,
@@ -453,50 +347,6 @@ def make_add_chunk(products: Any) -> Any:
     return add_chunk
 
 
-# What task kernels of attention are given: the address of so many int64, each the address of a record of dtype CALL or of
-# one of the scratch blocks of all workers.
-JOB = ("call", "kq", "kv chunk", "tile", "row state", "partial results")
-
-
-@intrinsic
-def _call_at(typingctx, address):
-    """The record of dtype CALL at an address."""
-    record = numba.from_dtype(CALL)
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(record))
-
-    return record(types.int64), codegen
-
-
-def _make_array_at(kind):
-    array = types.Array(kind, 1, "C")
-
-    @intrinsic
-    def array_at(typingctx, address):
-        """The array from an address on, of any length: nothing looks at it."""
-
-        def codegen(context, builder, sig, args):
-            made = context.make_array(array)(context, builder)
-            data = builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
-            populate_array(
-                made,
-                data=data,
-                shape=cgutils.pack_array(builder, [emit.i64(1 << 40)]),
-                strides=cgutils.pack_array(builder, [emit.i64(4)]),
-                itemsize=emit.i64(4),
-                meminfo=None,
-            )
-            return made._getvalue()
-
-        return array(types.int64), codegen
-
-    return array_at
-
-
-_floats_at, _ints_at = _make_array_at(types.float32), _make_array_at(types.int32)
-
-
 @kernel(inline=True)
 def work_on_tasks(steps, job, counter, worker):
     """Work on tasks from `counter` until about `SLICE_WORK`; True if more may be left.
@@ -512,17 +362,17 @@ def work_on_tasks(steps, job, counter, worker):
         Whose part of the scratch to use.
     """
     call, kq, chunk = (
-        _call_at(simd.read_i64(job)),
-        _floats_at(simd.read_i64(job + 8)),
+        call_at(simd.read_i64(job)),
+        floats_at(simd.read_i64(job + 8)),
         simd.read_i64(job + 16),
     )
-    tile, partial = _floats_at(simd.read_i64(job + 24)), _floats_at(simd.read_i64(job + 40))
-    state, state_int = _floats_at(simd.read_i64(job + 32)), _ints_at(simd.read_i64(job + 32))
-    padded_rows = _padded_rows(call)
+    tile, partial = floats_at(simd.read_i64(job + 24)), floats_at(simd.read_i64(job + 40))
+    state, state_int = floats_at(simd.read_i64(job + 32)), ints_at(simd.read_i64(job + 32))
+    padded_rows = padded_rows_of(call)
     kq_base, chunk_base = worker * call.kq_floats, worker * call.chunk_floats
     tile_base, state_base = worker * call.tile_floats, worker * call.state_floats
     out_base = tile_base + padded_rows * call.q_depth
-    rows = _state_rows(state_base, padded_rows)
+    rows = state_rows(state_base, padded_rows)
     chunk_address = chunk + 4 * chunk_base
 
     n_tasks = call.n_head_kv * call.head_tiles * call.row_tiles * call.splits
@@ -531,7 +381,7 @@ def work_on_tasks(steps, job, counter, worker):
         task = simd.take_task(counter, 1)
         if task >= n_tasks:
             return False
-        kv_head, head, n_heads, token, n_tokens = _tile_place(call, task // call.splits)
+        kv_head, head, n_heads, token, n_tokens = tile_place(call, task // call.splits)
         q_rows = n_heads * n_tokens
         _start_rows(call, rows, padded_rows, state, state_int, head, n_heads, token, n_tokens)
         first, last, _ = key_range(
@@ -583,15 +433,15 @@ def attend(job, worker, counter, max_tasks):
 @task_kernel
 def merge(job, worker, counter, max_tasks):
     """Merge the splits of each tile and write its rows; tasks are tiles."""
-    call, partial = _call_at(simd.read_i64(job)), _floats_at(simd.read_i64(job + 40))
-    padded_rows = _padded_rows(call)
+    call, partial = call_at(simd.read_i64(job)), floats_at(simd.read_i64(job + 40))
+    padded_rows = padded_rows_of(call)
     size = padded_rows * (call.v_stride + 2)
     n_tiles = call.n_head_kv * call.head_tiles * call.row_tiles
     while True:
         tile_number = simd.take_task(counter, 1)
         if tile_number >= n_tiles:
             return False
-        _, head, n_heads, token, n_tokens = _tile_place(call, tile_number)
+        _, head, n_heads, token, n_tokens = tile_place(call, tile_number)
         first = tile_number * call.splits * size
         maxima = first + padded_rows * call.v_stride
         sums = maxima + padded_rows

@@ -34,7 +34,8 @@ class CpuDevice:
     name = "cpu"
     room = "cpu"
     has_streams = False
-    in_host_memory = has_threads = products_take_x_rows = True
+    in_host_memory = has_threads = True
+    products_sort_rows = False
     activations = ("float32",)
 
     def allocate(self, n_bytes: int) -> Array:

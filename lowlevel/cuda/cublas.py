@@ -12,6 +12,8 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
+from lowlevel.shapes import dtype_name
+
 from . import cupy_api
 
 if TYPE_CHECKING:
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 
 
 # cudaDataType, cublasComputeType_t, cublasOperation_t
+_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 _FLOAT32, _COMPUTE_32F, _COMPUTE_TF32 = 0, 68, 77
 _AS_IT_IS, _TRANSPOSED = 0, 1
 # cublasLtMatmulDescAttributes_t, cublasLtMatrixLayoutAttribute_t, cublasLtMatmulPreferenceAttributes_t
 _TRANS_A, _BATCH_COUNT, _BATCH_STRIDE, _MOST_WORKSPACE, _ALIGNMENT_OF_A = 3, 5, 6, 1, 5
-_MOST_ALIGNMENT, _FLOAT32_BYTES = 256, 4
+_REDUCTIONS, _NO_REDUCTION = 3, 0
+_MOST_ALIGNMENT = 256
 _NAMES = "libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"
 _ONE, _ZERO = ctypes.c_float(1), ctypes.c_float(0)
 
@@ -57,8 +61,12 @@ def _product(
     # cuBLAS counts down columns: what it sees are the transposes, and c' = b' a'.
     addresses = b.data.ptr, a.data.ptr, c.data.ptr
     alignments = tuple([min(address & -address, _MOST_ALIGNMENT) for address in addresses])
-    strides = b.strides, a.strides, c.strides
-    plan = _plan(index, c.shape, a.shape[2], strides, alignments, transposed, may_round, n_bytes)
+    a_strides = a.strides if len(a) == len(c) else (0, *a.strides[1:])
+    strides = b.strides, a_strides, c.strides
+    dtype = dtype_name(c.dtype)
+    plan = _plan(
+        index, c.shape, a.shape[2], strides, alignments, transposed, may_round, n_bytes, dtype
+    )
     plan.run(addresses, accumulate, workspace, n_bytes, stream)
 
 
@@ -68,24 +76,32 @@ class _Plan:
     `strides`, in bytes, and `alignments` are those of b, a and c, `shape` c's, `k` the length of a's rows.
     """
 
-    def __init__(self, handle, shape, k, strides, alignments, transposed, may_round, n_bytes):
+    def __init__(
+        self, handle, shape, k, strides, alignments, transposed, may_round, n_bytes, dtype
+    ):
         batch, m, n = shape
+        kind, item = _TYPES[dtype], 4 if dtype == "float32" else 2
         self._handle, self._made = handle, []
-        compute = _COMPUTE_TF32 if may_round else _COMPUTE_32F
+        compute = _COMPUTE_TF32 if may_round and dtype == "float32" else _COMPUTE_32F
         self._description = self._make("MatmulDesc", compute, _FLOAT32)
         self._set("MatmulDesc", self._description, _TRANS_A, ctypes.c_int32(int(transposed)))
         sizes = (k, n) if transposed else (n, k), (k, m), (n, m)
         self._layouts = []
         for (rows, columns), of_array in zip(sizes, strides, strict=True):
-            batch_stride, row_stride = (stride // _FLOAT32_BYTES for stride in of_array[:2])
+            batch_stride, row_stride = (stride // item for stride in of_array[:2])
             leading = max(row_stride, rows)  # where there is one column the stride may be anything
-            layout = self._make("MatrixLayout", _FLOAT32, rows, columns, leading)
+            layout = self._make("MatrixLayout", kind, rows, columns, leading)
             self._set("MatrixLayout", layout, _BATCH_COUNT, ctypes.c_int32(batch))
             self._set("MatrixLayout", layout, _BATCH_STRIDE, ctypes.c_int64(batch_stride))
             self._layouts.append(layout)
         preference = self._make("MatmulPreference")
         most = ctypes.c_uint64(n_bytes)
         self._set("MatmulPreference", preference, _MOST_WORKSPACE, most)
+        if (
+            dtype != "float32"
+        ):  # sums in parts, by how many rows there are, would be rounded otherwise
+            none = ctypes.c_uint32(_NO_REDUCTION)
+            self._set("MatmulPreference", preference, _REDUCTIONS, none)
         for i, alignment in enumerate((*alignments, alignments[-1])):  # A, B, C, D
             at = ctypes.c_uint32(alignment)
             self._set("MatmulPreference", preference, _ALIGNMENT_OF_A + i, at)

@@ -14,7 +14,8 @@ device.CudaDevice  allocate, view, empty: memory of its own, CuPy arrays over it
                    pinned: memory of the host that copies are queued to, copy_out and download: from the device to there;
                    reach, receive: copies between GPUs; free_bytes: what is left on the card
                    launch, start: which GPU is current, shared memory's opt-in, the call itself;
-                   start_in_haste: the driver's call (what it is handed: packed_launch.py, which a test reads)
+                   start_in_haste: the driver's call (driver_launch.py; what it is handed: packed_launch.py, which a test
+                   reads)
                    gemm (cublas.py: the workspace that cuBLAS is given, row-major products, TF32)
                    current_stream, own_stream, record, wait, settle, synchronise, finish: CuPy's streams and events
                    capture: what a model runs again, as a CUDA graph

@@ -17,7 +17,7 @@ from lowlevel.sizes import format_size
 from ..gpu import tensor_map
 from ..gpu.kernel_device import KernelDevice, parsed
 from ..gpu.loader import Library
-from . import cublas, cupy_api
+from . import cublas, cupy_api, driver_launch
 from .packed_launch import PackedLaunch
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class CudaDevice(KernelDevice):
         self._cupy = cupy_api.load()
         self._index = index
         self._null = np.uintp(0)
-        self._launch_kernel = self._cupy.cuda.driver.launchKernel
+        self._launch_kernel = driver_launch.launcher(index)
         self._packed: dict[
             int, tuple
         ] = {}  # id of a kernel -> (kernel, function, the driver's handle, PackedLaunch)
@@ -292,9 +292,7 @@ class CudaDevice(KernelDevice):
         stream = self._cupy.cuda.get_current_stream(self._index).ptr
 
         def launch(places):
-            self._launch_kernel(
-                entry, n_blocks, 1, 1, kernel.block, 1, 1, shared_mem, stream, places, 0
-            )
+            self._launch_kernel(entry, n_blocks, kernel.block, shared_mem, stream, places)
 
         return packed(arguments, launch)
 

@@ -192,9 +192,14 @@ class CudaSimDevice(KernelDevice):
 
 def _product(a, b, c, transposed=False, accumulate=False, may_round=False):
     """The host's: what cuBLAS does on a GPU, nothing rounded to TF32."""
+    a, b, c = (np.asarray(array) for array in (a, b, c))
+    if not a.dtype == b.dtype == c.dtype:
+        raise TypeError(f"gemm: expected arrays of one dtype, got {a.dtype}, {b.dtype}, {c.dtype}")
     with np.errstate(all="ignore"):  # NaN and inf in keys that are left out
-        for x, y, target in zip(*(np.asarray(array) for array in (a, b, c)), strict=True):
-            np.add(target if accumulate else 0, x @ (y.T if transposed else y), out=target)
+        for x, y, target in zip(np.broadcast_to(a, (len(c), *a.shape[1:])), b, c, strict=True):
+            x, y = (each.astype(np.float32, copy=False) for each in (x, y))
+            made = x @ (y.T if transposed else y)
+            target[...] = target + made if accumulate else made
 
 
 def _compile_module(text, name, options, expressions, architecture):

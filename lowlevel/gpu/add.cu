@@ -6,6 +6,7 @@ template <class X, class Y>
 __global__ void __launch_bounds__(kThreads)
     add(const typename X::Bits* x, const typename Y::Bits* __restrict__ y, const int* __restrict__ ids,
         typename X::Bits* out, const long long id_step, const int y_rows, const RowsCall call) {
+  ptx::await_earlier_kernels();
   const Piece piece(call.columns);
   if (piece.row >= call.n_rows) return;
   const int left = call.columns - piece.column;
@@ -32,6 +33,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class X>
 __global__ void __launch_bounds__(kThreads) scale(typename X::Bits* x, const float factor, const RowsCall call) {
+  ptx::await_earlier_kernels();
   const Piece piece(call.columns);
   if (piece.row >= call.n_rows) return;
   const int left = call.columns - piece.column;

@@ -72,7 +72,8 @@ class _Launch(NamedTuple):
         """Of the states that splits of the keys have left."""
         n_head, n_tokens = o.q.shape[:2]
         arguments = (*state, o.sinks, o.out, o.lse, plan.d_v, self.merge_call)
-        device.launch(MERGE[plan.q_dtype], n_head * n_tokens, arguments)
+        n_blocks = n_head * n_tokens * -(-plan.d_v // layout.MERGED_COLUMNS)
+        device.launch(MERGE[plan.q_dtype], n_blocks, arguments)
 
 
 def _run_whole(device, plan, o, scratch):

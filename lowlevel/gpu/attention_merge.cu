@@ -1,4 +1,5 @@
-// Joins the states of key splits (see attention_fused.cuh) and writes the finished rows: one block a row.
+// Joins the states of key splits (see attention_fused.cuh) and writes the finished rows: a block for each kPart columns
+// of a row, for decoding has few rows.
 //
 // Four columns a thread; groups of threads share the splits, so that many loads are under way at once.
 #ifndef WARPS
@@ -24,15 +25,19 @@ __device__ __forceinline__ void add(float4& sum, float4 more) {
   sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
 }
 
-// `d_v`: a multiple of 4, at most 4 * kThreads.
+constexpr int kPart = 128;  // layout.MERGED_COLUMNS
+
+// `d_v`: a multiple of 4.
 template <class Type>
 __global__ void __launch_bounds__(kThreads)
     attention_merge(const float* __restrict__ state_sums, const float* __restrict__ state_rows,
                     const float* __restrict__ sinks, void* __restrict__ out, float* __restrict__ lse, const int d_v,
                     const __grid_constant__ AttentionCall call) {
+  ptx::await_earlier_kernels();
   __shared__ float4 parts[kThreads];
   const long long n_rows = (long long)call.n_head_kv * call.group * call.n_tokens;
-  const long long row = blockIdx.x;  // head * n_tokens + token
+  const int n_parts = (d_v + kPart - 1) / kPart, part = blockIdx.x % n_parts;
+  const long long row = blockIdx.x / n_parts;  // head * n_tokens + token
   const int head = (int)(row / call.n_tokens), token = (int)(row % call.n_tokens);
   const int lane = threadIdx.x % 32;
 
@@ -47,26 +52,27 @@ __global__ void __launch_bounds__(kThreads)
   }
   sum = warp_sum(sum);
 
-  const int n_quads = d_v / 4, n_groups = kThreads / n_quads;
-  const int group = threadIdx.x / n_quads, quad = threadIdx.x % n_quads;
+  const int n_quads = min(kPart, d_v) / 4, n_groups = kThreads / n_quads;
+  const int group = threadIdx.x / n_quads, place = threadIdx.x % n_quads, quad = part * (kPart / 4) + place;
+  const bool is_inside = 4 * quad < d_v;
   float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (group < n_groups) {
+  if (group < n_groups && is_inside) {
 #pragma unroll 4
     for (int split = group; split < call.splits; split += n_groups) {
       const long long at = split * n_rows + row;
       const float factor = exp2f(log2_of_shrink(state_rows[2 * at], base, unit));
+      if (factor == 0.0f) continue;  // a split may have seen no key that counts
       const float4 x = *reinterpret_cast<const float4*>(state_sums + at * d_v + quad * 4);
-      // A split may have seen no key that counts.
-      if (factor != 0.0f) add(value, {x.x * factor, x.y * factor, x.z * factor, x.w * factor});
+      add(value, {x.x * factor, x.y * factor, x.z * factor, x.w * factor});
     }
   }
   parts[threadIdx.x] = value;
   __syncthreads();
-  if (group != 0) return;
-  for (int other = 1; other < min(n_groups, call.splits); ++other) add(value, parts[other * n_quads + quad]);
+  if (group != 0 || !is_inside) return;
+  for (int other = 1; other < min(n_groups, call.splits); ++other) add(value, parts[other * n_quads + place]);
 
   const RowEnd end = finish_row(top * call.scale, sum, sinks, head);
-  if (lse != nullptr && threadIdx.x == 0) lse[head * call.lse_head + token] = end.lse;
+  if (lse != nullptr && part == 0 && threadIdx.x == 0) lse[head * call.lse_head + token] = end.lse;
   const long long at = head * call.out_head + token * call.out_token + quad * 4;
   const float values[4] = {value.x, value.y, value.z, value.w};
 #pragma unroll

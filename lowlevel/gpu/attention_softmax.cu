@@ -3,6 +3,7 @@
 // heads, its tokens and the keys of one chunk. One block works on one row (head * n_tokens + token).
 #include "attention_call.cuh"
 #include "float_types.cuh"
+#include "ptx.cuh"
 
 constexpr int kThreads = 128, kWarps = kThreads / 32;
 
@@ -37,6 +38,7 @@ __global__ void __launch_bounds__(kThreads)
     attention_widen(const typename Type::Bits* source, float* target, const int d, const int head_rows,
                     const long long source_head, const long long source_row, const long long target_head,
                     const long long target_row, const int clean) {
+  ptx::await_earlier_kernels();
   const long long head = blockIdx.x / head_rows, row = blockIdx.x % head_rows;
   source += head * source_head + row * source_row;
   target += head * target_head + row * target_row;
@@ -51,6 +53,7 @@ template <class Type>
 __global__ void __launch_bounds__(kThreads)
     attention_scan(const typename Type::Bits* __restrict__ v, float* __restrict__ not_finite, const int d_v,
                    const AttentionCall call) {
+  ptx::await_earlier_kernels();
   const long long head_kv = blockIdx.x / call.n_keys, key = blockIdx.x % call.n_keys;
   const typename Type::Bits* row = v + head_kv * call.v_head + key * call.v_key;
   bool found = false;
@@ -84,6 +87,7 @@ __global__ void __launch_bounds__(kThreads)
                       const float* __restrict__ not_finite, const typename Type::Bits* __restrict__ v,
                       const float* __restrict__ mask, const float* __restrict__ slopes, const int kq_row, const int d_v,
                       const AttentionCall call) {
+  ptx::await_earlier_kernels();
   const long long row = blockIdx.x;
   const int head = blockIdx.x / (unsigned)call.n_tokens, token = blockIdx.x % (unsigned)call.n_tokens;
   const int head_kv = head / call.group;
@@ -159,6 +163,7 @@ __global__ void __launch_bounds__(kThreads)
     attention_finish(const float* __restrict__ sums, const float* __restrict__ state, const float* __restrict__ sinks,
                      typename Type::Bits* __restrict__ out, float* __restrict__ lse, const int d_v,
                      const AttentionCall call) {
+  ptx::await_earlier_kernels();
   const long long row = blockIdx.x;
   const int head = blockIdx.x / (unsigned)call.n_tokens, token = blockIdx.x % (unsigned)call.n_tokens;
   const RowEnd end = finish_row(state[2 * row], state[2 * row + 1], sinks, head);

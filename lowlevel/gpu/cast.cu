@@ -1,6 +1,7 @@
 // Arrays of one float type as another, rounded to the nearest even: (planes, rows, columns) in any strides but
 // that of the columns, which lie side by side. Launched by cast.py.
 #include "float_types.cuh"
+#include "ptx.cuh"
 
 constexpr int kThreads = 256;
 constexpr int kItems = 4;  // of a thread, kThreads apart: a warp's accesses lie side by side
@@ -13,6 +14,7 @@ struct CastCall {
 template <class From, class To>
 __global__ void __launch_bounds__(kThreads)
     cast(const typename From::Bits* __restrict__ source, typename To::Bits* __restrict__ target, const CastCall call) {
+  ptx::await_earlier_kernels();
   const long long first = (long long)blockIdx.x * (kThreads * kItems) + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {

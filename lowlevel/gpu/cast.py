@@ -35,8 +35,7 @@ def cast(device: LaunchDevice, target: Array, source: Array) -> None:
     """
     kinds = dtype_name(source.dtype), dtype_name(target.dtype)
     if kinds[0] == kinds[1]:
-        for plane in range(len(target)):
-            device.copy(target[plane], source[plane % len(source)])
+        device.copy(target, source)
         return
     if target.size == 0:
         return

@@ -48,6 +48,7 @@ __device__ __forceinline__ Place place_of(unsigned n, const Axes& layout) {
 template <class Unit>
 __global__ void __launch_bounds__(256)
     copy_strided(const void* source, void* target, const Axes layout, unsigned n_units) {
+  ptx::await_earlier_kernels();
   const unsigned unit = blockIdx.x * 256u + threadIdx.x;
   if (unit >= n_units) return;
   const Place place = place_of(unit, layout);
@@ -117,6 +118,7 @@ __device__ __forceinline__ void transpose_pairs(const Unit* from, Unit* to, unsi
 template <class Unit>
 __global__ void __launch_bounds__(256)
     copy_transposed(const void* source, void* target, const Transposed layout) {
+  ptx::await_earlier_kernels();
   // Its rows are one 4-byte bank further each, or as far as a unit is wide.
   __shared__ __align__(4) Unit tile[kTile][kTile + (sizeof(Unit) < 4 ? 4 / sizeof(Unit) : 1)];
   const Place place = place_of(blockIdx.x, layout.tiles);
@@ -181,6 +183,7 @@ template <class Unit>
 __global__ void __launch_bounds__(256)
     join_rows(const void* first, const void* second, const void* third, const void* fourth,
               void* target, const Rows rows, unsigned n_units) {
+  ptx::await_earlier_kernels();
   constexpr unsigned kUnits = 16 / sizeof(Unit);
   const unsigned start = (blockIdx.x * 256u + threadIdx.x) * kUnits;
   if (start >= n_units) return;

@@ -108,15 +108,21 @@ def _join_rows(device, target, sources, n_rows, strides, lengths, wide=False):
 
 
 def copy(device: LaunchDevice, target: Array, source: Array) -> None:
-    """Copy `source` into `target`, both on `device`, of one shape and dtype, without common elements."""
+    """Copy `source` into `target`, both on `device`, of one dtype, without common elements.
+
+    Of one shape, too, but that a source of one plane (the first axis) goes to every plane of the target.
+    """
     if not target.size:
         return
     item = target.dtype.itemsize
+    source_strides = source.strides
+    if target.ndim and source.shape[0] < target.shape[0]:
+        source_strides = 0, *source_strides[1:]
     # The axis that moves least in the target comes last: neighbouring threads write side by side.
     order = sorted(range(target.ndim), key=lambda i: -abs(target.strides[i]))
     axes = join_axes(
         (*(target.shape[i] for i in order), item),
-        (*(source.strides[i] for i in order), 1),
+        (*(source_strides[i] for i in order), 1),
         (*(target.strides[i] for i in order), 1),
     )  # (length, source stride, target stride), in bytes
     if not axes or (len(axes) == 1 and axes[0][1:] == (1, 1)):
@@ -152,7 +158,7 @@ def _copy_by_parts(device, target, source):
     middle = target.shape[axis] // 2
     for half in (slice(None, middle), slice(middle, None)):
         part = (slice(None),) * axis + (half,)
-        copy(device, target[part], source[part])
+        copy(device, target[part], source[part] if source.shape[axis] > 1 else source)
 
 
 def _copy_transposed(device, target, source, axes, unit):

@@ -22,6 +22,7 @@ template <class In, class Out>
 __global__ void __launch_bounds__(kThreads)
     gated(const typename In::Bits* gate, const typename In::Bits* up, typename Out::Bits* out, const int kind,
           const float alpha, const float limit, const RowsCall call) {
+  ptx::await_earlier_kernels();
   const Piece piece(call.columns);
   if (piece.row >= call.n_rows) return;
   const int left = call.columns - piece.column;

@@ -43,7 +43,8 @@ class KernelDevice(_Base):
     """Launches and copies of a device that runs CUDA kernels, which come from a loader.Library."""
 
     room = "gpu"
-    in_host_memory = has_threads = products_take_x_rows = False
+    in_host_memory = has_threads = False
+    products_sort_rows = True
     activations = ("float32", "float16", "bfloat16")
 
     def __init__(self, library: Library) -> None:

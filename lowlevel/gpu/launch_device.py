@@ -51,9 +51,10 @@ class LaunchDevice(StreamDevice, Protocol):
     def gemm(self, workspace: Array) -> AbstractContextManager[Callable[..., None]]:
         """Context that yields ``product(a, b, c, transposed=False, accumulate=False, may_round=False)``.
 
-        For float32 arrays: a (batch, m, k), b (batch, k, n) or with `transposed` (batch, n, k), c (batch, m, n), rows
-        without gaps inside; c = a b, or c += a b; `may_round`: operands may be rounded to TF32. It needs no memory
-        but `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
+        For arrays of one dtype, float32, float16 or bfloat16: a (batch, m, k), or (1, m, k) for all of the batch, b
+        (batch, k, n) or with `transposed` (batch, n, k), c (batch, m, n), rows without gaps inside; c = a b, or c +=
+        a b, summed in float32; `may_round`: float32 operands may be rounded to TF32. It needs no memory but
+        `workspace`, an array of `layout.LEAST_WORKSPACE` bytes or more.
         """
 
 

@@ -29,10 +29,12 @@ METHODS = ("auto",)
 V_COLUMN_STEP = 8
 PRECISIONS = ("float32",)
 KV_ALIGNED = True
-# The least keys worth a split.
-MIN_KEYS_PER_SPLIT = 512
+# The least keys worth a split; latents, read by one head for all, are four times as wide, and one tile has all queries.
+MIN_KEYS_PER_SPLIT, MIN_LATENTS_PER_SPLIT = 512, 256
 # Decoded K and V: keys of a chunk, at most, worth giving heads and splits up for, and at least.
 MOST_KEYS_OF_A_CHUNK, WORTHWHILE_KEYS, LEAST_KEYS_OF_A_CHUNK = 8192, 1024, 64
+# Of a row, what a block merges of the splits' states: attention_merge.cu's kPart.
+MERGED_COLUMNS = 128
 # Tiles path: sizes of the K*Q tile that are tried, in scores. 32 MiB of them stay in a large GPU's L2, but 64 MiB,
 # with twice the heads or keys, take an H100 less time.
 SCORES_OF_A_TILE = tuple(2**i for i in range(24, 3, -1))
@@ -204,7 +206,8 @@ def _fused_candidates(sizes):
         # One block a multiprocessor: a second one would wait for the first, and then be merged.
         keys, slots = WGMMA_SHAPES[sizes["d_k"], sizes["d_v"]].keys, sizes["n_threads"]
     tile = Tile(heads, min(sizes["n_tokens"], shape.rows // heads), keys, 1)
-    n_splits = min(slots // count_tiles(sizes, tile), sizes["n_kv"] // MIN_KEYS_PER_SPLIT)
+    least = MIN_LATENTS_PER_SPLIT if shape.latent else MIN_KEYS_PER_SPLIT
+    n_splits = min(slots // count_tiles(sizes, tile), sizes["n_kv"] // least)
     while n_splits > 1:
         yield tile._replace(splits=n_splits)
         n_splits //= 2
@@ -234,19 +237,32 @@ def keys_per_split(n_keys: int, n_splits: int, tile_keys: int) -> int:
 def _decoded_candidates(sizes):
     """Passes that decode K and V a chunk at a time: `Tile` gives their heads, tokens and keys.
 
-    The best one keeps the device busy with as few K/V heads as do, over long chunks. Then whatever
-    takes most shrinks.
+    The best one has heads whose tiles leave the device idle the least, over long chunks. Then whatever takes most
+    shrinks.
     """
     group = sizes["n_head"] // sizes["n_head_kv"]
     n_tokens, n_kv = sizes["n_tokens"], max(sizes["n_kv"], 1)
     tiles_of_group = -(-group * n_tokens // fused_shape(sizes).rows)
-    n_kv_heads = min(sizes["n_head_kv"], -(-_slots(sizes) // tiles_of_group))
+    # One block of warpgroups fills a multiprocessor.
+    slots = sizes["n_threads"] if kernel_of_warpgroups(sizes) else _slots(sizes)
+    n_kv_heads = _heads_of_a_pass(sizes["n_head_kv"], tiles_of_group, slots)
     keys = min(MOST_KEYS_OF_A_CHUNK, -(-n_kv // LEAST_KEYS_OF_A_CHUNK) * LEAST_KEYS_OF_A_CHUNK)
-    splits = min(_slots(sizes) // (tiles_of_group * n_kv_heads), keys // MIN_KEYS_PER_SPLIT)
+    splits = min(slots // (tiles_of_group * n_kv_heads), keys // MIN_KEYS_PER_SPLIT)
     tile = Tile(group * n_kv_heads, n_tokens, keys, max(1, splits))
     while tile is not None:
         yield tile
         tile = _shrunk(sizes, tile, group)
+
+
+def _heads_of_a_pass(n_head_kv, tiles_of_group, slots):
+    """K/V heads of a pass, of two rounds of tiles at most: the fewest rounds of all passes, then the fewest passes."""
+
+    def rounds(heads):
+        n_whole, rest = divmod(n_head_kv, heads)
+        return n_whole * -(-heads * tiles_of_group // slots) + -(-rest * tiles_of_group // slots)
+
+    most = min(n_head_kv, -(-2 * slots // tiles_of_group))
+    return min(range(1, most + 1), key=lambda heads: (rounds(heads), -heads))
 
 
 def _shrunk(sizes, tile, group):
@@ -284,7 +300,7 @@ def _fused_scratch(sizes, tile):
         n_head, n_tokens = tile.heads, tile.rows
         keys = kv_heads_of(sizes, tile) * min(tile.keys, max(sizes["n_kv"], 1))
         parts = [(f"{name} chunk", 2 * keys * sizes[f"d_{name}"]) for name in _decoded(sizes)]
-        parts += _decoders_own(sizes, tile)
+        parts += _decoders_own(sizes, tile, sizes["q_dtype"])
     if tile.splits > 1 or (decoded and tile.keys < sizes["n_kv"]):
         rows = tile.splits * n_head * n_tokens
         parts += [("partial results", 4 * rows * sizes["d_v"]), ("row state", 4 * rows * 2)]
@@ -324,10 +340,10 @@ def kv_heads_of(sizes: Mapping[str, Any], tile: Tile) -> int:
     return max(1, tile.heads // (sizes["n_head"] // sizes["n_head_kv"]))
 
 
-def _decoders_own(sizes, tile):
-    """What decoding one chunk takes besides the chunk."""
+def _decoders_own(sizes, tile, dtype):
+    """What decoding one chunk of a dtype takes besides the chunk."""
     chunk = kv_heads_of(sizes, tile), min(tile.keys, max(sizes["n_kv"], 1))
-    own = [kind.scratch_bytes(sizes["device"], *chunk) for kind in sizes["kv_types"]]
+    own = [kind.scratch_bytes(sizes["device"], *chunk, dtype) for kind in sizes["kv_types"]]
     return [(f"decode {name}", n) for name, n in zip("kv", own, strict=True) if n]
 
 
@@ -343,5 +359,5 @@ def _tiles_scratch(sizes, tile):
         ("kv chunk", 4 * keys * max(sizes["d_k"], sizes["d_v"])),
         ("not finite", 4 * keys),
         ("gemm workspace", min(max(workspace, LEAST_WORKSPACE), MOST_WORKSPACE)),
-        *_decoders_own(sizes, tile),
+        *_decoders_own(sizes, tile, "float32"),
     )

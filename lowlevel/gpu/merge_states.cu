@@ -1,5 +1,6 @@
 // Brings attention over one more part of the keys into what earlier parts gave: see merge_states.py. One block a row.
 #include "float_types.cuh"
+#include "ptx.cuh"
 
 constexpr int kThreads = 128;
 
@@ -17,6 +18,7 @@ template <class Type>
 __global__ void __launch_bounds__(kThreads)
     merge_states(float* out, float* lse, const typename Type::Bits* __restrict__ part, const float* __restrict__ part_lse,
                  const MergeCall call) {
+  ptx::await_earlier_kernels();
   const int head = blockIdx.x / (unsigned)call.n_tokens, token = blockIdx.x % (unsigned)call.n_tokens;
   out += head * call.out_head + token * call.out_token;
   lse += head * call.lse_head + token * call.lse_token;

@@ -76,9 +76,10 @@ def read_log(log: str) -> dict[str, dict[str, int]]:
 
 
 def digest_of(source: tuple[str, str]) -> str:
-    """Digest of all that is compiled of a source, (package, file): its text, options and kernels."""
+    """Digest of all that is compiled of a source, (package, file): its text but for comments, options and kernels."""
     names = [kernel.name for kernel in instances.of_source(source)]
-    compiled = json.dumps([source_text(*source), OPTIONS, names])
+    text = re.sub(r"//[^\n]*|^#line .*$", "", source_text(*source), flags=re.MULTILINE)
+    compiled = json.dumps([text.split(), OPTIONS, names])
     return hashlib.sha256(compiled.encode()).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ template <class In, class Out>
 __global__ void __launch_bounds__(kThreads)
     rms_norm(const typename In::Bits* x, const float* __restrict__ weight, typename Out::Bits* out, const float eps,
              const int row_threads, const RowsCall call) {
+  ptx::await_earlier_kernels();
   const int thread = threadIdx.x % row_threads;
   const long long row = (long long)blockIdx.x * (kThreads / row_threads) + threadIdx.x / row_threads;
   const bool there = row < call.n_rows;

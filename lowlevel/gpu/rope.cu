@@ -1,6 +1,7 @@
 // Rotary position embedding in place: a thread has a pair of a token, in some heads. The same operations in the same order as on the
 // CPU (lowlevel/cpu/ops/rope.py), so that float32 gives the same bits.
 #include "float_types.cuh"
+#include "ptx.cuh"
 
 constexpr int kThreads = 256;
 
@@ -38,6 +39,7 @@ template <class Type>
 __global__ void __launch_bounds__(kThreads)
     rope(typename Type::Bits* x, const int* __restrict__ positions, const unsigned long long* __restrict__ turns,
          const RopeCall call) {
+  ptx::await_earlier_kernels();
   const long long index = (long long)blockIdx.x * kThreads + threadIdx.x;
   const int pair = (int)(index % call.n_pairs);
   const long long rest = index / call.n_pairs;

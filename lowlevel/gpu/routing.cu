@@ -87,6 +87,7 @@ template <class Type>
 __global__ void __launch_bounds__(kRoutingThreads)
     route(const typename Type::Bits* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,
           float* __restrict__ weights, const RoutingCall call) {
+  ptx::await_earlier_kernels();
   __shared__ float of_block[kTokens][kExperts];
   float* const scores = of_block[threadIdx.x / 32];
   const int lane = threadIdx.x % 32;

@@ -14,6 +14,7 @@ template <class Table, class Out>
 __global__ void __launch_bounds__(kThreads)
     gather_rows(const typename Table::Bits* __restrict__ table, const int* __restrict__ ids,
                 typename Out::Bits* __restrict__ out, const GatherCall call) {
+  ptx::await_earlier_kernels();
   const Piece piece(call.columns);
   if (piece.row >= call.n_tokens) return;
   const int left = call.columns - piece.column, id = ids[piece.row * call.id_step];
@@ -39,6 +40,7 @@ template <class Row, class Out>
 __global__ void __launch_bounds__(kThreads)
     put_rows(const typename Row::Bits* __restrict__ rows, const int* __restrict__ ids,
              typename Out::Bits* __restrict__ out, const PutCall call) {
+  ptx::await_earlier_kernels();
   const Piece piece(call.columns);
   if (piece.row >= call.n_rows) return;
   const long long plane = piece.row / call.plane_rows, row = piece.row - plane * call.plane_rows;
@@ -54,6 +56,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     scatter_order(const int* __restrict__ tokens, int* __restrict__ order, int* __restrict__ starts,
                   const long long token_step, const int n_rows, const int n_tokens) {
+  ptx::await_earlier_kernels();
   __shared__ int tile[kThreads];
   const long long index = (long long)blockIdx.x * kThreads + threadIdx.x;
   const bool is_row = index < n_rows;
@@ -86,6 +89,7 @@ __global__ void __launch_bounds__(kThreads)
     scatter_add(const typename Row::Bits* __restrict__ rows, const float* __restrict__ weights,
                 const int* __restrict__ order, const int* __restrict__ starts, typename Out::Bits* __restrict__ out,
                 const ScatterCall call) {
+  ptx::await_earlier_kernels();
   const Piece piece(call.columns);
   if (piece.row >= call.n_tokens) return;
   const int token = (int)piece.row, left = call.columns - piece.column;

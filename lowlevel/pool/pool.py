@@ -35,10 +35,11 @@ from lowlevel.shapes import array_layout
 from lowlevel.sizes import parse_size
 from lowlevel.sure_exit import SureExit, id_of_handled
 
-from .arena import ALIGNMENT, Arena, align_up, smallest_size
+from .arena import ALIGNMENT, Arena, align_up
 from .block import Block, by_offset, holders
-from .budget_error import BudgetError, exact_size, refusal
+from .budget_error import BudgetError, exact_size
 from .memory import ArenaMemory, GuardedMemory, MemoryCorruptionError, call_site
+from .refusals import fragmentation, refused, text_of_refused_close, why_not_mine
 from .scope import OfThread, Scope
 from .stream_order import StreamOrder
 
@@ -327,7 +328,7 @@ class Pool:
     def fragmentation(self) -> float:
         with self._lock:
             self._settle_doubts()
-            return self._fragmentation()
+            return fragmentation(self._arena)
 
     @property
     def live(self) -> list[Block]:
@@ -396,7 +397,7 @@ class Pool:
             "used": self._arena.used,
             "peak": peak,
             "largest_free": self._arena.largest_free,
-            "fragmentation": self._fragmentation(),
+            "fragmentation": fragmentation(self._arena),
             "holders": holders(live),
             "live": [block.to_dict() for block in live],
             "at_peak": {
@@ -405,10 +406,6 @@ class Pool:
                 "live": [block.to_dict() for block in at_peak],
             },
         }
-
-    def _fragmentation(self):
-        free = self._arena.size - self._arena.used
-        return 1 - self._arena.largest_free / free if free else 0.0
 
     def _give(self, array):
         """Take back a live array; False: it is none."""
@@ -480,7 +477,7 @@ class Pool:
             if memory is not None:
                 if self._debug and (at_work := self._blocks_of_other_threads()):
                     if must:
-                        raise RuntimeError(_text_of_refused_close(at_work))
+                        raise RuntimeError(text_of_refused_close(at_work))
                     return []
                 leaked = self._blocks()
                 try:
@@ -543,29 +540,8 @@ class Pool:
     # ------------------------------------------------------------ texts
 
     def _refusal(self, requested, n_bytes, shape, dtype, tag):
-        blocks = self._blocks()
-        smallest = smallest_size(n_bytes, [(block.offset, block.n_bytes) for block in blocks])
-        free = self._arena.size - self._arena.used
-        remedy = f"A budget of {exact_size(smallest)} would hold it with the present blocks where they are"
-        if n_bytes <= free:
-            remedy += (
-                f"; fragmentation alone is the cause: {exact_size(free)} are free, in pieces. "
-                "Free in the reverse order of taking, or take what lives long first."
-            )
-        else:
-            remedy += f"; it is {exact_size(n_bytes - free)} more than is free."
-        error = refusal(
-            f"{dtype.name} {shape}, tag {tag!r}",
-            requested=requested,
-            rounded=n_bytes,
-            budget=self._budget,
-            used=self._arena.used,
-            largest_free=self._arena.largest_free,
-            fragmentation=self._fragmentation(),
-            holders=holders(blocks),
-            smallest_budget=smallest,
-            remedy=remedy,
-        )
+        what = f"{dtype.name} {shape}, tag {tag!r}"
+        error = refused(what, requested, n_bytes, self._arena, self._budget, self._blocks())
         if self._trace:
             self._trace.event(
                 "refuse", tag=tag, size=n_bytes, used=error.used, error=error.to_dict()
@@ -573,19 +549,7 @@ class Pool:
         return error
 
     def _why_not_mine(self, array):
-        address = self._device.address(array)
-        if address is None:
-            return f"array: expected an array that empty() returned, got {type(array).__name__}"
-        offset = self._memory.offset_of(address)
-        if offset is None:
-            return "array: not from this pool"
-        for block in self._blocks():
-            if block.offset <= offset < block.offset + block.n_bytes:
-                return (
-                    f"array: a view of block {block}, or freed before that one was taken; "
-                    "free the array itself that empty() returned, once"
-                )
-        return "array: freed before (or a view of one that was)"
+        return why_not_mine(array, self._device, self._memory, self._blocks())
 
     # ------------------------------------------------------------ scopes
 
@@ -599,11 +563,3 @@ class Pool:
     def _scopes(self):
         """The scopes this thread is in, outermost first."""
         return self._of_thread.scopes()
-
-
-def _text_of_refused_close(blocks):
-    lines = "".join(f"\n  {block}, by thread {block.thread!r}" for block in blocks)
-    return (
-        f"debug pool not closed: other threads work on {len(blocks)} block(s), and poisoning them would "
-        f"spoil their results; close it when they have left their scopes and calls:{lines}"
-    )

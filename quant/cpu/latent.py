@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LEAST_COLUMNS = 32
 
 
-def scratch_bytes(kind: Any, heads: int, keys: int) -> int:
+def scratch_bytes(kind: Any, heads: int, keys: int, dtype: str) -> int:
     """Weights (heads, rank, d) with padded rows, and the chunk's latents, as floats."""
     return 4 * kind.rank * (heads * padded_width(kind.d) + max(keys, 1))
 

@@ -198,6 +198,7 @@ __global__ void __launch_bounds__(256)
     dequantize(const unsigned char* __restrict__ source, long long source_stride,
                typename Out::Bits* __restrict__ out, long long out_stride, unsigned row_blocks,
                unsigned n_rows, unsigned row_tiles, unsigned tile_columns, unsigned tile_rows) {
+  ptx::await_earlier_kernels();
   __shared__ __align__(16) unsigned char shared[Tile<Format, Out, kAligned>::kSharedBytes];
   unsigned row = 0, column = blockIdx.x;
   if (n_rows > 1) row = blockIdx.x / row_tiles * tile_rows, column = blockIdx.x % row_tiles;

@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(256)
     convert(const unsigned char* __restrict__ source, long long source_stride,
             typename Out::Bits* __restrict__ out, long long out_stride, long long row_weights,
             long long n_vectors) {
+  ptx::await_earlier_kernels();
   constexpr int kVector = Out::kVector, kBytes = sizeof(typename In::Bits);
   long long vector = blockIdx.x * 256ll + threadIdx.x, row = 0;
   if (vector >= n_vectors) return;

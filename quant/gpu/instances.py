@@ -58,7 +58,7 @@ DEQUANTIZE = {
 
 # ---- products: see matmul.py -------------------------------------------------------------------------
 
-CALL = "V64"  # matmul_call.cuh's MatmulCall
+CALL = "V72"  # matmul_call.cuh's MatmulCall
 _TARGET = ("V*", "const i4*", "const i4*", CALL)  # out, order, groups
 _BYTES = ("const u1*", "const u1*", "const f4*", "const i4*", *_TARGET)  # weights, x, scales, sums
 _FLOATS = ("const u1*", "const f4*", *_TARGET)  # weights, x
@@ -111,6 +111,14 @@ MATVEC_EXACT = {
     for block in FORMATS.values()
     for columns in EXACT_STREAM_COLUMNS
 }
+# Rows of float weights, of all matrices of a call, that a block each takes.
+MOST_FEW_ROWS = 512
+MATVEC_FEW = {
+    (block.name, columns): _product(block, f"matvec_few<{block.name}, {columns}>", _FLOATS, 256)
+    for block in FORMATS.values()
+    if block.is_float
+    for columns in EXACT_STREAM_COLUMNS
+}
 MATVEC_SINGLE = {
     block.name: _product(block, f"matvec_single<{block.name}>", _ANY, SINGLE_THREADS)
     for block in FORMATS.values()
@@ -150,14 +158,14 @@ def bytes_of_x(block: BlockFormat) -> tuple[int, bool, bool]:
     return block.block_weights, of.interleaved, of.sums
 
 
-_X = ("const V*", "i8", "i4", "const i4*")  # x, its stride and type, order
+_X = ("const V*", "const i4*", "V24", "const i4*")  # x, rows, RowsOfX, order
 # (what `bytes_of_x` gives, in the order of kernels that stream?) -> Kernel
 QUANTISE_ROWS = {
     (of_x, streamed): Kernel(
         PACKAGE,
         "matmul_x.cu",
         f"quantise_rows<{', '.join(str(each).lower() for each in (*of_x, streamed))}>",
-        (*_X, "u1*", "f4*", "i2*", "i4", "i4"),
+        (*_X, "u1*", "f4*", "i2*", "i4"),
         256,
     )
     for of_x in sorted({bytes_of_x(block) for block in FORMATS.values() if not block.is_float})
@@ -168,12 +176,12 @@ GATHER_ROWS = {
         PACKAGE,
         "matmul_x.cu",
         f"gather_rows<{str(interleaved).lower()}>",
-        (*_X, "f4*", "i4", "i4", "i4"),
+        (*_X, "f4*", "i4", "i4"),
         256,
     )
     for interleaved in (False, True)
 }
-TILE_ROWS = Kernel(PACKAGE, "matmul_x.cu", "tile_rows", (*_X, "u1*", "i4", "i4", "i4"), 256)
+TILE_ROWS = Kernel(PACKAGE, "matmul_x.cu", "tile_rows", (*_X, "u1*", "i4", "i4"), 256)
 SORT_THREADS = 1024
 # dtype of the experts' numbers -> Kernel
 SORT_ROWS = {
@@ -196,6 +204,7 @@ PRODUCTS = (
             MATVEC,
             MATVEC_SINGLE,
             MATVEC_EXACT,
+            MATVEC_FEW,
             MATMUL_TILES,
             MATMUL_EXACT,
             MATMUL_WGMMA,

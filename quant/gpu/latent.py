@@ -1,31 +1,41 @@
-"""Latents to keys or values on a device that runs CUDA kernels: decoded weights once, a matrix product a chunk."""
+"""Latents to keys or values on a device that runs CUDA kernels: decoded weights once, one matrix product a chunk.
+
+Latents, weights and what they make are of one dtype, the chunk's own; sums are float32. With float16 each weight is
+rounded to the 11 bits that TF32 has too, and latents, which caches keep as float16, to nothing.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from lowlevel.gpu.cast import cast
 from lowlevel.gpu.layout import LEAST_WORKSPACE, MOST_WORKSPACE
-from lowlevel.shapes import dtype_name
+from lowlevel.shapes import dtype_name, resolve_dtype
 
 from .dequantize.run import decode_blocks
 
-_ALIGNMENT = 64  # floats
+_ALIGNMENT = 256
 
 
-def _sections(kind, heads, keys):
-    """{name: floats} of the scratch, in its order; what lasts from chunk to chunk comes first."""
-    product = heads * keys * kind.d
-    workspace = min(max(product // 8, LEAST_WORKSPACE // 4), MOST_WORKSPACE // 4)
+def _sections(kind, heads, keys, dtype):
+    """{name: bytes} of the scratch, in its order; what lasts from chunk to chunk comes first."""
+    item = np.dtype(resolve_dtype(dtype)).itemsize
+    workspace = item * (heads * keys * kind.d // 8)
     sizes = dict(
-        weights=heads * kind.rank * kind.d, workspace=workspace, latents=keys * kind.rank,
-        tail=keys * kind.d_tail, product=product,
-    )  # fmt: skip
+        weights=item * heads * kind.rank * kind.d,
+        workspace=min(max(workspace, LEAST_WORKSPACE), MOST_WORKSPACE),
+    )
+    if kind.latents != dtype:
+        sizes.update(latents=item * keys * kind.rank, tail=item * keys * kind.d_tail)
     return {name: -(-n // _ALIGNMENT) * _ALIGNMENT for name, n in sizes.items()}
 
 
-def scratch_bytes(kind: Any, heads: int, keys: int) -> int:
-    """Weights, latents and the product in float32, and a workspace for it."""
-    return 4 * sum(_sections(kind, heads, max(keys, 1)).values())
+def scratch_bytes(kind: Any, heads: int, keys: int, dtype: str) -> int:
+    """Weights as the chunk's dtype, a workspace for the product, and latents that are of another one."""
+    return sum(_sections(kind, heads, max(keys, 1), dtype).values())
 
 
 def reader(
@@ -33,40 +43,35 @@ def reader(
 ) -> Callable[[slice, Any], None]:
     """See `KVSource.reader`."""
     kind, n_heads = source.type, heads.stop - heads.start
-    weights = scratch[: n_heads * kind.rank * kind.d].reshape(n_heads, *source.weights.shape[1:])
-    decode_blocks(source.weights.format, source.weights.data[heads], weights, device)
+    weights: list[Any] = []  # decoded for the first chunk, whose dtype says what they become
 
     def read(keys, out):
-        n_keys = keys.stop - keys.start
+        n_keys, dtype = keys.stop - keys.start, dtype_name(out.dtype)
         part: dict[str, Any] = {}
         at = 0
-        for name, n in _sections(kind, n_heads, n_keys).items():
-            part[name], at = scratch[at : at + n], at + n
+        for name, n in _sections(kind, n_heads, n_keys, dtype).items():
+            part[name], at = scratch[at // 4 : (at + n) // 4].view(out.dtype), at + n
+        if not weights:
+            shape = n_heads, *source.weights.shape[1:]
+            weights.append(part["weights"][: int(np.prod(shape))].reshape(shape))
+            decode_blocks(source.weights.format, source.weights.data[heads], weights[0], device)
 
-        def rows(name, planes, columns):
-            return part[name][: planes * n_keys * columns].reshape(planes, n_keys, columns)
+        def rows(of, name):
+            """A chunk of a source of one head, where it lies or as the chunk's dtype."""
+            if of.type.name == dtype:
+                return of.data[:, keys]
+            columns = of.shape[2]
+            made = part[name][: n_keys * columns].reshape(1, n_keys, columns)
+            if of.type.is_dense:
+                cast(device, made, of.data[:, keys])
+            else:
+                of.reader(device, slice(0, 1))(keys, made)
+            return made
 
-        latents, product = rows("latents", 1, kind.rank), rows("product", n_heads, kind.d)
-        _widen(device, source.latents, keys, latents)
-        may_round = dtype_name(out.dtype) != "float32"
+        latents = rows(source.latents, "latents")
         with device.gemm(part["workspace"]) as gemm:
-            for h in range(n_heads):
-                gemm(
-                    latents, weights[h : h + 1], product[h : h + 1],
-                    transposed=not source.transposed, may_round=may_round,
-                )  # fmt: skip
-        cast(device, out[..., : kind.d], product)
+            gemm(latents, weights[0], out[..., : kind.d], transposed=not source.transposed)
         if kind.d_tail:
-            tail = rows("tail", 1, kind.d_tail)
-            _widen(device, source.tail, keys, tail)
-            cast(device, out[..., kind.d :], tail)
+            device.copy(out[..., kind.d :], rows(source.tail, "tail"))
 
     return read
-
-
-def _widen(device, source, keys, out):
-    """Rows of a source of one head as float32."""
-    if source.type.is_dense:
-        cast(device, out, source.data[:, keys])
-    else:
-        source.reader(device, slice(0, 1))(keys, out)

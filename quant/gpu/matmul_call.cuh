@@ -10,9 +10,11 @@ struct MatmulCall {  // matmul.py's CALL
   int n_rows, columns, n_slots, n_groups;
   int x_columns;  // floats from one prepared row of x to the next
   int pieces;     // see copies_pieces
-  int counted;    // not 0: n_groups is the most there may be, groups[3 * n_groups] how many there are
+  int counted;    // above 0: n_groups is the most there may be, groups[3 * n_groups] how many there are; below: groups are
+                  // the ids of so many matrices, see matmul_stream.cuh
   int x_type, out_type;  // FloatType
   int image_slots;  // rows of x in the image that tile_rows makes
+  int row_lanes, unused;  // below 32: what counts as a row is 32 / row_lanes short ones, see matmul_stream.cuh
 };
 
 // matmul.py's FLOAT_TYPES.
@@ -67,6 +69,20 @@ __device__ __forceinline__ Group read_group(const int* __restrict__ groups, cons
 // The row of x and of out that a slot stands for.
 __device__ __forceinline__ long long row_of_slot(const int* __restrict__ order, int slot) {
   return order ? __ldg(order + slot) : slot;
+}
+
+// Rows of x as a call finds them. With `rows`, row i of the product is that of x's row rows[i]; a product whose row x
+// does not have becomes NaN.
+struct RowsOfX {  // matmul/run.py's ROWS
+  long long stride;  // items
+  int type, n_rows, columns, unused;
+};
+
+// Whether x has the row that row `row` of the product asks for, which becomes that.
+__device__ __forceinline__ bool find_row(const int* __restrict__ rows, const RowsOfX& of, long long& row) {
+  if (!rows) return true;
+  row = __ldg(rows + row);
+  return (unsigned long long)row < (unsigned long long)of.n_rows;
 }
 
 // ---- rows of blocks into shared memory ------------------------------------------------------------

@@ -36,6 +36,7 @@ template <class Format, int kColumns>
 struct FloatSums {
   static constexpr int kRows = kColumns > 1 ? 1 : 2, kRun = Format::kRun;
   using Rows = Stream<Format, kRows, 1>;
+  static constexpr bool kPacks = false;
   const float* const x;
   const int columns;
   const long long x_columns;
@@ -92,6 +93,7 @@ __global__ void __launch_bounds__(kStreamThreads, kColumns > 1 ? 1 : 2)
     matvec_exact(const unsigned char* __restrict__ weights, const float* __restrict__ x,
                  void* __restrict__ out, const int* __restrict__ order,
                  const int* __restrict__ groups, const MatmulCall call) {
+  ptx::await_earlier_kernels();
   extern __shared__ __align__(16) unsigned char exact_shared[];
   stream_products<Format, kColumns>(FloatSums<Format, kColumns>(x, call), weights, out, order, groups,
                                     call, exact_shared);
@@ -116,6 +118,7 @@ __global__ void __launch_bounds__(128, 3)
     matmul_exact(const unsigned char* __restrict__ weights, const float* __restrict__ x,
                  void* __restrict__ out, const int* __restrict__ order,
                  const int* __restrict__ groups, const MatmulCall call) {
+  ptx::await_earlier_kernels();
   using T = ExactTile<Format>;
   extern __shared__ __align__(16) float tile_shared[];
   float* const w_tile = tile_shared;                        // [kExactRows][kPitch]

@@ -30,6 +30,24 @@ struct StreamTask {
   }
 };
 
+// Where rows of x meet a matrix each, groups are the ids of these, and group g is slot g. Kernels without a register for
+// more than `count` rows ask again whether there is such a matrix: out is NaN where there is none.
+__device__ __forceinline__ bool are_ids(const MatmulCall& call) {
+  return call.counted < 0;
+}
+__device__ __forceinline__ bool has_matrix(const int* __restrict__ groups, const MatmulCall& call, int index) {
+  return !groups || !are_ids(call) || (unsigned)__ldg(groups + index) < (unsigned)-call.counted;
+}
+__device__ __forceinline__ int matrix_of(const int* __restrict__ groups, const MatmulCall& call, int index) {
+  if (!are_ids(call)) return __ldg(groups + 3 * (long long)index);
+  return has_matrix(groups, call, index) ? __ldg(groups + index) : 0;
+}
+__device__ __forceinline__ Group slots_of(const int* __restrict__ groups, const MatmulCall& call, int index,
+                                          int width) {
+  if (!groups || !are_ids(call)) return read_group(groups, call, index, width);
+  return {0, index, 1};
+}
+
 template <int kRows>
 __device__ __forceinline__ StreamTask read_task(const unsigned char* __restrict__ weights,
                                                 const int* __restrict__ groups, const MatmulCall& call,
@@ -39,7 +57,7 @@ __device__ __forceinline__ StreamTask read_task(const unsigned char* __restrict_
   unsigned tile = task;
   if (groups) {
     result.group = task / row_tiles, tile = task % row_tiles;
-    weights += __ldg(groups + 3 * (long long)result.group) * call.expert_stride;
+    weights += matrix_of(groups, call, result.group) * call.expert_stride;
   }
   result.first = tile * kRows, result.last = call.n_rows - 1;
   result.rows = weights + (long long)result.first * call.row_stride;
@@ -118,6 +136,7 @@ __device__ __forceinline__ float sum_lanes(float (&values)[N], int lane) {
 //   begin(), prepare(): once, by all warps, before the first copies and after them
 //   start(first slot, count), total[row][column]
 //   add(places, chunk): what a lane has of a chunk; places[i]: of row i the first of the lane's blocks
+//   kPacks: short rows that lie side by side, as many as have 32 lanes, may count as one: x is the same for each
 template <class Format, int kColumns, class Sums>
 __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* __restrict__ weights,
                                                 void* __restrict__ out, const int* __restrict__ order,
@@ -131,7 +150,8 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
   const unsigned row_tiles = (call.n_rows + S::kRows - 1) / S::kRows;
   const unsigned n_tasks = row_tiles * call.n_groups;
   const unsigned step = gridDim.x * (blockDim.x / 32);
-  const int n_lanes = (call.columns + kWeights - 1) / kWeights;
+  const int row_lanes = Sums::kPacks ? call.row_lanes : 32;
+  const int n_lanes = row_lanes < 32 ? 32 : (call.columns + kWeights - 1) / kWeights;
   const int n_chunks = (n_lanes + 31) / 32;
 
   // From one task of a warp to its next all rows are as far apart, but for those beyond the last one. Where
@@ -172,7 +192,7 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
     if (summed_chunk == 0) {
       if (is_new(summed_task)) {
         task = read_task<S::kRows>(weights, groups, call, summed_task, row_tiles);
-        group = read_group(groups, call, task.group, kColumns);
+        group = slots_of(groups, call, task.group, kColumns);
 #pragma unroll
         for (int i = 0; i < S::kRows; ++i)
           places[i] = i * S::kPitch + task.skew(call, i) +
@@ -192,11 +212,26 @@ __device__ __forceinline__ void stream_products(Sums sums, const unsigned char* 
     }
     if (++summed_chunk < n_chunks) continue;
     summed_chunk = 0, summed_task += step;
+    const bool is_there = has_matrix(groups, call, task.group);
+    if (Sums::kPacks && row_lanes < 32) {
+#pragma unroll
+      for (int i = 0; i < S::kRows; ++i) {
+        float sum = sums.total[i][0];
+        for (int apart = row_lanes / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+        const int row = task.first + i;
+        if (lane % row_lanes || row >= call.n_rows || group.count < 1) continue;
+        const long long at = row_of_slot(order, group.first) * call.out_stride;
+        store_out(out, at + row * (32 / row_lanes) + lane / row_lanes, is_there ? sum : __uint_as_float(0x7fc00000u),
+                  call.out_type);
+      }
+      continue;
+    }
     constexpr int kSums = S::kRows * kColumns;
     float values[kSums];
 #pragma unroll
     for (int i = 0; i < kSums; ++i) values[i] = sums.total[i % S::kRows][i / S::kRows];
-    const float sum = sum_lanes(values, lane);
+    float sum = sum_lanes(values, lane);
+    if (!is_there) sum = __uint_as_float(0x7fc00000u);
     const int index = lane / (32 / kSums);
     const int row = task.first + index % S::kRows, column = index / S::kRows;
     if (lane % (32 / kSums) == 0 && column < group.count && row < call.n_rows)

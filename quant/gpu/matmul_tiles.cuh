@@ -328,6 +328,7 @@ __global__ void __launch_bounds__(kThreads, kThreads > 128 ? 1 : kColumns > 16 ?
                  const float* __restrict__ x_scales, const int* __restrict__ x_sums,
                  void* __restrict__ out, const int* __restrict__ order,
                  const int* __restrict__ groups, const MatmulCall call) {
+  ptx::await_earlier_kernels();
   using T = Tile<Format, kThreads, kColumns>;
   extern __shared__ __align__(16) unsigned char tiles_shared[];
   unsigned char* const shared = tiles_shared;

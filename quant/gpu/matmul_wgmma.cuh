@@ -245,6 +245,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     matmul_wgmma(const unsigned char* __restrict__ weights, const unsigned char* __restrict__ more_weights,
                  const unsigned char* __restrict__ x_image, void* __restrict__ out,
                  const int* __restrict__ order, const int* __restrict__ groups, const MatmulCall call) {
+  ptx::await_earlier_kernels();
   using T = WgmmaTile<Format, kThreads, kColumns>;
   constexpr int kStages = T::kStages, kProducers = T::kProducers;
   extern __shared__ __align__(1024) unsigned char wgmma_shared[];

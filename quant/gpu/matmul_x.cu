@@ -5,16 +5,24 @@
 // Gathered rows of x as bytes, one after the other; see quantise_part.
 template <int kBlock, bool kInterleaved, bool kSums, bool kStreamed>
 __global__ void __launch_bounds__(256)
-    quantise_rows(const void* __restrict__ x, long long x_stride, int x_type,
+    quantise_rows(const void* __restrict__ x, const int* __restrict__ rows, const RowsOfX of,
                   const int* __restrict__ order, unsigned char* __restrict__ bytes,
-                  float* __restrict__ scales, short* __restrict__ sums, int columns, int n_slots) {
+                  float* __restrict__ scales, short* __restrict__ sums, int n_slots) {
+  ptx::await_earlier_kernels();
+  const int columns = of.columns;
   const unsigned parts = (columns + 255) / 256;
   const long long warp = blockIdx.x * 8ll + threadIdx.x / 32;
   const long long slot = warp / parts;
   if (slot >= n_slots) return;
   const int part = (int)(warp % parts);
   float values[8];
-  load_part(typed_row(x, row_of_slot(order, (int)slot), x_stride, x_type), x_type, part, columns, values);
+  long long row = row_of_slot(order, (int)slot);
+  if (find_row(rows, of, row)) {
+    load_part(typed_row(x, row, of.stride, of.type), of.type, part, columns, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = __uint_as_float(0x7fc00000u);
+  }
   quantise_part<kBlock, kInterleaved, kSums, kStreamed>(
       values, part, columns,
       bytes + slot * (kStreamed ? streamed_pitch(columns) : columns), scales + slot * (columns / kBlock),
@@ -29,21 +37,24 @@ __device__ __forceinline__ float load_1(const void* __restrict__ row, int index,
 // Rows of `columns` values as rows of `out_columns`, zeros behind. A thread writes four.
 template <bool kInterleaved>
 __global__ void __launch_bounds__(256)
-    gather_rows(const void* __restrict__ x, long long x_stride, int x_type,
-                const int* __restrict__ order, float* __restrict__ out, int columns, int out_columns,
-                int n_slots) {
+    gather_rows(const void* __restrict__ x, const int* __restrict__ rows, const RowsOfX of,
+                const int* __restrict__ order, float* __restrict__ out, int out_columns, int n_slots) {
+  ptx::await_earlier_kernels();
   const unsigned fours = out_columns / 4;
   const long long index = blockIdx.x * 256ll + threadIdx.x;
   const long long slot = index / fours;
   if (slot >= n_slots) return;
   const int first = (int)(index % fours) * 4;
-  const void* const row = typed_row(x, row_of_slot(order, (int)slot), x_stride, x_type);
+  long long number = row_of_slot(order, (int)slot);
+  const bool found = find_row(rows, of, number);
+  const void* const row = typed_row(x, found ? number : 0, of.stride, of.type);
   float values[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int place = first + i, in_block = place % 32;
     const int from = kInterleaved ? place - in_block + in_block % 2 * 16 + in_block / 2 : place;
-    values[i] = from < columns ? load_1(row, from, x_type) : 0.0f;
+    values[i] = from < of.columns ? load_1(row, from, of.type) : 0.0f;
+    if (!found) values[i] = __uint_as_float(0x7fc00000u);
   }
   *reinterpret_cast<float4*>(out + slot * out_columns + first) =
       make_float4(values[0], values[1], values[2], values[3]);
@@ -53,19 +64,21 @@ __global__ void __launch_bounds__(256)
 // columns of all slots, then the next 64. A thread writes eight values. Zeros where there is no row (an
 // order of -1, or slots from n_rows on without an order) and behind a row's end.
 extern "C" __global__ void __launch_bounds__(256)
-    tile_rows(const void* __restrict__ x, long long x_stride, int x_type, const int* __restrict__ order,
-              unsigned char* __restrict__ image, int columns, int n_rows, int n_slots) {
-  const unsigned chunks = (columns + 63) / 64 * 8;
+    tile_rows(const void* __restrict__ x, const int* __restrict__ rows, const RowsOfX of,
+              const int* __restrict__ order, unsigned char* __restrict__ image, int n_rows, int n_slots) {
+  ptx::await_earlier_kernels();
+  const unsigned chunks = (of.columns + 63) / 64 * 8;
   const long long index = blockIdx.x * 256ll + threadIdx.x;
   const long long slot = index / chunks;
   if (slot >= n_slots) return;
   const int chunk = (int)(index % chunks), first = 8 * chunk;
-  const long long row = order ? __ldg(order + slot) : slot < n_rows ? slot
-                                                                    : -1;
+  long long row = order ? __ldg(order + slot) : slot < n_rows ? slot
+                                                              : -1;
+  const bool used = row >= 0 && first < of.columns, found = used && find_row(rows, of, row);
   float values[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] = 0.0f;
-  if (row >= 0 && first < columns) load_8(typed_row(x, row, x_stride, x_type), first, x_type, values);
+  for (int i = 0; i < 8; ++i) values[i] = used ? __uint_as_float(0x7fc00000u) : 0.0f;
+  if (found) load_8(typed_row(x, row, of.stride, of.type), first, of.type, values);
   const long long line = chunk / 8 * (long long)n_slots + slot;
   ptx::store_16(image + line * 128 + (chunk ^ slot) % 8 * 16, Bfloat16::pack(values));
 }
@@ -79,6 +92,7 @@ __global__ void __launch_bounds__(1024)
     sort_rows(const Id* __restrict__ experts, long long stride, int n, int n_experts, int* __restrict__ order,
               int n_slots, int* __restrict__ groups, int most_groups, int width, int multiple,
               void* __restrict__ out, long long out_stride, int out_columns, int out_type) {
+  ptx::await_earlier_kernels();
   extern __shared__ __align__(16) int sort_shared[];
   int* const counts = sort_shared;           // of each expert; then its next slot
   int* const partial = counts + n_experts;   // two for each of the 32 warps

@@ -63,12 +63,13 @@ struct ByteSums {
   static constexpr int kTerms = kColumns > 2 ? 1 : Format::kTerms;
   static constexpr int kWords = Format::kRun / 4;
   X x;
-  const int columns;
+  static constexpr bool kPacks = kColumns == 1;
+  const int columns, lane;  // which of those that have a row
   int slots[kColumns];
   float total[kRows][kColumns];
 
   __device__ __forceinline__ ByteSums(const X& x, const MatmulCall& call)
-      : x(x), columns(call.columns) {}
+      : x(x), columns(call.columns), lane(threadIdx.x % 32 & (kPacks ? call.row_lanes - 1 : 31)) {}
 
   __device__ __forceinline__ void begin() { x.begin(columns); }
   __device__ __forceinline__ void prepare() { x.prepare(columns); }
@@ -100,14 +101,14 @@ struct ByteSums {
   }
 
   __device__ __forceinline__ bool has_second(int chunk) const {
-    return chunk * kChunkWeights + threadIdx.x % 32 * kLaneWeights + Format::kBlockWeights < columns;
+    return chunk * kChunkWeights + lane * kLaneWeights + Format::kBlockWeights < columns;
   }
 
   // A lane's first or second block, or its unit.
   template <int kBlock, bool kAligned>
   __device__ __forceinline__ void add_block(const Place (&places)[kRows], int chunk) {
     constexpr int kOffset = kBlock * Format::kBlockBytes;
-    const int lane = threadIdx.x % 32, unit = lane % Format::kUnits;
+    const int unit = lane % Format::kUnits;
     const int block = (32 * chunk + lane) * kBlocks / Format::kUnits + kBlock;
     typename Format::Raw raw[kRows];
 #pragma unroll
@@ -170,9 +171,9 @@ struct ByteSums {
         x.bytes + (long long)slots[column] * streamed_pitch(columns) + chunk * kChunkWeights;
 #pragma unroll
     for (int j = 0; j < kWords / 4; ++j) {
-      const int lane = (int)(threadIdx.x % 32) + Format::x_neighbour(unit, j);
+      const int neighbour = lane + Format::x_neighbour(unit, j);
       const int piece = Format::x_piece(unit, kBlock, run, j);
-      const uint4 four = x.load(reinterpret_cast<const uint4*>(from) + piece * 32 + lane);
+      const uint4 four = x.load(reinterpret_cast<const uint4*>(from) + piece * 32 + neighbour);
       values[4 * j] = (int)four.x, values[4 * j + 1] = (int)four.y;
       values[4 * j + 2] = (int)four.z, values[4 * j + 3] = (int)four.w;
     }
@@ -184,6 +185,7 @@ __global__ void __launch_bounds__(kStreamThreads, kColumns > 2 ? 1 : 2)
     matvec(const unsigned char* __restrict__ weights, const unsigned char* __restrict__ x_bytes,
            const float* __restrict__ x_scales, const int* __restrict__ x_sums, void* __restrict__ out,
            const int* __restrict__ order, const int* __restrict__ groups, const MatmulCall call) {
+  ptx::await_earlier_kernels();
   extern __shared__ __align__(16) unsigned char matvec_shared[];
   const ByteRows x = {x_bytes, x_scales, x_sums};
   stream_products<Format, kColumns>(ByteSums<Format, kColumns, ByteRows>(x, call), weights, out, order, groups,
@@ -196,6 +198,7 @@ __global__ void __launch_bounds__(kSingleThreads, 1)
     matvec_single(const unsigned char* __restrict__ weights, const void* __restrict__ x,
                   void* __restrict__ out, const int* __restrict__ order,
                   const int* __restrict__ groups, const MatmulCall call) {
+  ptx::await_earlier_kernels();
   extern __shared__ __align__(16) unsigned char single_shared[];
   using Slots = typename ByteSums<Format, 1, OwnByteRow<Format>>::Rows;
   unsigned char* const bytes = single_shared + kSingleThreads / 32 * Slots::kWarpBytes;

@@ -63,7 +63,7 @@ def choices_of(
         device=where.name,
         rows="float32" if exact else half,
         heads=kind.name if kind.name in halves else half,
-        gathers=not where.products_take_x_rows,
+        in_token_order=where.products_sort_rows,
     )
 
 

@@ -15,7 +15,7 @@ from lowlevel.pool.arena import align_up
 from lowlevel.shapes import array_layout
 
 from ..formats import KV_FORMATS, block_format
-from ..latent import LatentKV, LatentType
+from ..latent import LatentKV, latent_type
 from ..quantize import quantize
 from ..tensor import QuantTensor
 
@@ -212,11 +212,6 @@ def latent_types(layer: LayerConfig, kind: KVType, turned: bool) -> tuple[KVType
     tensors, rank = layer.tensors, layer.kv_lora_rank
     k_b, v_b = tensors["k_b_turned" if turned else "k_b"], tensors["v_b"]
     return (
-        LatentType(
-            f"latent {kind.name}, {k_b.format.name}",
-            rank=rank,
-            d=layer.d_nope,
-            d_tail=layer.rope.n_rot,
-        ),
-        LatentType(f"latent {kind.name}, {v_b.format.name}", rank=rank, d=layer.d_v),
+        latent_type(kind.name, k_b.format.name, rank, layer.d_nope, layer.rope.n_rot),
+        latent_type(kind.name, v_b.format.name, rank, layer.d_v),
     )

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 # Groups of the feed-forward parts are not made smaller than this of themselves: each unpacks its weights anew.
 LEAST_GROUP_ROWS = 256
-# Where rows are gathered, groups have so many an expert: kernels take tiles of rows.
-GATHERED_ROWS = 192
+# Columns of a product that kernels take at once: parts are multiples of it.
+LEAST_PART = 128
+# Where each product sorts its rows, groups have so many an expert: kernels take tiles of rows.
+ROWS_AN_EXPERT = 192
 
 
 def record_pass(
@@ -191,6 +193,8 @@ def feed_forward(s: Recorder, x: Rows, layer: LayerConfig) -> None:
         gated_part(s, x, h, layer, "", layer.n_ff)
         return
     chosen = routed(s, h, layer)
+    if x.shape[0] > LEAST_GROUP_ROWS and not layer.experts_on_host:
+        h = s.narrowed(h)  # as products round it
     s.keep_on_first_rank(x)
     if layer.experts_on_host:
         s.hand_to_host(layer, h, *chosen)
@@ -234,9 +238,9 @@ def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, of: ExpertRows) -
     gate, up, down = (t[f"ffn_{name}_exps.weight"] for name in ("gate", "up", "down"))
     n = of.experts.shape[0]
     step = group_rows(s, layer, n, 2 * n_ff + n_embd)
-    if s.choices.gathers and s.choices.group_rows is None:
+    if s.choices.in_token_order and s.choices.group_rows is None:
         assert layer.routing is not None
-        step = min(n, max(step, GATHERED_ROWS * layer.routing.n_expert))
+        step = min(n, max(step, ROWS_AN_EXPERT * layer.routing.n_expert))
     step = max(1, step // of.per_token) * of.per_token
     for start in range(0, n, step):
         stop = min(start + step, n)
@@ -247,10 +251,26 @@ def experts(s: Recorder, x: Rows, h: Rows, layer: LayerConfig, of: ExpertRows) -
             if f"ffn_{name}_exps.bias" in t:
                 s.add_vector(half, t[f"ffn_{name}_exps.bias"], of_expert)
         s.gated(*halves)
+        bias = t.get("ffn_down_exps.bias") if s.is_first_rank else None
+        is_long = stop - start > LEAST_GROUP_ROWS and n_ff >= LEAST_PART
+        if s.choices.in_token_order and is_long and bias is None:
+            # Some columns at a time, over what gate and up have left: no more memory than they took.
+            for first, last in equal_parts(n_embd, n_ff):
+                to = halves[1].columns(0, last - first)
+                y = s.part_of_expert_product(halves[0], down, of_expert, "ffn_down_exps", first, to)
+                s.scatter_add(y, x.columns(first, last), of, start)
+            continue
         y = s.expert_product(halves[0], (down,), of_expert, "ffn_down_exps")
-        if "ffn_down_exps.bias" in t and s.is_first_rank:
-            s.add_vector(y, t["ffn_down_exps.bias"], of_expert)
+        if bias is not None:
+            s.add_vector(y, bias, of_expert)
         s.scatter_add(y, x, of, start)
+
+
+def equal_parts(n: int, most: int) -> list[tuple[int, int]]:
+    """Ranges of `n` columns, as few as have `most` or fewer, in whole units of `LEAST_PART`."""
+    n_parts = -(-n // (most // LEAST_PART * LEAST_PART))
+    step = -(-n // (n_parts * LEAST_PART)) * LEAST_PART
+    return [(first, min(first + step, n)) for first in range(0, n, step)]
 
 
 def group_rows(s: Recorder, layer: LayerConfig, n: int, width: int) -> int:

@@ -160,7 +160,7 @@ class Planned:
         """Whether kernels can read how many keys there are: a decode step is the same launches every time then."""
         choices, planner = self.choices, devices.get(self.choices.device).planner
         if (
-            not choices.gathers
+            not choices.in_token_order
             or not self.config.layers
             or any(layer.window for layer in self.config.layers)
         ):
@@ -252,7 +252,7 @@ def pass_key(choices: Choices) -> Choices:
 
     Constants are of whole u-batches, and on devices kernels that count keys are planned for the whole context.
     """
-    n_ctx = choices.n_ctx if choices.gathers else 0
+    n_ctx = choices.n_ctx if choices.in_token_order else 0
     return dataclasses.replace(choices, n_ctx=n_ctx, amb=None)
 
 

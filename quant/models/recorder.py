@@ -226,8 +226,13 @@ class Recorder(RankOperations):
 
         self.note("scale", _short(weight) + "_scale", (x,), bind, fixed=True)
 
-    def _product(self, x, weights, out, name, kind="product", experts=None, x_rows=None):
-        """One call of `quant.matmul`, with one matrix or several of one format."""
+    def _product(
+        self, x, weights, out, name, kind="product", experts=None, x_rows=None, matrices=None
+    ):
+        """One call of `quant.matmul`, with one matrix or several of one format.
+
+        `matrices`: what a model has to bring for it, where that is not just `weights`.
+        """
         exact, n_threads = self.choices.exact, self.choices.n_threads
         n = out.shape[0]
 
@@ -255,7 +260,7 @@ class Recorder(RankOperations):
             scratch_bytes=self._matmul_scratch(n, weights),
             flops=2 * n * out.shape[1] * x.shape[1],
             weight_bytes=n_bytes * min(n_matrices, n) // n_matrices,
-            matrices=tuple(weights),
+            matrices=tuple(matrices or weights),
             fixed=True,
         )
 
@@ -319,6 +324,14 @@ class Recorder(RankOperations):
             )
 
         self.note("copy", name, (x, out), bind, fixed=True)
+
+    def narrowed(self, x: Rows) -> Rows:
+        """Rows in the dtype that operations hand on."""
+        if x.buffer.dtype == self.choices.rows:
+            return x
+        out = self.new(x.buffer.name.split(".")[-1], x.shape[0], x.shape[1])
+        self.copy(x, out, "narrowed")
+        return out
 
     def rope(self, x: Rows, rope: Rope, offset: int = 0, name: str = "q") -> None:
         """Turn heads, (n_head, n, d), of the last n tokens by their positions, in place."""
@@ -451,10 +464,10 @@ class Recorder(RankOperations):
         return ids, weights
 
     def expert_rows(self, ids: Rows, weights: Rows) -> ExpertRows:
-        """Each choice of each token a row: sorted by expert, or token after token where rows are gathered."""
+        """Each choice of each token a row: sorted by expert, or token after token where products sort them."""
         n_tokens, n_used = ids.shape
         n = n_tokens * n_used
-        if self.choices.gathers:
+        if self.choices.in_token_order:
             tokens = self.constant("row_tokens", lambda m: np.repeat(np.arange(m), n_used), n_used)
             return ExpertRows(tokens.rows(0, n), ids.flat(), weights.flat(), n_used)
         tokens = self.new("row_tokens", n, 1, "int32").flat()
@@ -480,8 +493,6 @@ class Recorder(RankOperations):
         tokens: Rows | None = None,
     ) -> Rows:
         """Row i: ``x[tokens[i]] @ weight[experts[i]].T``, without tokens ``x[i]``; several weights side by side."""
-        if tokens is not None and self.choices.gathers:
-            x, tokens = self._gather(x, tokens), None
         n = experts.shape[0]
         out = self.new(name, n, sum(weight.shape[1] for weight in weights))
         at = 0
@@ -492,23 +503,20 @@ class Recorder(RankOperations):
             at += n_rows
         return out
 
-    def _gather(self, x, tokens):
-        out = self.new("gathered", tokens.shape[0], x.shape[1])
-        n_threads = self.choices.n_threads
-
-        def bind(bound):
-            arrays = [bound.array(each) for each in (x, tokens, out)]
-            return functools.partial(ops.gather_rows, *arrays, n_threads=n_threads)
-
-        self.note("experts", "gather", (x, tokens, out), bind, fixed=True)
+    def part_of_expert_product(
+        self, x: Rows, weight: Weight, experts: Rows, name: str, first: int, out: Rows
+    ) -> Rows:
+        """Some columns of an `expert_product`, from `first` on, to `out`."""
+        part = weight.part(first, first + out.shape[1], axis=1)
+        self._product(x, (part,), out, name, "experts", experts, matrices=(weight,))
         return out
 
     def scatter_add(self, rows: Rows, out: Rows, of: ExpertRows, start: int) -> None:
         """``out[tokens[i]] += weights[i] * rows[i]``, for rows from `start` on."""
         n, n_threads = rows.shape[0], self.choices.n_threads
         weights = of.weights.rows(start, start + n)
-        tokens = None if self.choices.gathers else of.tokens.rows(start, start + n)
-        if self.choices.gathers:
+        tokens = None if self.choices.in_token_order else of.tokens.rows(start, start + n)
+        if self.choices.in_token_order:
             out = out.rows(start // of.per_token, (start + n) // of.per_token)
         plan = ops.plan_scatter_add(
             n, out.shape[0], in_order=tokens is None, device=self.choices.device

@@ -223,13 +223,10 @@ class Bound:
             self._timed(clock)
         elif self._replay is not None:
             self._replay()
-        elif self._is_kept:
-            for call in self._calls:
-                call()
+        elif self._is_kept:  # kernels are loaded now, which no capture may do
+            self._replay = self._capturing_run()
         else:
             self._first_run()
-            if self.made.counted:  # kernels are loaded now, which no capture may do
-                self._replay = self._captured()
 
     def _first_run(self):
         """Every call with its checks; what it launches is kept where that is the same each time."""
@@ -246,14 +243,24 @@ class Bound:
             spent = time.perf_counter() - start
             clock[operation.kind] = clock.get(operation.kind, 0.0) + spent
 
-    def _captured(self):
-        """The same operations again: those of the device between the host's own by one graph each."""
+    def _capturing_run(self):
+        """Run every operation, and give what runs them again: those in a row that launch the same each time by one graph.
+
+        A pass of a size that comes once only is not captured, which takes as long as to run it.
+        """
         parts = []
         pairs = zip(self.made.operations, self._calls, strict=True)
-        for on_host, group in itertools.groupby(pairs, lambda pair: pair[0].on_host):
+        for same, group in itertools.groupby(pairs, lambda pair: self._is_same(pair[0])):
             calls = [call for _, call in group]
-            parts += calls if on_host else [self._device.capture(functools.partial(_all, calls))]
+            made = [self._device.capture(functools.partial(_all, calls))] if same else calls
+            for part in made:
+                part()
+            parts += made
         return functools.partial(_all, parts)
+
+    def _is_same(self, operation):
+        """Whether an operation queues the same launches each time."""
+        return not operation.on_host and (operation.fixed or self.made.counted)
 
     def close(self) -> None:
         """Let go of all memory: the calls hold this object, which a reference count alone would never end."""
@@ -299,8 +306,7 @@ class Bound:
 
     def give_logits(self, rows: Any, start: int) -> None:
         """Logits of some outputs, to the host."""
-        host = self._device.to_host(rows)
-        np.copyto(self.state.logits[start : start + len(host)], host)
+        self._device.download(rows, self.state.logits[start : start + len(rows)])
 
     @property
     def comm(self) -> Comm:

@@ -53,8 +53,8 @@ class Choices:
     rows, heads : str
         Dtypes of the rows that operations hand on, and of q, k, v and what attention makes of them. The residual
         stream is float32.
-    gathers : bool
-        Whether rows of x are gathered for their experts; else products take them where they lie.
+    in_token_order : bool
+        Whether experts' rows stay in the order of their tokens, and each product sorts them; else they are sorted once.
     group_rows : int or None
         Rows of the feed-forward parts that are worked on at a time; None: as many as take no more memory than attention.
     split : str
@@ -74,7 +74,7 @@ class Choices:
     device: str = "cpu"
     rows: str = "float32"
     heads: str = "float32"
-    gathers: bool = False
+    in_token_order: bool = False
     group_rows: int | None = None
     split: str = ""
     ranks: Outline = ALONE

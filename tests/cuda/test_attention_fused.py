@@ -130,7 +130,8 @@ def test_every_instance_of_warpgroups(key, device, launched, rng):
         k[:, :200] = np.nan
     options.update(window=700, sinks=np.ones(4, np.float32))
     check(device, [q, k, v], options, HALF_BOUND)
-    assert launched == 3 * [instances.WGMMA[key]]
+    merges = instances.MERGE.values()  # of latents, whose splits are short
+    assert [kernel for kernel in launched if kernel not in merges] == 3 * [instances.WGMMA[key]]
 
 
 def test_which_kernel(launched, rng):

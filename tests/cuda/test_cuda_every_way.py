@@ -14,6 +14,7 @@ from matmul_cases import random_tensor as plain_tensor
 from quant_cases import (
     ORDERS,
     assert_same_bits,
+    block_format,
     is_checked_in_every_way,
     random_tensor,
     reference,
@@ -69,9 +70,9 @@ def decodes(rng, name, dtype, aligned):
     assert_same_bits(asnumpy(out), reference(t, dtype))
 
 
-def multiplies(rng, name, exact, n, one_expert=False):
+def multiplies(rng, name, exact, n, one_expert=False, n_rows=67):
     """Two tiles of rows and part of a third, as numbers that do not depend on the run: see `test`."""
-    t = plain_tensor(rng, name, 67, width(name, 3))
+    t = plain_tensor(rng, name, n_rows, width(name, 3))
     x, activations = random_x(rng, n, t.columns), "float32" if exact else "int8"
     there, experts = t.to("cudasim"), None
     if one_expert:
@@ -212,7 +213,19 @@ CALLS = {
     **{kernel: (decodes, *key) for key, kernel in products.DEQUANTIZE.items()},
     **{k: (multiplies, name, False, n, n == 1) for (name, n), k in products.MATVEC.items()},
     **{kernel: (multiplies, name, False, 1) for name, kernel in products.MATVEC_SINGLE.items()},
-    **{kernel: (multiplies, name, True, n) for (name, n), kernel in products.MATVEC_EXACT.items()},
+    # A few rows of floats have a kernel of their own.
+    **{
+        kernel: (
+            multiplies,
+            name,
+            True,
+            n,
+            False,
+            products.MOST_FEW_ROWS + 3 if block_format(name).is_float else 67,
+        )
+        for (name, n), kernel in products.MATVEC_EXACT.items()
+    },
+    **{kernel: (multiplies, name, True, n) for (name, n), kernel in products.MATVEC_FEW.items()},
     **{
         kernel: (multiplies, name, False, max(9, tile.columns - 3))
         for (name, tile), kernel in products.MATMUL_TILES.items()

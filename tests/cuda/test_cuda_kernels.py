@@ -41,6 +41,24 @@ def test_every_kernel_has_a_test():
     assert not missing, "kernels without a test: " + ", ".join(missing)
 
 
+def test_every_kernel_awaits_earlier_ones():
+    """First of all: launched as driver_launch.py does, it may start before what the one ahead wrote can be read."""
+    first = re.compile(r"\{\s*ptx::await_earlier_kernels\(\);")
+    n_found = 0
+    for package in instances.packages():
+        folder = pathlib.Path(str(importlib.resources.files(package)))
+        for path in (*folder.rglob("*.cu"), *folder.rglob("*.cuh")):
+            text = re.sub(r"//.*", "", path.read_text())
+            for start in (match.end() for match in re.finditer(r"__global__", text)):
+                body, depth = start, 0
+                while depth or text[body] != "{":
+                    depth += {"(": 1, ")": -1}.get(text[body], 0)
+                    body += 1
+                assert first.match(text, body), f"{path.name}: {text[start : body + 40]}"
+                n_found += 1
+    assert n_found > 30
+
+
 def test_every_source_is_in_the_table():
     there = {
         (package, name)
@@ -287,7 +305,10 @@ def test_a_table_knows_what_it_was_measured_of(monkeypatch):
     for measured in (spilling, {"80": right["80"]}):
         assert not resources.is_measured(source, resources.new_table(measured, old, "13.5"), "13.5")
     text_of = resources.source_text
-    monkeypatch.setattr(resources, "source_text", lambda *source: text_of(*source) + " ")
+    remark = "\n\n// It says why."
+    monkeypatch.setattr(resources, "source_text", lambda *source: text_of(*source) + remark)
+    assert resources.is_measured(source, table, "13.5")
+    monkeypatch.setattr(resources, "source_text", lambda *source: text_of(*source) + "\nint n;")
     assert not resources.is_measured(source, table, "13.5")
     assert resources.new_table({"80": right["80"]}, table, "13.5")["texts"] == {}
 

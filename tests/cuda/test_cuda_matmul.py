@@ -16,7 +16,7 @@ from quant_cases import block_format, modes_of, orders_of
 import lowlevel
 import quant.gpu.matmul.run as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
-from quant import FORMATS, QuantTensor, matmul, matmul_scratch_bytes
+from quant import FORMATS, QuantTensor, matmul, matmul_plan, matmul_scratch_bytes
 from quant.gpu.instances import (
     GATHER_ROWS,
     MATMUL_EXACT,
@@ -24,7 +24,9 @@ from quant.gpu.instances import (
     MATMUL_WGMMA,
     MATVEC,
     MATVEC_EXACT,
+    MATVEC_FEW,
     MATVEC_SINGLE,
+    MOST_FEW_ROWS,
     PRODUCTS,
     QUANTISE_ROWS,
     SORT_ROWS,
@@ -42,6 +44,7 @@ LAUNCHES = [
     *((kernel, name, False, 1) for name, kernel in MATVEC_SINGLE.items()),
     *((kernel, name, False, n) for (name, n), kernel in MATVEC.items()),
     *((kernel, name, True, n) for (name, n), kernel in MATVEC_EXACT.items()),
+    *((kernel, name, True, n) for (name, n), kernel in MATVEC_FEW.items()),
     *((k, name, False, max(9, tile.columns - 3)) for (name, tile), k in MATMUL_TILES.items()),
     *((kernel, name, True, 35) for name, kernel in MATMUL_EXACT.items()),
 ]
@@ -97,7 +100,10 @@ def check_launch(kernel, t, device, exact, n, rng):
 def test_every_instance(kernel, name, exact, n, device, launched, rng):
     """Two tiles of rows and a bit of the next; a depth of 256 weights and a bit of the next."""
     n_blocks = {1: 8, 32: 11, 64: 5, 128: 3, 256: 3}[block_format(name).block_weights]
-    t = random_tensor(rng, name, 67, columns_of(name, n_blocks))
+    # A few rows of floats have a kernel of their own.
+    is_long = block_format(name).is_float and kernel in MATVEC_EXACT.values()
+    n_rows = MOST_FEW_ROWS + 3 if is_long else 67
+    t = random_tensor(rng, name, n_rows, columns_of(name, n_blocks))
     check_launch(kernel, t, device, exact, n, rng)
     prepares = {*QUANTISE_ROWS.values(), *GATHER_ROWS.values()}
     assert kernel in launched and len(set(launched) - prepares) == 1
@@ -238,6 +244,98 @@ def test_experts_take_one_launch(device, launched, rng):
     for n in (6, 60):
         multiply(random_x(rng, n, 256), t, device, experts=np.arange(n) % 6)
     assert len(launched) == 4
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q3_K", "F16"])
+def test_rows_that_are_not_sorted(name, exact, device, launched, rng):
+    """A few rows with an expert each: ids on the device are taken as they come; NaN where there is no such expert."""
+    t = random_tensor(rng, name, 7, 9, 512)
+    on = t.to(device)
+    for ids in ([3], [6, 0, 2, 2, 5], [1, 7, 0, -1, 2**31 - 1, 6, -(2**31)]):
+        ids = np.array(ids, np.int32)
+        x = random_x(rng, len(ids), t.columns)
+        there = asarray(x, device)
+        y = asnumpy(matmul(there, on, experts=asarray(ids, device), exact=exact))
+        n_launched = len(launched)
+        assert SORT_ROWS["int32"] not in launched
+        is_there = (0 <= ids) & (ids < 7)
+        assert np.isnan(y[~is_there]).all()
+        for e in set(ids[is_there].tolist()):
+            check_product(y[ids == e], x[ids == e], t[e], exact)
+        wide = asarray(ids.astype(np.int64), device)
+        again = asnumpy(matmul(there, on, experts=wide, exact=exact))
+        assert launched[n_launched] is SORT_ROWS["int64"]
+        np.testing.assert_array_equal(again, y)
+        launched.clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("IQ4_NL", 128), ("IQ4_NL", 64), ("Q8_0", 1024), ("Q3_K", 512), ("Q2_K", 256)],
+)
+def test_short_rows_that_go_together(name, columns, device, rng):
+    """A warp takes as many as it has lanes for, where they lie side by side; the same bits as where they do not."""
+    n_rows = 96 if columns < 1024 else 6
+    t = random_tensor(rng, name, 5, n_rows, columns)
+    assert matmul_plan(5, t, device=device).row_lanes < 32
+    ids = np.array([4, 0, 3, 7, 1], np.int32)
+    x, experts = random_x(rng, len(ids), columns), asarray(ids, device)
+    wide = np.zeros((*t.data.shape[:2], t.data.shape[2] + 16), np.uint8)
+    wide[..., : t.data.shape[2]] = t.data
+    apart = QuantTensor(asarray(wide, device)[..., : t.data.shape[2]], name, t.shape)
+    found, expected = (
+        asnumpy(matmul(asarray(x, device), on, experts=experts)) for on in (t.to(device), apart)
+    )
+    np.testing.assert_array_equal(found, expected)
+    for row, e in enumerate(ids):
+        if e < 5:
+            check_product(found[row : row + 1], x[row : row + 1], t[e], False)
+    odd = matmul(asarray(x, device), t.to(device)[:, 1:-2], experts=experts)
+    np.testing.assert_array_equal(asnumpy(odd), expected[:, 1:-2])
+    one = asarray(x[:1], device)
+    alone = asnumpy(matmul(one, t.to(device)[4]))
+    np.testing.assert_array_equal(alone[0], expected[0])
+
+
+@pytest.mark.parametrize("n", [5, 70])
+@pytest.mark.parametrize(
+    ("name", "activations"), [("IQ4_NL", "int8"), ("Q4_K", "float32"), ("Q2_K", "bfloat16")]
+)
+def test_rows_of_x_by_number(name, activations, n, device, rng):
+    """As of a copy that has the rows; NaN where x has none."""
+    t = random_tensor(rng, name, 7, 9, 512)
+    on, x = t.to(device), random_x(rng, 6, t.columns)
+    x_rows = rng.integers(0, len(x), n).astype(np.int32)
+    x_rows[2], x_rows[4] = -1, len(x)
+    experts = asarray(rng.integers(0, 7, n).astype(np.int32), device)
+    found = matmul(
+        asarray(x, device),
+        on,
+        experts=experts,
+        x_rows=asarray(x_rows, device),
+        activations=activations,
+    )
+    is_there = (0 <= x_rows) & (x_rows < len(x))
+    copied = np.where(is_there[:, None], x[np.where(is_there, x_rows, 0)], np.float32(0))
+    expected = matmul(asarray(copied, device), on, experts=experts, activations=activations)
+    found, expected = asnumpy(found), asnumpy(expected)
+    assert np.isnan(found[~is_there]).all()
+    np.testing.assert_array_equal(found[is_there], expected[is_there])
+
+
+def test_rows_of_x_that_do_not_fit(device, rng):
+    t = random_tensor(rng, "Q8_0", 3, 9, 64).to(device)
+    x, ids = asarray(random_x(rng, 2, 64), device), asarray(np.zeros(4, np.int32), device)
+    with pytest.raises(ValueError, match=r"x_rows: on .* with experts= only"):
+        matmul(x, t[0], x_rows=ids)
+    with pytest.raises(TypeError, match="x_rows: "):
+        matmul(x, t, experts=ids, x_rows=np.zeros(4, np.int32))
+    with pytest.raises(TypeError, match="x_rows: expected int32"):
+        matmul(x, t, experts=ids, x_rows=asarray(np.zeros(4, np.int64), device))
+    gaps = asarray(np.zeros(8, np.int32), device)[::2]
+    with pytest.raises(ValueError, match="x_rows: expected an array without gaps"):
+        matmul(x, t, experts=ids, x_rows=gaps)
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -179,6 +179,7 @@ __global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM)
                     float* __restrict__ state_sums, float* __restrict__ state_rows,
 #ifdef KEYS_FROM_HOST
                     const __grid_constant__ AttentionCall call) {
+  ptx::await_earlier_kernels();
 #else
                     const int* n_kv, const __grid_constant__ AttentionCall given) {
   const AttentionCall call = counting(given, n_kv);

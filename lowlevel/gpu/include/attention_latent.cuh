@@ -163,6 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                      const float* __restrict__ sinks, float* __restrict__ state_sums,
                      float* __restrict__ state_rows, const int* n_kv, const int stages,
                      const __grid_constant__ AttentionCall given) {
+  ptx::await_earlier_kernels();
   const AttentionCall call = counting(given, n_kv);
   extern __shared__ __align__(128) Element shared[];
   Element* const q_tile = shared;

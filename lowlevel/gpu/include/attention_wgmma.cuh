@@ -96,6 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                     const float* __restrict__ mask, const float* __restrict__ slopes, const float* __restrict__ sinks,
                     float* __restrict__ state_sums, float* __restrict__ state_rows,
                     const __grid_constant__ AttentionCall call) {
+  ptx::await_earlier_kernels();
   extern __shared__ __align__(1024) Element shared[];
   Element* const q_tile = shared;
   Element* const k_tiles = q_tile + TILE_ROWS * HEAD_K;

@@ -2,6 +2,7 @@
 // 16 bytes at a time where they lie so, and in float32 between.
 #pragma once
 #include "float_types.cuh"
+#include "ptx.cuh"
 
 constexpr int kThreads = 256;
 constexpr int kPiece = 8;

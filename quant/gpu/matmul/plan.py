@@ -14,13 +14,14 @@ from ...formats import FORMATS
 from ..constants import constants
 from ..instances import (
     EXACT_STREAM_COLUMNS,
+    MOST_FEW_ROWS,
     STREAM_COLUMNS,
     TILES,
     WGMMA_ARCHITECTURE,
     WGMMA_ROWS,
     WGMMA_TILES,
 )
-from .sizes import EXACT_COLUMNS, tile_sizes
+from .sizes import EXACT_COLUMNS, lanes_of_row, tile_sizes
 
 if TYPE_CHECKING:
     from lowlevel.gpu.launch_device import LaunchDevice
@@ -53,8 +54,8 @@ class MatmulPlan:
     Attributes
     ----------
     path : str
-        "single": one row of x, as it is; "stream": few rows, every warp streams weights; "tiles": many
-        rows, on mma.sync or, float32, on plain multiplications; "wgmma": many rows on Hopper's warpgroup
+        "single": one row of x, as it is; "stream": few rows, every warp streams weights; "few": few rows of x and of
+        float weights, a thread block each; "tiles": many rows, on mma.sync or, float32, on plain multiplications; "wgmma": many rows on Hopper's warpgroup
         products.
     activations : str
         What x becomes: one of `ACTIVATIONS`.
@@ -66,6 +67,9 @@ class MatmulPlan:
     sections : dict
         Of the scratch: name -> (offset in bytes, dtype, items).
     scratch_bytes : int
+    row_lanes : int
+        Lanes of a warp that a row of weights has work for; below 32 as many rows as have 32 go together, where they lie
+        side by side.
     """
 
     path: str
@@ -77,6 +81,7 @@ class MatmulPlan:
     most_groups: int
     sections: dict
     scratch_bytes: int
+    row_lanes: int = 32
 
     @property
     def scratch(self) -> Scratch:
@@ -147,6 +152,8 @@ def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multip
     elif activations == "float32":
         width = _fitting(EXACT_STREAM_COLUMNS, rows_each)
         path, width = ("stream", width) if width else ("tiles", EXACT_COLUMNS)
+        if path == "stream" and block.is_float and shape[-2] <= MOST_FEW_ROWS:
+            path = "few"
     elif n == 1 and columns <= SINGLE_COLUMNS and n_experts is None:
         path = "single"
     else:
@@ -183,8 +190,10 @@ def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multip
         placed[name] = at, dtype, n_items
         n_bytes = n_items * (1 if dtype == "uint8" else 4)
         at += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+    row_lanes = lanes_of_row(block, columns) if path in ("single", "stream") and width == 1 else 32
     return MatmulPlan(
-        path, activations, width, tile, x_columns, n_slots, most_groups, placed, at
+        path, activations, width, tile, x_columns, n_slots, most_groups, placed, at,
+        row_lanes if activations == "int8" else 32,
     )  # fmt: skip
 
 

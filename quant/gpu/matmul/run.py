@@ -23,6 +23,7 @@ from ..instances import (
     MATMUL_WGMMA,
     MATVEC,
     MATVEC_EXACT,
+    MATVEC_FEW,
     MATVEC_SINGLE,
     QUANTISE_ROWS,
     SORT_ROWS,
@@ -49,10 +50,18 @@ CALL = np.dtype(
     [(name, "<i8") for name in "expert_stride out_stride".split()]
     + [(name, "<i4") for name in "row_stride row_bytes n_rows columns n_slots n_groups".split()]
     + [(name, "<i4") for name in "x_columns pieces counted x_type out_type image_slots".split()]
+    + [(name, "<i4") for name in ("row_lanes", "unused")]
 )
-assert CALL.itemsize == 64
+assert CALL.itemsize == 72
+# matmul_call.cuh's RowsOfX.
+ROWS = np.dtype(
+    [("stride", "<i8")] + [(name, "<i4") for name in ("type", "n_rows", "columns", "unused")]
+)
 FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # matmul_call.cuh's FloatType
+_SIZES = ("columns", "n_slots", "n_groups", "counted", "x_columns", "image_slots", "row_lanes")
 _PIECE = 16
+# So many rows with a matrix each are not sorted: what two of them share stays in the second-level cache.
+ROWS_BY_ID = 128
 # Rows of weights in one launch: they are counted in 32 bits.
 MAX_ROWS = 2**30
 
@@ -77,8 +86,8 @@ def run(
         Of one format and one number of columns and experts.
     experts : array of int, (n,), or None
         On the host, sorted out there, or on the device (int32 or int64), of which the host knows nothing.
-    x_rows : None
-        For products on the CPU.
+    x_rows : array of int32, (n,), or None
+        On the device: the row of x that each row of the product is of.
     scratch : array of uint8
         At least plan.scratch_bytes.
     """
@@ -86,18 +95,24 @@ def run(
         name: scratch[at : at + n_items * np.dtype(dtype).itemsize].view(dtype)
         for name, (at, dtype, n_items) in plan.sections.items()
     }
+    # How many groups there are, and what the kernels find where: see MatmulCall.
+    n_groups, counted = plan.most_groups, 0
     if experts is None:
-        n_groups = plan.most_groups
+        pass
     elif device.address(experts) is None:
         n_groups = _sort_on_host(plan, device, parts, experts)
+    elif _are_groups(plan, experts):
+        del parts["order"]
+        parts["groups"], n_groups, counted = experts, len(out), -matrices[0].shape[0]
     else:
         _sort_on_device(plan, device, parts, experts, matrices[0].shape[0], out)
-        n_groups = -plan.most_groups  # how many there are stands in the table
+        counted = 1
+    groups = n_groups, counted
     block = matrices[0].format
     if plan.path == "single":
         parts["x"] = x
     else:
-        _prepare(plan, device, x, block, parts)
+        _prepare(plan, device, x, x_rows, len(out), block, parts)
     x_type = FLOAT_TYPES[dtype_name(x.dtype)]
     at = 0
     for some in _at_once(plan, matrices):
@@ -106,13 +121,13 @@ def run(
         max_rows = MAX_ROWS if all(abs(t.data.strides[-2]) < 2**31 for t in some) else 1
         if n_rows <= max_rows:
             target = out[:, at : at + len(some) * n_rows] if len(matrices) > len(some) else out
-            _launch(plan, device, some, target, parts, n_groups, x_type)
+            _launch(plan, device, some, target, parts, groups, x_type)
         else:
             for t in some:
                 for first in range(0, n_rows, max_rows):
                     rows = slice(first, min(first + max_rows, n_rows))
                     target = out[:, at + rows.start : at + rows.stop]
-                    _launch(plan, device, (t[..., rows, :],), target, parts, n_groups, x_type)
+                    _launch(plan, device, (t[..., rows, :],), target, parts, groups, x_type)
                 at += n_rows
             continue
         at += len(some) * n_rows
@@ -132,6 +147,8 @@ def _kernel(plan, name):
         return MATMUL_WGMMA[name, plan.tile]
     if plan.path == "single":
         return MATVEC_SINGLE[name]
+    if plan.path == "few":
+        return MATVEC_FEW[name, plan.width]
     if plan.activations == "float32":
         return MATVEC_EXACT[name, plan.width] if plan.path == "stream" else MATMUL_EXACT[name]
     return MATVEC[name, plan.width] if plan.path == "stream" else MATMUL_TILES[name, plan.tile]
@@ -142,6 +159,13 @@ def _kernel(plan, name):
 
 def _multiple(plan):
     return SLOT_MULTIPLE if plan.path == "wgmma" else 1
+
+
+def _are_groups(plan, experts):
+    """Whether a few rows meet a matrix each: their ids serve as groups, in the order in which they come."""
+    if plan.width > 1 or len(experts) > ROWS_BY_ID or experts.dtype != np.int32:
+        return False
+    return experts.flags.c_contiguous
 
 
 def _sort_on_host(plan, device, parts, experts):
@@ -178,26 +202,35 @@ def _sort_on_device(plan, device, parts, experts, n_experts, out):
     device.launch(kernel, 1, arguments, shared_mem=4 * (n_experts + 2 * SORT_THREADS // 32))
 
 
-def _prepare(plan, device, x, block, parts):
+def _prepare(plan, device, x, x_rows, n, block, parts):
     """x as bytes, as padded floats or as an image of bfloat16, its rows in the groups' order."""
-    n, columns = x.shape
+    n_x, columns = x.shape
     interleaved = not block.is_float and constants(block).interleaved
-    source = (x, _row_stride(x), FLOAT_TYPES[dtype_name(x.dtype)], parts.get("order"), parts["x"])
+    of = _rows_of_x(_row_stride(x), FLOAT_TYPES[dtype_name(x.dtype)], n_x, columns)
+    source = (x, x_rows, of, parts.get("order"), parts["x"])
     if plan.path == "wgmma":
         kernel = TILE_ROWS
         n_threads = plan.n_slots * plan.x_columns // 8
-        arguments = (*source, columns, n, plan.n_slots)
+        arguments = (*source, n, plan.n_slots)
     elif plan.activations == "float32":
         kernel = GATHER_ROWS[interleaved]
         n_threads = n * plan.x_columns // 4
-        arguments = (*source, columns, plan.x_columns, n)
+        arguments = (*source, plan.x_columns, n)
     else:
         kernel = QUANTISE_ROWS[bytes_of_x(block), plan.path == "stream"]
         n_threads = n * -(-columns // 256) * 32
         sums = parts.get("x_sums")
         sums = None if sums is None else sums.view(np.int16)
-        arguments = (*source, parts["x_scales"], sums, columns, n)
+        arguments = (*source, parts["x_scales"], sums, n)
     device.launch(kernel, -(-n_threads // kernel.block), arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rows_of_x(stride, kind, n_rows, columns):
+    """A `ROWS`, not to be written to."""
+    of = np.array((stride, kind, n_rows, columns, 0), ROWS)
+    of.flags.writeable = False
+    return of
 
 
 def _row_stride(array):
@@ -208,17 +241,20 @@ def _row_stride(array):
 # ---------------------------------------------------------------- weights
 
 
-def _launch(plan, device, matrices, out, parts, n_groups, x_type):
-    """One launch for one matrix or two alike; n_groups < 0: at most so many."""
+def _launch(plan, device, matrices, out, parts, groups, x_type):
+    """One launch for one matrix or two alike."""
     t = matrices[0]
     block, data = t.format, t.data
     kernel = _kernel(plan, block.name)
     types = x_type, FLOAT_TYPES[dtype_name(out.dtype)]
     # Of rows at odd addresses warpgroups would copy pieces that are no multiples of 16 apart.
     alignment = max(alignment_of(block), 2) if plan.path == "wgmma" else min(alignment_of(block), 2)
+    n_rows, row_lanes = t.shape[-2], plan.row_lanes
+    if data.strides[-2] != data.shape[-1] or n_rows % (32 // row_lanes):
+        row_lanes = 32  # rows apart from each other, or some left over
     call = _call(
         tuple([device.address(some.data) % _PIECE for some in matrices]), alignment, data.shape,
-        data.strides, _row_stride(out), (t.columns, len(out), n_groups, plan.x_columns, plan.n_slots), types,
+        data.strides, _row_stride(out), (t.columns, len(out), *groups, plan.x_columns, plan.n_slots, row_lanes), types,
     )  # fmt: skip
     target = (out, parts.get("order"), parts.get("groups"), call)
     if plan.path == "wgmma":
@@ -230,7 +266,7 @@ def _launch(plan, device, matrices, out, parts, n_groups, x_type):
         arguments = (data, parts["x"], parts["x_scales"], parts.get("x_sums"), *target)
     n_blocks, shared = _launch_sizes(
         plan.path, plan.activations, plan.width, plan.tile, block.qtype, kernel.block,
-        len(matrices) * -(-t.shape[-2] // WGMMA_ROWS), t.shape[-2], t.columns, abs(n_groups),
+        len(matrices) * -(-n_rows // WGMMA_ROWS), n_rows * row_lanes // 32, t.columns, groups[0],
         device.n_multiprocessors,
     )  # fmt: skip
     device.launch(kernel, n_blocks, arguments, shared_mem=shared)
@@ -246,6 +282,8 @@ def _launch_sizes(
     exact = activations == "float32"
     if path == "wgmma":
         return min(n_groups * row_tiles, n_multiprocessors), wgmma_shared(block, tile)
+    if path == "few":
+        return n_groups * n_rows, 0
     if path == "tiles":
         at_once, shared = exact_sizes(block) if exact else tile_sizes(block, tile)
         return n_groups * -(-n_rows // at_once), shared
@@ -266,13 +304,13 @@ def _call(misaligned, alignment, data_shape, data_strides, out_stride, sizes, ty
         stride if length > 1 else 0
         for length, stride in zip(data_shape[:-1], data_strides[:-1], strict=True)
     ]
-    call["row_stride"] = strides[-1]
+    n_packed = 32 // sizes[-1]  # rows that count as one
+    call["row_stride"] = strides[-1] * n_packed
     call["expert_stride"] = strides[0] if len(strides) == 2 else 0
-    call["n_rows"], call["row_bytes"] = data_shape[-2:]
+    call["n_rows"], call["row_bytes"] = data_shape[-2] // n_packed, data_shape[-1] * n_packed
     call["out_stride"] = out_stride
-    n_groups = sizes[2]
-    call["columns"], call["n_slots"], _, call["x_columns"], call["image_slots"] = sizes
-    call["n_groups"], call["counted"] = abs(n_groups), n_groups < 0
+    for name, size in zip(_SIZES, sizes, strict=True):
+        call[name] = size
     call["x_type"], call["out_type"] = types
     call["pieces"] = min(_pieces(address, alignment, data_shape, strides) for address in misaligned)
     call.flags.writeable = False

@@ -41,6 +41,14 @@ def stream_sizes(block: BlockFormat, exact: bool, n_columns: int, n_warps: int) 
     return at_once, n_warps * _STAGES * at_once * (chunk + 16)
 
 
+def lanes_of_row(block: BlockFormat, columns: int) -> int:
+    """Lanes of a warp with work for a row, where those of whole rows make 32; else 32: see ByteSums."""
+    n_weights, _, units = _unit(block)
+    of_lane = (2 if n_weights == 32 else 1) * n_weights // units
+    lanes, rest = divmod(columns, of_lane)
+    return lanes if rest == 0 and lanes % units == 0 and 0 < lanes < 32 and 32 % lanes == 0 else 32
+
+
 def exact_sizes(block: BlockFormat) -> tuple[int, int]:
     """(rows of weights of a thread block, its shared memory): see ExactTile."""
     n_weights, n_bytes, _ = _unit(block)
