@@ -18,6 +18,7 @@ from .context import own_rows
 from .kv_cache import latent_types, stores
 from .rank_operations import RankOperations
 from .step import ABSORBED, DECOMPRESSED, AttentionSizes, Operation, Pass
+from .tensors import of_one_format
 
 if TYPE_CHECKING:
     from lowlevel.attention.kv_source import KVType
@@ -169,7 +170,7 @@ class Recorder(RankOperations):
         self, x: Rows, weight: Weight, out: Rows | None = None, dtype: str | None = None
     ) -> Rows:
         """`lowlevel.ops.rms_norm` of rows, to a buffer of their own or to `out`."""
-        name = weight.name.split(".")[-2]
+        name = weight.stem
         if out is None:
             out = self.new(name, x.shape[0], x.shape[1], dtype)
         target, eps, n_threads = out, self.config.eps, self.choices.n_threads
@@ -198,12 +199,12 @@ class Recorder(RankOperations):
     ) -> Rows:
         """``x @ weight.T + bias``; products with several weights stand side by side."""
         parts = weights if isinstance(weights, tuple) else (weights,)
-        name = name or parts[0].name.split(".")[-2]
+        name = name or parts[0].stem
         out = self.new(name, x.shape[0], sum(part.shape[0] for part in parts), dtype)
         at = 0
-        for together in _of_one_format(parts):
+        for together in of_one_format(parts):
             target = out.columns(at, at + sum(part.shape[0] for part in together))
-            self._product(x, together, target, "+".join(_short(part) for part in together))
+            self._product(x, together, target, "+".join(part.stem for part in together))
             for part in together:
                 if part.factor != 1.0:
                     self._scale(out.columns(at, at + part.shape[0]), part)
@@ -224,7 +225,7 @@ class Recorder(RankOperations):
         def bind(bound):
             return functools.partial(ops.scale, bound.array(x), weight.factor, n_threads=n_threads)
 
-        self.note("scale", _short(weight) + "_scale", (x,), bind, fixed=True)
+        self.note("scale", weight.stem + "_scale", (x,), bind, fixed=True)
 
     def _product(
         self, x, weights, out, name, kind="product", experts=None, x_rows=None, matrices=None
@@ -277,7 +278,7 @@ class Recorder(RankOperations):
     def head_product(self, x: Rows, weight: Weight, out: Rows, n_head: int) -> None:
         """Each head's rows times its own matrix: x (n_tokens n_head, columns), weight (n_head, rows, columns)."""
         heads = self.constant("head_ids", lambda n: np.tile(np.arange(n_head), n), n_head)
-        self._product(x, (weight,), out, _short(weight), experts=heads.rows(0, x.shape[0]))
+        self._product(x, (weight,), out, weight.stem, experts=heads.rows(0, x.shape[0]))
 
     def constant(self, name: str, make: Callable[[int], np.ndarray], per_token: int) -> Rows:
         """Ids of int32, (n_tokens per_token,), that are the same in every pass: the beginning of ``make(n_ubatch)``."""
@@ -312,7 +313,7 @@ class Recorder(RankOperations):
             )
 
         rows = (x,) if experts is None else (x, experts)
-        self.note("add", _short(bias) + "_bias", rows, bind, vectors=(bias,), fixed=True)
+        self.note("add", bias.stem + "_bias", rows, bind, vectors=(bias,), fixed=True)
 
     def copy(self, x: Rows, out: Rows, name: str) -> None:
         """The same values in other rows."""
@@ -496,9 +497,9 @@ class Recorder(RankOperations):
         n = experts.shape[0]
         out = self.new(name, n, sum(weight.shape[1] for weight in weights))
         at = 0
-        for together in _of_one_format(weights):
+        for together in of_one_format(weights):
             n_rows = sum(weight.shape[1] for weight in together)
-            target, label = out.columns(at, at + n_rows), "+".join(_short(w) for w in together)
+            target, label = out.columns(at, at + n_rows), "+".join(w.stem for w in together)
             self._product(x, together, target, label, "experts", experts, tokens)
             at += n_rows
         return out
@@ -587,15 +588,3 @@ class Recorder(RankOperations):
             self.note("output", "logits", (block,), bind_copy, on_host=True)
         else:
             self.note("output", "output", (x, block), bind_parts, on_host=True, **facts)
-
-
-def _short(weight):
-    """A tensor's name without its layer and ending."""
-    return weight.name.split(".")[-2]
-
-
-def _of_one_format(weights):
-    """Weights that one product takes: all of one format, or each alone."""
-    if len({weight.format.name for weight in weights}) == 1:
-        return [weights]
-    return [(weight,) for weight in weights]

@@ -57,6 +57,11 @@ class Weight:
     share: tuple = ()
 
     @property
+    def stem(self) -> str:
+        """Its name without its layer and ending: "attn_q"."""
+        return self.name.split(".")[-2]
+
+    @property
     def outline(self) -> tuple[BlockFormat, tuple]:
         """As `quant.matmul_plan` takes a tensor without data."""
         return self.format, self.shape
@@ -113,6 +118,13 @@ class Weight:
         values = dequantize(file[self.name]) if self.format.name != "F32" else None
         values = file[self.name].as_array() if values is None else values
         return np.require(_viewed(values, self.share + self.views), np.float32, ["C", "A"])
+
+
+def of_one_format(weights: tuple[Weight, ...]) -> list[tuple[Weight, ...]]:
+    """Weights that one product takes: all of one format, or each alone."""
+    if len({weight.format.name for weight in weights}) == 1:
+        return [weights]
+    return [(weight,) for weight in weights]
 
 
 def _viewed(whole: Any, views: tuple) -> Any:
