@@ -192,9 +192,10 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int n_threads PTX_S
 
 // ---- kernels one after the other -------------------------------------------------------------------
 // The first thing that every kernel does. As driver_launch.py launches it, a kernel's blocks come when those of the kernel
-// before have gone, and wait here until all that they wrote can be read. With griddepcontrol.launch_dependents ahead of
-// this, blocks came earlier still, decoding was 5 to 8 % faster on an H200, and 8 of 1700 tests found wrong values (11
-// with a fence behind the wait), which nobody has explained: they must not. Simulated launches end before the next begins.
+// before have gone, and wait here until all that they wrote can be read. They must not come earlier: with
+// griddepcontrol.launch_dependents before the wait, before it with a fence behind, and after it, 8 to 11 of 1700 tests
+// found wrong values on an H200, each time others of those that decode K and V or store both of them and attend.
+// Nobody has explained that; decoding would be another 5 to 8 % faster. Simulated launches end before the next begins.
 __device__ __forceinline__ void await_earlier_kernels() {
 #if !defined(CUDASIM) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
