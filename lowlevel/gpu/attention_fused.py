@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _ALIGNMENT = 16  # bytes that the kernels copy at a time
 # Between them, log2(e) times a scale is a normal float32.
 _SCALES_WITHIN_RANGE = 1e-37, 1e38
-_MOST_REMEMBERED = 16  # of one plan
+_MOST_REMEMBERED = 256  # of one plan
 
 
 def run(
@@ -81,22 +81,30 @@ def _run_whole(device, plan, o, scratch):
     `_Launch`, which the plan remembers."""
     k, v, mask = o.k.data, o.v.data, o.mask
     aligned = tuple([_is_aligned(device, array) for array in (o.q, k, v)])
-    key = (
-        aligned, o.q.strides, k.strides, v.strides, o.out.strides,
-        None if o.lse is None else o.lse.strides, None if mask is None else (mask.shape, mask.strides),
-        o.v_column, o.causal, o.window, o.scale, o.softcap, o.alibi_slopes is None,
-    )  # fmt: skip
-    launch = plan.remembered.get(key)
-    if launch is None:
-        keys = _Keys(plan.n_kv, plan.n_kv - plan.n_tokens, True, True)
-        call = _describe(plan, o, slice(0, plan.n_head_kv), plan.heads)
-        launch = _launch(device, plan, o, call, k, v, keys, all(aligned))
-        if len(plan.remembered) < _MOST_REMEMBERED:
-            plan.remembered[key] = launch
+    keys = _Keys(plan.n_kv, plan.n_kv - plan.n_tokens, True, True)
+    whole = slice(0, plan.n_head_kv)
+    launch = _remembered(device, plan, o, whole, plan.heads, k, v, mask, keys, aligned)
     state = scratch.get("partial results"), scratch.get("row state")
     launch(device, plan, o, k, v, mask, state)
     if plan.n_splits > 1:
         launch.merge(device, plan, o, state)
+
+
+def _remembered(device, plan, o, kv_heads, heads, k, v, mask, keys, aligned):
+    """The `_Launch` of a pass over some keys: one for all that are alike but for addresses. `heads`: see `_describe`."""
+    key = (
+        aligned, o.q.shape, o.q.strides, k.strides, v.strides, o.out.strides,
+        None if o.lse is None else o.lse.strides, None if mask is None else (mask.shape, mask.strides),
+        o.v_column, o.causal, o.window, o.scale, o.softcap, o.alibi_slopes is None,
+        kv_heads.stop - kv_heads.start, keys,
+    )  # fmt: skip
+    launch = plan.remembered.get(key)
+    if launch is None:
+        call = _describe(plan, o, kv_heads, heads)
+        launch = _launch(device, plan, o, call, k, v, keys, all(aligned))
+        if len(plan.remembered) < _MOST_REMEMBERED:
+            plan.remembered[key] = launch
+    return launch
 
 
 class _Keys(NamedTuple):
@@ -111,7 +119,6 @@ class _Keys(NamedTuple):
 def _run_pass(device, plan, each, scratch):
     """K or V are decoded a chunk at a time."""
     o = each.operands
-    call = _describe(plan, o, each.kv_heads)
     state = scratch.get("partial results"), scratch.get("row state")
     own = scratch.get("decode k"), scratch.get("decode v")
     read_k = chunk_reader(device, o.k, each.kv_heads, scratch.get("k chunk"), plan.q_dtype, own[0])
@@ -123,10 +130,10 @@ def _run_pass(device, plan, each, scratch):
     for keys, position, is_first, is_last in each.chunks(plan.keys):
         k = read_k(keys)
         v = k[..., o.v_column : o.v_column + plan.d_v] if plan.v_in_k else read_v(keys)
-        aligned = q_aligned and _is_aligned(device, k) and _is_aligned(device, v)
+        aligned = q_aligned, _is_aligned(device, k), _is_aligned(device, v)
         chunk = _Keys(keys.stop - keys.start, position, is_first, is_last)
-        launch = _launch(device, plan, o, call.copy(), k, v, chunk, aligned)
         mask = None if o.mask is None else o.mask[..., keys]
+        launch = _remembered(device, plan, o, each.kv_heads, None, k, v, mask, chunk, aligned)
         launch(device, plan, o, k, v, mask, state)
     if plan.n_splits > 1:
         launch.merge(device, plan, o, state)

@@ -6,6 +6,7 @@ gap. The widest unit that divides everything is what a thread copies at once.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -118,13 +119,7 @@ def copy(device: LaunchDevice, target: Array, source: Array) -> None:
     source_strides = source.strides
     if target.ndim and source.shape[0] < target.shape[0]:
         source_strides = 0, *source_strides[1:]
-    # The axis that moves least in the target comes last: neighbouring threads write side by side.
-    order = sorted(range(target.ndim), key=lambda i: -abs(target.strides[i]))
-    axes = join_axes(
-        (*(target.shape[i] for i in order), item),
-        (*(source_strides[i] for i in order), 1),
-        (*(target.strides[i] for i in order), 1),
-    )  # (length, source stride, target stride), in bytes
+    axes = list(_joined(target.shape, source_strides, target.strides, item))
     if not axes or (len(axes) == 1 and axes[0][1:] == (1, 1)):
         device.copy_flat(target, source)
         return
@@ -147,9 +142,24 @@ def copy(device: LaunchDevice, target: Array, source: Array) -> None:
     if n_units > MAX_UNITS:
         _copy_by_parts(device, target, source)
         return
-    arguments = (source, target, _layout(axes, unit), n_units)
+    arguments = (source, target, _layout(tuple(axes), unit), n_units)
     kernel = COPY[unit]
     device.launch(kernel, -(-n_units // kernel.block), arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def _joined(
+    shape: tuple, source_strides: tuple, target_strides: tuple, item: int
+) -> tuple[tuple[int, ...], ...]:
+    """(length, source stride, target stride) of each axis, in bytes, joined with its neighbour where that can be."""
+    # The axis that moves least in the target comes last: neighbouring threads write side by side.
+    order = sorted(range(len(shape)), key=lambda i: -abs(target_strides[i]))
+    axes = join_axes(
+        (*(shape[i] for i in order), item),
+        (*(source_strides[i] for i in order), 1),
+        (*(target_strides[i] for i in order), 1),
+    )
+    return tuple(map(tuple, axes))
 
 
 def _copy_by_parts(device, target, source):
@@ -180,7 +190,7 @@ def _copy_transposed(device, target, source, axes, unit):
     if n_tiles > MAX_UNITS:
         return False
     layout = np.zeros((), TRANSPOSED_LAYOUT)
-    layout["tiles"] = _layout(tiles, unit)
+    layout["tiles"] = _layout(tuple(tiles), unit)
     layout["source_stride"], layout["target_stride"] = source_stride // unit, target_stride // unit
     layout["source_length"], layout["target_length"] = source_length, target_length
     device.launch(TRANSPOSED[unit], n_tiles, (source, target, layout))
@@ -192,14 +202,16 @@ def _common_unit(*numbers):
     return max(unit for unit in COPY if all(number % unit == 0 for number in numbers))
 
 
+@functools.lru_cache(maxsize=1024)
 def _layout(axes, unit):
-    """The kernel's Axes for (length, source stride, target stride), slowest first, in bytes."""
+    """The kernel's Axes for (length, source stride, target stride), slowest first, in bytes; not to be written to."""
     layout = np.zeros((), AXES)
     layout["n_axes"] = len(axes)
     for i, (length, source_stride, target_stride) in enumerate(reversed(axes)):
         multiplier, shift = divisor(length)
         layout["axes"][i] = (source_stride // unit, target_stride // unit, length, multiplier)
         layout["shifts"].reshape(-1)[i] = shift
+    layout.flags.writeable = False
     return layout
 
 

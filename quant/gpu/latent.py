@@ -33,6 +33,15 @@ def _sections(kind, heads, keys, dtype):
     return {name: -(-n // _ALIGNMENT) * _ALIGNMENT for name, n in sizes.items()}
 
 
+def _parts(scratch, sections, dtype):
+    """{name: its part of the scratch}."""
+    found, at = {}, 0
+    for name, n_bytes in sections.items():
+        found[name] = scratch[at // 4 : (at + n_bytes) // 4].view(dtype)
+        at += n_bytes
+    return found
+
+
 def scratch_bytes(kind: Any, heads: int, keys: int, dtype: str) -> int:
     """Weights as the chunk's dtype, a workspace for the product, and latents that are of another one."""
     return sum(_sections(kind, heads, max(keys, 1), dtype).values())
@@ -44,13 +53,13 @@ def reader(
     """See `KVSource.reader`."""
     kind, n_heads = source.type, heads.stop - heads.start
     weights: list[Any] = []  # decoded for the first chunk, whose dtype says what they become
+    parts: dict[int, dict[str, Any]] = {}  # of the scratch, by a chunk's keys
 
     def read(keys, out):
         n_keys, dtype = keys.stop - keys.start, dtype_name(out.dtype)
-        part: dict[str, Any] = {}
-        at = 0
-        for name, n in _sections(kind, n_heads, n_keys, dtype).items():
-            part[name], at = scratch[at // 4 : (at + n) // 4].view(out.dtype), at + n
+        if n_keys not in parts:
+            parts[n_keys] = _parts(scratch, _sections(kind, n_heads, n_keys, dtype), out.dtype)
+        part = parts[n_keys]
         if not weights:
             shape = n_heads, *source.weights.shape[1:]
             weights.append(part["weights"][: int(np.prod(shape))].reshape(shape))
