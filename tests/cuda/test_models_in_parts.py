@@ -88,7 +88,7 @@ def test_devices_work_on_different_u_batches_and_nobody_waits(path, tokens, monk
             ("cudasim:1", "launch"),
             ("cudasim", "launch"),  # the second one
             ("cudasim:1", "launch"),
-            ("cudasim:1", "to_host"),  # the logits
+            ("cudasim:1", "download"),  # the logits, to where the caller wants them
             ("cudasim:1", "synchronise"),
         ]
 
