@@ -63,6 +63,12 @@ def pytest_sessionfinish(session):
         session.config.workeroutput["n_measured_calls"] = _n_calls
 
 
+def pytest_collection_modifyitems(config, items):
+    """With -n, tests of minutes begin first: the last one left would have a worker to itself, and the others none."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """With -n, whoever is done takes over tests from the others: some compile for seconds, side by side in one file."""

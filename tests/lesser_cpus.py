@@ -45,8 +45,6 @@ CPUS = {
     "avx2 with VNNI": Cpu("alderlake", (*_AVX2, "avxvnni"), "avx2"),
     "avx512 without VNNI": Cpu("skylake-avx512", _AVX512, "avx512"),
 }
-# One for each form of the SIMD layer; the others differ in integer products alone.
-LESSER_CPUS = ("portable", "avx2")
 
 
 def skip_unless_lesser(name):

@@ -31,7 +31,7 @@ def _structure(block):
 
 _BLOCKS = [block for block in FORMATS.values() if not block.is_float]
 # The first format of the table of each structure. On the simulator every kernel of these runs in every way (orders,
-# race mode, checks of undefined behaviour), and is compiled for every architecture. Other formats have the same
+# and under all checks), and is compiled for every architecture. Other formats have the same
 # kernels but for how they unpack a unit: they run in one order, decoding under the checks too, and are compiled
 # for one architecture. All of them in all ways would double the time that tests take.
 FIRST_OF_STRUCTURE = tuple(
@@ -56,13 +56,14 @@ def orders_of(names):
     ]
 
 
-def modes_of(names, others=()):
-    """(name, mode) for tests in the simulator's checking modes; `others`: of formats that are not first."""
-    return [
-        (name, mode)
-        for name in names
-        for mode in (("race", "ub") if is_checked_in_every_way(name) else others)
-    ]
+# The simulator's settings of tests under all of its checks. Both modes at once are one compilation, not two, and find what
+# each finds (tests/cudasim/test_sim_memory.py).
+CHECKED = {"race": True, "ub": True}
+
+
+def checked_in_every_way(names):
+    """Those whose kernels tests run under `CHECKED`."""
+    return [name for name in names if is_checked_in_every_way(name)]
 
 
 def block_format(name):

@@ -6,6 +6,7 @@ import pytest
 from attention_calls import DTYPES, HALF_BOUND, bound_for, random_operands, random_options
 from attention_cases import FLOAT32_BOUND
 from comparison import assert_close
+from quant_cases import CHECKED
 
 import lowlevel
 import quant
@@ -133,9 +134,8 @@ def test_orders(order, rng):
         check("cudasim", q, k.to("cudasim"), v.to("cudasim"), expected, {}, HALF_BOUND, "70KiB")
 
 
-@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
 @pytest.mark.parametrize("sizes", [(64, 64), (576, 512)], ids=str)
-def test_checked(checks, sizes, rng):
+def test_checked(sizes, rng):
     """The kernels going on from a chunk of keys to the next, and split among blocks."""
     latent = sizes == (576, 512)
     q, k, v = random_operands(rng, 4, 1, 3, 200, *sizes, "float16")
@@ -147,7 +147,7 @@ def test_checked(checks, sizes, rng):
     v_bytes = sizes[1] // k.format.block_weights * k.format.block_bytes
     v = quant.QuantTensor(k.data[..., :v_bytes], "Q8_0", (1, 200, sizes[1]))
     with lowlevel.Pool("120KiB" if latent else "20KiB", device="cudasim") as pool:
-        with cudasim.settings(**checks):
+        with cudasim.settings(**CHECKED):
             out, _ = lowlevel.attention(
                 lowlevel.asarray(q, "cudasim"), k, v, pool=pool, return_lse=True, **options
             )

@@ -16,6 +16,7 @@ from attention_calls import (
     random_options,
 )
 from comparison import assert_close
+from quant_cases import CHECKED
 
 import lowlevel
 from lowlevel import cudasim, devices
@@ -165,22 +166,20 @@ def test_every_order(head_sizes, dtype, order, rng):
 
 
 @ways((64, 64), (576, 512))
-@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
 @pytest.mark.parametrize("general", [False, True])
-def test_checked(checks, general, head_sizes, rng):
+def test_checked(general, head_sizes, rng):
     n_tokens, n_kv = (70, 150) if head_sizes == (64, 64) else (17, 100)
     operands = random_operands(rng, 2, 1, n_tokens, n_kv, *head_sizes, "float16")
     options = {"softcap": 20.0} if general else {"window": n_kv - n_tokens}
     if not general:  # the first token sees keys 1 to n_kv - n_tokens
         operands[2][:, 0, 3] = np.nan
-    with cudasim.settings(**checks):
+    with cudasim.settings(**CHECKED):
         check("cudasim", operands, options, HALF_BOUND)
 
 
-@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
-def test_merge_checked(checks, dtype, launched, rng):
+def test_merge_checked(dtype, launched, rng):
     operands = random_operands(rng, 2, 1, 1, 1030, 64, 64, dtype)
-    with cudasim.settings(**checks):
+    with cudasim.settings(**CHECKED):
         check("cudasim", operands, {"sinks": np.ones(2, np.float32)}, HALF_BOUND)
     assert instances.MERGE[dtype] in launched
 
@@ -232,14 +231,13 @@ def test_any_strides(device, head_sizes, dtype, rng):
     assert_close(lowlevel.asnumpy(out), attention_float64(*operands), HALF_BOUND)
 
 
-@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
 @pytest.mark.parametrize("sizes", [(64, 64), (576, 512)], ids=str)
-def test_any_strides_checked(checks, sizes, monkeypatch, rng):
+def test_any_strides_checked(sizes, monkeypatch, rng):
     """Rows at odd addresses, which are not copied asynchronously; one tile of K in shared memory."""
     monkeypatch.setattr(devices.get("cudasim"), "max_shared_bytes", 163 << 10)
     operands = random_operands(rng, 2, 1, 9, 130, *sizes, "bfloat16")
     out = _apart(np.full((2, 9, sizes[1]), np.nan, np.float32), "cudasim")
-    with cudasim.settings(**checks):
+    with cudasim.settings(**CHECKED):
         lowlevel.attention(*on_device(operands, "cudasim", _apart), out=out)
     assert_close(lowlevel.asnumpy(out), attention_float64(*operands), 2 * HALF_BOUND)
 

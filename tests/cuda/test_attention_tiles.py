@@ -7,6 +7,7 @@ import pytest
 from attention_calls import DTYPES, HALF_BOUND, attend, check, on_device, random_operands
 from attention_cases import FLOAT32_BOUND, random_case
 from comparison import assert_close
+from quant_cases import CHECKED
 
 import lowlevel
 from lowlevel import cudasim, devices
@@ -130,12 +131,11 @@ def test_no_keys(device, rng):
     check(device, operands, {"sinks": np.ones(4, np.float32)}, BOUND)
 
 
-@pytest.mark.parametrize("checks", [{"race": True}, {"ub": True}], ids=["race", "ub"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_checked(checks, dtype, rng):
+def test_checked(dtype, rng):
     operands = random_operands(rng, 4, 2, 9, 40, 17, 12, dtype)
     operands[2][:, 35, 3] = np.nan
-    with cudasim.settings(**checks):
+    with cudasim.settings(**CHECKED):
         check("cudasim", operands, {"softcap": 20.0}, BOUND, budget="25KiB")
 
 

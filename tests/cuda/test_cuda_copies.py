@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from quant_cases import CHECKED
 
 from lowlevel import asarray, asnumpy, concat, cudasim, devices
 from lowlevel.gpu import copies
@@ -155,12 +156,11 @@ def test_orders(order, rng):
     assert same_bits(asnumpy(joined), numpy_concatenate([source[..., :5], source], -1))
 
 
-@pytest.mark.parametrize("mode", ["race", "ub"])
 @pytest.mark.parametrize("n_bytes", COPY)
-def test_checking_modes(n_bytes, mode, rng):
+def test_checked(n_bytes, rng):
     source = random_array(rng, (3, 200, n_bytes), "uint8")
     flat = random_array(rng, (30, 70 * n_bytes), "uint8").view(f"V{n_bytes}")
-    with cudasim.settings(**{mode: True}):
+    with cudasim.settings(**CHECKED):
         transposed = concat([asarray(flat, "cudasim").T])
         assert same_bits(asnumpy(transposed), np.ascontiguousarray(flat.T))
         rows = concat([asarray(source, "cudasim"), asarray(source, "cudasim")[:, :7]], 1)

@@ -4,9 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from quant_cases import (
+    CHECKED,
     assert_same_bits,
     block_format,
-    modes_of,
+    is_checked_in_every_way,
     orders_of,
     random_tensor,
     reference,
@@ -74,11 +75,12 @@ def test_orders(name, dtype, order, rng):
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("name, mode", modes_of(NAMES, others=("ub",)))
-def test_checking_modes(name, aligned, mode, rng):
+@pytest.mark.parametrize("name", NAMES)
+def test_checked(name, aligned, rng):
     t = random_tensor(rng, name, (2, width(name, 3)))
     on = on_device("cudasim", t, offset=0 if aligned else 1)
-    with cudasim.settings(**{mode: True}):
+    checks = CHECKED if is_checked_in_every_way(name) else {"ub": True}
+    with cudasim.settings(**checks):
         for dtype in DTYPES:
             check(dequantize(on, dtype), t, dtype)
 

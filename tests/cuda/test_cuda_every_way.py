@@ -1,5 +1,5 @@
-"""Every kernel instance, on its own small call, in every order of threads and blocks, in race mode and
-under the checks of undefined behaviour; of formats that share their kernels' structure the first one, the others
+"""Every kernel instance, on its own small call, in every order of threads and blocks, and under all
+checks of the simulator; of formats that share their kernels' structure the first one, the others
 in one order each. A kernel without a call here fails."""
 
 from unittest import mock
@@ -12,6 +12,7 @@ from comparison import assert_close
 from matmul_cases import check_product, random_x
 from matmul_cases import random_tensor as plain_tensor
 from quant_cases import (
+    CHECKED,
     ORDERS,
     assert_same_bits,
     block_format,
@@ -32,8 +33,7 @@ from quant.gpu.matmul import plan as matmul_plan
 FORMATS_BY_NAME = {row.name: row for row in FORMATS.values()}
 WAYS = {
     **{order: {"order": order} for order in ORDERS},
-    "race": {"race": True},
-    "ub": {"ub": True},
+    "checked": CHECKED,
 }
 
 
@@ -238,7 +238,9 @@ CALLS = {
             False,
             n,
         )
-        for block in FORMATS.values()
+        for block in reversed(
+            FORMATS.values()
+        )  # the first format of each: its products run in every way
         if not block.is_float
         for streamed, n in ((True, 3), (False, 11))
     },

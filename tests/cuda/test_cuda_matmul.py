@@ -11,7 +11,7 @@ from matmul_cases import (
     random_x,
     weights_of,
 )
-from quant_cases import block_format, modes_of, orders_of
+from quant_cases import CHECKED, block_format, checked_in_every_way, orders_of
 
 import lowlevel
 import quant.gpu.matmul.run as launcher
@@ -122,8 +122,8 @@ def test_orders(name, order, rng):
                 check_product(y[experts == e], x[experts == e], t[e], exact, f"{n} {order}")
 
 
-@pytest.mark.parametrize("name, mode", modes_of([*BLOCKS, "F16"]))
-def test_checking_modes(name, mode):
+@pytest.mark.parametrize("name", checked_in_every_way([*BLOCKS, "F16"]))
+def test_checked(name):
     """Every kernel; the three float formats are one file.
 
     Always the same numbers: one word in 200 000 with two sums of x is, by chance, the simulator's mark
@@ -131,7 +131,7 @@ def test_checking_modes(name, mode):
     """
     rng = np.random.default_rng(1)
     names = FLOATS if name == "F16" else [name]
-    with cudasim.settings(**{mode: True}):
+    with cudasim.settings(**CHECKED):
         for each in names:
             launches = [row for row in LAUNCHES if row[1] == each]
             t = random_tensor(rng, each, 33, columns_of(each, 2))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from matmul_cases import check_product, random_tensor, random_x, weights_of
-from quant_cases import block_format, modes_of
+from quant_cases import CHECKED, block_format, checked_in_every_way
 
 import quant.gpu.matmul.run as launcher
 from lowlevel import Pool, asarray, asnumpy, cudasim, devices
@@ -99,14 +99,14 @@ def test_orders(name, order, tile_of, monkeypatch, rng):
         check_product(y[experts == e], x[experts == e], t[e], "bfloat16")
 
 
-@pytest.mark.parametrize("name, mode", modes_of(BLOCKS))
-def test_checking_modes(name, mode, tile_of, monkeypatch):
+@pytest.mark.parametrize("name", checked_in_every_way(BLOCKS))
+def test_checked(name, tile_of, monkeypatch):
     tile_of(WGMMA_TILES[BLOCKS.index(name) % 3])
     rng = np.random.default_rng(1)
     monkeypatch.setattr(devices.get("cudasim"), "n_multiprocessors", 1)
     t = random_tensor(rng, name, 2, 130, columns_of(name, 5))
     x, experts = random_x(rng, 12, t.columns), rng.integers(0, 2, 12)
-    with cudasim.settings(**{mode: True}):
+    with cudasim.settings(**CHECKED):
         y = multiply(x, t, "cudasim", experts=asarray(experts, "cudasim"))
     for e in range(2):
         check_product(y[experts == e], x[experts == e], t[e], "bfloat16")

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from quant_cases import CHECKED
 from sim_kernels import ORDERS, line_of
 
 from lowlevel import cudasim
@@ -65,19 +66,21 @@ def test_race_mode_sees_both_sides_in_every_order(kernel, bug, order):
         _run(kernel("memory.cu", "scale", bug), order=order, race=True)
 
 
-def test_read_of_unwritten_output(kernel):
+@pytest.mark.parametrize("mode", [{"race": True}, CHECKED], ids=["race", "checked"])
+def test_read_of_unwritten_output(kernel, mode):
     function = kernel("memory.cu", "scale", "BUG_READ_OUTPUT")
     x, y = np.ones(200, np.float32), cudasim.empty(204)
     function((1,), (64,), (x, y, np.int32(200), np.float32(2)))
     assert np.isnan(y[201])  # without the access log, poison shows
     with pytest.raises(cudasim.UninitialisedError, match=r"read of y\[200\]") as caught:
-        _run(function, room=4, race=True)
+        _run(function, room=4, **mode)
     assert caught.value.line == line_of("memory.cu", "y[n + 1] = y[n] + 1")
 
 
-def test_misaligned_vector_load(kernel):
+@pytest.mark.parametrize("mode", [{"ub": True}, CHECKED], ids=["ub", "checked"])
+def test_misaligned_vector_load(kernel, mode):
     with pytest.raises(cudasim.MisalignedError, match=r"float4.*multiple of 16.*4 off") as caught:
-        _run(kernel("memory.cu", "scale", "BUG_MISALIGNED"), ub=True)
+        _run(kernel("memory.cu", "scale", "BUG_MISALIGNED"), **mode)
     assert caught.value.line == line_of("memory.cu", "threadIdx.x == 3")
     assert caught.value.thread == (3, 0, 0)
 
@@ -88,7 +91,9 @@ def test_misaligned_vector_load(kernel):
     ("BUG_RECURSE", {}, cudasim.KernelError, "stack overflowed"),
     ("BUG_DIVIDE", {}, cudasim.UndefinedBehaviourError, "division by zero"),
     ("BUG_DIVIDE", {"ub": True}, cudasim.UndefinedBehaviourError, "division by zero"),
+    ("BUG_DIVIDE", CHECKED, cudasim.UndefinedBehaviourError, "division by zero"),
     ("BUG_SHIFT", {"ub": True}, cudasim.UndefinedBehaviourError, "shift"),
+    ("BUG_SHIFT", CHECKED, cudasim.UndefinedBehaviourError, "shift"),
     ("BUG_WILD_CALL", {}, cudasim.KernelError, "200000|0x30d40"),
 ])  # fmt: skip
 def test_crashes_become_exceptions(kernel, bug, mode, error, message):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from quant_cases import CHECKED
 from sim_kernels import ORDERS, line_of
 
 from lowlevel import cudasim
@@ -50,38 +51,41 @@ def test_out_of_bounds(kernel, rng, bug, text, message, order):
             _reverse(function, rng, order=other, race=True)
 
 
-def test_inner_index_of_an_array(kernel, rng):
+@pytest.mark.parametrize("mode", [{"ub": True}, CHECKED], ids=["ub", "checked"])
+def test_inner_index_of_an_array(kernel, rng, mode):
     with pytest.raises(
         cudasim.OutOfBoundsError, match="index 64 of an array of type 'float \\[64\\]'"
     ) as caught:
-        _reverse(kernel("shared.cu", "reverse_rows", "BUG_INNER"), rng, ub=True)
+        _reverse(kernel("shared.cu", "reverse_rows", "BUG_INNER"), rng, **mode)
     assert caught.value.line == line_of("shared.cu", "[t + 1] = twisted")
 
 
+@pytest.mark.parametrize("mode", [{"race": True}, CHECKED], ids=["race", "checked"])
 @pytest.mark.parametrize(("bug", "name", "index"), [
     ("BUG_UNSET", "tile", 5), ("BUG_UNSET_DYNAMIC", "dynamic shared memory", 5),
 ])  # fmt: skip
-def test_unwritten_shared_memory(kernel, rng, bug, name, index):
+def test_unwritten_shared_memory(kernel, rng, mode, bug, name, index):
     function = kernel("shared.cu", "reverse_rows", bug)
     for order in ORDERS:
         with pytest.raises(AssertionError, match="nan"):
             _reverse(function, rng, order=order)
         with pytest.raises(cudasim.UninitialisedError, match=rf"read of shared {name}\[{index}\]"):
-            _reverse(function, rng, order=order, race=True)
+            _reverse(function, rng, order=order, **mode)
 
 
+@pytest.mark.parametrize("mode", [{"race": True}, CHECKED], ids=["race", "checked"])
 @pytest.mark.parametrize(("bug", "variable", "lines"), [
     ("BUG_RACE", "tile", {"    tile[t] = row[t]", "reversed = tile["}),
     ("BUG_WARP_RACE", "warp_tile", {"warp_tile[t / 32][lane] =", "twisted = warp_tile"}),
 ])  # fmt: skip
-def test_races_name_variable_lines_and_threads(kernel, rng, bug, variable, lines):
+def test_races_name_variable_lines_and_threads(kernel, rng, mode, bug, variable, lines):
     function = kernel("shared.cu", "reverse_rows", bug)
     for order in ORDERS:
         # The read may come first: then it is a read of memory that nobody has written yet.
         with pytest.raises(
             (cudasim.RaceError, cudasim.UninitialisedError), match=rf"shared {variable}\["
         ) as caught:
-            _reverse(function, rng, order=order, race=True)
+            _reverse(function, rng, order=order, **mode)
         assert caught.value.line in {line_of("shared.cu", text) for text in lines}
     wrong = 0
     for order in ORDERS:
