@@ -41,14 +41,14 @@ __global__ void __launch_bounds__(kThreads)
   const int head = (int)(row / call.n_tokens), token = (int)(row % call.n_tokens);
   const int lane = threadIdx.x % 32;
 
-  float top = -infinity();
-  for (int split = lane; split < call.splits; split += 32) top = fmaxf(top, state_rows[2 * (split * n_rows + row)]);
-  top = warp_maximum(top);
-  const float base = base_of(top), unit = call.scale * kLog2E;
+  float row_max = -infinity();
+  for (int split = lane; split < call.splits; split += 32) row_max = fmaxf(row_max, state_rows[2 * (split * n_rows + row)]);
+  row_max = warp_maximum(row_max);
+  const float base = base_of(row_max), unit = call.scale * kLog2E;
   float sum = 0.0f;
   for (int split = lane; split < call.splits; split += 32) {
     const long long at = 2 * (split * n_rows + row);
-    sum += state_rows[at + 1] * exp2f(log2_of_shrink(state_rows[at], base, unit));
+    sum += state_rows[at + 1] * exp2f(log2_of_rescale(state_rows[at], base, unit));
   }
   sum = warp_sum(sum);
 
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 4
     for (int split = group; split < call.splits; split += n_groups) {
       const long long at = split * n_rows + row;
-      const float factor = exp2f(log2_of_shrink(state_rows[2 * at], base, unit));
+      const float factor = exp2f(log2_of_rescale(state_rows[2 * at], base, unit));
       if (factor == 0.0f) continue;  // a split may have seen no key that counts
       const float4 x = *reinterpret_cast<const float4*>(state_sums + at * d_v + quad * 4);
       add(value, {x.x * factor, x.y * factor, x.z * factor, x.w * factor});
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
   if (group != 0 || !is_inside) return;
   for (int other = 1; other < min(n_groups, call.splits); ++other) add(value, parts[other * n_quads + place]);
 
-  const RowEnd end = finish_row(top * call.scale, sum, sinks, head);
+  const RowEnd end = finish_row(row_max * call.scale, sum, sinks, head);
   if (lse != nullptr && part == 0 && threadIdx.x == 0) lse[head * call.lse_head + token] = end.lse;
   const long long at = head * call.out_head + token * call.out_token + quad * 4;
   const float values[4] = {value.x, value.y, value.z, value.w};

@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
     const int key = threadIdx.x + i * kThreads;
     return key >= range.low && key < range.high ? score : -infinity();
   };
-  float top = -infinity();
+  float row_max = -infinity();
   if (call.softcap <= 0.0f && mask_row == nullptr && slope == 0.0f) {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) held[i] = seen(i, __fmul_rn(held[i], call.scale));
@@ -125,12 +125,12 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) top = fmaxf(top, held[i]);
-  __shared__ float tops[kWarps], parts[kWarps];
-  put_of_warp<Maximum>(top, tops);
+  for (int i = 0; i < kHeld; ++i) row_max = fmaxf(row_max, held[i]);
+  __shared__ float row_maxima[kWarps], parts[kWarps];
+  put_of_warp<Maximum>(row_max, row_maxima);
   __syncthreads();
-  top = fmaxf(join_warps<Maximum>(tops), old);
-  const float reference = top == -infinity() ? 0.0f : top;
+  row_max = fmaxf(join_warps<Maximum>(row_maxima), old);
+  const float reference = row_max == -infinity() ? 0.0f : row_max;
 
   not_finite += (long long)head_kv * call.n_keys;
   float sum = 0.0f;
@@ -146,14 +146,14 @@ __global__ void __launch_bounds__(kThreads)
   }
   put_of_warp<Sum>(sum, parts);
   met = __syncthreads_or(met);  // the weights are there, too
-  const float shrink = exp2f((old - reference) * kLog2E);
-  if (threadIdx.x < d_v) sums[threadIdx.x] = call.resume ? first_column * shrink : 0.0f;
+  const float rescale = exp2f((old - reference) * kLog2E);
+  if (threadIdx.x < d_v) sums[threadIdx.x] = call.resume ? first_column * rescale : 0.0f;
   for (int column = threadIdx.x + kThreads; column < d_v; column += kThreads)
-    sums[column] = call.resume ? sums[column] * shrink : 0.0f;
+    sums[column] = call.resume ? sums[column] * rescale : 0.0f;
   if (threadIdx.x == 0) {
     sum = join_warps<Sum>(parts);
-    state[2 * row] = top;
-    state[2 * row + 1] = call.resume ? old_sum * shrink + sum : sum;
+    state[2 * row] = row_max;
+    state[2 * row + 1] = call.resume ? old_sum * rescale + sum : sum;
   }
   if (met) add_not_finite<Type>(call, kq, sums, v + head_kv * call.v_head, not_finite, d_v);
 }

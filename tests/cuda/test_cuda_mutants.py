@@ -119,11 +119,11 @@ def test_concat(way, old, new, mutate, rng):
 
 FUSED_CHANGES = {
     "the next tile of K overwrites what is read": ("  ptx::cp_async_wait_all();\n    __syncthreads();  // K", "  __syncthreads();  // K"),
-    "sums are not scaled down": ("sums[m][n][2 * i] *= shrink, sums[m][n][2 * i + 1] *= shrink;", ";"),
+    "sums are not scaled down": ("sums[m][n][2 * i] *= rescale, sums[m][n][2 * i + 1] *= rescale;", ";"),
     "a key too many": ("key >= range.high)", "key > range.high)"),
     "a lane's row": ("i * 8 + threadIdx.x % 32 / 4", "i * 4 + threadIdx.x % 32 / 4"),
     "the window": ("position - call.window + 1", "position - call.window"),
-    "a sink is left out": ("sum = sum * shrink + exp2f((sink - new_top) * kLog2E)", "sum = sum * shrink"),
+    "a sink is left out": ("sum = sum * rescale + exp2f((sink - new_max) * kLog2E)", "sum = sum * rescale"),
 }  # fmt: skip
 WGMMA_CHANGES = {
     "copies are not there yet": (
@@ -141,7 +141,7 @@ WGMMA_CHANGES = {
         "      give_back(copies.values_free, tile - 1);\n      ptx::wgmma_wait<0>();",
     ),
     "the weights of the tile after": ("ptx::copied_now(next[i][0][j])", "weights[i][0][j]"),
-    "sums are not scaled down": ("sums[m][n][i] *= shrink[m][i / 2]", "sums[m][n][i] *= 1.0f"),
+    "sums are not scaled down": ("sums[m][n][i] *= rescale[m][i / 2]", "sums[m][n][i] *= 1.0f"),
     "a warpgroup's rows": ("q_tile + consumer * 64 * kPanel", "q_tile"),
     "a tile too many is taken as seen by all": (
         "- keys.low) / TILE_KEYS;", "- keys.low + TILE_KEYS - 1) / TILE_KEYS;",
@@ -153,8 +153,8 @@ WGMMA_CHANGES = {
 }  # fmt: skip
 LATENT_WGMMA_CHANGES = {
     "weights before they are there": ("named_barrier_sync(kWeights + other,", "named_barrier_arrive(kWeights + other,"),
-    "the other's maximum": ("exchange.top[other][row_of_lane(first_row, 0, i)]", "rows.top[0][i]"),
-    "the other's sum": ("exchange.sum[0][row] + exchange.sum[1][row]", "exchange.sum[0][row]"),
+    "the other's maximum": ("exchange.row_max[other][row_of_lane(first_row, 0, i)]", "rows.row_max[0][i]"),
+    "the other's sum": ("exchange.row_sum[0][row] + exchange.row_sum[1][row]", "exchange.row_sum[0][row]"),
     "a place is given away before products are done": (
         "    ptx::wgmma_wait<kLater + 1>();\n    ptx::wgmma_received(sums[0][0]);\n    free(kEarly, tile);",
         "    free(kEarly, tile);\n    ptx::wgmma_wait<kLater + 1>();\n    ptx::wgmma_received(sums[0][0]);",
@@ -168,14 +168,14 @@ LATENT_WGMMA_CHANGES = {
 LATENT_CHANGES = {
     "weights before they are there": ("__syncthreads_or(grown)", "__any_sync(0xffffffffu, grown)"),
     "half of the keys' maximum": (
-        "fmaxf(exchange.top[0][row], exchange.top[1][row])", "exchange.top[half][row]",
+        "fmaxf(exchange.row_max[0][row], exchange.row_max[1][row])", "exchange.row_max[half][row]",
     ),
     "the two warps of a row do not meet": ("ptx::named_barrier_sync(1 + warp / 2, 64);", ""),
     "the next tile too early": ("__syncthreads();  // nobody reads K or weights any more", ""),
     "V's column": ("(call.v_column + first_column) / kChunk", "first_column / kChunk"),
 }  # fmt: skip
 TILE_CHANGES = {
-    "sums so far": ("old_sum * shrink + sum", "state[2 * row + 1] + sum"),
+    "sums so far": ("old_sum * rescale + sum", "state[2 * row + 1] + sum"),
     "a step of the reduction": ("int step = 16; step", "int step = 8; step"),
     "the position": ("slope, call.first_position + token)", "slope, call.first_position)"),
     "NaN in V": ("clean && !is_finite(value)", "clean && value > 1e38f"),

@@ -151,12 +151,12 @@ constexpr float kFar = 1024.0f;
 __device__ __forceinline__ bool is_far(float reference) { return fabsf(reference) > kFar; }
 
 // What scores are measured from, as the maximum is: 0 where there are no keys but left-out ones so far.
-__device__ __forceinline__ float base_of(float top) { return top == -infinity() ? 0.0f : top; }
+__device__ __forceinline__ float base_of(float row_max) { return row_max == -infinity() ? 0.0f : row_max; }
 
 __device__ __forceinline__ float reference_of(float base, float unit) { return __fmul_rn(base, unit); }
 
 // log2 of what sums measured from the maximum `old` are multiplied by to be measured from `base`.
-__device__ __forceinline__ float log2_of_shrink(float old, float base, float unit) {
+__device__ __forceinline__ float log2_of_rescale(float old, float base, float unit) {
   const float reference = reference_of(base, unit);
   return is_far(reference) ? (old - base) * unit : reference_of(old, unit) - reference;
 }
@@ -168,24 +168,24 @@ __device__ __forceinline__ long long state_row(const AttentionCall& call, const 
   return (place.split * n_head + row.head) * call.n_tokens + row.token;
 }
 
-// What a finished row's sums are multiplied by, and the log of its denominator. `top` is the row's
+// What a finished row's sums are multiplied by, and the log of its denominator. `row_max` is the row's
 // maximum, `sum` that of exp(score - top); a sink joins both and has no value. A maximum past float32
 // makes the row NaN; keys below it count as left out.
 struct RowEnd {
   float factor, lse;
 };
 
-__device__ __forceinline__ RowEnd finish_row(float top, float sum, const float* sinks, int head) {
-  if (top == infinity()) sum *= top - top;  // NaN
-  if (top == -infinity()) sum *= 0.0f;      // but for NaN
-  float shrink = 1.0f;
+__device__ __forceinline__ RowEnd finish_row(float row_max, float sum, const float* sinks, int head) {
+  if (row_max == infinity()) sum *= row_max - row_max;  // NaN
+  if (row_max == -infinity()) sum *= 0.0f;      // but for NaN
+  float rescale = 1.0f;
   const float sink = sinks == nullptr ? -infinity() : sinks[head];
   if (sink != -infinity()) {
-    const float new_top = fmaxf(top, sink);
-    shrink = exp2f((top - new_top) * kLog2E);
-    sum = sum * shrink + exp2f((sink - new_top) * kLog2E);
-    top = new_top;
+    const float new_max = fmaxf(row_max, sink);
+    rescale = exp2f((row_max - new_max) * kLog2E);
+    sum = sum * rescale + exp2f((sink - new_max) * kLog2E);
+    row_max = new_max;
   }
   if (sum == 0.0f) return {0.0f, -infinity()};
-  return {shrink / sum, top + log2f(sum) * kLn2};
+  return {rescale / sum, row_max + log2f(sum) * kLn2};
 }

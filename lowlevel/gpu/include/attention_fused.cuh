@@ -107,33 +107,33 @@ __device__ __forceinline__ void raise_maxima(References& references, Scores& sco
   for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float top = -infinity();
+      float row_max = -infinity();
 #pragma unroll
       for (int n = 0; n < KEY_COLUMNS; ++n)
-        top = fmaxf(top, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
-      old[m][i] = rows.top[m][i];
-      rows.top[m][i] = fmaxf(old[m][i], row_maximum(top));
-      grown |= rows.top[m][i] > old[m][i];
+        row_max = fmaxf(row_max, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
+      old[m][i] = rows.row_max[m][i];
+      rows.row_max[m][i] = fmaxf(old[m][i], quad_max(row_max));
+      grown |= rows.row_max[m][i] > old[m][i];
     }
   if (__any_sync(0xffffffffu, grown)) {
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float shrink = ptx::exp2_approx(log2_of_shrink(old[m][i], base_of(rows.top[m][i]), unit));
-        rows.sum[m][i] *= shrink;
+        const float rescale = ptx::exp2_approx(log2_of_rescale(old[m][i], base_of(rows.row_max[m][i]), unit));
+        rows.row_sum[m][i] *= rescale;
 #pragma unroll
-        for (int n = 0; n < OUT_COLUMNS; ++n) sums[m][n][2 * i] *= shrink, sums[m][n][2 * i + 1] *= shrink;
+        for (int n = 0; n < OUT_COLUMNS; ++n) sums[m][n][2 * i] *= rescale, sums[m][n][2 * i + 1] *= rescale;
       }
   }
 #pragma unroll
   for (int m = 0; m < M_TILES; ++m)  // only now: registers are scarce above
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      references[m][i] = reference_of(base_of(rows.top[m][i]), unit);
+      references[m][i] = reference_of(base_of(rows.row_max[m][i]), unit);
       far |= is_far(references[m][i]);
     }
-  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.top);
+  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.row_max);
 }
 
 // Scores of 16 keys to weights.
@@ -151,7 +151,7 @@ __device__ __forceinline__ void weigh(unsigned (&weights)[M_TILES][4], const Sco
         const float high = ptx::exp2_approx(fmaf(pair[2 * i + 1], unit, -references[m][i]));
         // Two neighbouring score fragments of a row tile are one fragment A of weights.
         weights[m][j * 2 + i] = Arithmetic<Type>::pack(low, high);
-        rows.sum[m][i] += sum_of_pair<Type>(low, high, weights[m][j * 2 + i]);
+        rows.row_sum[m][i] += sum_of_pair<Type>(low, high, weights[m][j * 2 + i]);
       }
 }
 
@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, BLOCKS_PER_SM)
 #pragma unroll
   for (int m = 0; m < M_TILES; ++m)
 #pragma unroll
-    for (int i = 0; i < 2; ++i) rows.sum[m][i] = row_sum(rows.sum[m][i]);
+    for (int i = 0; i < 2; ++i) rows.row_sum[m][i] = quad_sum(rows.row_sum[m][i]);
   end_rows<Type>(call, place, sums, rows, first_row, 0, general ? 1.0f : call.scale, out, lse, sinks, state_sums,
                  state_rows);
 }

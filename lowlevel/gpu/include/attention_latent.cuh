@@ -43,9 +43,9 @@ typedef float Sums[ROW_TILES][OUT_COLUMNS][4];
 
 // What warps tell each other about rows.
 struct Exchange {
-  float top[2][TILE_ROWS];  // of each half of the keys; at the end the rows' own
-  float sum[2][TILE_ROWS];
-  float shrink[TILE_ROWS];
+  float row_max[2][TILE_ROWS];  // of each half of the keys; at the end the rows' own
+  float row_sum[2][TILE_ROWS];
+  float rescale[TILE_ROWS];
 };
 
 template <class Type>
@@ -72,15 +72,15 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, ptx::SharedPlace q
 __device__ __forceinline__ void tell_maxima(Exchange& exchange, const Scores& scores, int first_row, int half) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float top = -infinity();
+    float row_max = -infinity();
 #pragma unroll
-    for (int n = 0; n < KEY_COLUMNS; ++n) top = fmaxf(top, fmaxf(scores[0][n][2 * i], scores[0][n][2 * i + 1]));
-    top = row_maximum(top);
-    if (threadIdx.x % 4 == 0) exchange.top[half][row_of_lane(first_row, 0, i)] = top;
+    for (int n = 0; n < KEY_COLUMNS; ++n) row_max = fmaxf(row_max, fmaxf(scores[0][n][2 * i], scores[0][n][2 * i + 1]));
+    row_max = quad_max(row_max);
+    if (threadIdx.x % 4 == 0) exchange.row_max[half][row_of_lane(first_row, 0, i)] = row_max;
   }
 }
 
-// Scores to weights, in shared memory; true if a maximum has grown, so that sums must shrink.
+// Scores to weights, in shared memory; true if a maximum has grown, so that sums are rescaled.
 template <class Type>
 __device__ __forceinline__ bool weigh(Exchange& exchange, Element* weight_tile, Scores& scores,
                                       Statistics<1>& rows, float unit, int first_row, int half) {
@@ -89,17 +89,17 @@ __device__ __forceinline__ bool weigh(Exchange& exchange, Element* weight_tile, 
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = row_of_lane(first_row, 0, i);
-    const float old = rows.top[0][i];
-    const float top = fmaxf(old, fmaxf(exchange.top[0][row], exchange.top[1][row]));
-    references[0][i] = reference_of(base_of(top), unit);
-    const float shrink = ptx::exp2_approx(log2_of_shrink(old, base_of(top), unit));
-    rows.sum[0][i] *= shrink;
-    rows.top[0][i] = top;
-    grown |= top > old;
+    const float old = rows.row_max[0][i];
+    const float row_max = fmaxf(old, fmaxf(exchange.row_max[0][row], exchange.row_max[1][row]));
+    references[0][i] = reference_of(base_of(row_max), unit);
+    const float rescale = ptx::exp2_approx(log2_of_rescale(old, base_of(row_max), unit));
+    rows.row_sum[0][i] *= rescale;
+    rows.row_max[0][i] = row_max;
+    grown |= row_max > old;
     far |= is_far(references[0][i]);
-    if (half == 0 && threadIdx.x % 4 == 0) exchange.shrink[row] = shrink;
+    if (half == 0 && threadIdx.x % 4 == 0) exchange.rescale[row] = rescale;
   }
-  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.top);
+  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.row_max);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = row_of_lane(first_row, 0, i);
@@ -113,19 +113,19 @@ __device__ __forceinline__ bool weigh(Exchange& exchange, Element* weight_tile, 
       const int at = tile_offset(row, half * KEY_COLUMNS + n, WEIGHT_CHUNKS) + threadIdx.x % 4 * 2;
       *reinterpret_cast<unsigned*>(weight_tile + at) = pair;
     }
-    rows.sum[0][i] += sum;
+    rows.row_sum[0][i] += sum;
   }
   return grown;
 }
 
-__device__ __forceinline__ void shrink_sums(Sums& sums, const Exchange& exchange) {
+__device__ __forceinline__ void rescale_sums(Sums& sums, const Exchange& exchange) {
 #pragma unroll
   for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float shrink = exchange.shrink[row_of_lane(0, m, i)];
+      const float rescale = exchange.rescale[row_of_lane(0, m, i)];
 #pragma unroll
-      for (int n = 0; n < OUT_COLUMNS; ++n) sums[m][n][2 * i] *= shrink, sums[m][n][2 * i + 1] *= shrink;
+      for (int n = 0; n < OUT_COLUMNS; ++n) sums[m][n][2 * i] *= rescale, sums[m][n][2 * i + 1] *= rescale;
     }
 }
 
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     tell_maxima(exchange, scores, first_row, half);
     ptx::named_barrier_sync(1 + warp / 2, 64);  // the two warps of these rows
     const bool grown = weigh<Type>(exchange, weight_tile, scores, rows, unit, first_row, half);
-    if (__syncthreads_or(grown)) shrink_sums(sums, exchange);  // weights are there
+    if (__syncthreads_or(grown)) rescale_sums(sums, exchange);  // weights are there
     if (careful)
       add_values<Type, true>(sums, weight_place, v_places, stage * kStageBytes);
     else
@@ -248,11 +248,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   // The rows' statistics, from the two warps that have them to all.
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float sum = row_sum(rows.sum[0][i]);
+    const float sum = quad_sum(rows.row_sum[0][i]);
     if (threadIdx.x % 4 != 0) continue;
     const int row = row_of_lane(first_row, 0, i);
-    exchange.sum[half][row] = sum;
-    if (half == 0) exchange.top[0][row] = rows.top[0][i];
+    exchange.row_sum[half][row] = sum;
+    if (half == 0) exchange.row_max[0][row] = rows.row_max[0][i];
   }
   __syncthreads();
 #pragma unroll
@@ -260,8 +260,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = row_of_lane(0, m, i);
-      whole_rows.top[m][i] = exchange.top[0][row];
-      whole_rows.sum[m][i] = exchange.sum[0][row] + exchange.sum[1][row];
+      whole_rows.row_max[m][i] = exchange.row_max[0][row];
+      whole_rows.row_sum[m][i] = exchange.row_sum[0][row] + exchange.row_sum[1][row];
     }
   end_rows<Type>(call, place, sums, whole_rows, 0, first_column, general ? 1.0f : call.scale, out, lse, sinks,
                  state_sums, state_rows);

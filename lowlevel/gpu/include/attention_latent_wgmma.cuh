@@ -64,8 +64,8 @@ struct Copies {
 
 // What warpgroups tell each other about rows, and warps of one about its tile.
 struct Exchange {
-  float top[2][TILE_ROWS];  // after the last tile of each warpgroup
-  float sum[2][TILE_ROWS];
+  float row_max[2][TILE_ROWS];  // after the last tile of each warpgroup
+  float row_sum[2][TILE_ROWS];
   unsigned leaves_out[2][4];  // of each warp: whether it left keys out
 };
 
@@ -102,23 +102,23 @@ __device__ __forceinline__ void keep_finite_values(Element* tile) {
 // tensor cores wait for weights.
 template <class Type>
 __device__ __forceinline__ bool make_weights(Weights& weights, Scores& scores, Statistics<1>& rows,
-                                             float (&shrink)[1][2], float unit) {
+                                             float (&rescale)[1][2], float unit) {
   bool grown = false, far = false;
   float references[1][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float top = -infinity();
+    float row_max = -infinity();
 #pragma unroll
-    for (int n = 0; n < KEY_COLUMNS; ++n) top = fmaxf(top, fmaxf(scores[0][n][2 * i], scores[0][n][2 * i + 1]));
-    const float old = rows.top[0][i];
-    top = fmaxf(old, row_maximum(top));
-    references[0][i] = reference_of(base_of(top), unit);
-    shrink[0][i] = ptx::exp2_approx(log2_of_shrink(old, base_of(top), unit));
-    grown |= top > old;
+    for (int n = 0; n < KEY_COLUMNS; ++n) row_max = fmaxf(row_max, fmaxf(scores[0][n][2 * i], scores[0][n][2 * i + 1]));
+    const float old = rows.row_max[0][i];
+    row_max = fmaxf(old, quad_max(row_max));
+    references[0][i] = reference_of(base_of(row_max), unit);
+    rescale[0][i] = ptx::exp2_approx(log2_of_rescale(old, base_of(row_max), unit));
+    grown |= row_max > old;
     far |= is_far(references[0][i]);
-    rows.top[0][i] = top;
+    rows.row_max[0][i] = row_max;
   }
-  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.top);
+  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.row_max);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -126,7 +126,7 @@ __device__ __forceinline__ bool make_weights(Weights& weights, Scores& scores, S
       weights[n / 2][0][n % 2 * 2 + i] =
           Arithmetic<Type>::pack(ptx::exp2_approx(fmaf(scores[0][n][2 * i], unit, -references[0][i])),
                                  ptx::exp2_approx(fmaf(scores[0][n][2 * i + 1], unit, -references[0][i])));
-    rows.sum[0][i] *= shrink[0][i];
+    rows.row_sum[0][i] *= rescale[0][i];
   }
   return grown;
 }
@@ -142,7 +142,7 @@ __device__ __forceinline__ void add_weights(Statistics<1>& rows, const Weights& 
       const unsigned pair = weights[n / 2][0][n % 2 * 2 + i];
       sum += Type::widen((Element)pair) + Type::widen((Element)(pair >> 16));
     }
-    rows.sum[0][i] += sum;
+    rows.row_sum[0][i] += sum;
   }
 }
 
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Scores scores;
   Weights weights;  // operands of products under way
   Statistics<1> rows;
-  float shrink[1][2];
+  float rescale[1][2];
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice)
     start_sums(call, place, sums[slice], first_row, (half * kSlices + slice) * SLICE_COLUMNS, state_sums);
@@ -267,10 +267,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::arrive(&copies.free[tile % kStages][set]);
   };
-  auto shrink_all = [&](bool grown) {
+  auto rescale_all = [&](bool grown) {
     if (!__any_sync(0xffffffffu, grown)) return;
 #pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) shrink_sums(sums[slice], shrink);
+    for (int slice = 0; slice < kSlices; ++slice) rescale_sums(sums[slice], rescale);
   };
 
   // Starts adding the other warpgroup's tile.
@@ -279,13 +279,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     bool grown = false;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float old = rows.top[0][i], top = exchange.top[other][row_of_lane(first_row, 0, i)];
-      shrink[0][i] = ptx::exp2_approx(log2_of_shrink(old, base_of(top), unit));
-      grown |= top > old;
-      rows.sum[0][i] *= shrink[0][i];
-      rows.top[0][i] = top;
+      const float old = rows.row_max[0][i], row_max = exchange.row_max[other][row_of_lane(first_row, 0, i)];
+      rescale[0][i] = ptx::exp2_approx(log2_of_rescale(old, base_of(row_max), unit));
+      grown |= row_max > old;
+      rows.row_sum[0][i] *= rescale[0][i];
+      rows.row_max[0][i] = row_max;
     }
-    shrink_all(grown);
+    rescale_all(grown);
     const ptx::MatrixDescriptor values = ptx::found_anew(others_values), w = ptx::found_anew(weight_rows);
     ptx::wgmma_fence();
 #pragma unroll
@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (threadIdx.x % 32 == 0) exchange.leaves_out[half][threadIdx.x % kWarpgroup / 32] = left_out;
     }
     Weights made;
-    const bool grown = make_weights<Type>(made, scores, rows, shrink, unit);
+    const bool grown = make_weights<Type>(made, scores, rows, rescale, unit);
     if (kOthers) end_sums(Constant<0>(), tile - 1);
     ptx::named_barrier_sync(kSelf + half, kWarpgroup);  // nobody multiplies by the other's weights any more
 #pragma unroll
@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int n = 0; n < KEY_COLUMNS; ++n)
         *reinterpret_cast<unsigned*>(weight_tile + tile_offset(row, n, KEY_COLUMNS) + threadIdx.x % 4 * 2) =
             made[n / 2][0][n % 2 * 2 + i];
-      if (threadIdx.x % 4 == 0) exchange.top[half][row] = rows.top[0][i];
+      if (threadIdx.x % 4 == 0) exchange.row_max[half][row] = rows.row_max[0][i];
     }
     if (may_leave_out) {
       const uint4 any = *reinterpret_cast<const uint4*>(exchange.leaves_out[half]);
@@ -350,7 +350,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     ptx::fence_proxy_async();
     ptx::named_barrier_arrive(kWeights + half, kWorkers);
-    shrink_all(grown);
+    rescale_all(grown);
     const ptx::MatrixDescriptor values = ptx::found_anew(own_values);
 #pragma unroll
     for (int step = 0; step < TILE_KEYS / 16; ++step)
@@ -403,14 +403,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float sum = row_sum(rows.sum[0][i]);
-    if (threadIdx.x % 4 == 0) exchange.sum[half][row_of_lane(first_row, 0, i)] = sum;
+    const float sum = quad_sum(rows.row_sum[0][i]);
+    if (threadIdx.x % 4 == 0) exchange.row_sum[half][row_of_lane(first_row, 0, i)] = sum;
   }
   ptx::named_barrier_sync(kEnd, kWorkers);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = row_of_lane(first_row, 0, i);
-    rows.sum[0][i] = exchange.sum[0][row] + exchange.sum[1][row];
+    rows.row_sum[0][i] = exchange.row_sum[0][row] + exchange.row_sum[1][row];
   }
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice)

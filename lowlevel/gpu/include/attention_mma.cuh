@@ -239,12 +239,12 @@ __device__ __forceinline__ void add_values_carefully(float (&sums)[M][N][4], con
 }
 
 // ---- rows across the four lanes that share them -----------------------------------------------------
-__device__ __forceinline__ float row_maximum(float x) {
+__device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-__device__ __forceinline__ float row_sum(float x) {
+__device__ __forceinline__ float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }

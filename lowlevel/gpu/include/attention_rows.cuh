@@ -6,10 +6,10 @@
 #include "attention_call.cuh"
 #include "attention_mma.cuh"
 
-// `top`: as scores are, see attention_call.cuh; `sum` is this lane's part of a row's.
+// `row_max`: as scores are, see attention_call.cuh; `row_sum` is this lane's part of a row's.
 template <int M>
 struct Statistics {
-  float top[M][2], sum[M][2];
+  float row_max[M][2], row_sum[M][2];
 };
 
 __device__ __forceinline__ int row_of_lane(int first_row, int m, int i) {
@@ -62,8 +62,8 @@ __device__ __forceinline__ void start_statistics(const AttentionCall& call, cons
       const TileRow row = row_of_tile(call, place, row_of_lane(first_row, m, i));
       const bool held = call.resume && row.exists;
       const long long at = state_row(call, place, row);
-      rows.top[m][i] = held ? state_rows[2 * at] : -infinity();
-      rows.sum[m][i] = held && carries_sum && threadIdx.x % 4 == 0 ? state_rows[2 * at + 1] : 0.0f;
+      rows.row_max[m][i] = held ? state_rows[2 * at] : -infinity();
+      rows.row_sum[m][i] = held && carries_sum && threadIdx.x % 4 == 0 ? state_rows[2 * at + 1] : 0.0f;
     }
 }
 
@@ -87,7 +87,7 @@ __device__ __forceinline__ void start_sums(const AttentionCall& call, const Tile
 // Measures scores from their row's maximum where its reference is far from 0, and sets that to 0.
 template <int M, int N>
 __device__ __forceinline__ void measure_from_far(float (&scores)[M][N][4], float (&references)[M][2],
-                                                 const float (&tops)[M][2]) {
+                                                 const float (&row_maxima)[M][2]) {
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -95,33 +95,33 @@ __device__ __forceinline__ void measure_from_far(float (&scores)[M][N][4], float
       if (!is_far(references[m][i])) continue;
       references[m][i] = 0.0f;
 #pragma unroll
-      for (int n = 0; n < N; ++n) scores[m][n][2 * i] -= tops[m][i], scores[m][n][2 * i + 1] -= tops[m][i];
+      for (int n = 0; n < N; ++n) scores[m][n][2 * i] -= row_maxima[m][i], scores[m][n][2 * i + 1] -= row_maxima[m][i];
     }
 }
 
 // Scores to weights, fragments A: two neighbouring score fragments of a row tile are one. What sums so far
-// must be multiplied by goes to `shrink`; true if that is not 1 for some row of this lane.
+// must be multiplied by goes to `rescale`; true if that is not 1 for some row of this lane.
 template <class Type, int M, int N>
 __device__ __forceinline__ bool weigh_scores(unsigned (&weights)[N / 2][M][4], float (&scores)[M][N][4],
-                                             Statistics<M>& rows, float (&shrink)[M][2], float unit) {
+                                             Statistics<M>& rows, float (&rescale)[M][2], float unit) {
   bool grown = false, far = false;
   float references[M][2];
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float top = -infinity();
+      float row_max = -infinity();
 #pragma unroll
-      for (int n = 0; n < N; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
-      const float old = rows.top[m][i];
-      top = fmaxf(old, row_maximum(top));
-      references[m][i] = reference_of(base_of(top), unit);
-      shrink[m][i] = ptx::exp2_approx(log2_of_shrink(old, base_of(top), unit));
-      grown |= top > old;
+      for (int n = 0; n < N; ++n) row_max = fmaxf(row_max, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
+      const float old = rows.row_max[m][i];
+      row_max = fmaxf(old, quad_max(row_max));
+      references[m][i] = reference_of(base_of(row_max), unit);
+      rescale[m][i] = ptx::exp2_approx(log2_of_rescale(old, base_of(row_max), unit));
+      grown |= row_max > old;
       far |= is_far(references[m][i]);
-      rows.top[m][i] = top;
+      rows.row_max[m][i] = row_max;
     }
-  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.top);
+  if (__any_sync(0xffffffffu, far)) measure_from_far(scores, references, rows.row_max);
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -135,22 +135,22 @@ __device__ __forceinline__ bool weigh_scores(unsigned (&weights)[N / 2][M][4], f
         weights[n / 2][m][n % 2 * 2 + i] = pair;
         sum += sum_of_pair<Type>(low, high, pair);
       }
-      rows.sum[m][i] = rows.sum[m][i] * shrink[m][i] + sum;
+      rows.row_sum[m][i] = rows.row_sum[m][i] * rescale[m][i] + sum;
     }
   return grown;
 }
 
 template <int M, int N>
-__device__ __forceinline__ void shrink_sums(float (&sums)[M][N][4], const float (&shrink)[M][2]) {
+__device__ __forceinline__ void rescale_sums(float (&sums)[M][N][4], const float (&rescale)[M][2]) {
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[m][n][i] *= shrink[m][i / 2];
+      for (int i = 0; i < 4; ++i) sums[m][n][i] *= rescale[m][i / 2];
 }
 
-// Writes results, or the state where more keys follow. `rows.sum`: the whole sums; `scale`: of its maxima.
+// Writes results, or the state where more keys follow. `rows.row_sum`: the whole sums; `scale`: of its maxima.
 template <class Type, int M, int N>
 __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePlace& place,
                                          const float (&sums)[M][N][4], const Statistics<M>& rows, int first_row,
@@ -162,12 +162,12 @@ __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePl
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const TileRow row = row_of_tile(call, place, row_of_lane(first_row, m, i));
-      const float top = rows.top[m][i], sum = rows.sum[m][i];
+      const float row_max = rows.row_max[m][i], sum = rows.row_sum[m][i];
       if (!row.exists) continue;
       if (!call.finish) {
         const long long at = state_row(call, place, row);
         if (column == 0) {
-          state_rows[2 * at] = top;
+          state_rows[2 * at] = row_max;
           state_rows[2 * at + 1] = sum;
         }
 #pragma unroll
@@ -176,7 +176,7 @@ __device__ __forceinline__ void end_rows(const AttentionCall& call, const TilePl
               make_float2(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
         continue;
       }
-      const RowEnd end = finish_row(top * scale, sum, sinks, row.head);
+      const RowEnd end = finish_row(row_max * scale, sum, sinks, row.head);
       if (lse != nullptr && column == 0) lse[row.head * call.lse_head + row.token] = end.lse;
       const long long at = row.head * call.out_head + row.token * call.out_token;
 #pragma unroll

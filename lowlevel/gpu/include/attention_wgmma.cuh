@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Scores scores;
   Weights weights;
   Statistics<1> rows;
-  float shrink[1][2];
+  float rescale[1][2];
   start_sums(call, place, sums, first_row, 0, state_sums);
   start_statistics(call, place, rows, first_row, true, state_rows);
   const float unit = general ? kLog2E : call.scale * kLog2E;
@@ -239,8 +239,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       adjust_by_options(call, place, scores, first_row, first_key, masked, mask, slopes, keys);
     else
       adjust_scores<false>(call, place, scores, first_row, first_key, masked, nullptr, nullptr, keys);
-    const bool grown = weigh_scores<Type>(weights, scores, rows, shrink, unit);
-    if (__any_sync(0xffffffffu, grown)) shrink_sums(sums, shrink);
+    const bool grown = weigh_scores<Type>(weights, scores, rows, rescale, unit);
+    if (__any_sync(0xffffffffu, grown)) rescale_sums(sums, rescale);
     ptx::await(&copies.values_ready[stage], phase(tile));
     bool careful = false;
     if (leaves_out(tile)) {
@@ -266,8 +266,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   auto clean_tiles = [&](int first, int end) {
     score(first);
     if (consumer == 1) pass_turn();
-    bool grown = weigh_scores<Type>(weights, scores, rows, shrink, unit);
-    if (__any_sync(0xffffffffu, grown)) shrink_sums(sums, shrink);
+    bool grown = weigh_scores<Type>(weights, scores, rows, rescale, unit);
+    if (__any_sync(0xffffffffu, grown)) rescale_sums(sums, rescale);
 #pragma unroll 1
     for (int tile = first + 1; tile < end; ++tile) {
       ptx::await(&copies.keys_ready[tile % STAGES], phase(tile));
@@ -281,11 +281,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::wgmma_received(scores[0]);
       give_back(copies.keys_free, tile);
       Weights next;
-      grown = weigh_scores<Type>(next, scores, rows, shrink, unit);
+      grown = weigh_scores<Type>(next, scores, rows, rescale, unit);
       ptx::wgmma_wait<0>();
       ptx::wgmma_received(sums[0]);
       give_back(copies.values_free, tile - 1);
-      if (__any_sync(0xffffffffu, grown)) shrink_sums(sums, shrink);
+      if (__any_sync(0xffffffffu, grown)) rescale_sums(sums, rescale);
 #pragma unroll
       for (int i = 0; i < TILE_KEYS / 16; ++i)
 #pragma unroll
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
 #pragma unroll
-  for (int i = 0; i < 2; ++i) rows.sum[0][i] = row_sum(rows.sum[0][i]);
+  for (int i = 0; i < 2; ++i) rows.row_sum[0][i] = quad_sum(rows.row_sum[0][i]);
   end_rows<Type>(call, place, sums, rows, first_row, 0, general ? 1.0f : call.scale, out, lse, sinks, state_sums,
                  state_rows);
 }
