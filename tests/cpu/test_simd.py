@@ -535,6 +535,18 @@ def test_dot_u8s8(rng):
     assert_same(out, expected.astype(np.int32))
 
 
+def test_float_of_bits(rng):
+    @kernel
+    def run(bits, out):
+        for i in range(len(bits)):
+            out[i] = simd.float_of(bits[i])
+
+    bits = np.concatenate([SPECIAL.view(np.int32), random_ints(rng, 300)])
+    out = np.empty(len(bits), np.float32)
+    run(bits, out)
+    np.testing.assert_array_equal(out.view(np.int32), bits)
+
+
 # ---------------------------------------------------------------- all of it
 
 
