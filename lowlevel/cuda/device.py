@@ -221,7 +221,8 @@ class CudaDevice(KernelDevice):
 
     def capture(self, run: Callable[[], Any]) -> Callable[[], Any]:
         stream = self._cupy.cuda.get_current_stream(self._index)
-        stream.begin_capture(mode=self._cupy.cuda.runtime.streamCaptureModeGlobal)
+        # Threads of other devices go on meanwhile with calls that a capture may not hold.
+        stream.begin_capture(mode=self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
         try:
             run()
         finally:

@@ -7,6 +7,7 @@ from small_models import small
 import lowlevel
 import quant
 from lowlevel import BudgetError
+from quant.models import layers
 from quant.models.synthetic.make_gguf import make_gguf
 
 # Head sizes that the fused kernels have; vocabularies of 300.
@@ -66,6 +67,31 @@ def test_logits_are_the_cpus(path, tokens, device):
         first = there.prefill(tokens[:8])
         there.truncate(there.n_kv - 8)
         np.testing.assert_array_equal(there.prefill(tokens[:8]), first)
+
+
+def test_experts_of_long_passes(tmp_path, tokens, device, monkeypatch):
+    """Their rows are narrowed, and their outputs go over what gate and up have left, some columns at a time: as in one go."""
+    path = tmp_path / "wide.gguf"
+    sizes = {**MODELS["latents"][1], "n_ff_expert": 128, "n_embd": 256}
+    make_gguf(path, small("deepseek-v2-lite", **sizes), "IQ4_NL")
+    with load(path, exact=True) as net:
+        expected = net.prefill(tokens, all_logits=True)
+    monkeypatch.setattr(layers, "LEAST_GROUP_ROWS", 8)
+    with load(path, device) as net:
+        found = net.prefill(tokens, all_logits=True)
+        names = [op.name for op in net.plan(16, 16, 16).operations]
+        parts = names.count("blk.1.ffn_down_exps")
+        assert net.compute_peak <= net.memory.compute
+        compute = net.memory.activations
+    assert parts == 2 and "blk.1.narrowed" in names
+    assert error(found, expected) < 0.03
+    monkeypatch.setattr(layers, "LEAST_PART", 2**20)
+    with load(path, device) as net:
+        whole = net.prefill(tokens, all_logits=True)
+        names = [op.name for op in net.plan(16, 16, 16).operations]
+        assert net.memory.activations > compute
+    assert "blk.1.ffn_down_exps" in names
+    np.testing.assert_array_equal(found, whole)
 
 
 def test_a_pool_that_is_too_small_is_refused_before_loading(path, device):

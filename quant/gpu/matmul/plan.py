@@ -55,8 +55,8 @@ class MatmulPlan:
     ----------
     path : str
         "single": one row of x, as it is; "stream": few rows, every warp streams weights; "few": few rows of x and of
-        float weights, a thread block each; "tiles": many rows, on mma.sync or, float32, on plain multiplications; "wgmma": many rows on Hopper's warpgroup
-        products.
+        float weights, a thread block each; "tiles": many rows, on mma.sync or, float32, on plain multiplications;
+        "wgmma": many rows on Hopper's warpgroup products.
     activations : str
         What x becomes: one of `ACTIVATIONS`.
     width : int
