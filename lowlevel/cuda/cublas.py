@@ -48,7 +48,7 @@ class _Heuristic(ctypes.Structure):
 
 @contextlib.contextmanager
 def product(workspace: Array) -> Iterator[Any]:
-    """Context that yields ``product``, see kernel_device.py; for CuPy's current GPU and stream."""
+    """Context that yields ``product``, see launch_device.py; for CuPy's current GPU and stream."""
     cupy = cupy_api.load()
     index = cupy.cuda.runtime.getDevice()
     stream = cupy.cuda.get_current_stream().ptr
@@ -97,9 +97,8 @@ class _Plan:
         preference = self._make("MatmulPreference")
         most = ctypes.c_uint64(n_bytes)
         self._set("MatmulPreference", preference, _MOST_WORKSPACE, most)
-        if (
-            dtype != "float32"
-        ):  # sums in parts, by how many rows there are, would be rounded otherwise
+        # Sums in parts, by how many rows there are, would be rounded otherwise.
+        if dtype != "float32":
             none = ctypes.c_uint32(_NO_REDUCTION)
             self._set("MatmulPreference", preference, _REDUCTIONS, none)
         for i, alignment in enumerate((*alignments, alignments[-1])):  # A, B, C, D

@@ -201,13 +201,11 @@ def _fused_candidates(sizes):
         return
     shape = fused_shape(sizes)
     heads = packed_heads(sizes["n_head"] // sizes["n_head_kv"], sizes["n_tokens"], shape.rows)
-    keys, slots = shape.keys, _slots(sizes)
-    if kernel_of_warpgroups(sizes):
-        # One block a multiprocessor: a second one would wait for the first, and then be merged.
-        keys, slots = WGMMA_SHAPES[sizes["d_k"], sizes["d_v"]].keys, sizes["n_threads"]
+    by_warpgroups = kernel_of_warpgroups(sizes)
+    keys = WGMMA_SHAPES[sizes["d_k"], sizes["d_v"]].keys if by_warpgroups else shape.keys
     tile = Tile(heads, min(sizes["n_tokens"], shape.rows // heads), keys, 1)
     least = MIN_LATENTS_PER_SPLIT if shape.latent else MIN_KEYS_PER_SPLIT
-    n_splits = min(slots // count_tiles(sizes, tile), sizes["n_kv"] // least)
+    n_splits = min(_slots(sizes) // count_tiles(sizes, tile), sizes["n_kv"] // least)
     while n_splits > 1:
         yield tile._replace(splits=n_splits)
         n_splits //= 2
@@ -216,6 +214,9 @@ def _fused_candidates(sizes):
 
 def _slots(sizes):
     """Blocks that the device works on at a time."""
+    if kernel_of_warpgroups(sizes):
+        # One a multiprocessor: a second one would wait for the first, and then be merged.
+        return sizes["n_threads"]
     return fused_shape(sizes).blocks * sizes["n_threads"]
 
 
@@ -243,8 +244,7 @@ def _decoded_candidates(sizes):
     group = sizes["n_head"] // sizes["n_head_kv"]
     n_tokens, n_kv = sizes["n_tokens"], max(sizes["n_kv"], 1)
     tiles_of_group = -(-group * n_tokens // fused_shape(sizes).rows)
-    # One block of warpgroups fills a multiprocessor.
-    slots = sizes["n_threads"] if kernel_of_warpgroups(sizes) else _slots(sizes)
+    slots = _slots(sizes)
     n_kv_heads = _heads_of_a_pass(sizes["n_head_kv"], tiles_of_group, slots)
     keys = min(MOST_KEYS_OF_A_CHUNK, -(-n_kv // LEAST_KEYS_OF_A_CHUNK) * LEAST_KEYS_OF_A_CHUNK)
     splits = min(slots // (tiles_of_group * n_kv_heads), keys // MIN_KEYS_PER_SPLIT)

@@ -81,6 +81,6 @@ def reader(
         with device.gemm(part["workspace"]) as gemm:
             gemm(latents, weights[0], out[..., : kind.d], transposed=not source.transposed)
         if kind.d_tail:
-            device.copy(out[..., kind.d :], rows(source.tail, "tail"))
+            cast(device, out[..., kind.d :], rows(source.tail, "tail"))
 
     return read

@@ -15,14 +15,17 @@ struct FloatUnits {
     if constexpr (kBytes == 4) return __uint_as_float(bits);
     else return Type::widen((unsigned short)bits);
   }
+  static __device__ __forceinline__ void values_of(const unsigned (&words)[4], float (&value)[kRun]) {
+#pragma unroll
+    for (int i = 0; i < kRun; ++i)
+      value[i] = value_of(kBytes == 4 ? words[i % 4] : words[i * kBytes / 4] >> (16 * (i % 2)) & 0xffff);
+  }
   static __device__ __forceinline__ Raw load(const Place& unit, int valid) {
     Raw raw;
     if (valid >= kRun) {
       unsigned words[4];
       read_last_words(unit, 0, words);
-#pragma unroll
-      for (int i = 0; i < kRun; ++i)
-        raw.value[i] = value_of(kBytes == 4 ? words[i % 4] : words[i * kBytes / 4] >> (16 * (i % 2)) & 0xffff);
+      values_of(words, raw.value);
     } else {
 #pragma unroll
       for (int i = 0; i < kRun; ++i) {
@@ -49,9 +52,7 @@ __device__ __forceinline__ void load_from_global(const unsigned char* __restrict
   if (valid >= Format::kRun && ((size_t)from & 15) == 0) {
     const uint4 four = __ldg(reinterpret_cast<const uint4*>(from));
     const unsigned words[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-    for (int i = 0; i < Format::kRun; ++i)
-      value[i] = Format::value_of(kBytes == 4 ? words[i % 4] : words[i * kBytes / 4] >> (16 * (i % 2)) & 0xffff);
+    Format::values_of(words, value);
     return;
   }
 #pragma unroll

@@ -33,9 +33,8 @@ _NO_SIGN = 2**31 - 1
 def _scale_of(x, n_weights):
     """The scale of a block of x: amax / 127, 0 if all is (nearly) zero, NaN if not finite."""
     largest = simd.splat(0)
-    for i in range(
-        n_weights // 16
-    ):  # without signs, floats are ordered as their bits, and all else comes after them
+    # Without signs, floats are ordered as their bits, and all else comes after them.
+    for i in range(n_weights // 16):
         bits = simd.as_i32x16(lanes.load_f32x16(x + i * 64)) & _NO_SIGN
         largest = simd.maximum(bits, largest)
     amax = simd.float_of(simd.max_lanes(largest))

@@ -190,10 +190,9 @@ def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multip
         placed[name] = at, dtype, n_items
         n_bytes = n_items * (1 if dtype == "uint8" else 4)
         at += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
-    row_lanes = lanes_of_row(block, columns) if path in ("single", "stream") and width == 1 else 32
+    row_lanes = lanes_of_row(block, columns) if activations == "int8" and width == 1 else 32
     return MatmulPlan(
-        path, activations, width, tile, x_columns, n_slots, most_groups, placed, at,
-        row_lanes if activations == "int8" else 32,
+        path, activations, width, tile, x_columns, n_slots, most_groups, placed, at, row_lanes
     )  # fmt: skip
 
 
