@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import mmap
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 
 _CACHE_LINE = 64  # bytes
 
+# From this size on an allocation is a mapping of its own. malloc may place even a large block in a gap of its
+# heap, and keeps the pages when the block is freed: a closed pool would not be given back. Smaller blocks are
+# left to malloc, whose warm pages spare a call with a pool of its own the page faults.
+_MAPPED_BYTES = 32 * 2**20
+
+
+def _memory(n_bytes):
+    if n_bytes < _MAPPED_BYTES or not hasattr(mmap, "MAP_PRIVATE"):
+        return np.empty(n_bytes, np.uint8)
+    mapping = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # as NumPy asks for its own large arrays
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapping, np.uint8)
+
 
 class CpuDevice:
     """Memory and copies on the host."""
@@ -42,8 +58,8 @@ class CpuDevice:
         # The slack that reaches the next aligned address is not part of what is handed out. Pages are
         # touched by whoever writes them, so a large arena costs what is used of it.
         try:
-            memory = np.empty(n_bytes + ALIGNMENT, np.uint8)
-        except (MemoryError, ValueError):  # ValueError: more than an address can say
+            memory = _memory(n_bytes + ALIGNMENT)
+        except (MemoryError, ValueError, OSError, OverflowError):  # also: more than an address says
             raise MemoryError(
                 f"the machine does not give {format_size(n_bytes)} of memory"
             ) from None

@@ -1,11 +1,15 @@
 """What a pool counts, hands out and says."""
 
 import copy
+import ctypes
 import gc
 import json
+import pathlib
 import pickle
 import random
 import resource
+import subprocess
+import sys
 import tracemalloc
 
 import ml_dtypes
@@ -15,6 +19,7 @@ import pytest
 from lowlevel.pool import ALIGNMENT, Block, BudgetError, Pool
 
 MIB = 2**20
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def address(array):
@@ -283,6 +288,29 @@ def test_arrays_outlive_their_pool():
     assert (kept == 3).all()
     del kept
     assert (view == 3).all()
+
+
+# A process whose heap keeps all that is freed, as one of gigabytes with gaps does: what malloc would place there
+# is not given back.
+KEEPING_HEAP = """
+import ctypes
+from lowlevel.pool import Pool
+from tools import process
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MUCH = -1, -3, 2**31 - 1
+assert all(ctypes.CDLL(None).mallopt(key, MUCH) for key in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+with Pool("64MiB") as pool:
+    pool.empty(2**26, "u1", tag="all").fill(1)
+    filled = process.anonymous_bytes()
+print(filled - process.anonymous_bytes())
+"""
+
+
+def test_a_closed_pool_gives_its_memory_back_whatever_the_heap_keeps():
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("not glibc")
+    command = [sys.executable, "-c", KEEPING_HEAP]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 63 * MIB  # reading the status takes a page or two
 
 
 def test_a_closed_pool_still_tells_its_peak():
