@@ -180,7 +180,7 @@ def memory_line(memory: Memory) -> str:
         "weights": " and ".join(weights),
         "K/V cache": format_size(memory.kv_cache),
         "compute": f"{format_size(memory.compute)} planned (activations {format_size(memory.activations)}, "
-        f"scratch {format_size(memory.scratch)})",
+        f"scratch {format_size(memory.scratch)}, over each other where they can be)",
     }
     return "memory: " + ", ".join(f"{name} {text}" for name, text in parts.items())
 

@@ -132,3 +132,14 @@ def place(buffers: Sequence[Buffer]) -> int:
         placed.append(buffer)
         end = max(end, at + buffer.n_bytes)
     return end
+
+
+def tops_of(buffers: Sequence[Buffer], n_operations: int) -> list[int]:
+    """Where the buffers that live during each operation end, when all have their places."""
+    tops = [0] * n_operations
+    for buffer in buffers:
+        if buffer.first >= 0:
+            end = buffer.offset + buffer.n_bytes
+            for number in range(buffer.first, buffer.last + 1):
+                tops[number] = max(tops[number], end)
+    return tops

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lowlevel import Pool, devices
-from lowlevel.pool.arena import ALIGNMENT, align_up
+from lowlevel import devices
+from lowlevel.pool.arena import align_up
 from lowlevel.shapes import array_layout
 
 from .crossing import moment_of, wait_on_host
@@ -68,7 +68,8 @@ class PlannedHost:
             for n in some_sizes(choices.n_ubatch)
         ]
         self.activation_bytes = max(each.activation_bytes for each in made)
-        self.scratch_bytes = max(ALIGNMENT, *(each.fixed_scratch_bytes for each in made))
+        self.scratch_bytes = max(each.fixed_scratch_bytes for each in made)
+        self.workspace_bytes = max(each.fixed_workspace_bytes for each in made)
 
     def of(self, layer: LayerConfig, n_tokens: int) -> Pass:
         """The pass of one layer's experts."""
@@ -79,9 +80,7 @@ class PlannedHost:
         if n_tokens not in self._fitting:
             made = [self.of(layer, n_tokens) for layer in self._kinds]
             self._fitting[n_tokens] = all(
-                each.activation_bytes <= self.activation_bytes
-                and each.fixed_scratch_bytes <= self.scratch_bytes
-                for each in made
+                each.fixed_workspace_bytes <= self.workspace_bytes for each in made
             )
         return self._fitting[n_tokens]
 
@@ -97,6 +96,7 @@ class PlannedHost:
             weights=sum(files.values()),
             activations=self.activation_bytes,
             scratch=self.scratch_bytes,
+            workspace=self.workspace_bytes,
         )
 
 
@@ -123,17 +123,10 @@ class HostExperts:
             name: pinned.empty(shape, dtype, tag="experts on the host")
             for name, (shape, dtype, _) in layouts.items()
         }
-        self._memory = taken.empty(planned.activation_bytes, "uint8", tag="activations")
-        scratch = taken.empty(planned.scratch_bytes, "uint8", tag="scratch")
-        self._scratch = Pool(planned.scratch_bytes, device="cpu", memory=scratch)
+        self._memory = taken.empty(planned.workspace_bytes, "uint8", tag="workspace")
         self._state = State(planned.choices, 0)
         self._sent: Any = None
-        self._most_activations = 0
-
-    @property
-    def peak(self) -> int:
-        """Bytes of compute memory that passes have used at most so far."""
-        return self._most_activations + self._scratch.peak
+        self.peak = 0
 
     def sender(self, *arrays: Any) -> Callable[[], None]:
         """What queues the copies of h, ids, weights, as far as these go."""
@@ -159,19 +152,18 @@ class HostExperts:
             whole = self._exchange[name].reshape(-1)
             size = buffer.shape[0] * buffer.shape[1]
             given[name] = whole[:size].reshape(buffer.shape)
-        bound = Bound(made, self._memory, self._scratch, self._weights, {}, self._state, given)
+        bound = Bound(made, self._memory, "cpu", self._weights, {}, self._state, given)
         total: np.ndarray = given["y"]
-        self._most_activations = max(self._most_activations, made.activation_bytes)
 
         def work():
             wait_on_host(self._sent)
             bound.run()
+            self.peak = max(self.peak, bound.peak)
             self._device.upload(out, total)
 
         return bound, work
 
     def close(self) -> None:
         """Let go of all memory."""
-        self._scratch.close()
         self._exchange.clear()
         self._memory = None

@@ -75,7 +75,7 @@ def compute(
         memory = _planned(model, tuple(numbers), has_output, setting).memory(0)
         return Compute(
             scratch=memory.scratch,
-            activations=memory.activations,
+            activations=memory.workspace - memory.scratch,
             inputs=memory.inputs,
             weights_made=memory.weights_made,
         )

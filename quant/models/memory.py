@@ -21,7 +21,9 @@ class Memory:
     activations : int
         All buffers of a pass, over each other where they never live at once.
     scratch : int
-        Of attention (within amb), and of products.
+        Of attention (within amb), and of products, at most.
+    workspace : int
+        Activations and scratch together: an operation's scratch lies over the buffers that do not live meanwhile.
     inputs : int
         Positions of a u-batch, and what is the same in every pass.
     host : int
@@ -35,13 +37,14 @@ class Memory:
     kv_cache: int = 0
     activations: int = 0
     scratch: int = 0
+    workspace: int = 0
     inputs: int = 0
     host: int = 0
 
     @property
     def compute(self) -> int:
-        """What passes work in: activations, scratch, inputs."""
-        return self.activations + self.scratch + self.inputs
+        """What passes work in: the workspace and the inputs."""
+        return self.workspace + self.inputs
 
     @property
     def pool(self) -> int:

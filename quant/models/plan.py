@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel import devices
-from lowlevel.pool.arena import ALIGNMENT, align_up
+from lowlevel.pool.arena import align_up
 from lowlevel.pool.budget_error import BudgetError
 from lowlevel.sizes import format_size
 
@@ -76,8 +76,9 @@ class Planned:
         self._passes = {} if passes is None else passes
         self._passes_at: dict[tuple, tuple[int, int, int]] = {}
         self._fitting: dict[tuple, bool] = {}
-        self.activation_bytes = self.attention_bytes = self.staging_bytes = fixed = 0
+        self.activation_bytes = self.attention_bytes = self.staging_bytes = scratch = 0
         self._brief, refused = config.of_each_kind(), []
+        workspace = attention_offset = 0
         attention: dict[
             tuple[AttentionSizes, int], None
         ] = {}  # what is planned once, of many passes
@@ -86,7 +87,9 @@ class Planned:
                 for n_outputs in self._outputs(n_tokens):
                     made = self._of(self._brief, n_tokens, n_outputs, n_kv)
                     self.activation_bytes = max(self.activation_bytes, made.activation_bytes)
-                    fixed = max(fixed, made.fixed_scratch_bytes)
+                    scratch = max(scratch, made.fixed_scratch_bytes)
+                    workspace = max(workspace, made.fixed_workspace_bytes)
+                    attention_offset = max(attention_offset, made.attention_offset)
                     self.staging_bytes = max(self.staging_bytes, made.staging_bytes)
                     attention |= dict.fromkeys(made.attention_at(n_kv))
         for sizes, n_keys in attention:
@@ -97,7 +100,9 @@ class Planned:
                 refused.append(error)
         if refused:  # what holds the most demanding pass holds all
             raise max(refused, key=lambda error: error.requested)
-        self.scratch_bytes = max(fixed, self.attention_bytes, ALIGNMENT)  # a pool is never empty
+        self.scratch_bytes = max(scratch, self.attention_bytes)
+        # A context in between may take all that another one takes.
+        self.workspace_bytes = max(workspace, attention_offset + self.attention_bytes)
 
     def _outputs(self, n_tokens):
         """Of how many tokens logits may be asked for, as far as this part's passes differ by it."""
@@ -184,10 +189,8 @@ class Planned:
         if key not in self._fitting:
             n_outputs = max(self._outputs(n_tokens))
             made = record_pass(self._brief, self.choices, n_tokens, n_outputs, n_kv)
-            self._fitting[key] = (
-                made.activation_bytes <= self.activation_bytes
-                and made.fixed_scratch_bytes <= self.scratch_bytes
-            )
+            needed = made.workspace_bytes(self.attention_bytes)
+            self._fitting[key] = needed <= self.workspace_bytes
         return self._fitting[key]
 
     @functools.cached_property
@@ -231,6 +234,7 @@ class Planned:
             kv_cache=cache_bytes(config, choices.n_cached, choices.n_ubatch, choices.kv_type),
             activations=self.activation_bytes,
             scratch=self.scratch_bytes,
+            workspace=self.workspace_bytes,
             inputs=inputs,
             host=self.staging_bytes + sum(self.pinned_bytes().values()),
         )

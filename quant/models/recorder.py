@@ -13,7 +13,7 @@ from lowlevel import ops
 
 from ..embed import embed
 from ..matmul import matmul, matmul_scratch_bytes
-from .buffers import Buffer, ExpertRows, Rows, place
+from .buffers import Buffer, ExpertRows, Rows
 from .context import own_rows
 from .kv_cache import latent_types, stores
 from .rank_operations import RankOperations
@@ -56,7 +56,7 @@ class Recorder(RankOperations):
 
     def finish(self) -> Pass:
         """The pass, its buffers placed."""
-        self.made.activation_bytes = place(self.made.buffers)
+        self.made.place()
         return self.made
 
     def scope(self, name: str) -> None:
@@ -376,17 +376,18 @@ class Recorder(RankOperations):
             if by_position:
                 return bound.store_by_position(layer, tuple(bound.array(x) for x in rows))
             cache, arrays = bound.caches[layer.index], tuple(bound.array(x) for x in rows)
+            scratch = bound.scratch
 
             def run():
                 new, at = own_rows(bound.share, arrays, bound.n_kv)
                 if new[0].shape[1]:
                     cache.make_room(at, new[0].shape[1])
-                    cache.write(new, at, bound.scratch, n_threads)
+                    cache.write(new, at, scratch, n_threads)
 
             return run
 
-        scratch = max(store.staging_bytes(n_tokens) for store in kept)
-        self.note("store", "kv_cache", rows, bind, scratch_bytes=scratch, fixed=by_position)
+        n_bytes = max(store.staging_bytes(n_tokens) for store in kept)
+        self.note("store", "kv_cache", rows, bind, scratch_bytes=n_bytes, fixed=by_position)
 
     def attend(self, layer: LayerConfig, q: Rows, out: Rows, form: str | None = None) -> None:
         """Attention of q, (n_head, n_tokens, d_k), over the layer's cache, to out, (n_head, n_tokens, d_v)."""
@@ -544,8 +545,9 @@ class Recorder(RankOperations):
         """``x @ weight.T`` to where the caller of the pass wants logits, `n_rows` tokens at a time."""
         exact, n_threads, n = self.choices.exact, self.choices.n_threads, x.shape[0]
         block = self.new("logits", n_rows, weight.shape[0], "float32")
+        sizes = {n_rows, n % n_rows} - {0}  # fewer rows may take more
         facts = dict(
-            scratch_bytes=self._matmul_scratch(n_rows, (weight,)),
+            scratch_bytes=max(self._matmul_scratch(size, (weight,)) for size in sizes),
             flops=2 * n * int(np.prod(weight.shape, dtype=np.int64)),
             weight_bytes=weight.n_bytes,
             matrices=(weight,),
@@ -567,6 +569,7 @@ class Recorder(RankOperations):
 
         def bind_parts(bound):
             rows, table, part = bound.array(x), bound.weight(weight), bound.array(block)
+            scratch = bound.scratch
 
             def run():
                 for start in range(0, n, n_rows):
@@ -574,7 +577,7 @@ class Recorder(RankOperations):
                     matmul(
                         rows[start:stop],
                         table,
-                        pool=bound.scratch,
+                        pool=scratch,
                         out=part[: stop - start],
                         exact=exact,
                         n_threads=n_threads,

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowlevel import attention, devices, ops
+from lowlevel import Pool, attention, devices, ops
 
 from ..tensor import QuantTensor
 from .step import ABSORBED, DECOMPRESSED
 
 if TYPE_CHECKING:
-    from lowlevel import AttentionPlan, Pool
+    from lowlevel import AttentionPlan
     from lowlevel.comm import Comm
 
     from ..gguf.model_file import ModelFile
@@ -180,28 +180,37 @@ class Bound:
     ----------
     made : Pass
     memory : array of uint8
-        At least ``made.activation_bytes``.
-    scratch : Pool
+        The workspace: at least ``made.workspace_bytes``.
+    device : str
+        Where it lies.
     weights : Weights
     caches : dict of int to LayerCache
         By the index of their layer.
     state : State
     given : dict, optional
         Arrays of ``made.given`` by name.
+
+    Attributes
+    ----------
+    scratch : Pool
+        Of the operation that is bound just now; there is none at any other time.
     """
+
+    scratch: Pool
 
     def __init__(
         self,
         made: Pass,
         memory: Any,
-        scratch: Pool,
+        device: str,
         weights: Weights,
         caches: dict[int, LayerCache],
         state: State,
         given: dict[str, Any] | None = None,
     ) -> None:
-        self.made, self.scratch, self.caches, self.state = made, scratch, caches, state
-        self._device = devices.get(scratch.device)
+        self.made, self.caches, self.state = made, caches, state
+        self._device = devices.get(device)
+        self._pools: dict[int, Pool] = {}  # by where they begin
         self._memory, self._weights = memory, weights
         self._parts: list[Bound] = []
         self._arrays = {
@@ -213,9 +222,25 @@ class Bound:
             self._arrays[id(buffer)] = state.constants[key]
         for name, buffer in made.given.items():
             self._arrays[id(buffer)] = (given or {})[name]
-        self._calls = [op.bind(self) for op in made.operations]
+        pairs = zip(made.operations, made.scratch_offsets, strict=True)
+        self._calls = [self._bind(op, offset) for op, offset in pairs]
         self._replay: Callable[[], None] | None = None
         self._is_kept = False
+
+    def _bind(self, operation, offset):
+        if offset not in self._pools:
+            rest = self._memory[offset:]
+            self._pools[offset] = Pool(len(rest), device=self._device.name, memory=rest)
+        self.scratch = self._pools[offset]
+        call = operation.bind(self)
+        del self.scratch  # what a call needs of it, it has by now
+        return call
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the workspace that have been used at most so far."""
+        ends = (offset + pool.peak for offset, pool in self._pools.items() if pool.peak)
+        return max(self.made.activation_bytes, *ends, 0)
 
     def run(self, clock: dict[str, float] | None = None) -> None:
         """Run every operation in order; into `clock` the seconds of each kind."""
@@ -270,6 +295,9 @@ class Bound:
         self._parts.clear()
         self._calls.clear()
         self._arrays.clear()
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
         self._memory = None
 
     # ------------------------------------------------------------ what operations ask for

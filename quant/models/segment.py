@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowlevel import Pool, devices
+from lowlevel import devices
 
 from .context import KeyShares
 from .crossing import staging
@@ -43,10 +43,9 @@ class Segment:
     Attributes
     ----------
     caches : dict of int to LayerCache
-    scratch : Pool
     plans : Planned
-    most_activations : int
-        Bytes of activations that passes have used at most so far.
+    workspace_peak : int
+        Bytes of the workspace that passes have used at most so far.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Segment:
         self._shares = KeyShares(self.choices.n_ctx, self.choices.ranks) if divides_keys else None
         self.caches: dict[int, LayerCache] = {}
         self._bound: dict[int, Bound] = {}
-        self.most_activations = 0
+        self.workspace_peak = 0
         self.waits_on_host = not self._device.has_streams or self._host is not None
 
     def take_pinned(self) -> None:
@@ -110,8 +109,7 @@ class Segment:
         for layer in self.config.layers:
             sizes = choices.n_cached, choices.n_ubatch, choices.kv_type
             self.caches[layer.index] = LayerCache(layer, *sizes, taken)
-        self._activations = taken.empty(plans.activation_bytes, "uint8", tag="activations")
-        scratch = taken.empty(plans.scratch_bytes, "uint8", tag="scratch")
+        self._workspace = taken.empty(plans.workspace_bytes, "uint8", tag="workspace")
         shape, dtype, _ = input_layout(choices)
         self._inputs = taken.empty(shape, dtype, tag="inputs")
         state.n_keys, state.positions = self._inputs[:1], self._inputs[POSITIONS:]
@@ -121,7 +119,6 @@ class Segment:
             state.constants[key] = array
         for rope in plans.ropes():
             state.ropes[rope] = rope_angles(rope, weights)
-        self.scratch = Pool(plans.scratch_bytes, device=self.part.device, memory=scratch)
         self._device.synchronise()
 
     def run(
@@ -162,8 +159,9 @@ class Segment:
             if self.config.layers:
                 self._input_staging.write(self._inputs[: POSITIONS + n], number, self._fill_inputs)
             made = self.plans.of(n, n_outputs, state.n_total)
-            self._bound_pass(made).run(clock)
-        self.most_activations = max(self.most_activations, made.activation_bytes)
+            bound = self._bound_pass(made)
+            bound.run(clock)
+        self.workspace_peak = max(self.workspace_peak, bound.peak)
 
     def _fill_inputs(self, staged):
         state = self.state
@@ -177,7 +175,7 @@ class Segment:
                 oldest = self._bound.pop(next(iter(self._bound)))
                 self.plans.forget(oldest.made)
                 oldest.close()
-            parts = self._activations, self.scratch, self._weights, self.caches, self.state
+            parts = self._workspace, self.part.device, self._weights, self.caches, self.state
             bound = Bound(made, *parts)
         self._bound[id(made)] = bound
         return bound
@@ -185,9 +183,7 @@ class Segment:
     @property
     def compute_peak(self) -> int:
         """Bytes of compute memory that passes have used at most so far, on the device and for experts on the host."""
-        scratch = getattr(self, "scratch", None)
-        own = self.most_activations + (scratch.peak if scratch is not None else 0)
-        return own + (self._host_experts.peak if self._host_experts else 0)
+        return self.workspace_peak + (self._host_experts.peak if self._host_experts else 0)
 
     def close(self) -> None:
         """Give all memory back."""
@@ -196,11 +192,8 @@ class Segment:
         self._bound.clear()
         if self._host_experts is not None:
             self._host_experts.close()
-        scratch = self.__dict__.pop("scratch", None)
-        if scratch is not None:
-            scratch.close()
         self.caches.clear()
-        for name in ("_activations", "_inputs", "_weights", "state", "_host_experts"):
+        for name in ("_workspace", "_inputs", "_weights", "state", "_host_experts"):
             self.__dict__.pop(name, None)
         self._taken.free()
         if self._host_taken is not None:

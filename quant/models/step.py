@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel import plan_attention
 from lowlevel.comm import ALONE, Outline
+from lowlevel.pool.arena import ALIGNMENT
+
+from .buffers import place, tops_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,6 +198,8 @@ class Pass:
         Of the stretch of memory in which all buffers lie.
     given : dict
         Buffers that lie elsewhere, by name: whoever binds the pass gives their arrays.
+    scratch_offsets : list of int
+        Where each operation's scratch begins: above the buffers that live meanwhile, over those that do not.
     """
 
     n_tokens: int
@@ -208,6 +213,17 @@ class Pass:
     )
     activation_bytes: int = 0
     given: dict[str, Buffer] = field(default_factory=dict)
+    scratch_offsets: list[int] = field(default_factory=list)
+
+    def place(self) -> None:
+        """Say where buffers and scratch lie, when all operations are known."""
+        self.activation_bytes = place(self.buffers)
+        tops = tops_of(self.buffers, len(self.operations))
+        # What takes no scratch has an empty stretch behind all buffers.
+        self.scratch_offsets = [
+            top if op.scratch_bytes or op.attention is not None else self.activation_bytes
+            for op, top in zip(self.operations, tops, strict=True)
+        ]
 
     @functools.cached_property
     def attention_sizes(self) -> tuple[AttentionSizes, ...]:
@@ -219,6 +235,23 @@ class Pass:
     def fixed_scratch_bytes(self) -> int:
         """The most scratch of an operation other than attention."""
         return max((op.scratch_bytes for op in self.operations), default=0)
+
+    @functools.cached_property
+    def fixed_workspace_bytes(self) -> int:
+        """Of the stretch in which buffers and scratch lie, but for attention's scratch."""
+        pairs = zip(self.operations, self.scratch_offsets, strict=True)
+        ends = (offset + op.scratch_bytes for op, offset in pairs)
+        return max(self.activation_bytes + ALIGNMENT, *ends)  # a pool is never empty
+
+    @functools.cached_property
+    def attention_offset(self) -> int:
+        """Where the scratch of attention begins at the highest; 0 without any."""
+        pairs = zip(self.operations, self.scratch_offsets, strict=True)
+        return max((offset for op, offset in pairs if op.attention is not None), default=0)
+
+    def workspace_bytes(self, attention_bytes: int) -> int:
+        """Of the stretch in which buffers and scratch lie, with so much of attention's."""
+        return max(self.fixed_workspace_bytes, self.attention_offset + attention_bytes)
 
     @functools.cached_property
     def staging_bytes(self) -> int:
@@ -261,14 +294,20 @@ class Pass:
                 for b in self.buffers
             ],
             "operations": [
-                {"kind": op.kind, "name": op.name, "scratch_bytes": op.scratch_bytes}
-                for op in self.operations
+                {
+                    "kind": op.kind,
+                    "name": op.name,
+                    "scratch_bytes": op.scratch_bytes,
+                    "scratch_offset": offset,
+                }
+                for op, offset in zip(self.operations, self.scratch_offsets, strict=True)
             ],
         }
         if n_kv is not None:
             data["n_kv"] = n_kv
             data["scratch_bytes"] = self.scratch_bytes(n_kv)
-            data["compute_bytes"] = self.activation_bytes + data["scratch_bytes"]
+            attention_bytes = self.attention_bytes(n_kv, self.choices.amb)
+            data["workspace_bytes"] = self.workspace_bytes(attention_bytes)
         return data
 
 

@@ -76,7 +76,7 @@ def test_memory_is_what_load_and_plan_say(capsys, path):
     assert main([*argv, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["compute_bytes"] == memory.compute and row["kv_cache_bytes"] == memory.kv_cache
-    assert row["compute"]["activations"] == memory.activations
+    assert row["compute"]["scratch"] == memory.scratch
     assert main([*argv, "--vram", "1GiB", "--device", "cpu", "--reserve", "0", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert "to the byte" in document["counted"]
