@@ -134,12 +134,32 @@ def place(buffers: Sequence[Buffer]) -> int:
     return end
 
 
-def tops_of(buffers: Sequence[Buffer], n_operations: int) -> list[int]:
-    """Where the buffers that live during each operation end, when all have their places."""
-    tops = [0] * n_operations
+def place_scratch(buffers: Sequence[Buffer], sizes: Sequence[int | None]) -> list[int]:
+    """Where each operation's scratch lies, beside the buffers that live meanwhile, when all have their places.
+
+    Parameters
+    ----------
+    buffers : sequence of Buffer
+    sizes : sequence of int or None
+        Bytes of each operation's scratch. None: they are not known yet.
+
+    Returns
+    -------
+    list of int
+        Offsets: the lowest hole that is large enough, or above all that lives, as where the size is not known.
+    """
+    live: list[list[Buffer]] = [[] for _ in sizes]
     for buffer in buffers:
         if buffer.first >= 0:
-            end = buffer.offset + buffer.n_bytes
-            for number in range(buffer.first, buffer.last + 1):
-                tops[number] = max(tops[number], end)
-    return tops
+            for beside in live[buffer.first : buffer.last + 1]:
+                beside.append(buffer)
+    return [_place_beside(beside, n_bytes) for beside, n_bytes in zip(live, sizes, strict=True)]
+
+
+def _place_beside(live, n_bytes):
+    at = 0
+    for buffer in sorted(live, key=lambda b: b.offset):
+        if n_bytes is not None and at + n_bytes <= buffer.offset:
+            return at
+        at = max(at, buffer.offset + buffer.n_bytes)
+    return at

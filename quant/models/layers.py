@@ -21,7 +21,7 @@ LEAST_GROUP_ROWS = 256
 # Columns of a product that kernels take at once: parts are multiples of it.
 LEAST_PART = 128
 # Where each product sorts its rows, groups have so many an expert: kernels take tiles of rows.
-ROWS_AN_EXPERT = 192
+ROWS_AN_EXPERT = 96
 
 
 def record_pass(

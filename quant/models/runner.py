@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowlevel import Pool, attention, devices, ops
+from lowlevel.pool.arena import align_up
 
 from ..tensor import QuantTensor
 from .step import ABSORBED, DECOMPRESSED
@@ -210,7 +211,7 @@ class Bound:
     ) -> None:
         self.made, self.caches, self.state = made, caches, state
         self._device = devices.get(device)
-        self._pools: dict[int, Pool] = {}  # by where they begin
+        self._pools: dict[tuple[int, int], Pool] = {}  # by where they begin and end
         self._memory, self._weights = memory, weights
         self._parts: list[Bound] = []
         self._arrays = {
@@ -228,10 +229,13 @@ class Bound:
         self._is_kept = False
 
     def _bind(self, operation, offset):
-        if offset not in self._pools:
-            rest = self._memory[offset:]
-            self._pools[offset] = Pool(len(rest), device=self._device.name, memory=rest)
-        self.scratch = self._pools[offset]
+        is_attention = operation.attention is not None  # which has the rest
+        end = len(self._memory) if is_attention else offset + align_up(operation.scratch_bytes)
+        if (offset, end) not in self._pools:
+            memory = self._memory[offset:end] if offset < end else self._memory
+            pool = Pool(end - offset, device=self._device.name, memory=memory)
+            self._pools[offset, end] = pool
+        self.scratch = self._pools[offset, end]
         call = operation.bind(self)
         del self.scratch  # what a call needs of it, it has by now
         return call
@@ -239,7 +243,7 @@ class Bound:
     @property
     def peak(self) -> int:
         """Bytes of the workspace that have been used at most so far."""
-        ends = (offset + pool.peak for offset, pool in self._pools.items() if pool.peak)
+        ends = (start + pool.peak for (start, _), pool in self._pools.items() if pool.peak)
         return max(self.made.activation_bytes, *ends, 0)
 
     def run(self, clock: dict[str, float] | None = None) -> None:

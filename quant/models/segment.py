@@ -17,6 +17,8 @@ from .runner import Bound, State, Weights, rope_angles
 from .taken import Taken
 
 if TYPE_CHECKING:
+    from lowlevel import Pool
+
     from ..gguf.model_file import ModelFile
     from .crossing import Crossing
     from .loading import Loading

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel import plan_attention
 from lowlevel.comm import ALONE, Outline
-from lowlevel.pool.arena import ALIGNMENT
+from lowlevel.pool.arena import align_up
 
-from .buffers import place, tops_of
+from .buffers import place, place_scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,7 +199,7 @@ class Pass:
     given : dict
         Buffers that lie elsewhere, by name: whoever binds the pass gives their arrays.
     scratch_offsets : list of int
-        Where each operation's scratch begins: above the buffers that live meanwhile, over those that do not.
+        Where each operation's scratch begins: beside the buffers that live meanwhile, over those that do not.
     """
 
     n_tokens: int
@@ -218,12 +218,11 @@ class Pass:
     def place(self) -> None:
         """Say where buffers and scratch lie, when all operations are known."""
         self.activation_bytes = place(self.buffers)
-        tops = tops_of(self.buffers, len(self.operations))
-        # What takes no scratch has an empty stretch behind all buffers.
-        self.scratch_offsets = [
-            top if op.scratch_bytes or op.attention is not None else self.activation_bytes
-            for op, top in zip(self.operations, tops, strict=True)
+        sizes = [
+            None if op.attention is not None else align_up(op.scratch_bytes)
+            for op in self.operations
         ]
+        self.scratch_offsets = place_scratch(self.buffers, sizes)
 
     @functools.cached_property
     def attention_sizes(self) -> tuple[AttentionSizes, ...]:
@@ -240,8 +239,8 @@ class Pass:
     def fixed_workspace_bytes(self) -> int:
         """Of the stretch in which buffers and scratch lie, but for attention's scratch."""
         pairs = zip(self.operations, self.scratch_offsets, strict=True)
-        ends = (offset + op.scratch_bytes for op, offset in pairs)
-        return max(self.activation_bytes + ALIGNMENT, *ends)  # a pool is never empty
+        ends = (offset + align_up(op.scratch_bytes) for op, offset in pairs)
+        return max(self.activation_bytes, *ends)
 
     @functools.cached_property
     def attention_offset(self) -> int:

@@ -10,7 +10,9 @@ from small_models import small
 import lowlevel
 import lowlevel.devices
 import quant
+from lowlevel.pool.arena import align_up
 from lowlevel.sizes import parse_size
+from quant.models.buffers import Buffer, place_scratch
 from quant.models.config import LayerConfig, ModelConfig, Rope
 from quant.models.kv_cache import LayerCache, cache_bytes, kv_type
 from quant.models.layers import record_pass
@@ -52,14 +54,16 @@ def error(logits, expected):
 
 
 def taken_at(bound, made, n_kv):
-    """(pool, the most that operations take there) of each place where a pass has scratch."""
+    """(pool, the most that operations take of it) of each place where a pass has scratch."""
     planned = collections.defaultdict(int)
     for op, offset in zip(made.operations, made.scratch_offsets, strict=True):
-        planned[offset] = max(planned[offset], op.scratch_bytes)
+        place, n_bytes = (offset, offset + align_up(op.scratch_bytes)), op.scratch_bytes
         if op.attention is not None:
+            place = offset, len(bound._memory)
             plan = bound.state.plan(op.attention, op.attention.n_keys(n_kv))
-            planned[offset] = max(planned[offset], plan.scratch_bytes)
-    return [(bound._pools[offset], n_bytes) for offset, n_bytes in planned.items()]
+            n_bytes = plan.scratch_bytes
+        planned[place] = max(planned[place], n_bytes)
+    return [(bound._pools[place], n_bytes) for place, n_bytes in planned.items()]
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
@@ -111,8 +115,27 @@ def test_buffers_that_live_at_once_lie_apart(path):
                         or other.offset + other.n_bytes <= b.offset
                     )
                     assert other is b or apart or not meet
+            for number, (op, start) in enumerate(
+                zip(made.operations, made.scratch_offsets, strict=True)
+            ):
+                stop = net.memory.workspace if op.attention else start + op.scratch_bytes
+                assert start % 256 == 0 and stop <= net.memory.workspace
+                for b in used:
+                    is_live = b.first <= number <= b.last and start < stop
+                    assert not is_live or stop <= b.offset or b.offset + b.n_bytes <= start
             brief = record_pass(net.config.of_each_kind(), net.choices, n_tokens, n_outputs, N_CTX)
             assert brief.activation_bytes == made.activation_bytes
+
+
+def test_scratch_lies_in_the_lowest_hole_that_holds_it():
+    """Buffers of 256 bytes, one of them dead in the second operation, and a hole of 512 bytes."""
+    buffers = []
+    for offset, first, last in ((0, 0, 1), (256, 0, 0), (512, 0, 1), (1280, 1, 1)):
+        buffers.append(Buffer("x", (256,), "uint8"))
+        buffers[-1].offset, buffers[-1].first, buffers[-1].last = offset, first, last
+    assert place_scratch(buffers, [256, 256, 0]) == [768, 256, 0]
+    assert place_scratch(buffers, [1024, 512, 2**20]) == [768, 768, 0]
+    assert place_scratch(buffers, [None, 768, None]) == [768, 1536, 0]
 
 
 def test_a_prompt_continues_from_any_token(path, tokens):
