@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 LEAST_GROUP_ROWS = 256
 # Columns of a product that kernels take at once: parts are multiples of it.
 LEAST_PART = 128
-# Where each product sorts its rows, groups have so many an expert: kernels take tiles of rows.
+# Where each product sorts its rows, groups have so many an expert: three quarters of the two tiles of 64 rows that kernels
+# take, as with twice as many, which would need twice the memory.
 ROWS_AN_EXPERT = 96
 
 
