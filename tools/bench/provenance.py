@@ -14,7 +14,16 @@ from ..process import available_bytes
 
 __all__ = ["describe", "line", "load"]
 
-_PACKAGES = ("numpy", "numba", "llvmlite", "gguf", "torch", "llama-cpp-python", "scipy")
+_PACKAGES = (
+    "numpy",
+    "numba",
+    "llvmlite",
+    "gguf",
+    "torch",
+    "llama-cpp-python",
+    "llama-cpp-py-sync",
+    "scipy",
+)
 
 
 def describe(device_name: str = "cpu") -> dict[str, Any]:

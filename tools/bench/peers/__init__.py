@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 # What to install for each peer that --vs knows.
 INSTALL = {
     "torch": "pip install torch",
-    "ggml": "pip install llama-cpp-python  (which brings ggml's libraries)",
+    "ggml": "pip install llama-cpp-py-sync, or llama-cpp-python, which is built for this CPU",
     "gguf": "pip install gguf",
     "numpy": "pip install numpy",
 }

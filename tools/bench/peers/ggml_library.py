@@ -1,4 +1,4 @@
-"""ggml's C libraries as llama-cpp-python brings them, through ctypes."""
+"""ggml's C libraries through ctypes: as llama-cpp-python brings them, built here, or a wheel, llama-cpp-py-sync."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import ctypes
 import functools
 import importlib.util
 import pathlib
+import subprocess
+
+from ..model_peers.libraries import LLAMA_CPP, libraries
 
 pointer, size_t, int64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
 F32, F16 = 0, 1
@@ -77,11 +80,8 @@ class TypeTraits(ctypes.Structure):
 class _Library:
     """ggml's functions by name, with their signatures."""
 
-    def __init__(self, folder):
-        self._parts = [
-            ctypes.CDLL(str(folder / f"lib{name}.so"), ctypes.RTLD_GLOBAL)
-            for name in ("ggml-base", "ggml-cpu")
-        ]
+    def __init__(self, paths):
+        self._parts = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in paths]
         for name, (result, arguments) in _SIGNATURES.items():
             self._declare(name, result, arguments)
         self._declare("ggml_init", pointer, [_InitParams])
@@ -167,12 +167,27 @@ class _Library:
 
 @functools.cache
 def load() -> _Library:
-    """The library; ImportError if llama-cpp-python or its ggml is not there."""
+    """The library; ImportError if neither package is there, or its ggml does not load."""
+    paths = _built_here() or _of_the_wheel()
+    try:
+        return _Library(paths)
+    except OSError as error:
+        raise ImportError(
+            f"ggml's libraries {list(map(str, paths))} do not load: {error}"
+        ) from error
+
+
+def _built_here():
+    """Of llama-cpp-python, which its user's compiler made for this CPU."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.submodule_search_locations is None:
-        raise ImportError("No module named 'llama_cpp'")
+        return None
     folder = pathlib.Path(spec.submodule_search_locations[0]) / "lib"
+    return [folder / f"lib{name}.so" for name in ("ggml-base", "ggml-cpu")]
+
+
+def _of_the_wheel():
     try:
-        return _Library(folder)
-    except OSError as error:
-        raise ImportError(f"ggml's libraries in {folder} do not load: {error}") from error
+        return libraries(LLAMA_CPP)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ImportError(f"ggml's libraries do not load here: {error}") from error
