@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from quant.formats import FORMATS
+
 from ..options import MIB
 from . import selection
 
@@ -92,7 +94,7 @@ def kept_pairs(n_tokens: int, n_kv: int) -> int:
 # ---------------------------------------------------------------- dequantisation and products
 
 _OUT_WEIGHTS = 64 * MIB // 4
-# Least speed over ggml's C function, where the issue sets one.
+# Types whose blocks are unpacked at the speed of memory, with the least speed over ggml's C function, where an issue sets one.
 _DEQUANTIZE_BARS = {
     "Q2_K": 4.0,
     "IQ4_NL": 4.0,
@@ -100,37 +102,23 @@ _DEQUANTIZE_BARS = {
     "Q6_K": 5.0,
     "Q4_K": 1.1,
     "Q8_0": 1.1,
-    "Q4_0": None,
-    "F16": None,
-    "BF16": None,
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q5_K"), 0.0),
 }
 _FLOATS = ("F16", "BF16")
-_BLOCKS = {  # bytes and weights of a block: this module imports no library
-    "Q2_K": (84, 256),
-    "IQ4_NL": (18, 32),
-    "Q3_K": (110, 256),
-    "Q6_K": (210, 256),
-    "Q4_K": (144, 256),
-    "Q8_0": (34, 32),
-    "Q4_0": (18, 32),
-    "F16": (2, 1),
-    "BF16": (2, 1),
-}
+_BLOCKS = {block.name: block for block in FORMATS.values() if block.name != "F32"}
 
 
 def _weight_bytes(qtype, n_weights):
-    n_bytes, weights = _BLOCKS[qtype]
-    return n_weights // weights * n_bytes
+    block = _BLOCKS[qtype]
+    return n_weights // block.block_weights * block.block_bytes
 
 
-def _dequantize(qtype, times_ggml):
-    bars = ()
+def _dequantize(qtype):
+    bars, times_ggml = (), _DEQUANTIZE_BARS.get(qtype)
     if times_ggml is not None:
-        bars = (
-            Bar("limit", ("fill",), 0.85, goal=0.95),
-            Bar("speed", ("ggml",), times_ggml),
-            Bar("speed", ("gguf",), 50.0),
-        )
+        bars = (Bar("limit", ("fill",), 0.85, goal=0.95),)
+    if times_ggml:
+        bars += Bar("speed", ("ggml",), times_ggml), Bar("speed", ("gguf",), 50.0)
     return Case(
         name=f"dequantize {qtype}",
         kind="dequantize",
@@ -142,11 +130,14 @@ def _dequantize(qtype, times_ggml):
     )
 
 
+_GGML = "ggml", "ggml repacked"
+_MATVEC_FAST = ("Q2_K", "Q3_K", "Q4_K", "Q6_K", "Q8_0", "Q4_1", "Q5_0", "Q5_K", "IQ4_XS", "MXFP4")
 _MATVEC_BARS = {
-    "Q2_K": (Bar("speed", ("ggml",), 1.2, goal=1.5, threads=(2,)),),
+    **{name: (Bar("speed", _GGML, 1.0, threads=(2,)),) for name in _BLOCKS},
+    **{name: (Bar("speed", _GGML, 1.2, goal=1.5, threads=(2,)),) for name in _MATVEC_FAST},
     "IQ4_NL": (
         Bar("limit", ("read",), 0.9, threads=(2,)),
-        Bar("speed", ("ggml",), 1.4, goal=2.0, threads=(2,)),
+        Bar("speed", _GGML, 1.4, goal=2.0, threads=(2,)),
     ),
 }
 
@@ -163,13 +154,13 @@ def _matvec(qtype):
         limits=("read",),
         floor="read",
         work=n_bytes,
-        bars=_MATVEC_BARS.get(qtype, ()),
+        bars=_MATVEC_BARS[qtype],
     )
 
 
 _GEMM_BARS = {
-    "Q2_K": (Bar("speed", ("ggml",), 1.2, goal=2.0, threads=(2,)),),
-    "IQ4_NL": (Bar("speed", ("ggml",), 1.8, goal=3.0, threads=(2,)),),
+    **{name: (Bar("speed", _GGML, 1.2, goal=2.0, threads=(2,)),) for name in _BLOCKS},
+    "IQ4_NL": (Bar("speed", _GGML, 1.8, goal=3.0, threads=(2,)),),
 }
 
 
@@ -181,7 +172,7 @@ def _gemm(qtype):
         sizes=dict(qtype=qtype, rows=rows, columns=columns, n=n, copies=1),
         limits=("fma",) if qtype in _FLOATS else ("int8 dot",),
         work=2 * n * rows * columns,
-        bars=_GEMM_BARS.get(qtype, ()),
+        bars=_GEMM_BARS[qtype],
     )
 
 
@@ -267,7 +258,7 @@ _STARTUP = (
 )
 
 CASES = (
-    *(_dequantize(qtype, times) for qtype, times in _DEQUANTIZE_BARS.items()),
+    *map(_dequantize, _BLOCKS),
     *map(_matvec, _BLOCKS),
     *map(_gemm, _BLOCKS),
     *_ATTENTION,
