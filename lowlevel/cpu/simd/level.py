@@ -23,3 +23,6 @@ FEATURES = frozenset(_cpu_features())
 LEVEL = _level(FEATURES)
 # Dot products of bytes as one instruction: with AVX-512, or of half the size on CPUs that have that alone.
 HAS_VNNI = {"avx512": "avx512vnni", "avx2": "avxvnni"}.get(LEVEL) in FEATURES
+# Gathers that are faster than as many loads: Intel's cores since Sapphire Rapids and Alder Lake, which need no mitigation of
+# data sampling by them. These flags came with them.
+HAS_FAST_GATHER = {"avx512": "avx512fp16", "avx2": "avxvnni"}.get(LEVEL) in FEATURES

@@ -5,8 +5,8 @@ from numba.core import types
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from .emit import call, f32, i8, i32, i64, shuffle, simple
-from .level import LEVEL
+from .emit import call, f32, i1, i8, i32, i64, shuffle, simple
+from .level import HAS_FAST_GATHER, LEVEL
 from .vectors import Vec, u8x32, u16x16, u16x32
 
 
@@ -58,17 +58,63 @@ def lookup16(typingctx, table, index):
     return simple(lambda builder, t, i: _LOOKUP16[LEVEL](builder, t, i), result, table, index)
 
 
+def _load_each(builder, memory, index, result):
+    """Entries by loads of their own."""
+    entries = builder.bitcast(memory, result.element.as_pointer())
+    found = ir.Constant(result, ir.Undefined)
+    for lane in range(result.count):
+        at = builder.extract_element(index, i32(lane))
+        entry = builder.load(builder.gep(entries, [at]), align=4)
+        found = builder.insert_element(found, entry, i32(lane))
+    return found
+
+
+def _gather_avx512(builder, memory, index, result):
+    n_bytes = result.element.width // 8
+    kind = {4: "dpi", 8: "dpq"}[n_bytes]
+    all_lanes = ir.Constant(ir.VectorType(i1, result.count), [1] * result.count)
+    args = [ir.Constant(result, None), memory, index, all_lanes, i32(n_bytes)]
+    return call(builder, f"llvm.x86.avx512.mask.gather.{kind}.512", result, args)
+
+
+def _gather_avx2(builder, memory, index, result):
+    n_bytes = result.element.width // 8
+    kind = {4: "d.d", 8: "d.q"}[n_bytes]
+    all_lanes = ir.Constant(result, [-1] * result.count)
+    args = [ir.Constant(result, None), memory, index, all_lanes, i8(n_bytes)]
+    return call(builder, f"llvm.x86.avx2.gather.{kind}.256", result, args)
+
+
+# What reads entries, and the bits that it reads at once. Gathers are faster on some CPUs alone: of the time that products of
+# one row with IQ formats take by single loads, Sapphire Rapids needs 0.45 to 0.65 with them.
+_GATHERS = {"avx512": (_gather_avx512, 512), "avx2": (_gather_avx2, 256)}
+_READ_ENTRIES = _GATHERS[LEVEL] if HAS_FAST_GATHER else (_load_each, 512)
+
+
+def _entries(builder, data, index, element):
+    """A vector of the entries, of type `element`, at the places of `index`."""
+    read, bits = _READ_ENTRIES
+    memory, n = builder.bitcast(data, i8.as_pointer()), index.type.count
+    n_at_once = min(bits // element.width, n)
+    result = ir.VectorType(element, n_at_once)
+    parts = [
+        read(builder, memory, shuffle(builder, index, index, range(at, at + n_at_once)), result)
+        for at in range(0, n, n_at_once)
+    ]
+    while len(parts) > 1:
+        size = 2 * parts[0].type.count
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [shuffle(builder, *pair, range(size)) for pair in pairs]
+    return parts[0]
+
+
 @intrinsic
 def lookup_far(typingctx, table, index):
     """``table[index]`` lane by lane out of memory; table a C-contiguous int32 array, index of i32 lanes."""
 
     def codegen_(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        result = ir.Constant(index.llvm, ir.Undefined)
-        for lane in range(index.lanes):
-            entry = builder.load(builder.gep(data, [builder.extract_element(args[1], i32(lane))]))
-            result = builder.insert_element(result, entry, i32(lane))
-        return result
+        return _entries(builder, data, args[1], i32)
 
     return signature(index, table, index), codegen_
 
@@ -76,21 +122,13 @@ def lookup_far(typingctx, table, index):
 @intrinsic
 def lookup_far_pair(typingctx, table, index):
     """Entries of two words: ``table[2 * index]`` and ``table[2 * index + 1]`` as `lookup_far` has them."""
-    pair, half_lanes = types.UniTuple(index, 2), index.lanes // 2
+    pair, both = types.UniTuple(index, 2), 2 * index.lanes
 
     def codegen_(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        entries = builder.bitcast(data, i64.as_pointer())
-        halves = []
-        for first in (0, half_lanes):
-            half = ir.Constant(ir.VectorType(i64, half_lanes), ir.Undefined)
-            for lane in range(half_lanes):
-                at = builder.extract_element(args[1], i32(first + lane))
-                entry = builder.load(builder.gep(entries, [at]), align=4)
-                half = builder.insert_element(half, entry, i32(lane))
-            halves.append(builder.bitcast(half, index.llvm))
-        both = 2 * index.lanes
-        words = [shuffle(builder, *halves, range(first, both, 2)) for first in (0, 1)]
+        entries = _entries(builder, data, args[1], i64)
+        entries = builder.bitcast(entries, ir.VectorType(i32, both))
+        words = [shuffle(builder, entries, entries, range(first, both, 2)) for first in (0, 1)]
         return context.make_tuple(builder, pair, words)
 
     return signature(pair, table, index), codegen_
