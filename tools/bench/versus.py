@@ -33,8 +33,9 @@ LEISURELY_SECONDS = 0.2
 TOLERANCE = {
     ("dequantize", "ggml"): 1e-6,
     ("dequantize", "gguf"): 0.0,
-    ("matvec", "ggml"): 5e-3,  # both round activations, not alike
-    ("gemm", "ggml"): 5e-3,
+    # Both round activations, not alike, each with an error of 0.007 (see `quant.matmul`).
+    ("matvec", "ggml"): 1e-2,
+    ("gemm", "ggml"): 1e-2,
     ("attention", "ours bf16"): 2e-2,
     ("attention", "ggml"): 0.05,  # rounds queries, and sums of small outputs, to float16
 }

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+import quant
+
 from . import Variant, inputs
 from .ggml_library import F16, F32, load
 
@@ -38,9 +40,7 @@ def prepare(case: dict[str, Any], data: dict[str, np.ndarray]) -> dict[str, Vari
 
 
 def _type_number(qtype):
-    from gguf import GGMLQuantizationType
-
-    return int(GGMLQuantizationType[qtype])
+    return int(quant.block_format(qtype).qtype)
 
 
 # ---------------------------------------------------------------- dequantisation

@@ -53,9 +53,17 @@ def _blocks(qtype, rows, columns, rng):
         return words.view(np.uint8)
     data = np.frombuffer(rng.bytes(n_blocks * block.block_bytes), np.uint8).copy()
     records = data.view(block.block_dtype)
-    for name in ("d", "dmin"):
-        if name in records.dtype.names:
-            records[name] = rng.uniform(0.002, 0.02, n_blocks).astype(np.float16)
+    for field in block.fields:
+        scales = rng.uniform(0.002, 0.02, n_blocks).astype(np.float16)
+        if field.name in ("d", "dmin", "m") and field.dtype == "<f2":
+            records[field.name] = scales
+        elif field.name == "e":  # powers of two
+            records["e"] = rng.integers(118, 123, n_blocks)
+        elif qtype == "NVFP4" and field.name == "d":  # of four bits and three: no NaN
+            records["d"] &= 0x3F
+        elif qtype == "IQ1_M" and field.name == "scales":  # d is in their high nibbles
+            nibbles = scales.view(np.uint16)[:, None] >> np.arange(0, 16, 4, dtype=np.uint16) & 15
+            records["scales"] = records["scales"] & 0xFFF | nibbles << 12
     return data.reshape(rows, -1)
 
 
