@@ -59,6 +59,19 @@ def rms_norm(rng, device, shape, source="float32", target="float32"):
             held(result, wanted, 1e-6 * np.abs(wanted), target)
 
 
+def add_and_norm(rng, device, shape, source="float32", other="float32", target="float32"):
+    """The bits of a sum and a norm of their own."""
+    x, y = random_rows(rng, shape, source), random_rows(rng, shape, other)
+    weight = asarray(rng.standard_normal(shape[-1], np.float32), device)
+    on, addends = placed(rng, x, device), placed(rng, y, device)
+    total = ops.add(asarray(x.copy(), device), addends)
+    wanted = ops.rms_norm(total, weight, out=placed(rng, np.zeros(shape, DTYPES[target]), device))
+    out = placed(rng, np.zeros(shape, DTYPES[target]), device)
+    assert ops.rms_norm(on, weight, add=addends, out=out) is out
+    np.testing.assert_array_equal(asnumpy(on), asnumpy(total))
+    np.testing.assert_array_equal(asnumpy(out), asnumpy(wanted))
+
+
 def gated(rng, device, kind, shape, source="float32", target="float32"):
     gate, up = random_rows(rng, shape, source, 5.0), random_rows(rng, shape, source, 5.0)
     wanted = getattr(exact, kind)(gate, up)

@@ -267,7 +267,9 @@ def _of_one(file, name, parameters, block=256):
 
 # By the types of what is read and of what is written; ADD: of x and out, of y.
 RMS_NORM = _row_operations(
-    "rms_norm.cu", "rms_norm", ("const {0}", "const f4*", "{1}", "f4", "i4", ROWS_CALL)
+    "rms_norm.cu",
+    "rms_norm",
+    ("{0}", "const V*", "const f4*", "{1}", "f4", "i4", ROWS_CALL),
 )
 GATED = _row_operations(
     "gated.cu", "gated", ("const {0}", "const {0}", "{1}", "i4", "f4", "f4", ROWS_CALL)

@@ -14,6 +14,7 @@ def rms_norm(
     x: Array,
     weight: Array | None = None,
     *,
+    add: Array | None = None,
     eps: float = 1e-6,
     out: Array | None = None,
     n_threads: int | None = None,
@@ -28,6 +29,9 @@ def rms_norm(
         Activations, a contiguous last axis. Heads of q or k, say (n_head, n_tokens, d), are planes.
     weight : array of float32, (n,), optional
         On the device of x, contiguous. None: all ones.
+    add : array, shape of x, optional
+        ``x += add`` first, each sum rounded to x's dtype: what a layer adds to the residual stream, and the norm of the next one,
+        in one. Of any dtype that activations have there; out is memory of its own then.
     eps : float
         At least 0.
     out : array, shape of x, optional
@@ -52,14 +56,21 @@ def rms_norm(
     """
     device = devices.of_array(x, "x")
     dtypes = device.activations
+    shape = tuple(x.shape)
     rows = checks.rows_of(x, "x", device, dtypes)
     checks.check_weights(weight, "weight", device, x.shape[-1])
     eps = checks.real_number(eps, "eps", least=0.0)
+    addends = None
+    if add is not None:
+        addends = checks.rows_of(add, "add", device, dtypes, shape)
+        checks.check_result(x, "x", device, dtypes, shape, {"add": add, "weight": weight})
+        if out is None:
+            raise ValueError("out: with add it must be given, an array beside x")
     out = x if out is None else out
-    target = checks.check_result(
-        out, "out", device, dtypes, tuple(x.shape), {"x": x, "weight": weight}, may_be=("x",)
-    )
+    others = {"x": x, "weight": weight, "add": add}
+    may_be = ("x",) if add is None else ()
+    target = checks.check_result(out, "out", device, dtypes, shape, others, may_be)
     devices.kernels("lowlevel", device, "ops.norm").rms_norm(
-        device, rows, weight, eps, target, n_threads
+        device, rows, addends, weight, eps, target, n_threads
     )
     return out

@@ -53,6 +53,7 @@ class Recorder(RankOperations):
         self.made = Pass(n_tokens, n_outputs, choices, counted)
         self._scope = ""
         self._constants: dict[tuple[str, int], Buffer] = {}
+        self._added: tuple[int, Rows, Rows] | None = None  # the last addition: its number, x and y
 
     def finish(self) -> Pass:
         """The pass, its buffers placed."""
@@ -174,19 +175,30 @@ class Recorder(RankOperations):
         if out is None:
             out = self.new(name, x.shape[0], x.shape[1], dtype)
         target, eps, n_threads = out, self.config.eps, self.choices.n_threads
+        addends = None if out is x else self._addends_of(x)
 
         def bind(bound):
             return functools.partial(
                 ops.rms_norm,
                 bound.array(x),
                 bound.floats(weight),
+                add=None if addends is None else bound.array(addends),
                 eps=eps,
                 out=bound.array(target),
                 n_threads=n_threads,
             )
 
-        self.note("norm", name, (x, out), bind, vectors=(weight,), fixed=True)
+        touched = tuple(each for each in (x, addends, out) if each is not None)
+        self.note("norm", name, touched, bind, vectors=(weight,), fixed=True)
         return out
+
+    def _addends_of(self, x):
+        """What the last operation adds to x, which is then no operation of its own; None where it does something else."""
+        number = len(self.made.operations) - 1
+        if self._added is None or self._added[:2] != (number, x):
+            return None
+        self.made.operations.pop()
+        return self._added[2]
 
     def product(
         self,
@@ -290,12 +302,13 @@ class Recorder(RankOperations):
         return Rows(self._constants[key], self._constants[key].shape)
 
     def add(self, x: Rows, y: Rows) -> None:
-        """``x += y``"""
+        """``x += y``; where a norm of x follows, it does both."""
         n_threads = self.choices.n_threads
 
         def bind(bound):
             return functools.partial(ops.add, bound.array(x), bound.array(y), n_threads=n_threads)
 
+        self._added = len(self.made.operations), x, y
         self.note("add", "residual", (x, y), bind, fixed=True)
 
     def add_vector(self, x: Rows, bias: Weight, experts: Rows | None = None) -> None:

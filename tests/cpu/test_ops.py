@@ -27,6 +27,7 @@ def rng():
 def test_rows(rng, shape):
     """Norm, gated activations, sums and multiples of rows."""
     ops_checks.rms_norm(rng, "cpu", shape)
+    ops_checks.add_and_norm(rng, "cpu", shape)
     for kind in ("swiglu", "geglu", "clamped_swiglu"):
         ops_checks.gated(rng, "cpu", kind, shape)
     ops_checks.add(rng, "cpu", shape)
@@ -282,6 +283,10 @@ CHOSEN, WEIGHTS = np.zeros((4, 2), np.int32), np.zeros((4, 2), np.float32)
         (ValueError, "eps: expected a number that is finite in float32, at least 0", lambda: ops.rms_norm(F4, eps=-1)),
         (TypeError, "eps: expected a number", lambda: ops.rms_norm(F4, eps="1")),
         (TypeError, "n_threads", lambda: ops.rms_norm(F4, n_threads="2")),
+        (ValueError, "add: expected shape", lambda: ops.rms_norm(F4, add=F4[:2], out=F4.copy())),
+        (ValueError, "x: shares memory with add", lambda: ops.rms_norm(F4, add=F4, out=F4.copy())),
+        (ValueError, "out: with add it must be given", lambda: ops.rms_norm(F4, add=F4.copy())),
+        (ValueError, "out: shares memory with x", lambda: ops.rms_norm(F4, add=F4.copy(), out=F4)),
         (ValueError, r"up: expected shape \(4, 32\)", lambda: ops.swiglu(F4, F4[:3])),
         (ValueError, "limit", lambda: ops.clamped_swiglu(F4, F4, limit=-1.0)),
         (ValueError, "y: expected shape", lambda: ops.add(F4, F4[:2])),
@@ -326,6 +331,7 @@ def test_read_only_results_are_refused():
     frozen.flags.writeable = False
     for call in (
         lambda: ops.rms_norm(frozen),
+        lambda: ops.rms_norm(frozen, add=F4, out=F4.copy()),
         lambda: ops.scale(frozen, 2.0),
         lambda: ops.cast(F4, frozen),
         lambda: ops.scatter_add(F4, frozen),

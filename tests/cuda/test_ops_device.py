@@ -22,6 +22,8 @@ SHAPES = [(1, 1), (3, 15), (5, 72), (3, 4, 40)]
 def test_rows(rng, device, source, target):
     for shape in SHAPES:
         ops_checks.rms_norm(rng, device, shape, source, target)
+        for other in ops_checks.DTYPES:
+            ops_checks.add_and_norm(rng, device, shape, source, other, target)
         ops_checks.add(rng, device, shape, source, target)
         for kind in ("swiglu", "geglu", "clamped_swiglu"):
             ops_checks.gated(rng, device, kind, shape, source, target)
@@ -47,8 +49,9 @@ def test_every_kernel_is_launched(rng, device, launched):
 
 
 def test_long_rows_are_shared_by_a_block(rng, device):
-    for columns in (1025, 4096):
+    for columns in (1025, 4096, 12345):  # the last: more than threads keep in registers
         ops_checks.rms_norm(rng, device, (2, columns))
+        ops_checks.add_and_norm(rng, device, (2, columns), other="float16")
 
 
 @pytest.mark.parametrize("dtype", ops_checks.DTYPES)
@@ -206,6 +209,7 @@ def test_no_call_waits_allocates_or_reads(rng, device, monkeypatch):
     for name in ("synchronise", "to_host", "from_host", "upload", "allocate", "empty"):
         monkeypatch.setattr(where, name, refused, raising=True)
     ops.rms_norm(x, y[0], out=out)
+    ops.rms_norm(x, y[0], add=half, out=out)
     ops.swiglu(out, y)
     ops.add(x, out, row_ids=ids)
     ops.scale(x, 0.5)
@@ -238,5 +242,6 @@ def test_what_does_not_fit_is_refused(device):
 
 def test_order_of_threads_does_not_matter(rng, order):
     ops_checks.rms_norm(rng, "cudasim", (3, 1500))
+    ops_checks.add_and_norm(rng, "cudasim", (3, 1500))
     ops_checks.scatter(rng, "cudasim", 30, 4, 20)
     ops_checks.routing(rng, "cudasim", 5, 64, 4, "softmax", (4, 2))

@@ -127,6 +127,14 @@ def test_buffers_that_live_at_once_lie_apart(path):
             assert brief.activation_bytes == made.activation_bytes
 
 
+@pytest.mark.parametrize("n_tokens, n_outputs, n_left", [(1, 1, 0), (32, 0, 0), (32, 1, 1)])
+def test_a_norm_does_the_addition_before_it(path, n_tokens, n_outputs, n_left):
+    """Where it is of the same rows: of the last layer, rows whose logits are asked for go on alone."""
+    with load(path) as net:
+        operations = net.plan(n_tokens, N_CTX, n_outputs).operations
+        assert sum(op.name.endswith("residual") for op in operations) == n_left
+
+
 def test_scratch_lies_in_the_lowest_hole_that_holds_it():
     """Buffers of 256 bytes, one of them dead in the second operation, and a hole of 512 bytes."""
     buffers = []

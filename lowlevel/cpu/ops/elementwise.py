@@ -26,23 +26,28 @@ read_i32 = simd.make_read_at(types.int32, ir.IntType(32))
 
 
 @kernel(inline=True)
-def _add_rows(integers, floats, first, stop):
-    ids, id_step, plane_rows, columns = integers[9], integers[10], integers[11], integers[12]
+def add_row(x, y, target, columns):
+    """A row of ``x + y``, by addresses."""
     whole = columns - columns % 16
     left = columns - whole
+    for i in range(0, whole, 16):
+        simd.write_f32x16(target, i, simd.read_f32x16(x, i) + simd.read_f32x16(y, i))
+    if left:
+        v = simd.read_first_f32(x, whole, left, _ZERO)
+        v = v + simd.read_first_f32(y, whole, left, _ZERO)
+        simd.write_first_f32(target, whole, v, left)
+
+
+@kernel(inline=True)
+def _add_rows(integers, floats, first, stop):
+    ids, id_step, plane_rows, columns = integers[9], integers[10], integers[11], integers[12]
     for row in range(first, stop):
         x = frame.row_address(integers, 0, row, plane_rows)
         if ids == 0:
             y = frame.row_address(integers, 3, row, plane_rows)
         else:
             y = integers[3] + np.int64(read_i32(ids + row * id_step)) * integers[5]
-        target = frame.row_address(integers, 6, row, plane_rows)
-        for i in range(0, whole, 16):
-            simd.write_f32x16(target, i, simd.read_f32x16(x, i) + simd.read_f32x16(y, i))
-        if left:
-            v = simd.read_first_f32(x, whole, left, _ZERO)
-            v = v + simd.read_first_f32(y, whole, left, _ZERO)
-            simd.write_first_f32(target, whole, v, left)
+        add_row(x, y, frame.row_address(integers, 6, row, plane_rows), columns)
 
 
 _add = frame.rows_kernel(_add_rows)

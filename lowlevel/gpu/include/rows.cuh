@@ -13,8 +13,12 @@ struct RowsCall {
   long long n_rows;  // of all planes
   int plane_rows, columns;
   int aligned;  // pieces of all operands start at multiples of 16 bytes
-  int unused;
+  int y_type;   // of y, where a kernel is not made for one: a FloatType
 };
+
+enum FloatType { kFloat32,
+                 kFloat16,
+                 kBfloat16 };
 
 __device__ __forceinline__ long long row_offset(long long row, int plane_rows, long long plane_stride,
                                                 long long row_stride) {
@@ -63,6 +67,19 @@ __device__ __forceinline__ void load_piece(const typename Type::Bits* from, int 
   } else {
 #pragma unroll
     for (int i = 0; i < kPiece; ++i) v[i] = i < n ? Type::widen(from[i]) : 0.0f;
+  }
+}
+
+// The same of a type that is known at run time; `at` in items.
+__device__ __forceinline__ void load_any(const void* from, long long at, int type, int n, bool aligned,
+                                         float (&v)[kPiece]) {
+  const auto halves = static_cast<const unsigned short*>(from) + at;
+  if (type == kFloat32) {
+    load_piece<Float32>(static_cast<const float*>(from) + at, n, aligned, v);
+  } else if (type == kFloat16) {
+    load_piece<Float16>(halves, n, aligned, v);
+  } else {
+    load_piece<Bfloat16>(halves, n, aligned, v);
   }
 }
 

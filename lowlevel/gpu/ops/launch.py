@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 CALL = np.dtype(
     [(f"{name}_{axis}", "<i8") for name in ("x", "y", "out") for axis in ("plane", "row")]
     + [("n_rows", "<i8")]
-    + [(name, "<i4") for name in ("plane_rows", "columns", "aligned", "unused")]
+    + [(name, "<i4") for name in ("plane_rows", "columns", "aligned", "y_type")]
 )
 PIECE = 8  # kPiece: columns of a thread
 _ALIGNMENT = 16  # bytes that are read at once
+# rows.cuh's FloatType.
+FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
 def refuse_n_threads(device: Device, n_threads: int | None) -> None:

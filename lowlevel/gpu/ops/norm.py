@@ -21,17 +21,22 @@ WARP_COLUMNS = 1024
 def rms_norm(
     device: LaunchDevice,
     x: Rows,
+    add: Rows | None,
     weight: Array | None,
     eps: float,
     out: Rows,
     n_threads: int | None,
 ) -> None:
-    """See `lowlevel.ops.rms_norm`; x and out as `lowlevel.checks.Rows`."""
+    """See `lowlevel.ops.rms_norm`; x, add and out as `lowlevel.checks.Rows`."""
     launch.refuse_n_threads(device, n_threads)
     if not x.array.size:
         return
     kernel = RMS_NORM[launch.kinds(x, out)]
     row_threads = _WARP if x.shape[2] <= WARP_COLUMNS else kernel.block
-    call = launch.rows_call(device, (weight,), x=x, out=out)
+    operands = dict(x=x, out=out) if add is None else dict(x=x, y=add, out=out)
+    call, addends = launch.rows_call(device, (weight,), **operands), None
+    if add is not None:
+        addends, call["y_type"] = add.array, launch.FLOAT_TYPES[launch.kinds(add)[0]]
     n_blocks = -(-x.n_rows * row_threads // kernel.block)
-    device.launch(kernel, n_blocks, (x.array, weight, out.array, eps, row_threads, call))
+    arguments = (x.array, addends, weight, out.array, eps, row_threads, call)
+    device.launch(kernel, n_blocks, arguments)
