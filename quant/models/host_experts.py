@@ -112,6 +112,11 @@ class HostExperts:
         With `empty`: pinned memory, and the CPU's.
     weights : Weights
         Of the CPU.
+
+    Attributes
+    ----------
+    peak : int
+        Bytes of compute memory that passes have used at most so far.
     """
 
     def __init__(

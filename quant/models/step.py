@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowlevel import plan_attention
 from lowlevel.comm import ALONE, Outline
-from lowlevel.pool.arena import align_up
+from lowlevel.pool.arena import ALIGNMENT, align_up
 
 from .buffers import place, place_scratch
 
@@ -240,7 +240,7 @@ class Pass:
         """Of the stretch in which buffers and scratch lie, but for attention's scratch."""
         pairs = zip(self.operations, self.scratch_offsets, strict=True)
         ends = (offset + align_up(op.scratch_bytes) for op, offset in pairs)
-        return max(self.activation_bytes, *ends)
+        return max([ALIGNMENT, self.activation_bytes, *ends])  # never empty
 
     @functools.cached_property
     def attention_offset(self) -> int:
