@@ -1,5 +1,6 @@
 """kqcap bench on whole models, tiny: rows and their memory, lists, budgets, other engines by stand-ins, exit codes."""
 
+import contextlib
 import json
 import os
 import re
@@ -199,24 +200,25 @@ class StandIn:
 
     def __init__(self, name, n_threads, package, install):
         self.name, self.about = name, {name: "1.0"}
-        self.asked = []
+        self.ran = []
         if name == "ggml":
             raise PeerMissing(f"ggml: not installed; {install[name]} (No module)")
 
-    def ask(self, do, **arguments):
-        self.asked.append(do)
+    def ask(self, do, progress, **arguments):
         if do == "load":
             job = model_peers.Job(**arguments["job"])
             assert job.n_ctx >= 96 and job.kv_type == "f16"
             return dict(info=dict(compute_bytes=3 * MIB if self.name == "ik" else 2 * MIB))
         if do == "run":
+            self.ran.append(BenchTest(*(arguments[field] for field in BenchTest._fields)).name)
+            progress(1, 1)
             if arguments["n_gen"] and self.name == "ik":
                 raise PeerError("ik: its process ended with code -11: ")
             return dict(seconds=0.5 if self.name == "ours" else 1.0)
         return {}
 
     def close(self):
-        self.asked.append("close")
+        pass
 
 
 def test_against_others(capsys, latent, monkeypatch):
@@ -236,6 +238,30 @@ def test_against_others(capsys, latent, monkeypatch):
     assert "2.00 (2.00-2.00)" in out and "pip install llama-cpp-py-sync" in out
 
 
+def test_other_engines_are_warmed_up_by_a_short_prompt(capsys, latent, monkeypatch):
+    """A whole one would take as long as the run that is timed; bars say whose turn it is, and at what."""
+    peers, bars = {}, []
+
+    class Kept(StandIn):
+        def __init__(self, name, *args):
+            super().__init__(name, *args)
+            peers[name] = self
+
+    @contextlib.contextmanager
+    def bar(text):
+        bars.append(text)
+        yield lambda done, total: None
+
+    monkeypatch.setattr(model_versus, "Peer", Kept)
+    monkeypatch.setattr(model_versus, "token_bar", bar)
+    argv = [latent, "-p", "4096,96", "-n", "100", "-d", "7", "-ub", "2048", "-t", "2", "-r", "1"]
+    bench(capsys, *argv, "--vs", "ik")
+    warm_up_and_run = [("pp512", "pp4096"), ("pp96", "pp96"), ("tg1", "tg100")]
+    expected = [f"{name} @ d7" for pair in warm_up_and_run for name in pair]
+    assert peers["ours"].ran == expected and peers["ik"].ran == expected[:-1]  # where it dies
+    assert "pp4096 @ d7, ik: warming up" in bars and "pp4096 @ d7, ours: run 1 of 1" in bars
+
+
 @pytest.mark.parametrize("engine", ["ours", "ik", "ggml"])
 def test_engines_run_a_file_in_a_process_of_their_own(tmp_path, engine):
     """Each for real: a prompt in u-batches, tokens behind it, back to a depth, and a file that is none."""
@@ -251,11 +277,16 @@ def test_engines_run_a_file_in_a_process_of_their_own(tmp_path, engine):
         job = model_peers.Job(str(path), 100, 32, 1, "f16", "auto", 1)
         info = peer.ask("load", job=job._asdict())["info"]
         assert info["compute_bytes"] > 0
+        told = []
         for n_prompt, n_gen, depth in ((70, 0, 0), (40, 0, 20), (0, 3, 20), (70, 0, 0)):
-            reply = peer.ask(
-                "run", n_prompt=n_prompt, n_gen=n_gen, depth=depth, seed=0, n_vocab=300
-            )
+            told.clear()
+            test = dict(n_prompt=n_prompt, n_gen=n_gen, depth=depth)
+            reply = peer.ask("run", lambda *now: told.append(now), **test, seed=0, n_vocab=300)
             assert reply["seconds"] > 0
+            # by u-batches, or token by token
+            steps = [*range(32, n_prompt, 32), n_prompt] if n_prompt else [1, 2, 3]
+            timed = told[-len(steps) :]
+            assert timed == [(done, n_prompt or n_gen) for done in steps]
         (tmp_path / "none.gguf").write_bytes(b"no model, but long enough to look into it")
         with pytest.raises(PeerError, match=engine):
             peer.ask("load", job=job._replace(path=str(tmp_path / "none.gguf"))._asdict())

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from quant.models.model import Memory, ModelPlan
 
 
+WARM_UP_TOKENS = 512
+
+
 class BenchTest(NamedTuple):
     """One test: a prompt of `n_prompt` tokens, or `n_gen` tokens one by one, behind `depth` others."""
 
@@ -39,6 +42,16 @@ class BenchTest(NamedTuple):
     def n_ctx(self) -> int:
         """Tokens in the cache at the end."""
         return self.depth + self.n_tokens
+
+    def warm_up(self, n_ubatch: int) -> BenchTest:
+        """What comes before the timed runs: a u-batch of at most `WARM_UP_TOKENS` of the prompt, or one token.
+
+        It loads kernels and starts threads; a long prompt would take as long as a timed run. What it leaves untouched
+        of the compute memory counts in the first of them, and not in their median.
+        """
+        return self._replace(
+            n_prompt=min(self.n_prompt, n_ubatch, WARM_UP_TOKENS), n_gen=min(self.n_gen, 1)
+        )
 
     def passes(self, n_ubatch: int) -> Iterator[tuple[int, int, int]]:
         """(n_tokens, n_outputs, n_kv) of the passes that are timed."""

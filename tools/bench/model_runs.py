@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import loading, process
 from . import timing
+from .model_cases import WARM_UP_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from quant.models.model import Model
 
     from .model_cases import BenchTest, Case
-
-WARM_UP_TOKENS = 512
 
 
 @dataclass
@@ -152,13 +151,10 @@ class _Runs:
         self._logits = np.empty(net.config.n_vocab, np.float32)
 
     def once(self, warm_up: bool = False) -> float:
-        """Seconds of one run; to warm up of some tokens, or one."""
-        net, test = self._net, self._test
+        """Seconds of one run, or of what warms up for it."""
+        test = self._test.warm_up(self._net.choices.n_ubatch) if warm_up else self._test
         self._go_to_depth()
-        end = test.n_ctx
-        if warm_up:
-            end = test.depth + (min(test.n_prompt, net.choices.n_ubatch, WARM_UP_TOKENS) or 1)
-        tokens = self._tokens[test.depth : end]
+        tokens = self._tokens[test.depth : test.n_ctx]
         return timing.seconds_of(lambda: self._pass_over(tokens))
 
     def _pass_over(self, tokens):

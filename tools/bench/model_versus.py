@@ -8,6 +8,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from ..options import INTERRUPTED, UsageError
+from ..token_bar import token_bar
 from . import model_peers, provenance, timing
 from .growing_table import Column, GrowingTable
 from .model_command import (
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """The subcommand; see command.py for its options."""
     import quant
 
-    from .. import tables, token_bar
+    from .. import tables
 
     unknown = [name for name in args.vs if name not in model_peers.INSTALL]
     if unknown:
@@ -59,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
             table = GrowingTable(_columns(cases, names))
         try:
             for case in cases:
-                with token_bar.token_bar(case.test.name) as progress:
-                    result = _Trial(case, peers, args, n_vocab).run(progress)
+                result = _Trial(case, peers, args, n_vocab).run()
                 results.append(result)
                 if table is not None:
                     table.add(result)
@@ -112,27 +112,26 @@ class _Trial:
         self._case, self._peers, self._args, self._n_vocab = case, dict(peers), args, n_vocab
         self._notes: list[str] = []
 
-    def run(self, progress: Any) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Load, warm up, time; plain data, and the case."""
         case, n_rounds = self._case, self._args.repetitions or ROUNDS
-        info = {name: self._asked(name, "load", job=self._job()) for name in self._peers}
+        info = {name: self._asked(name, "loading", "load", job=self._job()) for name in self._peers}
         order = random.Random(self._args.seed)
         seconds: dict[str, list[float]] = {name: [] for name in self._peers}
-        n_done, n_all = 0, (1 + n_rounds) * len(self._alive(info))
-        for number in range(1 + n_rounds):
+        warm_up = case.test.warm_up(case.setting.n_ubatch)
+        for number, test in enumerate([warm_up] + [case.test] * n_rounds):
             names = self._alive(info)
+            what = f"run {number} of {n_rounds}" if number else "warming up"
             for name in order.sample(names, len(names)):
                 reply = self._asked(
-                    name, "run", **case.test._asdict(), seed=self._args.seed, n_vocab=self._n_vocab
+                    name, what, "run", **test._asdict(), seed=self._args.seed, n_vocab=self._n_vocab
                 )
                 if reply is None:
                     info[name] = None
-                elif number:  # the first run loads kernels and touches memory
+                elif number:
                     seconds[name].append(reply["seconds"])
-                n_done += 1
-                progress(n_done, n_all)
         for name in self._alive(info):
-            self._asked(name, "drop")
+            self._asked(name, "closing", "drop")
         return dict(
             case=case,
             **case.setting.to_dict(),
@@ -171,10 +170,11 @@ class _Trial:
             n_threads=setting.n_threads,
         )._asdict()
 
-    def _asked(self, name, do, **arguments):
-        """The reply, or None where the engine could not: then it is a note."""
+    def _asked(self, name, what, do, **arguments):
+        """The reply, or None where the engine could not: then it is a note. `what` stands beside the engine's bar."""
         try:
-            return self._peers[name].ask(do, **arguments)
+            with token_bar(f"{self._case.test.name}, {name}: {what}") as progress:
+                return self._peers[name].ask(do, progress, **arguments)
         except PeerError as error:
             self._notes.append(str(error))
             return None

@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["serve"]
 
 
-def serve(package: str, make_server: Callable[[Any], Any]) -> None:
+def serve(package: str, make_server: Callable[[Any, Callable[[int, int], None]], Any]) -> None:
     """Answer the requests on standard input until it ends.
 
     Standard output belongs to the replies; whatever libraries print goes to standard error.
@@ -24,7 +24,7 @@ def serve(package: str, make_server: Callable[[Any], Any]) -> None:
     package : str
         Of the module that ``sys.argv[1]`` names, whose ``describe()`` is the first reply.
     make_server : callable
-        module -> an object whose methods are the requests.
+        (module, progress) -> an object whose methods are the requests; `progress` tells the parent what is done, and all.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -39,7 +39,7 @@ def serve(package: str, make_server: Callable[[Any], Any]) -> None:
     except ImportError as error:
         reply(dict(missing=str(error)))
         return
-    server = make_server(module)
+    server = make_server(module, lambda done, total: reply(dict(progress=(done, total))))
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -5,8 +5,9 @@ Each module has
 ``describe()``
     Its versions; ImportError if it is not installed.
 ``Engine()``
-    `load(job)` opens the file of a `Job`, and gives what it says of its memory; `append(tokens)` puts tokens in the
-    cache, the last one's logits being made; `truncate(n)` keeps the first n tokens and says whether it could; `close()`.
+    `load(job)` opens the file of a `Job`, and gives what it says of its memory; `append(tokens, progress)` puts tokens in
+    the cache, the last one's logits being made, and tells `progress` the tokens done, and all; `truncate(n)` keeps the
+    first n tokens and says whether it could; `close()`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ to standard error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from . import Job
 class Server:
     """Answers requests about one file at a time."""
 
-    def __init__(self, module: Any) -> None:
-        self._module = module
+    def __init__(self, module: Any, progress: Callable[[int, int], None]) -> None:
+        self._module, self._progress = module, progress
         self._engine: Any = None
 
     def load(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -31,19 +32,22 @@ class Server:
         return dict(info=info)
 
     def run(self, n_prompt: int, n_gen: int, depth: int, seed: int, n_vocab: int) -> dict[str, Any]:
-        """Seconds of a test as `model_cases.Test` has it."""
-        engine = self._engine
+        """Seconds of a test as `model_cases.BenchTest` has it."""
+        engine, progress = self._engine, self._progress
         tokens = np.random.default_rng(seed).integers(0, n_vocab, depth + n_prompt + n_gen)
         if not engine.truncate(depth):
             engine.truncate(0)
             if depth:
-                engine.append(tokens[:depth])
+                engine.append(tokens[:depth], progress)
         timed = tokens[depth:]
 
         def append():
-            step = n_prompt or 1
-            for start in range(0, len(timed), step):
-                engine.append(timed[start : start + step])
+            if n_prompt:
+                engine.append(timed, progress)
+                return
+            for number in range(n_gen):
+                engine.append(timed[number : number + 1], _nobody)
+                progress(number + 1, n_gen)
 
         return dict(seconds=timing.seconds_of(append))
 
@@ -53,6 +57,10 @@ class Server:
             self._engine.close()
         self._engine = None
         return {}
+
+
+def _nobody(done, total):
+    """Is told of a token's own progress."""
 
 
 if __name__ == "__main__":

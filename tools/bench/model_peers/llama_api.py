@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,11 +66,12 @@ class LlamaEngine:
         """Wait for the last tokens."""
         self.lib.llama_synchronize(self._context)
 
-    def append(self, tokens: np.ndarray) -> None:
+    def append(self, tokens: np.ndarray, progress: Callable[[int, int], None]) -> None:
         most = self._job.n_ubatch
         for start in range(0, len(tokens), most):
             some = tokens[start : start + most]
             self._decode(some.tolist(), is_last=start + most >= len(tokens))
+            progress(start + len(some), len(tokens))
         self.synchronise()
 
     def _decode(self, tokens, is_last):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ class Engine:
         self._logits = np.empty(self._net.config.n_vocab, np.float32)
         return dict(compute_bytes=self._net.memory.compute)
 
-    def append(self, tokens: np.ndarray) -> None:
-        self._net.prefill(tokens, out=self._logits)
+    def append(self, tokens: np.ndarray, progress: Callable[[int, int], None]) -> None:
+        self._net.prefill(tokens, out=self._logits, progress=progress)
 
     def truncate(self, n: int) -> bool:
         if n > self._net.n_kv:

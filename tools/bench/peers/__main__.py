@@ -59,4 +59,4 @@ class Server:
 
 
 if __name__ == "__main__":
-    serve(__package__, Server)
+    serve(__package__, lambda module, progress: Server(module))

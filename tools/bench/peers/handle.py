@@ -9,7 +9,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import INSTALL
@@ -94,10 +94,15 @@ class Peer:
             raise
         self.about = hello["ready"]
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request to the peer's `Server` and return its reply; raises PeerError."""
+    def ask(
+        self, do: str, progress: Callable[[int, int], None] | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Send a request to the peer's `Server` and return its reply; raises PeerError.
+
+        `progress`, if given, is told what is done, and all, where the request says so on its way.
+        """
         self.send(do, **arguments)
-        return self.receive()
+        return self.receive(progress)
 
     def send(self, do: str, **arguments: Any) -> None:
         """Send a request; each must be followed by `receive`."""
@@ -107,9 +112,11 @@ class Peer:
         except (BrokenPipeError, ValueError):
             raise PeerError(self._death()) from None
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """The reply to the last request; raises PeerError."""
-        reply = self._reply()
+        while "progress" in (reply := self._reply()):
+            if progress is not None:
+                progress(*reply["progress"])
         if "error" in reply:
             raise PeerError(f"{self.name}: {reply['error']}")
         return reply
