@@ -1,6 +1,7 @@
 """For every test: what it takes from a pool it gives back, and calls take what they planned, to the byte."""
 
 import functools
+import gc
 import signal
 
 import pytest
@@ -12,6 +13,11 @@ from lowlevel.pool import Pool
 
 _n_calls = 0
 compile_notice.stream = None  # tests look at what is written to standard error
+
+# Kernels' compilers make objects by the million, most of which live on: looking for garbage among them, and among what
+# was imported, took a tenth of the tests' time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 # Other processes may have the CPUs for a while: how long an example took says nothing.
 settings.register_profile("kqcap", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -48,9 +48,6 @@ _BASE_FLAGS = (
     "-fvisibility=hidden",
     "-w",
 )
-# Kernels are compiled far longer than they run: -O1 takes two thirds of the time of -O2. What of -O2 makes one fma
-# of a * b + c, as on the device, comes under this name.
-_KERNEL_FLAGS = (*_BASE_FLAGS, "-O1", "-fexpensive-optimizations")
 _RUNTIME_FLAGS = (*(flag for flag in _BASE_FLAGS if flag != "-fvisibility=hidden"), "-O2")
 _KEEP_UNUSED_DAYS = 30
 
@@ -225,10 +222,23 @@ def _with_includes(path, text, include_dirs):
     return found
 
 
+def _optimization(is_checking):
+    """Flags of kernels, which are compiled far longer than they run.
+
+    -O1 takes two thirds of the time of -O2, and giving out registers without a look at loops five sixths of that. What
+    of -O2 makes one fma of a * b + c, as on the device, comes under the name of expensive optimizations.
+
+    With checks nothing is optimised, which takes a third of the time; the runs take as long, and no access is left out.
+    """
+    if is_checking:
+        return ["-O0"]
+    return ["-O1", "-fexpensive-optimizations", *_supported("-fira-region=one")]
+
+
 def _mode_flags(race, ub):
     """Flags of the checking modes. The libraries are linked without the sanitizers' runtimes."""
     compiler = find_compiler()
-    flags = []
+    flags = _optimization(race or ub)
     if race:
         flags += ["-fsanitize=thread"]
         prefix = ["-mllvm", "-{}"] if compiler.is_clang else ["--param", "{}"]
@@ -291,13 +301,13 @@ def build_library(
         flags.append("-DCUDASIM_RACE=1")
     mode = _mode_flags(race, ub)
     files = _with_includes(path, text, include_dirs)
-    key = _digest("library", _KERNEL_FLAGS, flags, mode, name_expressions, files)
+    key = _digest("library", _BASE_FLAGS, flags, mode, name_expressions, files)
 
     def preprocess(folder):
         copy = pathlib.Path(folder) / "source.cu"
         copy.write_text(f'#line 1 "{path}"\n{text}')
         preprocessed = _run(
-            [find_compiler().path, "-E", "-x", "c++", *_KERNEL_FLAGS, *flags]
+            [find_compiler().path, "-E", "-x", "c++", *_BASE_FLAGS, *flags]
             + ["-iquote", str(pathlib.Path(path).parent), f"-I{INCLUDE}"]
             + ["-include", "cudasim/prelude.h", str(copy)],
             path,
@@ -317,7 +327,7 @@ def build_library(
         whole.write_text(rewritten + source.kernel_table(entries, race))
         compiler = [find_compiler().path]
         _run(
-            [*compiler, *_KERNEL_FLAGS, *mode]
+            [*compiler, *_BASE_FLAGS, *mode]
             + [flag for flag in flags if flag.startswith("-f")]
             + ["-c", str(whole), "-o", str(compiled)],
             path,

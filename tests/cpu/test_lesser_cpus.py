@@ -6,10 +6,11 @@ One process a CPU runs all of its tests: helpers that several kernels inline are
 import pytest
 from lesser_cpus import CPUS, run_tests
 from quant_cases import FIRST_OF_STRUCTURE
+from test_quantize import KINDS
 
 from quant import formats
 
-FORMATS = tuple(row.name for row in formats.FORMATS.values())
+FLOATS = tuple(row.name for row in formats.FORMATS.values() if row.is_float)
 # Files with every test, then by name. The vector layer:
 SIMD = (
     *("test_simd.py", "test_simd_memory.py", "test_simd_pairs.py"),
@@ -39,14 +40,23 @@ FEW_ROWS = (
     "test_attention_few.py::test_left_out_keys_may_hold_anything[nan-float16]",
     "test_attention_few.py::test_splits_merge",
 )
+# Decoding and quantising are vectors of the same width on every CPU: what differs are the vector layer's operations, of
+# which each is held above. Formats of each kind that put them together.
 DEQUANTISE = (
-    *(f"test_dequantize.py::test_bits[{name}-float32]" for name in FORMATS),
+    *(
+        f"test_dequantize.py::test_bits[{name}-float32]"
+        for name in (*FLOATS, *FIRST_OF_STRUCTURE, "Q5_0", "IQ1_M", "TQ1_0")
+    ),
     # For each kind of writer:
     *(f"test_dequantize.py::test_bits[{name}-float16]" for name in ("F32", "IQ4_NL", "Q8_0")),
     "test_quant_kv.py::test_fill",
 )
 QUANTISE = (
-    "test_quantize.py::test_golden_blocks_are_the_same_bytes",
+    *(
+        f"test_quantize.py::test_golden_blocks_are_the_same_bytes[{kind}-{name}]"
+        for kind in KINDS
+        for name in ("Q8_0", "Q4_0", "IQ4_NL", "Q2_K", "IQ3_S", "IQ1_S", "TQ1_0", "MXFP4")
+    ),
     "test_quantize.py::test_iq4_nl_nearest_value_at_every_border",
     "test_quantize.py::test_q8_0_rounds_away_from_zero_at_exact_halves",
 )
