@@ -107,10 +107,11 @@ CHILD = textwrap.dedent(
     def operands(n_tokens, n_kv):
         rng = np.random.default_rng(1)
         q = rng.standard_normal((4, n_tokens, 192), dtype=np.float32)
-        k = rng.standard_normal((4, n_kv, 192), dtype=np.float32)
-        v = rng.standard_normal((4, n_kv, 128), dtype=np.float32)
+        n_drawn = 1 if kind == "one key" else n_kv
+        k = rng.standard_normal((4, n_drawn, 192), dtype=np.float32)
+        v = rng.standard_normal((4, n_drawn, 128), dtype=np.float32)
         if kind == "one key":
-            return q, np.broadcast_to(k[:, :1], k.shape), np.broadcast_to(v[:, :1], v.shape)
+            return q, np.broadcast_to(k, (4, n_kv, 192)), np.broadcast_to(v, (4, n_kv, 128))
         if kind == "q8_0":
             return q, quant.quantize(k, "Q8_0"), quant.quantize(v, "Q8_0")
         return q, k.astype(kind), v.astype(kind)
