@@ -63,6 +63,9 @@ class AttentionPlan:
         Bytes allowed; None: no cap.
     heads, rows, keys : int
         One tile: query heads, tokens and keys whose scores are worked on together.
+    packed_heads : int
+        In fused kernels, query heads that share a K/V head in one tile of query rows; in a last pass of fewer heads,
+        those. Elsewhere 0.
     stages : int
         In fused kernels, tiles of K in shared memory at a time; elsewhere 0.
     n_splits : int
@@ -111,6 +114,7 @@ class AttentionPlan:
     pass_heads: int = 0
     pass_rows: int = 0
     pass_keys: int = 0
+    packed_heads: int = 0
     stages: int = 0
 
     @property

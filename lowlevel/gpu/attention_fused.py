@@ -83,15 +83,15 @@ def _run_whole(device, plan, o, scratch):
     aligned = tuple([_is_aligned(device, array) for array in (o.q, k, v)])
     keys = _Keys(plan.n_kv, plan.n_kv - plan.n_tokens, True, True)
     whole = slice(0, plan.n_head_kv)
-    launch = _remembered(device, plan, o, whole, plan.heads, k, v, mask, keys, aligned)
+    launch = _remembered(device, plan, o, whole, k, v, mask, keys, aligned)
     state = scratch.get("partial results"), scratch.get("row state")
     launch(device, plan, o, k, v, mask, state)
     if plan.n_splits > 1:
         launch.merge(device, plan, o, state)
 
 
-def _remembered(device, plan, o, kv_heads, heads, k, v, mask, keys, aligned):
-    """The `_Launch` of a pass over some keys: one for all that are alike but for addresses. `heads`: see `_describe`."""
+def _remembered(device, plan, o, kv_heads, k, v, mask, keys, aligned):
+    """The `_Launch` of a pass over some keys: one for all that are alike but for addresses."""
     key = (
         aligned, o.q.shape, o.q.strides, k.strides, v.strides, o.out.strides,
         None if o.lse is None else o.lse.strides, None if mask is None else (mask.shape, mask.strides),
@@ -100,7 +100,7 @@ def _remembered(device, plan, o, kv_heads, heads, k, v, mask, keys, aligned):
     )  # fmt: skip
     launch = plan.remembered.get(key)
     if launch is None:
-        call = _describe(plan, o, kv_heads, heads)
+        call = _describe(plan, o, kv_heads)
         launch = _launch(device, plan, o, call, k, v, keys, all(aligned))
         if len(plan.remembered) < _MOST_REMEMBERED:
             plan.remembered[key] = launch
@@ -133,23 +133,19 @@ def _run_pass(device, plan, each, scratch):
         aligned = q_aligned, _is_aligned(device, k), _is_aligned(device, v)
         chunk = _Keys(keys.stop - keys.start, position, is_first, is_last)
         mask = None if o.mask is None else o.mask[..., keys]
-        launch = _remembered(device, plan, o, each.kv_heads, None, k, v, mask, chunk, aligned)
+        launch = _remembered(device, plan, o, each.kv_heads, k, v, mask, chunk, aligned)
         launch(device, plan, o, k, v, mask, state)
     if plan.n_splits > 1:
         launch.merge(device, plan, o, state)
 
 
-def _describe(plan, o, kv_heads, heads=None):
-    """A pass as kernels see it (see `attention_call`), without its keys.
-
-    `heads`: of a group in one tile, where the plan says it; the passes of one that decodes pack what they have.
-    """
+def _describe(plan, o, kv_heads):
+    """A pass as kernels see it (see `attention_call`), without its keys."""
     n_tokens = o.q.shape[1]
     rows = layout.fused_shape(plan.sizes).rows
     call = describe(o, kv_heads, splits=plan.n_splits)
     group = int(call["group"])
-    if heads is None:
-        heads = layout.packed_heads(group, n_tokens, rows)
+    heads = min(plan.packed_heads, group)
     tokens = min(n_tokens, rows // heads)
     call["tile_heads"], call["head_tiles"] = heads, -(-group // heads)
     call["tile_tokens"], call["token_tiles"] = tokens, -(-n_tokens // tokens)

@@ -162,15 +162,17 @@ tiles_at_once = count_tiles
 
 
 def decided(sizes: Mapping[str, Any], tile: Tile) -> dict[str, Any]:
-    """What a plan says besides its tile: the kernels that run, and how many tiles of K they hold."""
+    """What a plan says besides its tile: the kernels that run, heads in one of theirs, and how many tiles of K they hold."""
     shape = fused_shape(sizes) if is_fused(sizes) else None
     if shape is None:
         return dict(path=TILES)
+    group = min(sizes["n_head"] // sizes["n_head_kv"], tile.heads)
+    heads = packed_heads(group, tile.rows, shape.rows) if is_decoded(sizes) else tile.heads
     if kernel_of_warpgroups(sizes):
-        return dict(path=FUSED_WGMMA, stages=WGMMA_STAGES)
+        return dict(path=FUSED_WGMMA, packed_heads=heads, stages=WGMMA_STAGES)
     is_few = shape.rows < FUSED_SHAPES[sizes["d_k"], sizes["d_v"]].rows
     stages = fused_stages(sizes, shape) if shape.latent else shape.k_stages
-    return dict(path=FUSED_FEW_ROWS if is_few else FUSED_MMA, stages=stages)
+    return dict(path=FUSED_FEW_ROWS if is_few else FUSED_MMA, packed_heads=heads, stages=stages)
 
 
 def scratch_parts(sizes: Mapping[str, Any], tile: Tile) -> tuple[Scratch, Scratch]:

@@ -393,5 +393,10 @@ def test_plans_name_their_kernels():
         assert planned(512, 64, 64) == mma | dict(heads=4, rows=32, stages=2)
         assert planned(512, 576, 512, **latent) == mma | dict(heads=32, rows=2, stages=2)
     assert planned(512, 128, 128)["path"] == "fused wgmma"
+    # What is decoded is so for passes of many groups; a tile has heads of one.
+    sizes = dict(n_head=32, n_head_kv=8, n_tokens=1, n_kv=4096, d_k=128, d_v=128, q_dtype="float16")
+    sizes |= dict(kv_dtype="Q8_0", out_dtype="float16", device="cudasim")
+    decoded = lowlevel.plan_attention(**sizes)
+    assert decoded.heads == 32 and decoded.packed_heads == 4
     float32 = dict(q_dtype="float32", kv_dtype="float32", out_dtype="float32")
     assert planned(64, 128, 128, **float32)["path"] == "tiles"

@@ -68,8 +68,8 @@ class MatmulPlan:
         Of the scratch: name -> (offset in bytes, dtype, items).
     scratch_bytes : int
     row_lanes : int
-        Lanes of a warp that a row of weights has work for; below 32 as many rows as have 32 go together, where they lie
-        side by side.
+        Lanes of a warp that a row of weights has work for; below 32 as many rows as have 32 go together. The run has 32
+        for weights whose rows lie apart: a plan is of sizes, and one for weights wherever they lie.
     """
 
     path: str
@@ -96,6 +96,7 @@ class MatmulPlan:
             activations=self.activations,
             rows_of_x=self.width,
             tile=self.tile and self.tile._asdict(),
+            row_lanes=self.row_lanes,
             scratch_bytes=self.scratch_bytes,
             scratch=shown(self.scratch),
         )
@@ -131,14 +132,18 @@ def plan_matmul(
     shape = shapes[0]
     if len(shapes) > 1:
         shape = (*shape[:-2], sum(each[-2] for each in shapes), shape[-1])
+    # What the rows of every matrix are a multiple of: each has launches of its own.
+    row_step = math.gcd(*(each[-2] for each in shapes))
     return _plan(
-        n, block.qtype, shape, activations, device.architecture, device.max_shared_bytes,
+        n, block.qtype, shape, row_step, activations, device.architecture, device.max_shared_bytes,
         device.n_multiprocessors,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=512)
-def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multiprocessors):
+def _plan(
+    n, qtype, shape, row_step, activations, architecture, max_shared_bytes, n_multiprocessors
+):
     block, columns = FORMATS[qtype], shape[-1]
     n_experts = shape[0] if len(shape) == 3 else None
     # A matrix meets so many rows of x, if experts are asked for alike.
@@ -191,6 +196,8 @@ def _plan(n, qtype, shape, activations, architecture, max_shared_bytes, n_multip
         n_bytes = n_items * (1 if dtype == "uint8" else 4)
         at += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
     row_lanes = lanes_of_row(block, columns) if activations == "int8" and width == 1 else 32
+    if row_step % (32 // row_lanes):
+        row_lanes = 32  # rows would be left over
     return MatmulPlan(
         path, activations, width, tile, x_columns, n_slots, most_groups, placed, at, row_lanes
     )  # fmt: skip

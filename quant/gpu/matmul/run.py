@@ -250,8 +250,8 @@ def _launch(plan, device, matrices, out, parts, groups, x_type):
     # Of rows at odd addresses warpgroups would copy pieces that are no multiples of 16 apart.
     alignment = max(alignment_of(block), 2) if plan.path == "wgmma" else min(alignment_of(block), 2)
     n_rows, row_lanes = t.shape[-2], plan.row_lanes
-    if data.strides[-2] != data.shape[-1] or n_rows % (32 // row_lanes):
-        row_lanes = 32  # rows apart from each other, or some left over
+    if data.strides[-2] != data.shape[-1]:
+        row_lanes = 32  # rows apart from each other
     call = _call(
         tuple([device.address(some.data) % _PIECE for some in matrices]), alignment, data.shape,
         data.strides, _row_stride(out), (t.columns, len(out), *groups, plan.x_columns, plan.n_slots, row_lanes), types,
