@@ -64,7 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         with _ended_by_exceptions(), ranks.joined(args):
-            return _module(args.command).run(args) or 0
+            code = _module(args.command).run(args) or 0
+            if code == INTERRUPTED:
+                ranks.end_others(args)
+            return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

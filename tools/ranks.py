@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from .options import UsageError
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from lowlevel.comm import Comm
 
     _Result = TypeVar("_Result")
+
+# Options in which ranks may differ: where the file lies there, what that machine has.
+_OF_A_RANK = ("model", "device", "threads", "budget")
+# Seconds in which the first rank, where a terminal interrupts all, can say how far it came before another ends it.
+FIRST_SPEAKS = 1.0
 
 
 def add_option(parser: Any) -> None:
@@ -55,6 +61,7 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
         raise UsageError(str(error)) from None
     try:
         with _quiet(comm.rank > 0):
+            _check_alike(comm, args)
             _share_threads(comm, args)
             args.comm = comm if comm.size > 1 or args.split else None
             if len(names) > 1:
@@ -64,10 +71,18 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
             yield
     except BaseException as error:
         if not getattr(error, "on_all_ranks", False):
+            if isinstance(error, KeyboardInterrupt) and comm.rank:
+                time.sleep(FIRST_SPEAKS)
             comm.fail(error)
         raise
     finally:
         comm.close()
+
+
+def end_others(args: argparse.Namespace) -> None:
+    """An interrupt may have met this rank alone, while others wait for it: it ends all."""
+    if comm_of(args) is not None:
+        raise KeyboardInterrupt
 
 
 def comm_of(args: argparse.Namespace) -> Comm | None:
@@ -88,6 +103,20 @@ def of_first(args: argparse.Namespace, make: Callable[[], _Result]) -> _Result:
         return make()
     mine = comm.together(lambda: make() if comm.rank == 0 else None)
     return comm.share(mine)[0]
+
+
+def _check_alike(comm, args):
+    """Raise UsageError, on all ranks, where mpirun gave them other options: one would wait for what another skips."""
+    own = {name: repr(value) for name, value in vars(args).items() if name not in _OF_A_RANK}
+    first, *others = comm.share(own)
+    for rank, other in enumerate(others, start=1):
+        for name in first.keys() | other.keys():
+            if first.get(name) != other.get(name):
+                error = UsageError(
+                    f"{name}: {first.get(name)} on rank 0, {other.get(name)} on rank {rank}; all ranks run alike"
+                )
+                error.on_all_ranks = True
+                raise error
 
 
 def _refuse(comm):

@@ -76,8 +76,9 @@ class Comm:
 
         Parameters
         ----------
-        x : array of float32, float16 or bfloat16
-            Of one shape on all ranks. Each addition is rounded to its dtype.
+        x : array
+            Of one shape on all ranks, and of a dtype that activations have there: float32; on GPUs float16 and bfloat16
+            too. Each addition is rounded to it.
         pool : Pool, optional
             Where scratch comes from; None: a private pool of just that.
         n_threads : int, optional
@@ -97,7 +98,7 @@ class Comm:
         RankError
             Another rank has failed, or asks for something else.
         """
-        self._check(x, "x", checks.FLOATS, written=True)
+        self._check(x, "x", self._device.activations, written=True)
         checks.check_pool(pool, self._device)
         if self.size == 1 or not x.size:
             return x
@@ -256,6 +257,14 @@ class Comm:
 
     def _receive(self, flat: Array, source: int) -> None:
         raise NotImplementedError
+
+    def _refuse_other(self, what: tuple[Any, ...], told: Sequence[tuple[Any, ...]]) -> None:
+        """Raise RankError for the first rank that is at another call than this one."""
+        for rank, other in enumerate(told):
+            if other != what:
+                raise RankError(
+                    rank, f"it is at {other}, rank {self.rank} at {what}: all make the same calls"
+                )
 
     def _add_up(self, mine, parts, n_threads):
         """``mine = part of rank 0 + that of rank 1 + ...``, `mine` being this rank's."""

@@ -121,12 +121,7 @@ class LocalComm(Comm):
     def _meet(self, what: tuple[Any, ...], array: Array) -> list[_Arrival]:
         """All ranks' arrivals, which are of one call and size."""
         found: list[_Arrival] = self.share(self._arrival(what, array))
-        for rank, other in enumerate(found):
-            if other.what != what:
-                raise RankError(
-                    rank,
-                    f"it is at {other.what}, rank {self.rank} at {what}: all make the same calls",
-                )
+        self._refuse_other(what, [each.what for each in found])
         return found
 
     def _come_after(self, arrival: _Arrival) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from lowlevel import devices
 from lowlevel.extras import pip_install
 from lowlevel.pool import Pool
 
-from .comm import Comm, n_bytes_of
+from .comm import Comm, RankError, n_bytes_of
 from .plan import MPI, MPI_STAGED, Outline
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class MpiComm(Comm):
         super().__init__(device, Outline(engine, communicator.Get_size(), communicator.Get_rank()))
         self._mpi, self._communicator = library, communicator
         self._staging: Pool | None = None
+        self._own_code, self._codes = np.zeros(1, np.int64), np.zeros(self.size, np.int64)
 
     def reserve(self, staging_bytes: int) -> None:
         if self._staging is not None and self._staging.budget >= staging_bytes:
@@ -109,7 +111,15 @@ class MpiComm(Comm):
 
     # ------------------------------------------------------------ transfers
 
+    def _agree(self, what: tuple[Any, ...]) -> None:
+        """Raise RankError, on all ranks, where they are not at one call: MPI would mix up their bytes, or wait."""
+        self._own_code[0] = _code(what)
+        self._communicator.Allgather(self._own_code, self._codes)
+        if (self._codes != self._own_code[0]).any():
+            self._refuse_other(what, self.share(what))
+
     def _scatter(self, flat: Array, own: Sequence[slice], parts: Array) -> None:
+        self._agree(("all_reduce", flat.size, flat.dtype.name))
         mine = own[self.rank]
         given = [
             0 if rank == self.rank else n_bytes_of(s, flat.dtype) for rank, s in enumerate(own)
@@ -129,6 +139,7 @@ class MpiComm(Comm):
         self._through_host(move, reads=flat, writes=parts.reshape(-1))
 
     def _collect(self, flat: Array, own: Sequence[slice]) -> None:
+        self._agree(("collect", flat.size, flat.dtype.name, str(own)))
         counts = [n_bytes_of(items, flat.dtype) for items in own]
         starts = [items.start * flat.itemsize for items in own]
 
@@ -140,19 +151,24 @@ class MpiComm(Comm):
 
     def _send(self, flat: Array, to: int) -> None:
         def move(memory, _):
-            self._communicator.Send([memory, self._mpi.BYTE], dest=to)
+            self._communicator.Send([memory, self._mpi.BYTE], dest=to, tag=_tag(flat.dtype))
 
         self._through_host(move, reads=flat)
 
     def _receive(self, flat: Array, source: int) -> None:
+        status = self._mpi.Status()
+        message = self._communicator.Mprobe(source=source, status=status)
+        n_bytes = status.Get_count(self._mpi.BYTE)
+        if n_bytes != flat.nbytes or status.Get_tag() != _tag(flat.dtype):
+            message.Recv([np.empty(n_bytes, np.uint8), self._mpi.BYTE])  # the sender waits for it
+            kind = "" if status.Get_tag() == _tag(flat.dtype) else " of another dtype"
+            raise RankError(
+                source,
+                f"out: it sends {n_bytes} bytes{kind}, out has room for {flat.nbytes} of {flat.dtype.name}",
+            )
+
         def move(_, memory):
-            status = self._mpi.Status()
-            self._communicator.Recv([memory, self._mpi.BYTE], source=source, status=status)
-            found = status.Get_count(self._mpi.BYTE)
-            if found != memory.nbytes:
-                raise ValueError(
-                    f"out: rank {source} sends {found} bytes, out has room for {memory.nbytes}"
-                )
+            message.Recv([memory, self._mpi.BYTE])
 
         self._through_host(move, writes=flat)
 
@@ -182,6 +198,16 @@ class MpiComm(Comm):
             if writes is not None:
                 self._device.upload(writes.view(np.uint8), target)
                 self._device.synchronise()  # the staging is another transfer's from now on
+
+
+def _code(value):
+    """A number by which ranks see whether they have the same value."""
+    return zlib.crc32(repr(value).encode())
+
+
+def _tag(dtype):
+    """MPI promises tags up to 32767."""
+    return _code(dtype.name) & 0x7FFF
 
 
 def _takes_cuda(device, communicator):

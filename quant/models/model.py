@@ -188,7 +188,7 @@ class Model:
 
         try:
             given, rooms, prepared = together(opened)
-            check_alike(comm, prepared.first)
+            check_alike(comm, prepared.first, prepared.config, self._file)
             if prepared.first.split != "layer":
                 rooms = least_rooms(rooms, comm)
             n_bytes = self._file.n_bytes

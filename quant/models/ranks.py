@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ from .placement import Part
 if TYPE_CHECKING:
     from lowlevel.devices import Device
 
+    from ..gguf.model_file import ModelFile
     from .config import ModelConfig
     from .plan import Room
     from .step import Choices
@@ -119,11 +121,14 @@ class RankCrossing:
         self._comm.receive(rows, self._comm.rank - 1)
 
 
-def check_alike(comm: Comm | None, choices: Choices) -> None:
+def check_alike(
+    comm: Comm | None, choices: Choices, config: ModelConfig, file: ModelFile
+) -> None:
     """Raise ValueError, on all ranks, where they would run differently: their passes would not meet."""
     if comm is None:
         return
-    own = {f.name: repr(getattr(choices, f.name)) for f in dataclasses.fields(choices)}
+    own = {"model": _described(config, file)}
+    own |= {f.name: repr(getattr(choices, f.name)) for f in dataclasses.fields(choices)}
     first, *others = comm.share(own)
     for rank, other in enumerate(others, start=1):
         for name in first.keys() - {"ranks", "device"}:
@@ -133,6 +138,14 @@ def check_alike(comm: Comm | None, choices: Choices) -> None:
                 )
                 error.on_all_ranks = True  # type: ignore[attr-defined]
                 raise error
+
+
+def _described(config, file):
+    """What a pass depends on, but for the weights' own bytes: that all ranks have the same file."""
+    infos = [file.tensor_info(name) for name in file]
+    tensors = [(info.name, info.type_name, tuple(info.shape)) for info in infos]
+    facts = dataclasses.replace(config, layers=()), tensors
+    return f"{len(tensors)} tensors of {file.n_bytes} bytes (outline {zlib.crc32(repr(facts).encode()):08x})"
 
 
 def run_alone(run: Callable[[], _Result]) -> _Result:

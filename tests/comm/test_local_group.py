@@ -89,6 +89,7 @@ def test_ranks_that_disagree_are_told():
 
 BAD = {
     "x: expected float32": lambda c: c.all_reduce(np.ones(3, "i4")),
+    "x: expected float32 on cpu, got float16": lambda c: c.all_reduce(np.ones(3, "f2")),
     "x: expected an array without gaps": lambda c: c.all_reduce(np.ones((4, 4), "f4")[:, ::2]),
     "x: expected a NumPy array": lambda c: c.broadcast([1.0]),
     "x: lies on cudasim": lambda c: c.all_reduce(lowlevel.asarray(np.ones(3, "f4"), "cudasim")),

@@ -40,6 +40,13 @@ def test_calls(n, device):
     assert sorted(out.splitlines()) == [f"held {rank} {n}" for rank in range(n)]
 
 
+def test_ranks_that_disagree_are_told():
+    """Of transfers that would mix up bytes or wait for ever; those behind them find all in order."""
+    code, out, error, _ = child(2, "disagrees", "cpu")
+    assert code == 0, error
+    assert sorted(out.splitlines()) == ["held 0 2", "held 1 2"]
+
+
 @pytest.mark.parametrize("what", ["raises", "dies"])
 def test_a_rank_that_ends_ends_all(what):
     code, _, error, seconds = child(2, what, "cpu")

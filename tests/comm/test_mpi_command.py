@@ -1,6 +1,7 @@
 """kqcap run and bench under mpiexec: one rank speaks, all end together."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +86,36 @@ def test_bad_use_is_said_once(path, message):
     code, out, error, seconds = kqcap(n, "run", path, "--random", "4", "-n", "1", *RUN, *options)
     assert code == 2 and out == "" and seconds < SOON
     assert error.count("kqcap run: error: ") == 1 and message in error
+
+
+def test_ranks_run_alike(path, tmp_path):
+    """Of another file, or with other options, one would wait for what the other does not do."""
+    other = tmp_path / "other.gguf"
+    make_gguf(other, small("deepseek-r1", n_ff=320), "Q8_0")
+    python = [sys.executable, "-m", "tools", "run"]
+    options = ["--random", "4", *RUN, "--split", "tensor"]
+    for message, second in {
+        "model: ": [str(other), *options],
+        "n_predict: None on rank 0, 1 on rank 1": [path, *options, "-n", "1"],
+    }.items():
+        code, out, error, seconds = mpiexec(1, *python[1:], path, *options, ":", "-n", "1", *python, *second)
+        assert code == 2 and out == "" and seconds < SOON
+        assert message in error and "all ranks run alike" in error
+
+
+def test_an_interrupt_of_one_rank_ends_all(path):
+    """Whatever that rank has still to say: the others wait for it."""
+    child = (
+        "import os, signal, sys, threading\n"
+        "from tools import cli\n"
+        "rank = int(os.environ['PMI_RANK'])\n"
+        "if rank == 0: threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    options = ("--random", "60000", "-n", "1", "-c", "60001", "-ub", "8", "-t", "1", "--split", "tensor")
+    code, _, error, seconds = mpiexec(2, "-c", child, "run", path, *options)
+    assert code != 0 and seconds < SOON
+    assert "kqcap run: interrupted" in error and "rank 0: KeyboardInterrupt" in error
 
 
 def test_a_split_needs_ranks(capsys, path):
