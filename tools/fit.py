@@ -24,6 +24,7 @@ PARTS = {
     "weights_made": "weights made",
     "reserve": "margin",
 }
+DEFAULT_ENGINE = "kqcap"
 SUMS = {"total": "in all", "vram": "of", "free": "free"}
 ENGINES = ("kqcap", "ik", "llama.cpp")
 
@@ -45,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--engine",
         choices=ENGINES,
-        default="kqcap",
+        default=DEFAULT_ENGINE,
         help="whose memory is counted: kqcap's, ik_llama.cpp's or llama.cpp's (default: kqcap)",
     )
     group.add_argument(
@@ -77,6 +78,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--type", metavar="TYPE", help="of a named geometry's bulk (default: Q8_0)")
     group.add_argument("--mla", metavar="FORM", help="of a named geometry: split, fused or both")
+
+
+def refuse_without_vram(args: argparse.Namespace) -> None:
+    """Raise UsageError for an option that would be left out of account where nothing is to fit."""
+    given = {
+        "--engine": args.engine != DEFAULT_ENGINE,
+        "--flash-attn": args.flash_attn is not None,
+        "--n-gpu": args.n_gpu is not None,
+        "--tensor-split": args.tensor_split is not None,
+        "--reserve": args.reserve is not None,
+        "--device": args.device is not None,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{option}: of what fits a memory; say which by --vram")
 
 
 def run(args: argparse.Namespace) -> int:

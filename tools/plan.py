@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         args.model = args.target
     if args.vram:
         return fit.run(args)
+    fit.refuse_without_vram(args)
     contexts_given = args.n_prompt is not None
     if args.model is not None:  # whose cache is f16, as everywhere, if nothing else is said
         args.kv_type = args.kv_type or ["f16"]

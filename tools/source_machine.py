@@ -1,9 +1,9 @@
 """The machine of the source, 15 GPUs of 24 GiB with DeepSeek-R1 at 163840 tokens, against our own plan of it.
 
-    python -m tools.source_machine pr237-reduce-compute-buffers.txt
+    python -m tools.source_machine pr237-reduce-compute-buffers.txt -o occupancy.png
 
 Line by line what the log of ik_llama.cpp in that file says of each device, and what kqcap plans for the same layers;
-then how busy the devices of a pipeline are.
+then how busy the devices of a pipeline are, also as a picture: which device works on which u-batch, and when.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ SHARES = (37, 25, 25, 25, 24.5, 24, 24, 24, 24, 25, 24, 25, 24, 24.5, 31)
 N_UBATCH, AMB = 1024, 1024 * MIB
 # What a 3090 reaches, to weigh work against hops: half of its 71 TFLOP/s, and PCIe 4.0 by 16 lanes.
 FLOPS, LINK = 35e12, 20e9
+# Short enough that single u-batches can be seen.
+DRAWN_TOKENS = 65536
+# Of u-batches by turns.
+TWO_TONES = ("#1845fb", "#86c8dd")
 # Devices plan as the simulator does.
 DEVICE = "cudasim"
 KINDS = {
@@ -105,10 +109,12 @@ class Prompts:
         """Of a prompt of so many tokens, its u-batches one behind the other through the devices' layers."""
         from quant.models.occupancy import pipeline
 
+        return pipeline(self.of_devices(layers, n_tokens), self.hop)
+
+    def of_devices(self, layers: Sequence[Sequence[int]], n_tokens: int) -> list[list[float]]:
+        """Seconds of each u-batch of a prompt on each device."""
         batches = map(self.work, range(self.n_ubatch, n_tokens + 1, self.n_ubatch))
-        return pipeline(
-            [[sum(work[i] for i in own) for own in layers] for work in batches], self.hop
-        )
+        return [[sum(work[i] for i in own) for own in layers] for work in batches]
 
     def balanced(self, n_devices: int) -> list[list[int]]:
         """Layers of each device by the work of a u-batch at half the context."""
@@ -119,17 +125,60 @@ class Prompts:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m tools.source_machine", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.source_machine",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("log", metavar="LOG", help="the source's text")
+    parser.add_argument("-o", metavar="OUT.png", dest="picture", help="draw the pipeline as well")
     args = parser.parse_args(argv)
     try:
         with open(args.log, encoding="utf-8") as file:
             log = read_log(file.read())
-    except (OSError, ValueError) as error:
+        ours = planned()
+        _print(log, ours)
+        if args.picture:
+            draw([own["layers"] for own in ours], args.picture)
+    except (OSError, ValueError, ImportError) as error:
         print(f"source_machine: error: {error}", file=sys.stderr)
         return 2
-    _print(log, planned())
     return 0
+
+
+def draw(layers: Sequence[Sequence[int]], path: str, n_tokens: int = DRAWN_TOKENS) -> None:
+    """Write a picture of devices' u-batches over time, by these layers and by equal work.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    OSError
+    """
+    from lowlevel.extras import pip_install
+    from quant.models.occupancy import begins, pipeline
+
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"-o: {error}; {pip_install('plot')}") from None
+    prompts = Prompts(N_UBATCH)
+    splits = {"the source's split": layers, "split by work": prompts.balanced(len(layers))}
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    for axes, (name, own) in zip(figure.subplots(2, sharex=True), splits.items(), strict=True):
+        work = prompts.of_devices(own, n_tokens)
+        starts, found = begins(work, prompts.hop), pipeline(work, prompts.hop)
+        for device in range(len(own)):
+            bars = [(row[device], spent[device]) for row, spent in zip(starts, work, strict=True)]
+            axes.broken_barh(bars, (device - 0.4, 0.8), facecolors=TWO_TONES)
+        axes.set(ylabel="device", yticks=range(len(own)), ylim=(len(own) - 0.4, -0.6))
+        axes.set_title(
+            f"{name}: {found.bubble:.0%} idle, {found.speedup:.1f} times one device at a time",
+            fontsize=10,
+        )
+    axes.set_xlabel(f"seconds at {FLOPS / 1e12:.0f} TFLOP/s a device")
+    figure.suptitle(f"DeepSeek-R1, prompt of {n_tokens} in u-batches of {N_UBATCH}: who works when")
+    figure.savefig(path, format="png", dpi=100)
 
 
 def _print(log, ours):

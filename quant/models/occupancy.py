@@ -59,14 +59,22 @@ def pipeline(work: Sequence[Sequence[float]], hop: float = 0.0) -> Occupancy:
     hop : float
         Seconds from a device to the next: both are free meanwhile.
     """
-    n = len(work[0])
-    done = [0.0] * n  # of the u-batch before
+    last = begins(work, hop)[-1][-1] + work[-1][-1]
+    return Occupancy(last, tuple(map(sum, zip(*work, strict=True))))
+
+
+def begins(work: Sequence[Sequence[float]], hop: float = 0.0) -> list[list[float]]:
+    """When each device begins with each u-batch, in seconds from the first one's begin; see `pipeline`."""
+    found: list[list[float]] = []
+    done = [0.0] * len(work[0])  # of the u-batch before
     for seconds in work:
         handed = 0.0
+        found.append([])
         for device, spent in enumerate(seconds):
-            done[device] = max(handed, done[device]) + spent
+            found[-1].append(max(handed, done[device]))
+            done[device] = found[-1][device] + spent
             handed = done[device] + hop
-    return Occupancy(done[-1], tuple(sum(each[device] for each in work) for device in range(n)))
+    return found
 
 
 def split_by_work(work: Sequence[float], n_devices: int) -> list[list[int]]:

@@ -121,9 +121,7 @@ class RankCrossing:
         self._comm.receive(rows, self._comm.rank - 1)
 
 
-def check_alike(
-    comm: Comm | None, choices: Choices, config: ModelConfig, file: ModelFile
-) -> None:
+def check_alike(comm: Comm | None, choices: Choices, config: ModelConfig, file: ModelFile) -> None:
     """Raise ValueError, on all ranks, where they would run differently: their passes would not meet."""
     if comm is None:
         return

@@ -29,7 +29,10 @@ elif what == "disagrees":
     calls = {
         "at ('collect', 12,": (lambda: comm.all_reduce(x), lambda: comm.broadcast(other)),
         "sends 32 bytes, out has": (lambda: comm.send(x, 1), lambda: comm.receive(other, 0)),
-        "of another dtype": (lambda: comm.send(x, 1), lambda: comm.receive(other.view("i4")[:8], 0)),
+        "of another dtype": (
+            lambda: comm.send(x, 1),
+            lambda: comm.receive(other.view("i4")[:8], 0),
+        ),
     }
     for message, of_rank in calls.items():
         try:
@@ -38,7 +41,7 @@ elif what == "disagrees":
             assert comm.rank == 0 or message in str(error) or "rank 1 at" in str(error), error
             assert (other == 1).all()
         else:
-            assert comm.rank == 0 and "bytes" in message or "dtype" in message, message
+            assert comm.rank == 0 and not message.startswith("at"), message
     check_calls(comm)  # nothing is left on its way
     print(f"held {comm.rank} {comm.size}\n", end="", flush=True)
 elif what == "refuses":

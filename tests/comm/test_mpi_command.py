@@ -98,7 +98,9 @@ def test_ranks_run_alike(path, tmp_path):
         "model: ": [str(other), *options],
         "n_predict: None on rank 0, 1 on rank 1": [path, *options, "-n", "1"],
     }.items():
-        code, out, error, seconds = mpiexec(1, *python[1:], path, *options, ":", "-n", "1", *python, *second)
+        code, out, error, seconds = mpiexec(
+            1, *python[1:], path, *options, ":", "-n", "1", *python, *second
+        )
         assert code == 2 and out == "" and seconds < SOON
         assert message in error and "all ranks run alike" in error
 
@@ -112,7 +114,20 @@ def test_an_interrupt_of_one_rank_ends_all(path):
         "if rank == 0: threading.Timer(4, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
-    options = ("--random", "60000", "-n", "1", "-c", "60001", "-ub", "8", "-t", "1", "--split", "tensor")
+    options = (
+        "--random",
+        "60000",
+        "-n",
+        "1",
+        "-c",
+        "60001",
+        "-ub",
+        "8",
+        "-t",
+        "1",
+        "--split",
+        "tensor",
+    )
     code, _, error, seconds = mpiexec(2, "-c", child, "run", path, *options)
     assert code != 0 and seconds < SOON
     assert "kqcap run: interrupted" in error and "rank 0: KeyboardInterrupt" in error

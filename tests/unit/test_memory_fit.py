@@ -344,6 +344,8 @@ def test_the_command(capsys, files):
         (["deepseek-r1", "--vram", "24GB", "--engine", "llama.cpp", "-mla", "3"], "tensors decide"),
         (["llama-8b", "--vram", "24GB", "-mla", "1"], "no latent attention"),
         (["llama-8b", "-mla", "1"], "no latent attention"),
+        (["deepseek-r1", "--n-gpu", "15"], "--n-gpu: .* by --vram"),
+        (["llama-8b", "--engine", "ik"], "--engine: .* by --vram"),
         (["-mla", "1"], "for a model"),
     ],
 )

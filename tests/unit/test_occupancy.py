@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.models.occupancy import pipeline, split_by_work
+from quant.models.occupancy import begins, pipeline, split_by_work
 from tools import source_machine
 
 
@@ -44,6 +44,14 @@ def test_the_sources_machine():
         assert own["weights"] / mib == pytest.approx(of_log, rel=3e-3)
         assert own["kv"] == 180 * mib * len(own["layers"])
         assert own["compute"] < 5088 * mib / 4 and own["total"] < source_machine.VRAM
+
+
+def test_the_pipeline_is_drawn(tmp_path):
+    """A device begins when it is handed rows, or is done with the u-batch before."""
+    assert begins([[1.0, 3.0], [2.0, 1.0]], hop=0.5) == [[0, 1.5], [1, 4.5]]
+    path = tmp_path / "occupancy.png"
+    source_machine.draw([[0, 1, 2], [3, 4], [60]], str(path), n_tokens=4096)
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
 
 
 def test_a_text_that_is_no_log_is_refused(tmp_path, capsys):
