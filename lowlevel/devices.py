@@ -73,7 +73,10 @@ class Device(Protocol):
         """The array without the ways of a subclass."""
 
     def copy(self, target: Array, source: Array) -> None:
-        """Shape and dtype equal, any strides, no element in common; takes no memory."""
+        """Dtypes equal, any strides, no element in common; takes no memory.
+
+        Shapes equal, or `source` has one plane (the first axis), which goes to every plane of `target`.
+        """
 
     def join(self, target: Array, sources: Sequence[Array], axis: int) -> None:
         """Copy sources one after the other along an axis of target, which they fill."""

@@ -193,7 +193,7 @@ def _ask(args, n_bytes):
 
 
 def _report(args, geometry, tensors, refusals, seconds):
-    by_type = {}
+    by_type: dict[str, dict[str, int]] = {}
     for tensor in tensors:
         row = by_type.setdefault(tensor.block.name, {"tensors": 0, "weights": 0, "bytes": 0})
         row["tensors"] += 1

@@ -95,7 +95,7 @@ def _folded(sizes, shown, n_keys, width):
     if _total(sizes, shown) <= width:
         return [shown]
     keys, rest = shown[:n_keys], shown[n_keys:]
-    parts = []
+    parts: list[list[int]] = []
     for i in rest:
         if not parts or (_total(sizes, [*parts[-1], i]) > width and len(parts[-1]) > len(keys)):
             parts.append(list(keys))

@@ -243,7 +243,7 @@ def attention(
         if out is None:
             operands = operands._replace(out=device.empty(out_shape, out_dtype))
         if return_lse:
-            made = device.empty(out_shape[:2], np.float32) if lse is None else lse
+            made = device.empty(out_shape[:2], np.dtype(np.float32)) if lse is None else lse
             operands = operands._replace(lse=made)
         if n_tokens:
             device.attention.run(plan, operands, blocks)

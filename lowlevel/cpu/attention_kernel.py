@@ -238,9 +238,8 @@ def _write_row(call, source, source_row, head, token, row_max, row_sum):
     """Divide an output row by its sum, bring in the sink, and write it (and its lse) out."""
     if row_max == _INF:  # scores past float32: whatever was summed up means nothing
         row_sum = _NAN
-    elif (
-        row_max == _MINUS_INF
-    ):  # no key, or all below float32, which count as left out; NaN stays NaN
+    elif row_max == _MINUS_INF:
+        # No key, or all below float32, which count as left out; NaN stays NaN.
         row_sum *= _ZERO
     rescaled = _ONE
     sink = simd.read_f32(call.sinks, head) if call.sinks else _MINUS_INF

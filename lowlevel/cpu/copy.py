@@ -14,7 +14,7 @@ MAX_WORK = 100_000
 
 
 def copy_disjoint(target: np.ndarray, source: np.ndarray) -> None:
-    """Copy `source` into `target`, which shares no element with it (shape and dtype equal, any strides).
+    """Copy `source`, or its one plane to each, into `target`, which shares no element with it (see `Device.copy`).
 
     NumPy copies through a temporary of full size where it cannot tell quickly that two arrays with a common range
     of addresses are disjoint, as with the left and right half of one matrix. Such arrays are taken apart
@@ -23,6 +23,7 @@ def copy_disjoint(target: np.ndarray, source: np.ndarray) -> None:
     if not np.may_share_memory(target, source):
         np.copyto(target, source, casting="no")
     elif target.ndim > 1:
+        source = np.broadcast_to(source, target.shape)
         axis = max(range(target.ndim), key=lambda i: abs(target.strides[i]))
         for part, from_part in zip(
             np.moveaxis(target, axis, 0), np.moveaxis(source, axis, 0), strict=True

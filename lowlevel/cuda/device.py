@@ -248,9 +248,8 @@ class CudaDevice(KernelDevice):
         if event is None:
             with self._current():
                 event = self._cupy.cuda.Event(disable_timing=True)
-        if not _is_captured(
-            stream
-        ):  # what is captured runs later, and no other stream may wait for it
+        if not _is_captured(stream):
+            # What is captured runs later, and no other stream may wait for it.
             event.record(stream)
         return event
 

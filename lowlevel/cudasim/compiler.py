@@ -244,9 +244,8 @@ def _mode_flags(race, ub):
         prefix = ["-mllvm", "-{}"] if compiler.is_clang else ["--param", "{}"]
         value = {False: "0", True: "1"}
         switches = [("tsan-instrument-func-entry-exit", False), ("tsan-distinguish-volatile", True)]
-        if (
-            compiler.is_clang
-        ):  # the runtime logs atomics itself; g++ leaves them alone where told so
+        if compiler.is_clang:
+            # The runtime logs atomics itself; g++ leaves them alone where told so.
             switches.append(("tsan-instrument-atomics", False))
         for name, on in switches:
             flags += [part.format(f"{name}={value[on]}") for part in prefix]

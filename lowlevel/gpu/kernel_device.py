@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 _MAX_GRID = 2**31 - 1
 
 
-if (
-    TYPE_CHECKING
-):  # a device that lacks something is told by mypy; nothing is inherited that does nothing
+if TYPE_CHECKING:
+    # A device that lacks something is told by mypy; nothing is inherited that does nothing.
     _Base = LaunchDevice
 else:
     _Base = object

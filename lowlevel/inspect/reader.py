@@ -238,9 +238,8 @@ def damaged(path: str | os.PathLike[str], number: int, what: str) -> TraceFormat
 
 def _open(path):
     mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(
-        mode
-    ):  # opening a pipe would wait for its writer
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        # Opening a pipe would wait for its writer.
         raise TraceFormatError(f"{path}: not a regular file")
     return open(path, "rb")
 

@@ -240,7 +240,7 @@ def _fits(requests, budget, policy):
 
 def _run(requests, result, stop_at_failure):
     arena = POLICIES[result.policy](result.budget // ALIGNMENT * ALIGNMENT)
-    offset_of = {}
+    offset_of: dict[int, int] = {}
     # In the budget of the recording a refusal is a fact, also where holes from before the recording were its cause.
     as_recorded = result.policy == RECORDED_POLICY and arena.size == (
         requests.budget // ALIGNMENT * ALIGNMENT

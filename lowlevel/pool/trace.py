@@ -104,9 +104,8 @@ class Trace:
         self._stopped = False
         self._is_over = False
         self._write_lock = threading.Lock()
-        self._wake: queue.SimpleQueue = (
-            queue.SimpleQueue()
-        )  # C's own: an Event that is interrupted stays locked
+        # C's own: an Event that is interrupted stays locked.
+        self._wake: queue.SimpleQueue = queue.SimpleQueue()
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -231,11 +230,8 @@ class Trace:
             line = {"t": round(seconds, 6), "op": op, **about, **what}
             try:
                 return _encode(line)
-            except (
-                TypeError,
-                ValueError,
-                RuntimeError,
-            ):  # details that JSON cannot say, or that change
+            except (TypeError, ValueError, RuntimeError):
+                # Details that JSON cannot say, or that change.
                 return _encode({**line, "details": {"unwritable": repr(line["details"])[:1000]}})
         # A block: nearly every line, so put together by hand from parts that are mostly the same.
         offset, n_bytes, number, shape = what[:SHARED_FIELDS]

@@ -131,9 +131,8 @@ def _memory_model(name, tensors, attention, n_expert_used, mla_form="", notes=()
         Weight(tensor, _kind(tensor, n_layer), qtype, n_bytes, _layer(tensor, n_layer))
         for tensor, qtype, n_bytes, _ in tensors
     ]
-    if (
-        "output.weight" not in rows_of
-    ):  # the embedding serves again, and is copied to the output's device
+    if "output.weight" not in rows_of:
+        # The embedding serves again, and is copied to the output's device.
         weights += [
             Weight("output.weight", "output", weight.qtype, weight.n_bytes, OUTPUT)
             for weight in weights

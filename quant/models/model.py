@@ -311,9 +311,8 @@ class Model:
         logits = np.empty(shape, np.float32) if out is None else _checked_logits(out, shape)
         rows = logits if all_logits else logits[None]
         self._run(self._batches(ids, all_logits, rows), clock, progress)
-        if (
-            self.choices.split == "layer"
-        ):  # the last rank has them; ranks of one process get them by reference
+        if self.choices.split == "layer":
+            # The last rank has them; ranks of one process get them by reference.
             own = logits.copy() if self.parts[-1].has_output else None
             logits[...] = self.comm.share(own)[-1]
         self._cap(logits)

@@ -170,9 +170,8 @@ class Planned:
             or any(layer.window for layer in self.config.layers)
         ):
             return False
-        if (
-            choices.split == "context"
-        ):  # where a token's row goes, and how many keys a rank has, the host says
+        if choices.split == "context":
+            # Where a token's row goes, and how many keys a rank has, the host says.
             return False
         made = record_pass(self._brief, choices, 1, 1, choices.n_ctx, True)
         try:

@@ -171,6 +171,19 @@ def test_checked(n_bytes, rng):
     assert same_bits(asnumpy(joined), numpy_concatenate([source[::-1, ::2], source[:, :7]], 1))
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 8), (4, 2, 3, 2, 2, 3, 2, 2, 2, 3, 2)])
+def test_one_plane_goes_to_all(shape, device, rng):
+    """As `Device.copy` says; also where both lie in turns in one range of addresses."""
+    both = np.asarray(rng.standard_normal((*shape[:-1], 2, shape[-1])), np.float32)
+    expected = np.broadcast_to(both[:1, ..., 1, :], shape)
+    for name in ("cpu", device):
+        memory = asarray(both.copy(), name)
+        target, source = memory[..., 0, :], memory[:1, ..., 1, :]
+        devices.get(name).copy(target, source)
+        np.testing.assert_array_equal(asnumpy(target), expected)
+        np.testing.assert_array_equal(asnumpy(memory[..., 1, :]), both[..., 1, :])
+
+
 def test_more_axes_than_a_launch_takes(device, rng):
     shape = (2, 3, 2, 2, 3, 2, 2, 2, 3, 2)
     source = random_array(rng, shape, "float16")

@@ -78,7 +78,7 @@ def _print_pool(run, pool):
 
 def _print_totals(pool, heading, field, all_totals):
     """Bytes by tag, scope or source line."""
-    at_peak = {}
+    at_peak: dict[str, int] = {}
     for block in pool.at_peak():
         name = getattr(block, field)
         at_peak[name] = at_peak.get(name, 0) + block.n_bytes
