@@ -115,7 +115,7 @@ def _check_alike(comm, args):
                 error = UsageError(
                     f"{name}: {first.get(name)} on rank 0, {other.get(name)} on rank {rank}; all ranks run alike"
                 )
-                error.on_all_ranks = True
+                error.on_all_ranks = True  # type: ignore[attr-defined]
                 raise error
 
 
