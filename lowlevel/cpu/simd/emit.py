@@ -61,6 +61,20 @@ def element_pointer(
     return builder.bitcast(builder.gep(base, [offset]), llvm_type.as_pointer())
 
 
+def kept(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """`value`, of which LLVM knows nothing any more: a sum of it and others stays in the order in which it is written.
+
+    LLVM adds integers in another order if that shortens chains, and then keeps more of them than there are registers.
+    """
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.asm(kind, "", "=x,0", [value], side_effect=False)
+
+
+def keep_order(builder: ir.IRBuilder) -> None:
+    """Loads before this stay before it, and those after it after it: no instruction, for the compiler alone."""
+    builder.fence("seq_cst", "singlethread")
+
+
 def simple(
     build: Callable[..., ir.Value], result: Any, *arguments: Any
 ) -> tuple[Any, Callable[..., ir.Value]]:

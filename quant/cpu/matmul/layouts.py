@@ -47,9 +47,9 @@ ROWS = VECTORS * LANES
 VECTOR = 4 * LANES  # bytes
 # Bytes of k that one step of the inner loop takes.
 STEP = 16
-# Weights of k in a panel of bytes (it stays in the first cache) and of floats (in the second);
+# Weights of k in a panel of bytes (it stays in the first cache: ROWS times as many bytes) and of floats (in the second);
 # both hold whole blocks of any format.
-BYTE_CHUNK, FLOAT_CHUNK = 512, 256
+BYTE_CHUNK, FLOAT_CHUNK = 1024 if FORM == "pairs" else 512, 256
 # Weights of a float format that are unpacked at a time.
 FLOAT_PIECE = 32
 

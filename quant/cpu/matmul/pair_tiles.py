@@ -163,21 +163,21 @@ def make_start_tile(sums: str) -> Any:
     return start_tile
 
 
-def make_dot_tile(sums: str) -> Any:
+def make_dot_tile(sums: str, n_steps: int) -> Any:
     _, emit_dot, magnitudes_of = _SUMS[sums]
 
     @intrinsic
     def dot_tile(typingctx, tile, panel, panel_stride, x):
-        """Add 16 bytes of k: weights at `panel` (vectors `panel_stride` bytes apart), x at `x`.
+        """Add 16 bytes of k `n_steps` times: weights at `panel` (vectors `panel_stride` bytes apart), x at `x`.
 
-        panel: 4 vectors. x: 4 x columns dwords, signed bytes.
+        A step's panel: 4 vectors. x: 4 x columns dwords, signed bytes.
         """
         columns = lanes.columns_of(tile)
 
         def codegen(context, builder, sig, args):
             total, (panel, stride, x) = lanes.unpack_tile(builder, args[0]), args[1:]
             panels = _vectors(builder, panel, stride)
-            for k in range(STEP // 4):
+            for k in range(n_steps * STEP // 4):
                 weights = [lanes.load_at(builder, p, VECTOR * k, _bytes) for p in panels]
                 magnitudes = [magnitudes_of(builder, w) for w in weights]
                 for c in range(columns):
@@ -185,6 +185,8 @@ def make_dot_tile(sums: str) -> Any:
                     for v in range(VECTORS):
                         i = v * columns + c
                         total[i] = emit_dot(builder, total[i], weights[v], magnitudes[v], four)
+                        total[i] = emit.kept(builder, total[i])
+                    emit.keep_order(builder)
             return context.make_tuple(builder, tile, total)
 
         return tile(tile, types.int64, types.int64, types.int64), codegen

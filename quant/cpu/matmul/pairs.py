@@ -295,9 +295,16 @@ def to_product_of(layout: PanelLayout) -> Any:
 # ---------------------------------------------------------------- passes over a panel
 
 
+# Steps of a run that are written out one after the other.
+_STEPS_IN_ONE = 2
+
+
 @functools.cache
-def _pass(sums_in, has_factors):
-    start_tile, dot_tile = pair_tiles.make_start_tile(sums_in), pair_tiles.make_dot_tile(sums_in)
+def _pass(sums_in, has_factors, run_steps):
+    in_one = min(run_steps, _STEPS_IN_ONE)
+    n_dots = run_steps // in_one
+    start_tile = pair_tiles.make_start_tile(sums_in)
+    dot_tile = pair_tiles.make_dot_tile(sums_in, in_one)
 
     @kernel(inline=True)
     def pass_pairs(zero, width, job, place):
@@ -318,10 +325,10 @@ def _pass(sums_in, has_factors):
                 pair_tiles.clear_tile(zero, sums)
             for _ in range(job.n_runs):
                 tile = start_tile(zero, x_starts)
-                for _ in range(job.run_steps):
+                for _ in range(n_dots):
                     tile = dot_tile(tile, panel, panel_stride, x)
-                    panel += 4 * VECTOR
-                    x += 16 * width
+                    panel += in_one * 4 * VECTOR
+                    x += in_one * 16 * width
                 x_starts += 4 * width
                 if has_factors:
                     pair_tiles.add_run_tile(sums, tile, factors, panel_stride)
@@ -353,7 +360,7 @@ def _pass(sums_in, has_factors):
 
 
 def pass_of(layout: PanelLayout) -> Any:
-    return _pass(layout.sums, layout.n_factors > 0)
+    return _pass(layout.sums, layout.n_factors > 0, layout.run_steps)
 
 
 # ---------------------------------------------------------------- as floats
