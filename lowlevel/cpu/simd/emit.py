@@ -62,12 +62,13 @@ def element_pointer(
 
 
 def kept(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """`value`, of which LLVM knows nothing any more: a sum of it and others stays in the order in which it is written.
+    """`value` (a vector or an integer), of which LLVM knows nothing any more: a sum of it and others stays in the order in which it is written.
 
     LLVM adds integers in another order if that shortens chains, and then keeps more of them than there are registers.
     """
     kind = ir.FunctionType(value.type, [value.type])
-    return builder.asm(kind, "", "=x,0", [value], side_effect=False)
+    register = "=r" if isinstance(value.type, ir.IntType) else "=x"
+    return builder.asm(kind, "", f"{register},0", [value], side_effect=False)
 
 
 def keep_order(builder: ir.IRBuilder) -> None:

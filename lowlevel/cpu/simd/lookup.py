@@ -1,11 +1,11 @@
 """Table lookups."""
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from .emit import call, f32, i1, i8, i32, i64, shuffle, simple
+from .emit import call, f32, i1, i8, i32, i64, keep_order, kept, shuffle, simple
 from .level import HAS_FAST_GATHER, LEVEL
 from .vectors import Vec, u8x32, u16x16, u16x32
 
@@ -58,12 +58,30 @@ def lookup16(typingctx, table, index):
     return simple(lambda builder, t, i: _LOOKUP16[LEVEL](builder, t, i), result, table, index)
 
 
+def _extracted(builder, index):
+    """The lanes of a vector, one by one."""
+    return [builder.extract_element(index, i32(lane)) for lane in range(index.type.count)]
+
+
+def _by_way_of_memory(builder, index):
+    """The same by a store and loads: vpextrd is two instructions, one of them on the port that also shuffles."""
+    slot = cgutils.alloca_once(builder, index.type)
+    slot.align = 32
+    builder.store(index, slot, align=32)
+    # LLVM, which does not know that it is the same place, cannot put extractions there again.
+    lanes = builder.inttoptr(kept(builder, builder.ptrtoint(slot, i64)), i32.as_pointer())
+    keep_order(builder)
+    return [builder.load(builder.gep(lanes, [i32(i)])) for i in range(index.type.count)]
+
+
+_SCALARS = {"avx512": _extracted, "avx2": _by_way_of_memory, "portable": _extracted}
+
+
 def _load_each(builder, memory, index, result):
     """Entries by loads of their own."""
     entries = builder.bitcast(memory, result.element.as_pointer())
     found = ir.Constant(result, ir.Undefined)
-    for lane in range(result.count):
-        at = builder.extract_element(index, i32(lane))
+    for lane, at in enumerate(_SCALARS[LEVEL](builder, index)):
         entry = builder.load(builder.gep(entries, [at]), align=4)
         found = builder.insert_element(found, entry, i32(lane))
     return found

@@ -1,11 +1,17 @@
 """Fields of blocks in 16 lanes, as the formats' `unpack` functions pick them apart; see unpack.py."""
 
+from __future__ import annotations
+
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
 
 from lowlevel.cpu import simd
 from lowlevel.cpu.jit import kernel
+from lowlevel.cpu.simd import emit
 
 from . import lanes
+from .layouts import LANES
 
 # Masks of four bytes.
 BYTES_1 = 0x01010101
@@ -75,15 +81,42 @@ _FIFTH_BITS = _MASKS & 0x10101010
 
 
 @kernel(inline=True)
-def byte_masks(bits):
-    """Of bits 0 to 3 of each lane four bytes: all ones or none."""
+def _masks_looked_up(bits):
     return simd.lookup16(simd.load_i32x16(_MASKS, 0), bits)
 
 
+@intrinsic
+def _masks_compared(typingctx, bits):
+    """vpshufb, vpand and vpcmpeqb, where looking up is five instructions."""
+
+    def build(builder, bits):
+        four = ir.VectorType(ir.IntType(8), 4 * LANES)
+        lowest = builder.bitcast(bits, four)
+        lowest = emit.shuffle(builder, lowest, lowest, [i // 4 * 4 for i in range(4 * LANES)])
+        one_each = ir.Constant(four, [1, 2, 4, 8] * LANES)
+        masks = builder.icmp_signed("==", builder.and_(lowest, one_each), one_each)
+        return builder.bitcast(builder.sext(masks, four), lanes.ints.llvm)
+
+    return emit.simple(build, lanes.ints, lanes.ints)
+
+
 @kernel(inline=True)
-def _fifth_bits(high, first):
-    """Bits `first` to `first` + 3 of each lane, each as the fifth bit of a byte."""
+def _fifth_bits_looked_up(high, first):
     return simd.lookup16(simd.load_i32x16(_FIFTH_BITS, 0), high >> first)
+
+
+@kernel(inline=True)
+def _fifth_bits_compared(high, first):
+    return _masks_compared(high >> first) & 0x10101010
+
+
+# byte_masks(bits): of bits 0 to 3 of each lane four bytes: all ones or none.
+# _fifth_bits(high, first): bits `first` to `first` + 3 of each lane, each as the fifth bit of a byte.
+byte_masks, _fifth_bits = (
+    (_masks_compared, _fifth_bits_compared)
+    if simd.LEVEL == "avx2"
+    else (_masks_looked_up, _fifth_bits_looked_up)
+)
 
 
 @kernel(inline=True)
