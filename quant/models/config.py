@@ -411,7 +411,9 @@ class _Reader:
             tensors.take_head_attention(**sizes)
         tensors.take_norms(n_embd)
         routing = None
-        if tensors.has("ffn_gate_inp.weight"):
+        has_experts = tensors.has("ffn_gate_inp.weight")
+        self._check_leading_dense(il, has_experts)
+        if has_experts:
             routing = self._routing(n_vocab)
             tensors.take_experts(n_embd, routing.n_expert)
             if "post_ffw_norm.weight" in tensors:
@@ -438,6 +440,19 @@ class _Reader:
             routing=routing,
             tensors=tensors,
         )
+
+    def _check_leading_dense(self, il, has_experts):
+        """Raise ValueError where a file's key and its tensors say different things of a layer."""
+        is_said = self.get("leading_dense_block_count", "") != ""
+        if not is_said or not self.count("expert_count", 0):
+            return
+        n_dense = self.count("leading_dense_block_count")
+        if has_experts == (il < n_dense):
+            found = "experts" if has_experts else "no experts"
+            raise ValueError(
+                f"metadata '{self.architecture}.leading_dense_block_count' is {n_dense}; "
+                f"but layer {il} has {found}"
+            )
 
     def _routing(self, n_vocab):
         number = self.count("expert_gating_func", 0)

@@ -325,6 +325,26 @@ class Header:
         return dataclasses.replace(info, shape=self._shapes[name])
 
 
+def test_leading_dense_layers_are_as_the_file_says(path):
+    with quant.open(path) as file:
+        name = file.metadata["general.architecture"]
+        n_dense = file.metadata.get(f"{name}.leading_dense_block_count")
+        if n_dense is None:
+            pytest.skip("a file without that key")
+        with pytest.raises(
+            ValueError,
+            match=f"leading_dense_block_count' is {n_dense + 1}; but layer {n_dense} has experts",
+        ):
+            ModelConfig.from_file(
+                Header(file, metadata={f"{name}.leading_dense_block_count": n_dense + 1})
+            )
+        if n_dense:
+            with pytest.raises(ValueError, match="is 0; but layer 0 has no experts"):
+                ModelConfig.from_file(
+                    Header(file, metadata={f"{name}.leading_dense_block_count": 0})
+                )
+
+
 def test_what_changes_the_pass_and_is_not_understood_is_refused(path):
     with quant.open(path) as file:
         name = file.metadata["general.architecture"]
