@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     _Result = TypeVar("_Result")
 
 # Options in which ranks may differ: where the file lies there, what that machine has.
-_OF_A_RANK = ("model", "device", "threads", "budget")
+_OF_A_RANK = ("model", "device", "threads", "budget", "comm")
 # Seconds in which the first rank, where a terminal interrupts all, can say how far it came before another ends it.
-FIRST_SPEAKS = 1.0
+FIRST_SPEAKS = 3.0
 
 
 def add_option(parser: Any) -> None:
@@ -61,9 +61,9 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
         raise UsageError(str(error)) from None
     try:
         with _quiet(comm.rank > 0):
+            args.comm = comm if comm.size > 1 or args.split else None
             _check_alike(comm, args)
             _share_threads(comm, args)
-            args.comm = comm if comm.size > 1 or args.split else None
             if len(names) > 1:
                 args.device = comm.device
             if args.comm is not None and args.split is None:
