@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -201,30 +201,46 @@ def matmul_plan(
     """
     n = checks.whole_number(n, "n", 0)
     activations = _checked_activations(exact, activations)
-    outlines: Any = [t] if _is_one(t) else t
-    outlines = [each if isinstance(each, QuantTensor) else _Outline(*each) for each in outlines]
-    t = outlines[0]
+    outlines = _outlines(t)
     if device is None:
-        device = t.device if isinstance(t, QuantTensor) else "cpu"
+        device = getattr(outlines[0], "device", "cpu")
+    return _plan(n, outlines, activations, n_threads, devices.get(device))
+
+
+def _outlines(t):
+    """The tensors of `t`, or types and shapes of such, one or a sequence of them that may be multiplied at once."""
+    if isinstance(t, QuantTensor):
+        return [t]
+    if not isinstance(t, (tuple, list)) or not t:
+        raise TypeError(f"t: expected a QuantTensor, (qtype, shape) or some of these, got {t!r}")
+    some = t if isinstance(t[0], (QuantTensor, tuple, list)) else [t]
+    outlines = [each if isinstance(each, QuantTensor) else _Outline(each) for each in some]
+    first = outlines[0]
     for each in outlines:
         if len(each.shape) not in (2, 3):
             raise ValueError(
                 f"t: expected (rows, columns) or (n_expert, rows, columns), got {each.shape}"
             )
-    return _plan(n, outlines, activations, n_threads, devices.get(device))
+        _check_alike(first, each)
+    return outlines
 
 
-def _is_one(t):
-    """Whether it is a QuantTensor or (qtype, shape), not a sequence of them."""
-    if isinstance(t, QuantTensor):
-        return True
-    return not isinstance(t[0], (QuantTensor, tuple, list))
+def _check_alike(first, other):
+    """Raise unless two tensors can be multiplied with at once."""
+    pair = [each.shape[:-2] + each.shape[-1:] for each in (first, other)]
+    if first.format is not other.format or pair[0] != pair[1]:
+        raise ValueError(
+            f"t: all of one format and equal but for their rows; got {first} and {other}"
+        )
 
 
 class _Outline:
     """Type and shape of a tensor without its data."""
 
-    def __init__(self, qtype, shape):
+    def __init__(self, outline):
+        if not isinstance(outline, (tuple, list)) or len(outline) != 2:
+            raise TypeError(f"t: expected a QuantTensor or (qtype, shape), got {outline!r}")
+        qtype, shape = outline
         self.format = block_format(qtype)
         try:
             self.shape = tuple(map(operator.index, shape))
@@ -232,7 +248,10 @@ class _Outline:
             raise TypeError(f"t: expected a shape of ints, got {shape!r}") from None
         if self.shape and min(self.shape) < 0:
             raise ValueError(f"t: expected a shape of lengths of at least 0, got {self.shape}")
-        self.format.row_blocks(self.shape[-1])
+        self.format.row_blocks(self.shape[-1] if self.shape else 0)
+
+    def __str__(self):
+        return f"{self.format.name} {self.shape}"
 
 
 def _plan(n, matrices, activations, n_threads, device):
@@ -277,14 +296,7 @@ def _matrices(t):
         check_tensor(t)
     for each in t:
         check_tensor(each)
-        if (
-            each.format is not t[0].format
-            or each.ndim != t[0].ndim
-            or (each.shape[:-2] + each.shape[-1:] != t[0].shape[:-2] + t[0].shape[-1:])
-        ):
-            raise ValueError(
-                f"t: all of one format and equal but for their rows; got {t[0]} and {each}"
-            )
+        _check_alike(t[0], each)
         if each.device != t[0].device:
             raise TypeError(f"t: lies on {t[0].device} and on {each.device}; bring all to one")
     return tuple(t)

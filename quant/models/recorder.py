@@ -12,7 +12,7 @@ import numpy as np
 from lowlevel import ops
 
 from ..embed import embed
-from ..matmul import matmul, matmul_scratch_bytes
+from ..matmul import matmul, matmul_plan
 from .buffers import Buffer, Rows
 from .context import own_rows
 from .expert_operations import ExpertOperations
@@ -266,21 +266,23 @@ class Recorder(ExpertOperations, RankOperations):
 
         n_matrices = weights[0].shape[0] if experts is not None else 1
         n_bytes = sum(weight.n_bytes for weight in weights)
+        plan = self._matmul_plan(n, weights)
         self.note(
             kind,
             name,
             tuple(rows for rows in (x, out, experts, x_rows) if rows is not None),
             bind,
-            scratch_bytes=self._matmul_scratch(n, weights),
+            scratch_bytes=plan.scratch_bytes,
+            path=plan.path,
             flops=2 * n * out.shape[1] * x.shape[1],
             weight_bytes=n_bytes * min(n_matrices, n) // n_matrices,
             matrices=tuple(matrices or weights),
             fixed=True,
         )
 
-    def _matmul_scratch(self, n, weights):
+    def _matmul_plan(self, n, weights):
         outlines = [weight.outline for weight in weights]
-        return matmul_scratch_bytes(
+        return matmul_plan(
             n,
             outlines if len(outlines) > 1 else outlines[0],
             exact=self.choices.exact,
@@ -457,8 +459,10 @@ class Recorder(ExpertOperations, RankOperations):
         exact, n_threads, n = self.choices.exact, self.choices.n_threads, x.shape[0]
         block = self.new("logits", n_rows, weight.shape[0], "float32")
         sizes = {n_rows, n % n_rows} - {0}  # fewer rows may take more
+        plans = [self._matmul_plan(size, (weight,)) for size in sorted(sizes, reverse=True)]
         facts = dict(
-            scratch_bytes=max(self._matmul_scratch(size, (weight,)) for size in sizes),
+            scratch_bytes=max(plan.scratch_bytes for plan in plans),
+            path=plans[0].path,
             flops=2 * n * int(np.prod(weight.shape, dtype=np.int64)),
             weight_bytes=weight.n_bytes,
             matrices=(weight,),

@@ -99,6 +99,8 @@ class Operation(NamedTuple):
         (a `runner.Bound`) -> a function without arguments that runs it.
     scratch_bytes : int
         Of the pool, whatever n_kv.
+    path : str
+        Of a product: the kernels that run, as its plan names them.
     attention : AttentionSizes or None
         What its attention takes beside, which depends on n_kv.
     flops : int
@@ -119,6 +121,7 @@ class Operation(NamedTuple):
     name: str
     bind: Callable[[Any], Callable[[], Any]]
     scratch_bytes: int = 0
+    path: str = ""
     attention: AttentionSizes | None = None
     flops: int = 0
     weight_bytes: int = 0
@@ -275,7 +278,7 @@ class Pass:
         return max(self.fixed_scratch_bytes, self.attention_bytes(n_kv, budget))
 
     def to_dict(self, n_kv: int | None = None) -> dict[str, Any]:
-        """The plan as plain values; scratch at `n_kv` tokens, if it is given."""
+        """The plan as plain values; scratch, and attention's path, at `n_kv` tokens, if it is given."""
         data: dict[str, Any] = {
             "n_tokens": self.n_tokens,
             "n_outputs": self.n_outputs,
@@ -296,6 +299,7 @@ class Pass:
                 {
                     "kind": op.kind,
                     "name": op.name,
+                    "path": self._path(op, n_kv),
                     "scratch_bytes": op.scratch_bytes,
                     "scratch_offset": offset,
                 }
@@ -308,6 +312,11 @@ class Pass:
             attention_bytes = self.attention_bytes(n_kv, self.choices.amb)
             data["workspace_bytes"] = self.workspace_bytes(attention_bytes)
         return data
+
+    def _path(self, op, n_kv):
+        if op.attention is None or n_kv is None:
+            return op.path
+        return op.attention.plan(op.attention.n_keys(n_kv), self.choices, self.choices.amb).path
 
 
 def latent_form(layer: LayerConfig, n_tokens: int, n_kv: int, mla: int | str) -> str:

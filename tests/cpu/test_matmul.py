@@ -444,6 +444,23 @@ def test_bad_plan_shape():
             matmul_scratch_bytes(1, ("Q8_0", shape))
     with pytest.raises(TypeError, match="t: expected a shape of ints"):
         matmul_scratch_bytes(1, ("Q8_0", (4.5, 64)))
+    alike = ("Q8_0", (4, 64))
+    for kind, text, t in (
+        (ValueError, "t: all of one format.* Q4_0", [alike, ("Q4_0", (4, 64))]),
+        (ValueError, "t: all of one format", [alike, ("Q8_0", (4, 32))]),
+        (ValueError, "t: all of one format", [alike, ("Q8_0", (2, 4, 64))]),
+        (TypeError, "t: expected a QuantTensor, .* got 5", 5),
+        (TypeError, "t: expected a QuantTensor, .* got None", None),
+        (TypeError, r"t: expected a QuantTensor, .* got \[\]", []),
+        (TypeError, "t: expected a QuantTensor, .* got 'Q8_0'", "Q8_0"),
+        (
+            TypeError,
+            r"t: expected a QuantTensor or \(qtype, shape\)",
+            [alike, ("Q8_0", (4, 64), 1)],
+        ),
+    ):
+        with pytest.raises(kind, match=text):
+            matmul_plan(1, t)
     assert (
         matmul_scratch_bytes(2**40, ("Q8_0", (64, 64))) < 2**54
     )  # none has so much, but it is a number

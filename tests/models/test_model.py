@@ -127,6 +127,14 @@ def test_buffers_that_live_at_once_lie_apart(path):
             assert brief.activation_bytes == made.activation_bytes
 
 
+def test_a_pass_says_what_paths_its_products_and_attention_take(path):
+    with load(path) as net:
+        shown = net.plan(32, N_CTX, 1).to_dict(N_CTX)["operations"]
+        named = {op["kind"] for op in shown if op["path"]}
+        assert {"product", "attention", "output"} <= named
+        assert not any(op["path"] for op in shown if op["kind"] in ("norm", "rope", "add"))
+
+
 @pytest.mark.parametrize("n_tokens, n_outputs, n_left", [(1, 1, 0), (32, 0, 0), (32, 1, 1)])
 def test_a_norm_does_the_addition_before_it(path, n_tokens, n_outputs, n_left):
     """Where it is of the same rows: of the last layer, rows whose logits are asked for go on alone."""
