@@ -26,7 +26,7 @@ CALL = np.dtype(
 )
 PIECE = 8  # kPiece: columns of a thread
 _ALIGNMENT = 16  # bytes that are read at once
-# rows.cuh's FloatType.
+# rows.cuh's FloatType, which kernels of other packages share.
 FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowlevel.gpu.ops.launch import FLOAT_TYPES
 from lowlevel.shapes import dtype_name
 
 from ...formats import FORMATS
@@ -57,7 +58,6 @@ assert CALL.itemsize == 72
 ROWS = np.dtype(
     [("stride", "<i8")] + [(name, "<i4") for name in ("type", "n_rows", "columns", "unused")]
 )
-FLOAT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # matmul_call.cuh's FloatType
 _SIZES = ("columns", "n_slots", "n_groups", "counted", "x_columns", "image_slots", "row_lanes")
 _PIECE = 16
 # So many rows with a matrix each are not sorted: what two of them share stays in the second-level cache.
